@@ -1,0 +1,1 @@
+"""Faithful PyTorch modules of the networks that this toolchain ships."""

@@ -1,0 +1,57 @@
+"""The normalised layers that LeViT is built of, each a pair that BatchNorm fusion can name."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import nn
+
+
+class ConvBN(nn.Sequential):
+    """Conv2d without bias, then BatchNorm2d: ``(B, C_in, H, W) -> (B, C_out, H', W')``."""
+
+    def __init__(self, in_channels: int, out_channels: int, *, stride: int = 2) -> None:
+        super().__init__()
+        conv = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
+        self.add_module("c", conv)
+        self.add_module("bn", nn.BatchNorm2d(out_channels))
+
+
+class LinearBN(nn.Sequential):
+    """Linear without bias, then BatchNorm over channels: ``(B, N, C_in) -> (B, N, C_out)``.
+
+    ``bn_weight`` is what the BatchNorm's scale starts from; the paper starts the last layer of
+    each residual branch from 0, which is why an untrained LeViT's branches contribute nothing.
+    """
+
+    def __init__(self, in_features: int, out_features: int, *, bn_weight: float = 1.0) -> None:
+        super().__init__()
+        self.add_module("c", nn.Linear(in_features, out_features, bias=False))
+        norm = nn.BatchNorm1d(out_features)
+        nn.init.constant_(norm.weight, bn_weight)
+        self.add_module("bn", norm)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = cast("nn.Linear", self.c)(x)
+        return cast("torch.Tensor", self.bn(x.flatten(0, 1)).reshape(-1, *x.shape[1:]))
+
+
+class BNLinear(nn.Sequential):
+    """BatchNorm1d, then Linear with bias: ``(B, C) -> (B, classes)``. The classifier heads."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__()
+        self.add_module("bn", nn.BatchNorm1d(in_features))
+        self.add_module("l", nn.Linear(in_features, out_features))
+
+
+class Residual(nn.Module):
+    """``x + m(x)``. Stochastic depth belongs to training and has no weights; it is not kept."""
+
+    def __init__(self, m: nn.Module) -> None:
+        super().__init__()
+        self.m = m
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + cast("torch.Tensor", self.m(x))

@@ -1,0 +1,251 @@
+"""LeViT (arXiv 2104.01136), with the parameter names of the authors' checkpoints.
+
+A convolutional stem divides the resolution by 16; three stages of attention and MLP follow, with
+a shrinking attention between them; the tokens are averaged and classified by one or two heads.
+
+The module holds no state that ``train()`` or ``eval()`` changes besides BatchNorm's own, and it
+gathers the attention biases from their parameter on every call: the cached tables of the original
+implementation go stale when weights are loaded in eval mode (pytorch-image-models#2795).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import cast
+
+import torch
+from torch import nn
+
+from levit_export.architectures.layers import BNLinear, ConvBN, LinearBN, Residual
+from levit_export.zoo import LevitConfig
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "hardswish": nn.Hardswish,
+    "silu": nn.SiLU,
+    "gelu": nn.GELU,
+    "relu": nn.ReLU,
+}
+
+def attention_bias_index(query_side: int, key_side: int, stride: int) -> tuple[torch.Tensor, int]:
+    """Which entry of a head's bias row belongs to each pair of positions.
+
+    A query at grid point q looks at a key at k with the bias of the offset
+    ``(|stride*q_y - k_y|, |stride*q_x - k_x|)``: the paper's translation-invariant bias (§4.2).
+    Entries are numbered in the order in which the pairs (q outer, k inner, row-major) first
+    show an offset, which is the order of the authors' checkpoints.
+
+    Returns the index, int64 ``(query_side**2, key_side**2)``, and the number of offsets.
+    """
+    queries = list(itertools.product(range(query_side), repeat=2))
+    keys = list(itertools.product(range(key_side), repeat=2))
+    number: dict[tuple[int, int], int] = {}
+    index = [
+        number.setdefault((abs(stride * qy - ky), abs(stride * qx - kx)), len(number))
+        for qy, qx in queries
+        for ky, kx in keys
+    ]
+    return torch.tensor(index).view(len(queries), len(keys)), len(number)
+
+
+class AttentionBias(nn.Module):
+    """A learned bias per head and offset; subclasses look it up for every pair of positions.
+
+    ``attention_biases`` is ``(heads, offsets)``, ``attention_bias_idxs`` ``(queries, keys)``.
+    Once baked, ``baked_bias`` ``(heads, queries, keys)`` is all that is left of them.
+    """
+
+    attention_biases: nn.Parameter
+    attention_bias_idxs: torch.Tensor
+    baked_bias: torch.Tensor | None
+
+    def __init__(self, heads: int, query_side: int, key_side: int, *, stride: int) -> None:
+        super().__init__()
+        index, offsets = attention_bias_index(query_side, key_side, stride)
+        self.attention_biases = nn.Parameter(torch.zeros(heads, offsets))
+        self.register_buffer("attention_bias_idxs", index)
+        self.register_buffer("baked_bias", None)
+
+    def bias(self) -> torch.Tensor:
+        """The bias of every pair, ``(heads, queries, keys)``."""
+        if self.baked_bias is not None:
+            return self.baked_bias
+        return self.attention_biases[:, self.attention_bias_idxs]
+
+    def bake_bias(self) -> None:
+        """Replace parameter and index by the table that they spell out."""
+        self.baked_bias = self.bias().detach().contiguous()
+        del self.attention_biases, self.attention_bias_idxs
+
+
+class Attention(AttentionBias):
+    """Multi-head attention over a square grid: ``(B, N, dim) -> (B, N, dim)``.
+
+    ``softmax(s * q k^T + b) v`` per head with ``s = key_dim ** -0.5``, an activation, and an
+    output projection. The rows of ``qkv`` are ordered head by head, ``[q, k, v]`` within each.
+    """
+
+    def __init__(
+        self, dim: int, *, key_dim: int, heads: int, side: int, activation: Callable[[], nn.Module]
+    ) -> None:
+        super().__init__(heads, side, side, stride=1)
+        self.heads, self.key_dim, self.value_dim = heads, key_dim, 2 * key_dim
+        self.tokens = side * side
+        self.scale = key_dim**-0.5
+        self.qkv = LinearBN(dim, heads * (2 * key_dim + self.value_dim))
+        self.proj = nn.Sequential(
+            activation(), LinearBN(heads * self.value_dim, dim, bn_weight=0.0)
+        )
+
+    def query_rows(self) -> tuple[nn.Module, torch.Tensor]:
+        """The layer that makes q, and a mask over its output rows that belong to q."""
+        per_head = torch.arange(2 * self.key_dim + self.value_dim) < self.key_dim
+        return self.qkv, per_head.repeat(self.heads)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        qkv = self.qkv(x).reshape(-1, self.tokens, self.heads, 2 * self.key_dim + self.value_dim)
+        q, k, v = qkv.split([self.key_dim, self.key_dim, self.value_dim], dim=3)
+        return attend(
+            q, k, v, scale=self.scale, bias=self.bias(), proj=self.proj, tokens=self.tokens
+        )
+
+
+class AttentionSubsample(AttentionBias):
+    """The shrinking attention between stages: ``(B, side**2, dim) -> (B, side_out**2, dim_out)``.
+
+    Queries come from every other position of the grid; values have ``4 * key_dim`` channels; there
+    is no residual (paper §4.2).
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        dim_out: int,
+        *,
+        key_dim: int,
+        heads: int,
+        side: int,
+        side_out: int,
+        activation: Callable[[], nn.Module],
+    ) -> None:
+        super().__init__(heads, side_out, side, stride=2)
+        self.heads, self.key_dim, self.value_dim = heads, key_dim, 4 * key_dim
+        self.side, self.tokens, self.tokens_out = side, side * side, side_out * side_out
+        self.scale = key_dim**-0.5
+        self.kv = LinearBN(dim, heads * (key_dim + self.value_dim))
+        # The authors' q is (subsampling, projection), hence the projection's index 1.
+        self.q = nn.Sequential(Subsample(side), LinearBN(dim, heads * key_dim))
+        self.proj = nn.Sequential(activation(), LinearBN(heads * self.value_dim, dim_out))
+
+    def query_rows(self) -> tuple[nn.Module, torch.Tensor]:
+        """The layer that makes q, and a mask over its output rows that belong to q."""
+        return self.q[1], torch.ones(self.heads * self.key_dim, dtype=torch.bool)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        kv = self.kv(x).reshape(-1, self.tokens, self.heads, self.key_dim + self.value_dim)
+        k, v = kv.split([self.key_dim, self.value_dim], dim=3)
+        q = self.q(x).reshape(-1, self.tokens_out, self.heads, self.key_dim)
+        return attend(
+            q, k, v, scale=self.scale, bias=self.bias(), proj=self.proj, tokens=self.tokens_out
+        )
+
+
+class Subsample(nn.Module):
+    """Every other row and column of the token grid: ``(B, side**2, C) -> (B, side_out**2, C)``."""
+
+    def __init__(self, side: int) -> None:
+        super().__init__()
+        self.side = side
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.unflatten(1, (self.side, self.side))[:, ::2, ::2].flatten(1, 2)
+
+
+def attend(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    *,
+    scale: float,
+    bias: torch.Tensor,
+    proj: nn.Module,
+    tokens: int,
+) -> torch.Tensor:
+    """``proj(concat_heads(softmax(s * q k^T + b) v))``.
+
+    q is ``(B, queries, heads, D)``, k and v ``(B, keys, heads, ...)``, b ``(heads, queries,
+    keys)``; the result is ``(B, queries, C)``. A scale of exactly 1 leaves no multiplication.
+    """
+    scores = q.transpose(1, 2) @ k.permute(0, 2, 3, 1)
+    if scale != 1.0:
+        scores = scores * scale
+    mixed = (scores + bias).softmax(dim=-1) @ v.transpose(1, 2)
+    joined = mixed.transpose(1, 2).reshape(-1, tokens, v.shape[2] * v.shape[3])
+    return cast("torch.Tensor", proj(joined))
+
+
+def _stem(width: int, activation: Callable[[], nn.Module]) -> nn.Sequential:
+    """Four 3x3 convolutions of stride 2, the activation between them (paper §4.1)."""
+    widths = (3, width // 8, width // 4, width // 2, width)
+    layers: list[nn.Module] = []
+    for below, above in itertools.pairwise(widths):
+        layers += [ConvBN(below, above), activation()]
+    return nn.Sequential(*layers[:-1])
+
+
+def _mlp(dim: int, activation: Callable[[], nn.Module]) -> Residual:
+    """Linear to twice the width, activation, Linear back (paper §4.2: expansion 2)."""
+    return Residual(
+        nn.Sequential(LinearBN(dim, 2 * dim), activation(), LinearBN(2 * dim, dim, bn_weight=0.0))
+    )
+
+
+class Levit(nn.Module):
+    """Images ``(B, 3, image_size, image_size)`` to logits ``(B, classes)``.
+
+    With two heads (the paper's classifier and distillation heads) the logits are their mean.
+    """
+
+    def __init__(self, config: LevitConfig) -> None:
+        super().__init__()
+        self.config = config
+        activation = ACTIVATIONS[config.activation]
+        self.patch_embed = _stem(config.dims[0], activation)
+        self.blocks = nn.Sequential(*_blocks(config, activation))
+        self.head = BNLinear(config.dims[-1], config.classes)
+        if config.two_heads:
+            self.head_dist = BNLinear(config.dims[-1], config.classes)
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        tokens = self.patch_embed(input).flatten(2).transpose(1, 2)
+        pooled = self.blocks(tokens).mean(1)
+        logits = self.head(pooled)
+        if hasattr(self, "head_dist"):
+            logits = (logits + self.head_dist(pooled)) / 2
+        return cast("torch.Tensor", logits)
+
+
+def _blocks(config: LevitConfig, activation: Callable[[], nn.Module]) -> list[nn.Module]:
+    blocks: list[nn.Module] = []
+    stages = zip(config.dims, config.heads, config.depths, config.resolutions, strict=True)
+    below: tuple[int, int] | None = None
+    for dim, heads, depth, side in stages:
+        if below is not None:
+            dim_below, side_below = below
+            shrink = AttentionSubsample(
+                dim_below,
+                dim,
+                key_dim=config.key_dim,
+                heads=dim_below // config.key_dim,
+                side=side_below,
+                side_out=side,
+                activation=activation,
+            )
+            blocks += [shrink, _mlp(dim, activation)]
+        for _ in range(depth):
+            attention = Attention(
+                dim, key_dim=config.key_dim, heads=heads, side=side, activation=activation
+            )
+            blocks += [Residual(attention), _mlp(dim, activation)]
+        below = (dim, side)
+    return blocks

@@ -1,0 +1,254 @@
+"""The values that flow through the toolchain and the two protocols that hold it together.
+
+NumPy only. A model becomes a :class:`Prepared`, a target turns that into an :class:`Artifact` on
+disk and opens it as a :class:`Session`; everything else compares and times sessions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+Tensors = Mapping[str, np.ndarray]
+Verdict = Literal["pass", "fail", "not-run"]
+Resize = Literal["shorter-side", "exact"]
+
+UNIT_ROUNDOFF = {"fp64": 2.0**-53, "fp32": 2.0**-24, "fp16": 2.0**-11}
+"""Largest relative error of rounding to nearest: half the spacing of numbers at 1."""
+
+FORMAT_ALIASES = {"mlpackage": "coreml", "mlprogram": "coreml", "ov": "openvino", "ort": "onnx"}
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, shape and element type of an input or output; ``None`` stands for any batch."""
+
+    name: str
+    shape: tuple[int | None, ...]
+    dtype: str = "float32"
+
+    def admits(self, array: np.ndarray) -> bool:
+        """Whether ``array`` has this element type and a shape that this one allows."""
+        return (
+            str(array.dtype) == self.dtype
+            and array.ndim == len(self.shape)
+            and all(
+                want is None or want == have
+                for want, have in zip(self.shape, array.shape, strict=True)
+            )
+        )
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What a model takes and gives."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    @property
+    def batch(self) -> int | None:
+        """The batch size that the first input is fixed to, or None when any will do."""
+        return self.inputs[0].shape[0]
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How pixels become the model's input: resize, centre crop, scale to [0, 1], normalise.
+
+    ``resize`` is the side in pixels that the image's shorter side is brought to (``shorter-side``)
+    or that both sides are (``exact``); ``mean`` and ``std`` are per RGB channel on the 0-1 scale.
+    """
+
+    name: str
+    resize: int
+    crop: int
+    resize_mode: Resize = "shorter-side"
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+    def in_words(self) -> str:
+        """The recipe in one sentence, for the people who write the device's code."""
+        sides = (
+            f"resize the shorter side to {self.resize} px"
+            if self.resize_mode == "shorter-side"
+            else f"resize to {self.resize}x{self.resize} px"
+        )
+        return (
+            f"RGB; {sides} ({self.interpolation}, antialiased); centre crop {self.crop} px; "
+            f"divide by 255; subtract {list(self.mean)}; divide by {list(self.std)}; NCHW"
+        )
+
+
+@dataclass(frozen=True)
+class Availability:
+    """Whether this machine can do something; if not, why and what would help."""
+
+    ok: bool
+    reason: str = ""
+    fix: str = ""
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What is known about a loaded model, all of it fit for metadata and manifests."""
+
+    name: str
+    dialect: str
+    checkpoint: str
+    checkpoint_sha256: str
+    parameters: int
+    macs: int
+    heads: int
+    config: Mapping[str, Any]
+    labels: tuple[str, ...]
+    preprocessing: Preprocessing
+    licence: str = ""
+    doubt: str = ""
+    """Why a parity check on these weights would prove little, or empty."""
+
+
+@dataclass(frozen=True)
+class PassRecord:
+    """One line of the ledger: what a pass matched, what it cost, and how well it kept the function.
+
+    ``error`` is ``max|after - before| / max|before|`` over random inputs in float64. ``nodes`` are
+    the operators that one forward call executes.
+    """
+
+    name: str
+    status: Literal["applied", "skipped", "not-applicable"]
+    reason: str = ""
+    matches: int = 0
+    error: float = 0.0
+    parameters: tuple[int, int] = (0, 0)
+    nodes: tuple[int, int] = (0, 0)
+    bytes_added: int = 0
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A model ready for every target: passes applied, shapes static but for the batch."""
+
+    info: ModelInfo
+    signature: Signature
+    passes: tuple[PassRecord, ...]
+    program: ExportedProgram
+
+    @property
+    def dynamic(self) -> bool:
+        """Whether the batch is left open."""
+        return self.signature.batch is None
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What a user may ask of an export. Each target reads what concerns it."""
+
+    precision: str = "fp32"
+    opset: int = 18
+    simplify: bool = True
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How a runtime is to execute: CPU threads, and what it may run on."""
+
+    threads: int = 1
+    device: str = "CPU"
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A model on disk in one format and precision. ``path`` is a file or a package folder."""
+
+    format: str
+    precision: str
+    path: Path
+    signature: Signature
+    notes: tuple[str, ...] = ()
+
+    @property
+    def id(self) -> str:
+        """``onnx-fp32``: what reports and folders call it."""
+        return f"{self.format}-{self.precision}"
+
+
+@runtime_checkable
+class Session(Protocol):
+    """A loaded model; eager PyTorch is one too."""
+
+    @property
+    def signature(self) -> Signature:
+        """What :meth:`run` takes and gives."""
+
+    @property
+    def runtime(self) -> str:
+        """Runtime, version and device, such as ``onnxruntime 1.31.1 (CPU)``."""
+
+    def run(self, inputs: Tensors) -> Tensors:
+        """Execute once. Raises ``RuntimeFailedError`` when the runtime does."""
+
+
+class Target(Protocol):
+    """Everything the toolchain knows about one format."""
+
+    @property
+    def name(self) -> str:
+        """What ``--format`` calls it."""
+
+    @property
+    def suffix(self) -> str:
+        """File name ending of its artifacts, with the dot."""
+
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        """What ``--precision`` may ask of it; the first is its default."""
+
+    def can_export(self) -> Availability:
+        """Whether this machine can write the format."""
+
+    def can_run(self) -> Availability:
+        """Whether this machine can execute it."""
+
+    def can_time(self) -> Availability:
+        """Whether timing it here would mean anything."""
+
+    def export(self, model: Prepared, path: Path, options: ExportOptions) -> Artifact:
+        """Write ``model`` to ``path``. Same inputs give the same bytes."""
+
+    def inspect(self, path: Path) -> Artifact:
+        """Read back what a file on disk says of itself. Raises ``ArtifactError``."""
+
+    def open(
+        self, artifact: Artifact, options: RunOptions, taps: Sequence[str] = ()
+    ) -> AbstractContextManager[Session]:
+        """Load an artifact from disk. ``taps`` are names of inner values to return as well."""
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far a candidate may lie from the reference, and why.
+
+    A row of an output is accepted when ``max|candidate - reference| <= atol + rtol *
+    max|reference|``, both maxima over that row.
+    """
+
+    atol: float
+    rtol: float
+    origin: Literal["derived", "given"]
+    derivation: Mapping[str, float | str] = field(default_factory=dict)
+
+    def allowed(self, reference: np.ndarray) -> np.ndarray:
+        """The accepted distance for each row of ``reference`` ``(rows, ...)``: ``(rows,)``."""
+        rows = np.abs(reference.reshape(len(reference), -1).astype(np.float64))
+        return self.atol + self.rtol * rows.max(axis=1)

@@ -1,0 +1,116 @@
+"""Everything this package raises on purpose.
+
+A message has three parts: what happened, the value seen, what to do. ``what`` carries the first
+two, ``remedy`` the third, so that a renderer can set them apart.
+
+::
+
+    LevitExportError
+    ├── UsageError                 a request that contradicts itself or the model
+    │   ├── UnknownNameError       a model, format or pass that does not exist (nearest name given)
+    │   └── MissingDependencyError a package or platform that the request needs is absent
+    ├── CheckpointError            a checkpoint that cannot be read or does not fit
+    │   └── UnsafeCheckpointError  a pickle that asks to run code
+    ├── PassError                  a pass that refused, or matched nothing
+    │   └── PassProofError         a pass that changed the function it was to preserve (status 1)
+    ├── TargetError                an exporter or a runtime failed
+    │   ├── ExportFailedError      the conversion itself
+    │   ├── RuntimeFailedError     the runtime that was to execute the artifact
+    │   └── ArtifactError          a file on disk is not what it claims to be
+    │       ├── PackageError       a damaged ``.mlpackage``
+    │       └── UnsupportedOpError a Core ML op that the reference evaluator does not know
+    ├── DataError                  images, labels or golden vectors that cannot be used
+    ├── ManifestError              an export directory whose description is missing or wrong
+    └── OutputError                a result that cannot be written where it was asked for
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import ClassVar
+
+
+class LevitExportError(Exception):
+    """Base of all errors raised on purpose; ``exit_status`` is what the command line returns."""
+
+    exit_status: ClassVar[int] = 2
+
+    def __init__(self, what: str, *, remedy: str = "") -> None:
+        self.what = what
+        self.remedy = remedy
+        super().__init__(f"{what}. {remedy}" if remedy else what)
+
+
+class UsageError(LevitExportError):
+    """The request contradicts itself, or asks for what the model or machine cannot give."""
+
+
+class UnknownNameError(UsageError):
+    """A name that is not in a closed list; the nearest member is suggested."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+        choices = sorted(known)
+        near = difflib.get_close_matches(name.lower(), choices, n=1, cutoff=0.5)
+        hint = f"Did you mean {near[0]!r}? " if near else ""
+        super().__init__(
+            f"unknown {kind} {name!r}", remedy=f"{hint}Known: {', '.join(choices) or 'none'}."
+        )
+
+
+class MissingDependencyError(UsageError):
+    """A package or a platform that the request needs is absent."""
+
+
+class CheckpointError(LevitExportError):
+    """A checkpoint that cannot be read, or whose tensors do not fit the model."""
+
+
+class UnsafeCheckpointError(CheckpointError):
+    """A pickle that asks to import or run code; nothing of it was executed."""
+
+
+class PassError(LevitExportError):
+    """A pass met a case it refuses, or matched nothing where it had to match."""
+
+
+class PassProofError(PassError):
+    """A pass changed the function that it promised to preserve."""
+
+    exit_status = 1
+
+
+class TargetError(LevitExportError):
+    """An exporter or a runtime failed."""
+
+
+class ExportFailedError(TargetError):
+    """The conversion to a target's format failed."""
+
+
+class RuntimeFailedError(TargetError):
+    """The runtime that was to execute an artifact failed."""
+
+
+class ArtifactError(TargetError):
+    """A file on disk is not what it claims to be."""
+
+
+class PackageError(ArtifactError):
+    """A Core ML package that is damaged: missing parts, bad offsets, dangling names."""
+
+
+class UnsupportedOpError(ArtifactError):
+    """A Core ML op that the reference evaluator does not know."""
+
+
+class DataError(LevitExportError):
+    """Images, labels or golden vectors that cannot be used."""
+
+
+class ManifestError(LevitExportError):
+    """An export directory whose description is missing, damaged or of another schema."""
+
+
+class OutputError(LevitExportError):
+    """A result that cannot be written where it was asked for."""
