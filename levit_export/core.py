@@ -239,16 +239,16 @@ class Target(Protocol):
 class Tolerance:
     """How far a candidate may lie from the reference, and why.
 
-    A row of an output is accepted when ``max|candidate - reference| <= atol + rtol *
-    max|reference|``, both maxima over that row.
+    Row i of an output is accepted when ``max|candidate_i - reference_i| <= atol + rtol_i *
+    max|reference_i|``. ``rtol`` has one number for each row, or a single one for all rows.
     """
 
     atol: float
-    rtol: float
+    rtol: tuple[float, ...]
     origin: Literal["derived", "given"]
     derivation: Mapping[str, float | str] = field(default_factory=dict)
 
     def allowed(self, reference: np.ndarray) -> np.ndarray:
         """The accepted distance for each row of ``reference`` ``(rows, ...)``: ``(rows,)``."""
         rows = np.abs(reference.reshape(len(reference), -1).astype(np.float64))
-        return self.atol + self.rtol * rows.max(axis=1)
+        return self.atol + np.array(self.rtol) * rows.max(axis=1)

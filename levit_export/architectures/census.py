@@ -1,0 +1,41 @@
+"""What can be counted on a module: parameters, multiply-accumulates, branches that do nothing."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from levit_export.architectures.layers import LinearBN, Residual
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Learnable numbers; BatchNorm statistics are not among them."""
+    return sum(p.numel() for p in module.parameters())
+
+
+def count_macs(module: nn.Module, input_shape: tuple[int, ...]) -> int:
+    """Multiply-accumulates of matrix products and convolutions for one input ``(3, H, W)``.
+
+    Counted from the operators that a forward call dispatches, as in the paper's table (which calls
+    them FLOPs); element-wise work is not included. ``module`` may live on the meta device.
+    """
+    device = next(module.parameters()).device
+    inputs = torch.zeros(1, *input_shape, device=device)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        module(inputs)
+    return int(counter.get_total_flops()) // 2
+
+
+def dead_branches(module: nn.Module) -> tuple[int, int]:
+    """How many residual branches contribute exactly zero, and how many there are."""
+    last = [
+        [layer for layer in branch.modules() if isinstance(layer, LinearBN)][-1:]
+        for branch in module.modules()
+        if isinstance(branch, Residual)
+    ]
+    norms = [layers[0].bn for layers in last if layers]
+    dead = sum(
+        isinstance(n, nn.BatchNorm1d) and not n.weight.any() and not n.bias.any() for n in norms
+    )
+    return dead, len(norms)

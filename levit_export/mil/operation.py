@@ -1,0 +1,64 @@
+"""What the evaluator knows about an op besides its formula."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from levit_export.mil.elements import Value
+
+CONTEXT = frozenset({"specification"})
+"""Arguments that the evaluator passes by itself, and that no op of a program may carry."""
+
+
+@dataclass(frozen=True)
+class Op:
+    """A row of :data:`levit_export.mil.table.OPS`."""
+
+    function: Callable[..., object]
+    operands: tuple[str, ...] = ("x",)
+    """Parameters of one kind (see ``kinds``); outputs have the element type of the first."""
+    kinds: str = "f"
+    """Kinds of element that ``operands`` may have: ``f`` float, ``i`` integer, ``b`` boolean."""
+    result: str = ""
+    """Where the output type comes from instead: a parameter that names it, or an element type."""
+    moves: bool = False
+    """True if outputs hold unchanged input values (and may be views), so need no rounding."""
+    choices: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    """The values that a parameter of type string may have; a string parameter must be here."""
+    variadic: str = ""
+    """The parameter that takes any number of tensors, if there is one."""
+
+    def unknown(self, given: frozenset[str]) -> frozenset[str]:
+        """Parameters among ``given`` that the formula does not know."""
+        return given - self._parameters[0]
+
+    def missing(self, given: frozenset[str]) -> frozenset[str]:
+        """Parameters that the formula needs and ``given`` lacks."""
+        return self._parameters[1] - given
+
+    @property
+    def context(self) -> frozenset[str]:
+        """Those of :data:`CONTEXT` that the formula takes."""
+        return self._parameters[2]
+
+    @property
+    def _parameters(self) -> tuple[frozenset[str], frozenset[str], frozenset[str]]:
+        return _signature(self.function)
+
+
+@functools.cache
+def _signature(
+    function: Callable[..., object],
+) -> tuple[frozenset[str], frozenset[str], frozenset[str]]:
+    """Known parameters, required ones, and context arguments of an op's function."""
+    parameters = inspect.signature(function).parameters.values()
+    known = frozenset(p.name for p in parameters) - CONTEXT
+    required = frozenset(p.name for p in parameters if p.default is p.empty) - CONTEXT
+    return known, required, frozenset(p.name for p in parameters) & CONTEXT
+
+
+Arguments = dict[str, Value | list[Value]]
+"""Parameter name to value; a list of tensors for a variadic parameter."""

@@ -1,0 +1,251 @@
+"""Hold one session's answers against another's. Pure: values in, a report out.
+
+Nothing here prints, raises on a mismatch, or has a default tolerance; and nothing passes because
+there was nothing to compare.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from levit_export.core import Session, Signature, Tensors, Tolerance, Verdict
+from levit_export.samples import Samples
+
+VARIATION = 2.0**-10
+"""Least share of its own size by which a reference must vary over the samples.
+
+Below it, float16 (unit roundoff 2**-11) gives every sample the same answer, and a check would
+accept any network that answers with a constant.
+"""
+
+
+@dataclass(frozen=True)
+class OutputParity:
+    """One output: the distance to the reference, and what it did to the predictions.
+
+    ``max_rel`` is the largest ``max|c - r| / max|r|`` of a row; ``worst_ratio`` the largest share
+    of its allowance that a row used, above 1 where it failed; ``worst_sample`` names that row.
+    Agreements are shares of rows. A *decided* flip changed top-1 although the reference's margin
+    exceeds twice the largest error on all other rows; an undecided one is a near-tie.
+    """
+
+    name: str
+    max_abs: float
+    max_rel: float
+    mean_abs: float
+    cosine: float
+    snr_db: float
+    worst_ratio: float
+    worst_sample: str
+    top1_agreement: float
+    top5_agreement: float
+    decided_flips: int
+    undecided_flips: int
+    failures: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ParityReport:
+    """The verdict on one artifact and everything it rests on."""
+
+    verdict: Verdict
+    reason: str
+    runtime: str
+    samples: int
+    outputs: tuple[OutputParity, ...] = ()
+    tolerance: Tolerance | None = None
+
+
+def not_run(reason: str, runtime: str = "") -> ParityReport:
+    """A check that was asked for and did not happen: neither pass nor fail."""
+    return ParityReport("not-run", reason, runtime, samples=0)
+
+
+def collect(session: Session, samples: Samples) -> dict[str, np.ndarray]:
+    """Every output of ``session`` for every sample, ``{name: (samples, ...)}``.
+
+    A session with a fixed batch is fed full batches; one without is fed batches of mixed size.
+    """
+    spec = session.signature.inputs[0]
+    pieces: dict[str, list[np.ndarray]] = {}
+    for inputs, rows in samples.batches(session.signature.batch):
+        for name, value in session.run({spec.name: inputs}).items():
+            pieces.setdefault(name, []).append(np.asarray(value)[:rows])
+    return {name: np.concatenate(parts) for name, parts in pieces.items()}
+
+
+def compare(
+    reference: Session, candidate: Session, samples: Samples, tolerance: Tolerance
+) -> ParityReport:
+    """Run both sessions on ``samples`` and compare what they answer."""
+    return compare_outputs(
+        collect(reference, samples),
+        collect(candidate, samples) if len(samples) else {},
+        samples,
+        tolerance,
+        expected=reference.signature,
+        runtime=candidate.runtime,
+    )
+
+
+def compare_outputs(
+    reference: Tensors,
+    candidate: Tensors,
+    samples: Samples,
+    tolerance: Tolerance,
+    *,
+    expected: Signature,
+    runtime: str,
+    doubt: str = "",
+) -> ParityReport:
+    """Compare collected outputs. ``doubt`` is a known reason why passing would prove nothing."""
+    general = [f"this check proves nothing: {doubt}"] if doubt else []
+    if len(samples) == 0:
+        general.append("no samples were compared")
+    missing = [s.name for s in expected.outputs if s.name not in candidate]
+    general += [f"output {name!r} is missing" for name in missing]
+    outputs = tuple(
+        _compare_output(spec.name, reference[spec.name], candidate[spec.name], samples, tolerance)
+        for spec in expected.outputs
+        if spec.name in candidate and len(samples)
+    )
+    if not expected.outputs:
+        general.append("the reference has no outputs")
+    failures = [*general, *_named(outputs)]
+    return ParityReport(
+        verdict="fail" if failures else "pass",
+        reason="; ".join(failures),
+        runtime=runtime,
+        samples=len(samples),
+        outputs=outputs,
+        tolerance=tolerance,
+    )
+
+
+def _named(outputs: Iterable[OutputParity]) -> list[str]:
+    return [f"{output.name}: {failure}" for output in outputs for failure in output.failures]
+
+
+def _compare_output(
+    name: str,
+    reference: np.ndarray,
+    candidate: np.ndarray,
+    samples: Samples,
+    tolerance: Tolerance,
+) -> OutputParity:
+    if refused := _unfit(reference, candidate, samples):
+        return _incomparable(name, refused)
+    r = reference.reshape(len(reference), -1).astype(np.float64)
+    c = candidate.reshape(len(candidate), -1).astype(np.float64)
+    error = np.abs(c - r).max(axis=1)
+    allowed = tolerance.allowed(r)
+    ratio = error / np.maximum(allowed, np.finfo(np.float64).tiny)
+    worst = int(ratio.argmax())
+    decided, undecided = _flips(r, c, error)
+    failures = [*_proves_nothing(r, allowed)]
+    if ratio[worst] > 1:
+        failures.append(
+            f"error {error[worst]:.2e} on {samples.names[worst]} exceeds the tolerance "
+            f"{allowed[worst]:.2e}"
+        )
+    if decided:
+        failures.append(f"{decided} top-1 flips that rounding does not excuse")
+    return OutputParity(
+        name=name,
+        **_distances(r, c),
+        worst_ratio=float(ratio[worst]),
+        worst_sample=samples.names[worst],
+        top1_agreement=_agreement(r, c, 1),
+        top5_agreement=_agreement(r, c, 5),
+        decided_flips=decided,
+        undecided_flips=undecided,
+        failures=tuple(failures),
+    )
+
+
+def _unfit(reference: np.ndarray, candidate: np.ndarray, samples: Samples) -> str:
+    """Why the two cannot be compared at all, or empty."""
+    if candidate.shape != reference.shape:
+        return f"shape {candidate.shape}, expected {reference.shape}"
+    if not np.issubdtype(candidate.dtype, np.floating):
+        return f"type {candidate.dtype}, expected floating point"
+    if not np.isfinite(reference).all():
+        return "the reference holds NaN or infinity"
+    bad = ~np.isfinite(candidate).reshape(len(candidate), -1).all(axis=1)
+    if bad.any():
+        first = samples.names[int(bad.argmax())]
+        return f"NaN or infinity on {int(bad.sum())} of {len(samples)} samples, first {first}"
+    return ""
+
+
+def _incomparable(name: str, failure: str) -> OutputParity:
+    nan = float("nan")
+    return OutputParity(
+        name=name,
+        max_abs=nan,
+        max_rel=nan,
+        mean_abs=nan,
+        cosine=nan,
+        snr_db=nan,
+        worst_ratio=float("inf"),
+        worst_sample="",
+        top1_agreement=0.0,
+        top5_agreement=0.0,
+        decided_flips=0,
+        undecided_flips=0,
+        failures=(failure,),
+    )
+
+
+def _proves_nothing(r: np.ndarray, allowed: np.ndarray) -> list[str]:
+    """Whether a network that always answers with the mean of ``r`` would pass as well."""
+    deviation = np.abs(r - r.mean(axis=0)).max(axis=1)
+    scale = np.abs(r).max()
+    if (deviation <= allowed).all() or deviation.max() <= VARIATION * scale:
+        return [
+            f"this check proves nothing: the reference varies by {deviation.max():.1e} "
+            f"over the samples, its values reach {scale:.1e}"
+        ]
+    return []
+
+
+def _distances(r: np.ndarray, c: np.ndarray) -> Mapping[str, float]:
+    tiny = np.finfo(np.float64).tiny
+    error = np.abs(c - r)
+    norms = np.linalg.norm(r, axis=1) * np.linalg.norm(c, axis=1)
+    noise = float(((c - r) ** 2).sum())
+    signal = float((r**2).sum())
+    return {
+        "max_abs": float(error.max()),
+        "max_rel": float((error.max(axis=1) / np.maximum(np.abs(r).max(axis=1), tiny)).max()),
+        "mean_abs": float(error.mean()),
+        "cosine": float(((r * c).sum(axis=1) / np.maximum(norms, tiny)).min()),
+        "snr_db": float(10 * np.log10(signal / noise)) if noise and signal else float("inf"),
+    }
+
+
+def _agreement(r: np.ndarray, c: np.ndarray, k: int) -> float:
+    """Share of rows whose k best classes are the same set in both."""
+    k = min(k, r.shape[1])
+    best_r = np.sort(np.argsort(-r, axis=1, kind="stable")[:, :k], axis=1)
+    best_c = np.sort(np.argsort(-c, axis=1, kind="stable")[:, :k], axis=1)
+    return float((best_r == best_c).all(axis=1).mean())
+
+
+def _flips(r: np.ndarray, c: np.ndarray, error: np.ndarray) -> tuple[int, int]:
+    """Top-1 changes that the error measured on the other rows cannot explain, and the rest.
+
+    A row's own error always explains its own flip, which is why the other rows must: a flip is
+    *decided* when the reference's margin exceeds twice the largest error seen elsewhere.
+    """
+    flipped = np.flatnonzero(r.argmax(axis=1) != c.argmax(axis=1))
+    decided = 0
+    for row in flipped:
+        best, second = np.sort(r[row])[::-1][:2]
+        elsewhere = np.delete(error, row)
+        if best - second > 2 * (elsewhere.max() if elsewhere.size else 0.0):
+            decided += 1
+    return decided, len(flipped) - decided

@@ -1,0 +1,19 @@
+"""Exact rewrites between the trained module and the exported graph, in the order they run."""
+
+from __future__ import annotations
+
+from levit_export.passes.bake_attention_bias import BAKE_ATTENTION_BIAS
+from levit_export.passes.base import Pass
+from levit_export.passes.fold_attention_scale import FOLD_ATTENTION_SCALE
+from levit_export.passes.fuse_batchnorm import FUSE_BATCHNORM
+from levit_export.passes.merge_heads import MERGE_HEADS
+from levit_export.passes.proof import apply_passes
+
+__all__ = ["PASSES", "Pass", "apply_passes"]
+
+PASSES: tuple[Pass, ...] = (
+    FUSE_BATCHNORM,
+    FOLD_ATTENTION_SCALE,
+    BAKE_ATTENTION_BIAS,
+    MERGE_HEADS,
+)

@@ -1,0 +1,42 @@
+"""Fold the attention scale into the layer that makes q.
+
+*Given* ``softmax(s * (W_q x + c_q) k^T + b)``, *result* ``softmax((s W_q x + s c_q) k^T + b)``: the
+multiplication of every score map, one per block, becomes none.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from levit_export.architectures.layers import LinearBN
+from levit_export.architectures.levit import Attention, AttentionSubsample
+from levit_export.errors import PassError
+from levit_export.passes.base import Matched, NotApplicable, Outcome, Pass
+
+
+def _scale_rows(layer: nn.Module, rows: torch.Tensor, s: float) -> None:
+    """Multiply the outputs ``rows`` of an affine layer, or of its BatchNorm, by ``s``."""
+    last = layer.bn if isinstance(layer, LinearBN) else layer
+    if not isinstance(last, nn.Linear | nn.BatchNorm1d) or last.bias is None:
+        raise PassError(
+            f"q is made by a {type(layer).__name__}, which this pass does not know how to scale",
+            remedy="Export with --skip-pass fold_attention_scale.",
+        )
+    last.weight[rows] *= s
+    last.bias[rows] *= s
+
+
+@torch.no_grad()
+def apply(module: nn.Module) -> Outcome:
+    """Scale the q of every attention of ``module`` in place and set its own scale to 1."""
+    blocks = [m for m in module.modules() if isinstance(m, Attention | AttentionSubsample)]
+    if not blocks:
+        return NotApplicable("no attention in the model")
+    for block in blocks:
+        _scale_rows(*block.query_rows(), block.scale)
+        block.scale = 1.0
+    return Matched(len(blocks))
+
+
+FOLD_ATTENTION_SCALE = Pass("fold_attention_scale", apply)

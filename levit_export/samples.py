@@ -1,0 +1,106 @@
+"""The inputs of a check: seeded noise, adversarial images, and real images where there are any."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from levit_export import preprocessing
+from levit_export.core import Preprocessing
+from levit_export.errors import DataError
+
+NORMAL_SAMPLES = 4
+GOLDEN_REAL = 16
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Named inputs ``(n, 3, H, W)`` float32; ``labels`` is -1 where the class is not known.
+
+    ``pixels`` holds the uint8 image behind a sample, where one exists.
+    """
+
+    names: tuple[str, ...]
+    inputs: np.ndarray
+    labels: np.ndarray
+    pixels: Mapping[str, np.ndarray]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __post_init__(self) -> None:
+        if not len(self.names) == len(self.inputs) == len(self.labels):
+            raise DataError(
+                f"{len(self.names)} names, {len(self.inputs)} inputs and {len(self.labels)} labels",
+                remedy="Give one of each for every sample.",
+            )
+
+    def batches(self, batch: int | None) -> Iterator[tuple[np.ndarray, int]]:
+        """Inputs in pieces, each with the number of its rows that count.
+
+        A fixed ``batch`` is filled up by repeating the last row. Where any batch will do, sizes
+        1, 2, 3, 1, … are used, so that an export that only pretends to be dynamic fails.
+        """
+        start, turn = 0, 0
+        while start < len(self):
+            size = batch or 1 + turn % 3
+            piece = self.inputs[start : start + size]
+            rows = len(piece)
+            if batch and rows < batch:
+                piece = np.concatenate([piece, np.repeat(piece[-1:], batch - rows, axis=0)])
+            yield np.ascontiguousarray(piece), rows
+            start, turn = start + size, turn + 1
+
+
+def adversarial_images(side: int, seed: int) -> dict[str, np.ndarray]:
+    """Images at the edges of what a camera gives, uint8 ``(side, side, 3)``."""
+    generator = np.random.default_rng(seed)
+    rows, columns = np.indices((side, side))
+    checkerboard = ((rows // 8 + columns // 8) % 2 * 255).astype(np.uint8)
+    ramp = np.linspace(0, 255, side).astype(np.uint8)
+    return {
+        "black": np.zeros((side, side, 3), np.uint8),
+        "white": np.full((side, side, 3), 255, np.uint8),
+        "checkerboard": np.repeat(checkerboard[..., None], 3, axis=2),
+        "saturated": (generator.integers(0, 2, (side, side, 3)) * 255).astype(np.uint8),
+        "noise": generator.integers(0, 256, (side, side, 3), dtype=np.uint8),
+        # One colour per channel and a direction per axis: swapped channels and flips show here.
+        "gradient": np.stack(
+            [np.tile(ramp, (side, 1)), np.tile(ramp[:, None], (1, side)), checkerboard], axis=2
+        ),
+    }
+
+
+def make(
+    recipe: Preprocessing,
+    *,
+    seed: int = 0,
+    real: np.ndarray | None = None,
+    real_labels: np.ndarray | None = None,
+) -> Samples:
+    """Standard-normal tensors, adversarial images, then the ``real`` uint8 images if given."""
+    side = recipe.crop
+    generator = np.random.default_rng(seed)
+    normal = generator.standard_normal((NORMAL_SAMPLES, 3, side, side)).astype(np.float32)
+    images = adversarial_images(side, seed)
+    inputs = [*normal, *(preprocessing.normalise(recipe, image) for image in images.values())]
+    names = [*(f"normal-{i}" for i in range(NORMAL_SAMPLES)), *images]
+    labels = [-1] * len(names)
+    if real is not None:
+        for index, image in enumerate(real):
+            images[f"real-{index}"] = image
+            names.append(f"real-{index}")
+            inputs.append(preprocessing.apply(recipe, image))
+            labels.append(-1 if real_labels is None else int(real_labels[index]))
+    return Samples(tuple(names), np.stack(inputs), np.array(labels), images)
+
+
+def held_out_digits() -> tuple[np.ndarray, np.ndarray]:
+    """The bundled model's held-out images, uint8 ``(360, 8, 8)``, and their labels."""
+    from importlib import resources
+
+    with (resources.files("levit_export.data") / "digits.npz").open("rb") as file:
+        digits = np.load(file)
+        return digits["heldout_images"], digits["heldout_labels"]

@@ -1,0 +1,111 @@
+"""PyTorch itself as a session: the reference that every artifact is held against."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from levit_export.core import Signature, Tensors, TensorSpec
+from levit_export.errors import RuntimeFailedError
+
+Arithmetic = Literal["fp64", "fp32", "fp16"]
+_DTYPES = {"fp64": torch.float64, "fp32": torch.float32, "fp16": torch.float32}
+
+
+def signature_of(image_size: int, classes: int, batch: int | None) -> Signature:
+    """``input (batch, 3, side, side)`` to ``logits (batch, classes)``."""
+    return Signature(
+        inputs=(TensorSpec("input", (batch, 3, image_size, image_size)),),
+        outputs=(TensorSpec("logits", (batch, classes)),),
+    )
+
+
+class _RoundToHalf(TorchDispatchMode):
+    """Rounds what every operator returns to float16 values, which stay stored as float32.
+
+    This is how a float16 program behaves that accumulates in float32 and rounds each op's result.
+    """
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor) and result.dtype is torch.float32:
+            return result.to(torch.float16).to(torch.float32)
+        return result
+
+
+class EagerSession:
+    """A module, run in float64, in float32, or in float32 rounded to float16 at every operator.
+
+    ``module`` becomes the session's own: it is converted in place. ``fp16`` rounds the weights as
+    well. Any batch is accepted.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        signature: Signature,
+        *,
+        arithmetic: Arithmetic = "fp32",
+        threads: int | None = None,
+    ) -> None:
+        self._module = module.eval().to(_DTYPES[arithmetic])
+        if arithmetic == "fp16":
+            for tensor in (*self._module.parameters(), *self._module.buffers()):
+                if tensor.is_floating_point():
+                    tensor.data = tensor.data.to(torch.float16).to(torch.float32)
+        self._arithmetic = arithmetic
+        self._threads = threads
+        self._signature = signature
+
+    @property
+    def signature(self) -> Signature:
+        """What :meth:`run` takes and gives."""
+        return self._signature
+
+    @property
+    def runtime(self) -> str:
+        """``PyTorch 2.13.0 eager (CPU, fp32)``."""
+        return f"PyTorch {torch.__version__} eager (CPU, {self._arithmetic})"
+
+    def run(self, inputs: Tensors) -> dict[str, np.ndarray]:
+        """One forward call; outputs are float64 for ``fp64``, else float32."""
+        tensor = torch.from_numpy(np.ascontiguousarray(inputs["input"]))
+        try:
+            with torch.inference_mode(), _cpu_threads(self._threads):
+                value = tensor.to(_DTYPES[self._arithmetic])
+                if self._arithmetic == "fp16":
+                    with _RoundToHalf():
+                        outputs = self._module(value.to(torch.float16).to(torch.float32))
+                else:
+                    outputs = self._module(value)
+        except RuntimeError as error:
+            raise RuntimeFailedError(
+                f"PyTorch could not run the model on shape {tuple(tensor.shape)}: {error}",
+                remedy=f"Give an input of shape {self._signature.inputs[0].shape}.",
+            ) from error
+        if isinstance(outputs, torch.Tensor):
+            outputs = (outputs,)
+        names = (spec.name for spec in self._signature.outputs)
+        return {name: out.numpy() for name, out in zip(names, outputs, strict=True)}
+
+
+@contextmanager
+def _cpu_threads(count: int | None) -> Iterator[None]:
+    """PyTorch's thread count is the process's, so it is set for one call and put back."""
+    before = torch.get_num_threads()
+    if count is None or count == before:
+        yield
+        return
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,44 @@
+"""What every artifact says of itself, in the format's own metadata fields."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+
+from levit_export.core import Prepared
+
+PREFIX = "levit_export."
+
+
+def versions(packages: Iterable[str]) -> dict[str, str]:
+    """Installed versions of ``packages``; absent ones are left out."""
+    found = {}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def metadata(model: Prepared, precision: str, packages: Iterable[str]) -> dict[str, str]:
+    """String pairs for an artifact: no wall-clock, no paths, so that a re-export is identical.
+
+    Structured values are JSON with sorted keys.
+    """
+    info = model.info
+    values = {
+        "model": info.name,
+        "dialect": info.dialect,
+        "checkpoint_sha256": info.checkpoint_sha256,
+        "heads": str(info.heads),
+        "precision": precision,
+        "labels": json.dumps(info.labels, ensure_ascii=False),
+        "preprocessing": json.dumps(asdict(info.preprocessing), sort_keys=True),
+        "passes": json.dumps([p.name for p in model.passes if p.status == "applied"]),
+        "versions": json.dumps(versions(("levit-export", "torch", *packages)), sort_keys=True),
+        "licence": info.licence,
+    }
+    return {PREFIX + key: value for key, value in values.items()}

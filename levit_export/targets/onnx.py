@@ -1,0 +1,299 @@
+"""ONNX files: written through ``torch.onnx``, simplified, checked, and run by ONNX Runtime."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from levit_export.core import (
+    Artifact,
+    Availability,
+    ExportOptions,
+    Prepared,
+    RunOptions,
+    Signature,
+    Tensors,
+    TensorSpec,
+)
+from levit_export.errors import ArtifactError, ExportFailedError, RuntimeFailedError, UsageError
+from levit_export.targets.metadata import PREFIX, metadata
+
+if TYPE_CHECKING:
+    from onnx import ModelProto, ValueInfoProto
+    from onnxruntime import InferenceSession
+
+OPSETS = range(17, 22)
+"""What ``torch.onnx`` writes (18) and converts to; each is exported, run and compared in tests."""
+
+ONE_FILE_LIMIT = 2 * 1024**3
+"""Protobuf cannot hold a message of 2 GiB; above it ONNX needs external data."""
+
+
+class OnnxTarget:
+    """See :class:`levit_export.core.Target`."""
+
+    name = "onnx"
+    suffix = ".onnx"
+    precisions = ("fp32",)
+
+    def can_export(self) -> Availability:
+        """Needs torch, onnx and onnxscript."""
+        return _needs("torch", "onnx", "onnxscript")
+
+    def can_run(self) -> Availability:
+        """Needs onnxruntime."""
+        return _needs("onnxruntime")
+
+    def can_time(self) -> Availability:
+        """ONNX Runtime's CPU provider is what ships, on every system."""
+        return self.can_run()
+
+    def export(self, model: Prepared, path: Path, options: ExportOptions) -> Artifact:
+        """Write one ``.onnx`` file with names ``input`` and ``logits`` and no external data."""
+        if options.opset not in OPSETS:
+            raise UsageError(
+                f"opset {options.opset} is not supported",
+                remedy=f"Use {OPSETS.start} to {OPSETS.stop - 1}; 18 is the default.",
+            )
+        proto = _convert(model, options.opset)
+        notes: tuple[str, ...] = ()
+        if options.simplify:
+            from levit_export.targets.onnx_simplify import simplify
+
+            simplified = simplify(proto, _example(model.signature))
+            proto, notes = simplified.model, tuple(filter(None, (simplified.note,)))
+        _finish(proto, model, options.precision)
+        _check(proto)
+        path.write_bytes(proto.SerializeToString(deterministic=True))
+        return Artifact(self.name, options.precision, path, model.signature, notes)
+
+    def inspect(self, path: Path) -> Artifact:
+        """Signature and precision of an ONNX file."""
+        import onnx
+        from google.protobuf.message import DecodeError
+
+        try:
+            proto = onnx.load(path)
+        except (DecodeError, OSError, ValueError) as error:
+            raise ArtifactError(
+                f"{path} cannot be read as ONNX: {error}", remedy="Give a whole .onnx file."
+            ) from error
+        if not proto.graph.node:
+            raise ArtifactError(
+                f"{path} holds no ONNX graph", remedy="Give a whole .onnx file."
+            )
+        weights = {t.name for t in proto.graph.initializer}
+        signature = Signature(
+            tuple(_spec(v) for v in proto.graph.input if v.name not in weights),
+            tuple(_spec(v) for v in proto.graph.output),
+        )
+        said = {p.key: p.value for p in proto.metadata_props}
+        return Artifact(self.name, said.get(PREFIX + "precision", "fp32"), path, signature)
+
+    @contextmanager
+    def open(
+        self, artifact: Artifact, options: RunOptions, taps: Sequence[str] = ()
+    ) -> Iterator[OnnxSession]:
+        """Load the file into ONNX Runtime on the CPU with exactly ``options.threads`` threads."""
+        yield OnnxSession(_load(artifact.path, options, taps), artifact.path, taps)
+
+
+class OnnxSession:
+    """An ONNX Runtime session as :class:`levit_export.core.Session`."""
+
+    def __init__(self, session: InferenceSession, path: Path, taps: Sequence[str] = ()) -> None:
+        import onnxruntime
+
+        self._session = session
+        self._path = path
+        self._runtime = f"onnxruntime {onnxruntime.__version__} (CPU)"
+        self._signature = Signature(
+            tuple(_runtime_spec(v) for v in session.get_inputs()),
+            tuple(_runtime_spec(v) for v in session.get_outputs() if v.name not in taps),
+        )
+
+    @property
+    def signature(self) -> Signature:
+        """As ONNX Runtime read it from the file."""
+        return self._signature
+
+    @property
+    def runtime(self) -> str:
+        """``onnxruntime 1.31.1 (CPU)``."""
+        return self._runtime
+
+    def run(self, inputs: Tensors) -> dict[str, np.ndarray]:
+        """One inference call."""
+        try:
+            outputs = self._session.run(None, dict(inputs))
+        except Exception as error:
+            raise RuntimeFailedError(
+                f"ONNX Runtime failed on {self._path.name}: {_first_line(error)}",
+                remedy="Check the input's name, shape and type against the model's.",
+            ) from error
+        names = (output.name for output in self._session.get_outputs())
+        return dict(zip(names, outputs, strict=True))
+
+
+def _needs(*packages: str) -> Availability:
+    missing = [package for package in packages if find_spec(package) is None]
+    if missing:
+        return Availability(
+            ok=False,
+            reason=f"{', '.join(missing)} not installed",
+            fix="pip install 'levit-export[onnx]'",
+        )
+    return Availability(ok=True)
+
+
+def _example(signature: Signature) -> dict[str, np.ndarray]:
+    """A seeded input of the smallest batch that the signature allows."""
+    generator = np.random.default_rng(0)
+    return {
+        spec.name: generator.standard_normal([d or 1 for d in spec.shape]).astype(spec.dtype)
+        for spec in signature.inputs
+    }
+
+
+def _convert(model: Prepared, opset: int) -> ModelProto:
+    import torch
+
+    # The exporter prints progress and logs about optional packages; neither is news to the user.
+    level = logging.getLogger("torch.onnx").level
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                model.program,
+                input_names=[spec.name for spec in model.signature.inputs],
+                output_names=[spec.name for spec in model.signature.outputs],
+                opset_version=opset,
+                verbose=False,
+            )
+    except Exception as error:
+        raise ExportFailedError(
+            f"torch.onnx could not convert {model.info.name}: {_first_line(error)}",
+            remedy="Try --opset 18, or report the model.",
+        ) from error
+    finally:
+        logging.getLogger("torch.onnx").setLevel(level)
+    proto: ModelProto = program.model_proto
+    written = {o.domain: o.version for o in proto.opset_import}[""]
+    if written != opset:
+        raise ExportFailedError(
+            f"torch.onnx wrote opset {written} when asked for {opset}",
+            remedy=f"Use --opset {written}.",
+        )
+    return proto
+
+
+def _finish(proto: ModelProto, model: Prepared, precision: str) -> None:
+    """Names, metadata and nothing that depends on this machine: traces hold source paths."""
+    for parts in (proto.graph.node, proto.graph.value_info, proto.graph.initializer):
+        for part in parts:
+            del part.metadata_props[:]
+            part.doc_string = ""
+    for value in (*proto.graph.input, *proto.graph.output):
+        del value.metadata_props[:]
+    _name_batch(proto)
+    proto.graph.name = model.info.name
+    del proto.metadata_props[:], proto.graph.metadata_props[:]
+    pairs = metadata(model, precision, ("onnx", "onnxscript", "onnxsim"))
+    for key in sorted(pairs):
+        proto.metadata_props.add(key=key, value=pairs[key])
+
+
+def _name_batch(proto: ModelProto) -> None:
+    """Call the open dimension ``batch``; the exporter gives it an invented symbol."""
+    symbol = proto.graph.input[0].type.tensor_type.shape.dim[0].dim_param
+    for value in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info):
+        for dimension in value.type.tensor_type.shape.dim:
+            if symbol and dimension.dim_param == symbol:
+                dimension.dim_param = "batch"
+
+
+def _check(proto: ModelProto) -> None:
+    import onnx
+
+    if (size := proto.ByteSize()) >= ONE_FILE_LIMIT:
+        raise ExportFailedError(
+            f"the model takes {size / 1e9:.1f} GB, one ONNX file holds 2 GiB",
+            remedy="Use --precision fp16, or a smaller model.",
+        )
+    try:
+        onnx.checker.check_model(proto, full_check=True)
+    except Exception as error:
+        raise ExportFailedError(
+            f"the exported graph is not valid ONNX: {_first_line(error)}",
+            remedy="Try --no-simplify, and report the model.",
+        ) from error
+
+
+def _spec(value: ValueInfoProto) -> TensorSpec:
+    import onnx
+
+    tensor = value.type.tensor_type
+    shape = tuple(d.dim_value if d.HasField("dim_value") else None for d in tensor.shape.dim)
+    return TensorSpec(value.name, shape, str(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)))
+
+
+_RUNTIME_TYPES = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(double)": "float64",
+    "tensor(uint8)": "uint8",
+    "tensor(int64)": "int64",
+}
+
+
+def _runtime_spec(value: Any) -> TensorSpec:
+    shape = tuple(d if isinstance(d, int) else None for d in value.shape)
+    return TensorSpec(value.name, shape, _RUNTIME_TYPES.get(value.type, value.type))
+
+
+def _load(path: Path, options: RunOptions, taps: Sequence[str]) -> InferenceSession:
+    import onnxruntime
+
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = options.threads
+    settings.inter_op_num_threads = 1
+    settings.log_severity_level = 3
+    # Threads that go on spinning after a call would slow the next session of an interleaved run.
+    settings.add_session_config_entry("session.force_spinning_stop", "1")
+    try:
+        source = _with_taps(path, taps) if taps else str(path)
+        return onnxruntime.InferenceSession(source, settings, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise ArtifactError(
+            f"ONNX Runtime cannot load {path}: {_first_line(error)}",
+            remedy="Give a whole .onnx file of an opset this ONNX Runtime knows.",
+        ) from error
+
+
+def _with_taps(path: Path, taps: Sequence[str]) -> bytes:
+    """The file's graph with ``taps`` as further outputs; the file itself stays as it is."""
+    import onnx
+
+    proto = onnx.load(path)
+    known = {name for node in proto.graph.node for name in node.output}
+    for tap in taps:
+        if tap not in known:
+            raise UsageError(
+                f"{path.name} has no value {tap!r}", remedy="Take a name from its graph."
+            )
+        proto.graph.output.add(name=tap)
+    return proto.SerializeToString()
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

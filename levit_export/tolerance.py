@@ -1,0 +1,70 @@
+"""How far an artifact may lie from the reference, derived from measured rounding.
+
+Two correct implementations of one network differ because they round differently. How much rounding
+costs *this* model on *this* input is measured: the network is run in float64 (``exact``) and once
+more in the artifact's own arithmetic (``rounded``), and row i has the relative spread
+
+    s_i     = rms_j(rounded_ij - exact_ij) / max_j|exact_ij|
+    sigma_i = max(s_i, median_k s_k, u)
+
+the floor because a single row can be lucky, and because no row is exact beyond the unit roundoff u.
+An artifact is another draw of the same kind of error with its own order of sums, and the reference
+it is compared with carries an error too, so their difference has the spread
+
+    sigma_d = kernel * sqrt(2) * sigma_i
+
+``kernel`` allows for the elementary functions of a runtime, accurate to a few units in the last
+place where PyTorch's are to one. A sum of many roundings is sub-Gaussian (Higham and Mary 2019, "A
+new approach to probabilistic rounding error analysis"), so among n compared numbers one exceeds
+``lambda * sigma_d`` with probability at most ``p = 2 n exp(-lambda^2 / 2)``:
+
+    lambda = sqrt(2 ln(2 n / p))
+    rtol_i = lambda * kernel * sqrt(2) * sigma_i
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from levit_export.core import UNIT_ROUNDOFF, Tolerance
+
+FALSE_ALARM = 1e-6
+"""p of the formula: how often a correct artifact may be refused, per check."""
+
+KERNEL = 4.0
+"""Largest ratio of a runtime's error to PyTorch's seen over the variants, 2.1 (OpenVINO), rounded
+up to a power of two."""
+
+
+def relative_spread(rounded: np.ndarray, exact: np.ndarray) -> np.ndarray:
+    """``s`` of the module's formula for arrays ``(rows, ...)``: ``(rows,)``."""
+    difference = (rounded.astype(np.float64) - exact).reshape(len(exact), -1)
+    scale = np.abs(exact).reshape(len(exact), -1).max(axis=1)
+    rms = np.sqrt((difference**2).mean(axis=1))
+    spread: np.ndarray = rms / np.maximum(scale, np.finfo(np.float64).tiny)
+    return spread
+
+
+def derive(rounded: np.ndarray, exact: np.ndarray, *, precision: str) -> Tolerance:
+    """The tolerance for artifacts of ``precision``, row by row of what was measured."""
+    u = UNIT_ROUNDOFF[precision]
+    s = relative_spread(rounded, exact)
+    sigma = np.maximum(s, max(float(np.median(s)), u))
+    n = exact.size
+    lam = math.sqrt(2 * math.log(2 * n / FALSE_ALARM))
+    return Tolerance(
+        atol=0.0,
+        rtol=tuple(float(r) for r in lam * KERNEL * math.sqrt(2) * sigma),
+        origin="derived",
+        derivation={
+            "precision": precision,
+            "unit_roundoff": u,
+            "growth": float(sigma.max() / u),
+            "kernel": KERNEL,
+            "lambda": lam,
+            "compared": float(n),
+            "false_alarm": FALSE_ALARM,
+        },
+    )
