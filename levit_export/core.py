@@ -119,7 +119,7 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class PassRecord:
-    """One line of the ledger: what a pass matched, what it cost, and how well it kept the function.
+    """One line of the ledger: what a pass matched, what it cost, how well it kept the function.
 
     ``error`` is ``max|after - before| / max|before|`` over random inputs in float64. ``nodes`` are
     the operators that one forward call executes.
@@ -181,6 +181,15 @@ class Artifact:
     def id(self) -> str:
         """``onnx-fp32``: what reports and folders call it."""
         return f"{self.format}-{self.precision}"
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Every file that makes up the artifact: the one, those of a package, or a file's twin."""
+        if self.path.is_dir():
+            return tuple(sorted(p for p in self.path.rglob("*") if p.is_file()))
+        twin = self.path.with_suffix(".bin")
+        has_twin = self.path.suffix == ".xml" and twin.exists()
+        return (self.path, twin) if has_twin else (self.path,)
 
 
 @runtime_checkable
@@ -251,4 +260,5 @@ class Tolerance:
     def allowed(self, reference: np.ndarray) -> np.ndarray:
         """The accepted distance for each row of ``reference`` ``(rows, ...)``: ``(rows,)``."""
         rows = np.abs(reference.reshape(len(reference), -1).astype(np.float64))
-        return self.atol + np.array(self.rtol) * rows.max(axis=1)
+        distances: np.ndarray = self.atol + np.array(self.rtol) * rows.max(axis=1)
+        return distances

@@ -64,14 +64,17 @@ def not_run(reason: str, runtime: str = "") -> ParityReport:
     return ParityReport("not-run", reason, runtime, samples=0)
 
 
-def collect(session: Session, samples: Samples) -> dict[str, np.ndarray]:
+def collect(
+    session: Session, samples: Samples, *, batch: int | None = None
+) -> dict[str, np.ndarray]:
     """Every output of ``session`` for every sample, ``{name: (samples, ...)}``.
 
-    A session with a fixed batch is fed full batches; one without is fed batches of mixed size.
+    A session with a fixed batch is fed full batches; one without is fed batches of ``batch``, or
+    of mixed sizes where none is given.
     """
     spec = session.signature.inputs[0]
     pieces: dict[str, list[np.ndarray]] = {}
-    for inputs, rows in samples.batches(session.signature.batch):
+    for inputs, rows in samples.batches(session.signature.batch or batch):
         for name, value in session.run({spec.name: inputs}).items():
             pieces.setdefault(name, []).append(np.asarray(value)[:rows])
     return {name: np.concatenate(parts) for name, parts in pieces.items()}

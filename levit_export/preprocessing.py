@@ -22,7 +22,7 @@ RECIPES: dict[str, Preprocessing] = {
 
 
 def for_image_size(recipe: Preprocessing, image_size: int) -> Preprocessing:
-    """``recipe`` at another input size, the ratio of resize to crop kept (256:224 in the paper)."""
+    """``recipe`` at another input size, its ratio of resize to crop kept (paper: 256:224)."""
     if image_size == recipe.crop:
         return recipe
     resize = round(recipe.resize * image_size / recipe.crop)

@@ -12,7 +12,6 @@ from levit_export.core import Preprocessing
 from levit_export.errors import DataError
 
 NORMAL_SAMPLES = 4
-GOLDEN_REAL = 16
 
 
 @dataclass(frozen=True)
@@ -33,9 +32,24 @@ class Samples:
     def __post_init__(self) -> None:
         if not len(self.names) == len(self.inputs) == len(self.labels):
             raise DataError(
-                f"{len(self.names)} names, {len(self.inputs)} inputs and {len(self.labels)} labels",
+                f"{len(self.names)} names, {len(self.inputs)} inputs, {len(self.labels)} labels",
                 remedy="Give one of each for every sample.",
             )
+
+    def first(self, count: int) -> Samples:
+        """The first ``count`` samples."""
+        names = self.names[:count]
+        pixels = {name: self.pixels[name] for name in names if name in self.pixels}
+        return Samples(names, self.inputs[:count], self.labels[:count], pixels)
+
+    def joined(self, other: Samples) -> Samples:
+        """These samples, then ``other``'s."""
+        return Samples(
+            self.names + other.names,
+            np.concatenate([self.inputs, other.inputs]),
+            np.concatenate([self.labels, other.labels]),
+            {**self.pixels, **other.pixels},
+        )
 
     def batches(self, batch: int | None) -> Iterator[tuple[np.ndarray, int]]:
         """Inputs in pieces, each with the number of its rows that count.
@@ -73,28 +87,22 @@ def adversarial_images(side: int, seed: int) -> dict[str, np.ndarray]:
     }
 
 
-def make(
-    recipe: Preprocessing,
-    *,
-    seed: int = 0,
-    real: np.ndarray | None = None,
-    real_labels: np.ndarray | None = None,
-) -> Samples:
-    """Standard-normal tensors, adversarial images, then the ``real`` uint8 images if given."""
+def make(recipe: Preprocessing, *, seed: int = 0) -> Samples:
+    """Standard-normal tensors and adversarial images for a model with this recipe."""
     side = recipe.crop
     generator = np.random.default_rng(seed)
     normal = generator.standard_normal((NORMAL_SAMPLES, 3, side, side)).astype(np.float32)
     images = adversarial_images(side, seed)
+    names = (*(f"normal-{i}" for i in range(NORMAL_SAMPLES)), *images)
     inputs = [*normal, *(preprocessing.normalise(recipe, image) for image in images.values())]
-    names = [*(f"normal-{i}" for i in range(NORMAL_SAMPLES)), *images]
-    labels = [-1] * len(names)
-    if real is not None:
-        for index, image in enumerate(real):
-            images[f"real-{index}"] = image
-            names.append(f"real-{index}")
-            inputs.append(preprocessing.apply(recipe, image))
-            labels.append(-1 if real_labels is None else int(real_labels[index]))
-    return Samples(tuple(names), np.stack(inputs), np.array(labels), images)
+    return Samples(names, np.stack(inputs), np.full(len(names), -1), images)
+
+
+def from_images(recipe: Preprocessing, pixels: np.ndarray, labels: np.ndarray) -> Samples:
+    """Real images, uint8 ``(n, H, W)`` or ``(n, H, W, 3)``, through the model's own recipe."""
+    names = tuple(f"real-{index}" for index in range(len(pixels)))
+    inputs = np.stack([preprocessing.apply(recipe, image) for image in pixels])
+    return Samples(names, inputs, labels, dict(zip(names, pixels, strict=True)))
 
 
 def held_out_digits() -> tuple[np.ndarray, np.ndarray]:

@@ -1,7 +1,9 @@
 """Measure the latency of several sessions side by side. Pure: the clock is an argument.
 
 Sessions are called round robin, so that a machine that slows down or speeds up hits all of them
-alike, and ratios between them hold. Raw seconds are kept; every statistic is computed from them.
+alike, and ratios between them hold. Each timed call directly follows an untimed one of the same
+session: it finds its own weights in the caches and its own threads awake, not its neighbour's. Raw
+seconds are kept; every statistic is computed from them.
 """
 
 from __future__ import annotations
@@ -9,10 +11,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
+from typing import TypeVar
 
 import numpy as np
 
 from levit_export.core import Verdict
+
+KeyT = TypeVar("KeyT")
 
 NOISY = 0.10
 """Interquartile range over median above which a measurement is called noisy."""
@@ -75,23 +80,34 @@ def not_timed(reason: str, runtime: str = "") -> TimingReport:
 
 
 def measure(
-    calls: Mapping[str, Callable[[], object]],
+    calls: Mapping[KeyT, Callable[[], object]],
     plan: TimingPlan,
     *,
     clock: Callable[[], float] = perf_counter,
     progress: Callable[[], None] = lambda: None,
-) -> dict[str, tuple[float, ...]]:
+) -> dict[KeyT, tuple[float, ...]]:
     """Seconds of every call, ``{name: (iterations,)}``, measured round robin after warming up."""
     for call in calls.values():
         _warm_up(call, plan.warmup, clock)
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    seconds: dict[KeyT, list[float]] = {name: [] for name in calls}
     for _ in range(plan.iterations):
         for name, call in calls.items():
-            start = clock()
             call()
-            seconds[name].append(clock() - start)
+            seconds[name] += series(call, 1, clock=clock)
         progress()
     return {name: tuple(values) for name, values in seconds.items()}
+
+
+def series(
+    call: Callable[[], object], count: int, *, clock: Callable[[], float] = perf_counter
+) -> tuple[float, ...]:
+    """Seconds of ``count`` calls in a row."""
+    seconds = []
+    for _ in range(count):
+        start = clock()
+        call()
+        seconds.append(clock() - start)
+    return tuple(seconds)
 
 
 def ratio_interval(
@@ -112,9 +128,7 @@ def _warm_up(call: Callable[[], object], most: int, clock: Callable[[], float]) 
     """Call until the latency is steady, at most ``most`` times."""
     seconds: list[float] = []
     while len(seconds) < most:
-        start = clock()
-        call()
-        seconds.append(clock() - start)
+        seconds += series(call, 1, clock=clock)
         if len(seconds) >= 2 * WINDOW and len(seconds) % WINDOW == 0:
             now, before = np.median(seconds[-WINDOW:]), np.median(seconds[-2 * WINDOW : -WINDOW])
             if abs(now - before) <= STEADY * before:

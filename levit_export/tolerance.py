@@ -1,13 +1,13 @@
 """How far an artifact may lie from the reference, derived from measured rounding.
 
-Two correct implementations of one network differ because they round differently. How much rounding
-costs *this* model on *this* input is measured: the network is run in float64 (``exact``) and once
+Two correct implementations of one network differ because they round differently. How much
+rounding costs *this* model on *this* input is measured: it is run in float64 (``exact``) and once
 more in the artifact's own arithmetic (``rounded``), and row i has the relative spread
 
     s_i     = rms_j(rounded_ij - exact_ij) / max_j|exact_ij|
     sigma_i = max(s_i, median_k s_k, u)
 
-the floor because a single row can be lucky, and because no row is exact beyond the unit roundoff u.
+the floor because a single row can be lucky, and no row is exact beyond the unit roundoff u.
 An artifact is another draw of the same kind of error with its own order of sums, and the reference
 it is compared with carries an error too, so their difference has the spread
 

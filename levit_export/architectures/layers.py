@@ -34,7 +34,8 @@ class LinearBN(nn.Sequential):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = cast("nn.Linear", self.c)(x)
-        return cast("torch.Tensor", self.bn(x.flatten(0, 1)).reshape(-1, *x.shape[1:]))
+        normalised: torch.Tensor = cast("nn.BatchNorm1d", self.bn)(x.flatten(0, 1))
+        return normalised.reshape(-1, *x.shape[1:])
 
 
 class BNLinear(nn.Sequential):

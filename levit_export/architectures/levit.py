@@ -27,6 +27,7 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
 }
 
+
 def attention_bias_index(query_side: int, key_side: int, stride: int) -> tuple[torch.Tensor, int]:
     """Which entry of a head's bias row belongs to each pair of positions.
 
@@ -158,7 +159,8 @@ class Subsample(nn.Module):
         self.side = side
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x.unflatten(1, (self.side, self.side))[:, ::2, ::2].flatten(1, 2)
+        grid = x.reshape(-1, self.side, self.side, x.shape[2])
+        return grid[:, ::2, ::2].flatten(1, 2)
 
 
 def attend(

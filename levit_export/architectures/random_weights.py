@@ -21,7 +21,7 @@ def randomize_(module: ModuleT, seed: int) -> ModuleT:
     """
     generator = torch.Generator().manual_seed(seed)
     for norm in module.modules():
-        if isinstance(norm, nn.modules.batchnorm._BatchNorm):
+        if isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d):
             if norm.running_mean is not None:
                 norm.running_mean.normal_(0.0, 0.2, generator=generator)
             if norm.running_var is not None:
@@ -29,7 +29,7 @@ def randomize_(module: ModuleT, seed: int) -> ModuleT:
     scales = {
         id(norm.weight)
         for norm in module.modules()
-        if isinstance(norm, nn.modules.batchnorm._BatchNorm | nn.LayerNorm)
+        if isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d | nn.LayerNorm)
     }
     for name, parameter in module.named_parameters():
         if id(parameter) in scales:

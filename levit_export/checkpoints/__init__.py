@@ -115,10 +115,11 @@ def load(
     )
 
 
-def bundled() -> Checkpoint:
+def bundled(*, image_size: int | None = None, labels: tuple[str, ...] = ()) -> Checkpoint:
     """The digits model that travels with the package."""
-    with resources.as_file(resources.files("levit_export.data")) as data:
-        return load(data / "levit_digits.safetensors", model=VARIANTS[0])
+    file = resources.files("levit_export.data") / "levit_digits.safetensors"
+    with resources.as_file(file) as path:
+        return load(path, model=VARIANTS[0], image_size=image_size, labels=labels)
 
 
 def randomised(
@@ -180,9 +181,7 @@ def _as_asked(model: Variant, found: LevitConfig) -> LevitConfig:
     )
 
 
-def _refuse_misfit(
-    tensors: Mapping[str, torch.Tensor], config: LevitConfig, source: str
-) -> None:
+def _refuse_misfit(tensors: Mapping[str, torch.Tensor], config: LevitConfig, source: str) -> None:
     """Raise unless the tensors are exactly those that ``config`` has, derived buffers aside."""
     with torch.device("meta"):
         expected = Levit(config).state_dict()

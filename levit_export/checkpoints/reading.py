@@ -56,12 +56,13 @@ def _read_safetensors(path: Path) -> Tensors:
     from safetensors.torch import load_file
 
     try:
-        return load_file(path)
+        tensors: Tensors = load_file(path)
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise CheckpointError(
             f"{path} is not a whole safetensors file: {error}",
             remedy="Copy it again, or write it again with safetensors.torch.save_file.",
         ) from error
+    return tensors
 
 
 def _read_pickle(path: Path) -> object:

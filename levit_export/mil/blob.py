@@ -65,9 +65,9 @@ class Blob:
         try:
             data = path.read_bytes()
         except OSError as error:
-            raise PackageError(f"weight file {path} cannot be read: {error}", remedy=_REMEDY) from (
-                error
-            )
+            raise PackageError(
+                f"weight file {path} cannot be read: {error}", remedy=_REMEDY
+            ) from (error)
         blob = cls(path, data)
         if len(data) < _HEADER.size:
             raise blob._damaged(f"has {len(data)} bytes, less than its header")
@@ -123,7 +123,7 @@ def decode(data: bytes | memoryview, declared: TensorType) -> Array:
         signed = not element.name.startswith("u")
         return unpack(bytes(data), element.bits, declared.shape, signed=signed)
     if element.name == "bool":
-        return np.frombuffer(data, dtype=np.uint8).reshape(declared.shape) != 0
+        return np.asarray(np.frombuffer(data, dtype=np.uint8).reshape(declared.shape) != 0)
     raw = np.frombuffer(data, dtype=np.dtype(element.name).newbyteorder("<"))
     # Converts float16 to the float32 that holds it, once; a float32 tensor stays a view.
     return raw.reshape(declared.shape).astype(element.held_as, copy=False)

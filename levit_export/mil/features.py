@@ -124,8 +124,10 @@ def _fed_array(value: Any, name: str, declared: TensorType) -> Array:
             remedy="Reshape the array, or export a model for this shape.",
         )
     is_float = declared.element.kind == "f"
-    if (array.dtype not in (np.float32, np.float16)) if is_float else (
-        array.dtype != declared.element.held_as
+    if (
+        (array.dtype not in (np.float32, np.float16))
+        if is_float
+        else (array.dtype != declared.element.held_as)
     ):
         raise DataError(
             f"input {name!r} has element type {array.dtype}, not {declared.element.name}",

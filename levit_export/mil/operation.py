@@ -7,10 +7,24 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from levit_export.mil.elements import Value
+from levit_export.mil.elements import Element, Value
 
 CONTEXT = frozenset({"specification"})
 """Arguments that the evaluator passes by itself, and that no op of a program may carry."""
+
+
+@dataclass(frozen=True)
+class Like:
+    """Outputs have the element types of these parameters, in order."""
+
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Named:
+    """All outputs have the element type that a parameter of type string names."""
+
+    parameter: str
 
 
 @dataclass(frozen=True)
@@ -19,17 +33,19 @@ class Op:
 
     function: Callable[..., object]
     operands: tuple[str, ...] = ("x",)
-    """Parameters of one kind (see ``kinds``); outputs have the element type of the first."""
+    """Parameters that must be of the kinds below; all of one kind."""
     kinds: str = "f"
     """Kinds of element that ``operands`` may have: ``f`` float, ``i`` integer, ``b`` boolean."""
-    result: str = ""
-    """Where the output type comes from instead: a parameter that names it, or an element type."""
+    result: Like | Named | Element | None = Like(())
+    """Element types of the outputs (``Like(())``: that of the first operand; None: any)."""
     moves: bool = False
     """True if outputs hold unchanged input values (and may be views), so need no rounding."""
     choices: Mapping[str, frozenset[str]] = field(default_factory=dict)
     """The values that a parameter of type string may have; a string parameter must be here."""
     variadic: str = ""
     """The parameter that takes any number of tensors, if there is one."""
+    labels: str = ""
+    """The parameter that takes a list of class labels, if there is one."""
 
     def unknown(self, given: frozenset[str]) -> frozenset[str]:
         """Parameters among ``given`` that the formula does not know."""

@@ -44,7 +44,9 @@ class Package:
         """A tensor of the weight file ``@model_path/...``; raises :class:`PackageError`."""
         if reference not in self.blobs:
             if not reference.startswith(_WEIGHTS_PREFIX):
-                raise damaged(self.root, f"weight reference {reference!r} is not below @model_path")
+                raise damaged(
+                    self.root, f"weight reference {reference!r} is not below @model_path"
+                )
             relative = reference[len(_WEIGHTS_PREFIX) :]
             path = _inside(self.root, self.specification.parent, relative)
             self.blobs[reference] = Blob.read(path)

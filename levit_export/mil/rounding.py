@@ -47,7 +47,7 @@ def round_to_half_(x: npt.NDArray[np.float32]) -> None:
 
 def _round_block_(x: npt.NDArray[np.float32], scratch: npt.NDArray[np.uint32]) -> None:
     # Written so that a NaN, which is neither above nor below, takes the slow way too.
-    if not (-_OVERFLOW < x.min() and x.max() < _OVERFLOW):
+    if not (x.min() > -_OVERFLOW and x.max() < _OVERFLOW):
         x[...] = _by_definition(x)
         return
     bits = scratch[: x.size]

@@ -6,7 +6,8 @@ An op that is not here is refused when a package is loaded. To add one, write it
 
 from __future__ import annotations
 
-from levit_export.mil.operation import Op
+from levit_export.mil.elements import INT32
+from levit_export.mil.operation import Like, Named, Op
 from levit_export.mil.ops import (
     classification,
     constexpr,
@@ -44,7 +45,7 @@ OPS: dict[str, Op] = {
     "inverse": Op(elementwise.inverse, ("x", "epsilon")),
     "clip": Op(elementwise.clip, ("x", "alpha", "beta")),
     "erf": Op(elementwise.erf),
-    "cast": Op(elementwise.cast, kinds=_ALL, result="dtype", choices={"dtype": _CAST}),
+    "cast": Op(elementwise.cast, kinds=_ALL, result=Named("dtype"), choices={"dtype": _CAST}),
     # Activation functions
     "relu": Op(elementwise.relu),
     "relu6": Op(elementwise.relu6),
@@ -102,12 +103,12 @@ OPS: dict[str, Op] = {
         ("x", "constant_val"),
         choices={"mode": frozenset({"constant", "reflect", "replicate"})},
     ),
-    "shape": Op(shape.shape, kinds=_ALL, result="int32"),
+    "shape": Op(shape.shape, kinds=_ALL, result=INT32),
     # Quantised activations
     "quantize": Op(
         quantization.quantize,
         ("input", "scale"),
-        result="output_dtype",
+        result=Named("output_dtype"),
         choices={"output_dtype": frozenset({"int8", "uint8"})},
     ),
     "dequantize": Op(quantization.dequantize, ("scale",)),
@@ -117,7 +118,7 @@ OPS: dict[str, Op] = {
     "constexpr_cast": Op(
         constexpr.constexpr_cast,
         ("source_val",),
-        result="output_dtype",
+        result=Named("output_dtype"),
         choices={"output_dtype": frozenset({"fp32"})},
     ),
     "constexpr_lut_to_dense": Op(constexpr.constexpr_lut_to_dense, ("lut",), "fi", moves=True),
@@ -125,11 +126,13 @@ OPS: dict[str, Op] = {
         constexpr.constexpr_sparse_to_dense, ("nonzero_data",), "fi", moves=True
     ),
     "constexpr_lut_to_sparse": Op(
-        constexpr.constexpr_lut_to_sparse, ("indices_mask", "lut"), "fi", result="mask, lut"
+        constexpr.constexpr_lut_to_sparse, ("lut",), "fi", result=Like(("indices_mask", "lut"))
     ),
     "constexpr_sparse_blockwise_shift_scale": Op(
-        constexpr.constexpr_sparse_blockwise_shift_scale, ("scale",), result="data_mask, scale"
+        constexpr.constexpr_sparse_blockwise_shift_scale,
+        ("scale",),
+        result=Like(("data_mask", "scale")),
     ),
     # Classifiers
-    "classify": Op(classification.classify, ("probabilities",), result="opaque"),
+    "classify": Op(classification.classify, ("probabilities",), result=None, labels="classes"),
 }

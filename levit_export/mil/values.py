@@ -74,7 +74,7 @@ class Reader:
             )
         declared = TensorType(element, shape)
         if declared.size > MAX_ELEMENTS:
-            raise damaged(self.package.root, f"{where} is declared as {declared}, which is too big")
+            raise damaged(self.package.root, f"{where} is declared as {declared}, too big")
         return declared
 
     def constant(self, message: Any, where: str) -> tuple[Value, DeclaredType]:

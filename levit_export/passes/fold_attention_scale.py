@@ -1,7 +1,7 @@
 """Fold the attention scale into the layer that makes q.
 
-*Given* ``softmax(s * (W_q x + c_q) k^T + b)``, *result* ``softmax((s W_q x + s c_q) k^T + b)``: the
-multiplication of every score map, one per block, becomes none.
+*Given* ``softmax(s * (W_q x + c_q) k^T + b)``, *result* ``softmax((s W_q x + s c_q) k^T + b)``:
+the multiplication of every score map, one per block, becomes none.
 """
 
 from __future__ import annotations

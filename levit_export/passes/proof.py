@@ -29,16 +29,14 @@ magnitude below what float32 can see.
 PROOF_BATCH = 2
 
 
-class _CountOperators(TorchDispatchMode):
+class _CountOperators(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the operators that run under it; views cost nothing and count all the same."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.count = 0
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.count += 1
         return func(*args, **(kwargs or {}))
 
@@ -53,9 +51,7 @@ class _Observation:
 def _observe(module: nn.Module, inputs: torch.Tensor) -> _Observation:
     with torch.no_grad(), _CountOperators() as operators:
         outputs = module(inputs)
-    return _Observation(
-        outputs, sum(p.numel() for p in module.parameters()), operators.count
-    )
+    return _Observation(outputs, sum(p.numel() for p in module.parameters()), operators.count)
 
 
 def relative_error(after: torch.Tensor, before: torch.Tensor) -> float:
@@ -85,9 +81,7 @@ def apply_passes(
     refuse_shared_weights(module)
     work = copy.deepcopy(module).double()
     generator = torch.Generator().manual_seed(seed)
-    inputs = torch.randn(
-        PROOF_BATCH, *input_shape, dtype=torch.float64, generator=generator
-    )
+    inputs = torch.randn(PROOF_BATCH, *input_shape, dtype=torch.float64, generator=generator)
     before = _observe(work, inputs)
     records = []
     for each in passes:

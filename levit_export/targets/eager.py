@@ -26,15 +26,13 @@ def signature_of(image_size: int, classes: int, batch: int | None) -> Signature:
     )
 
 
-class _RoundToHalf(TorchDispatchMode):
+class _RoundToHalf(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Rounds what every operator returns to float16 values, which stay stored as float32.
 
     This is how a float16 program behaves that accumulates in float32 and rounds each op's result.
     """
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         if isinstance(result, torch.Tensor) and result.dtype is torch.float32:
             return result.to(torch.float16).to(torch.float32)
@@ -82,7 +80,7 @@ class EagerSession:
             with torch.inference_mode(), _cpu_threads(self._threads):
                 value = tensor.to(_DTYPES[self._arithmetic])
                 if self._arithmetic == "fp16":
-                    with _RoundToHalf():
+                    with _RoundToHalf():  # type: ignore[no-untyped-call]
                         outputs = self._module(value.to(torch.float16).to(torch.float32))
                 else:
                     outputs = self._module(value)

@@ -88,9 +88,7 @@ class OnnxTarget:
                 f"{path} cannot be read as ONNX: {error}", remedy="Give a whole .onnx file."
             ) from error
         if not proto.graph.node:
-            raise ArtifactError(
-                f"{path} holds no ONNX graph", remedy="Give a whole .onnx file."
-            )
+            raise ArtifactError(f"{path} holds no ONNX graph", remedy="Give a whole .onnx file.")
         weights = {t.name for t in proto.graph.initializer}
         signature = Signature(
             tuple(_spec(v) for v in proto.graph.input if v.name not in weights),
@@ -187,7 +185,7 @@ def _convert(model: Prepared, opset: int) -> ModelProto:
         ) from error
     finally:
         logging.getLogger("torch.onnx").setLevel(level)
-    proto: ModelProto = program.model_proto
+    proto: ModelProto = program.model_proto  # type: ignore[union-attr]
     written = {o.domain: o.version for o in proto.opset_import}[""]
     if written != opset:
         raise ExportFailedError(
@@ -244,7 +242,9 @@ def _spec(value: ValueInfoProto) -> TensorSpec:
 
     tensor = value.type.tensor_type
     shape = tuple(d.dim_value if d.HasField("dim_value") else None for d in tensor.shape.dim)
-    return TensorSpec(value.name, shape, str(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)))
+    return TensorSpec(
+        value.name, shape, str(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type))
+    )
 
 
 _RUNTIME_TYPES = {
@@ -292,7 +292,7 @@ def _with_taps(path: Path, taps: Sequence[str]) -> bytes:
                 f"{path.name} has no value {tap!r}", remedy="Take a name from its graph."
             )
         proto.graph.output.add(name=tap)
-    return proto.SerializeToString()
+    return bytes(proto.SerializeToString())
 
 
 def _first_line(error: BaseException) -> str:

@@ -29,7 +29,8 @@ SUM_LENGTH = 4096
 # and ONNX Runtime fuses the pair by itself.
 SCRIPT = """
 import sys, onnx, onnxsim
-model, ok = onnxsim.simplify(sys.argv[1], skipped_optimizers=["fuse_matmul_add_bias_into_gemm_batched"])
+skipped = ["fuse_matmul_add_bias_into_gemm_batched"]
+model, ok = onnxsim.simplify(sys.argv[1], skipped_optimizers=skipped)
 del model.metadata_props[:]
 onnx.save(model, sys.argv[2])
 sys.exit(0 if ok else 3)
@@ -44,7 +45,9 @@ class Simplified:
     note: str = ""
 
 
-def simplify(model: ModelProto, inputs: Mapping[str, np.ndarray], *, script: str = SCRIPT) -> Simplified:
+def simplify(
+    model: ModelProto, inputs: Mapping[str, np.ndarray], *, script: str = SCRIPT
+) -> Simplified:
     """``model`` simplified, or ``model`` itself with a note that says what went wrong.
 
     Both are run on ``inputs``; they must agree to ``sqrt(n) * u`` of the largest output for the
@@ -57,7 +60,7 @@ def simplify(model: ModelProto, inputs: Mapping[str, np.ndarray], *, script: str
         onnx.save(model, before)
         command = [sys.executable, "-c", script, str(before), str(after)]
         try:
-            done = subprocess.run(  # noqa: S603: our interpreter, our script
+            done = subprocess.run(  # noqa: S603 - our interpreter, our script
                 command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
             )
         except subprocess.TimeoutExpired:
@@ -73,7 +76,8 @@ def simplify(model: ModelProto, inputs: Mapping[str, np.ndarray], *, script: str
     if not difference <= bound:
         return Simplified(
             model,
-            f"not simplified: onnxsim's graph differs by {difference:.1e}, rounding is {bound:.0e}",
+            f"not simplified: onnxsim's graph differs by {difference:.1e}, "
+            f"rounding would by {bound:.0e}",
         )
     return Simplified(simplified)
 

@@ -88,7 +88,11 @@ def constexpr_sparse_to_dense(
 
 
 def constexpr_lut_to_sparse(
-    indices_mask: Array, indices_nonzero_data: Array, lut: Array, *, vector_axis: Array | None = None
+    indices_mask: Array,
+    indices_nonzero_data: Array,
+    lut: Array,
+    *,
+    vector_axis: Array | None = None,
 ) -> tuple[Array, Array]:
     """:func:`constexpr_lut_to_dense` for the set elements only: their mask and their values."""
     indices = _scatter(indices_nonzero_data, indices_mask)

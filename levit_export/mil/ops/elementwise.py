@@ -148,14 +148,17 @@ def linear_activation(x: Array, alpha: Array, beta: Array) -> Array:
 def sigmoid_hard(x: Array, alpha: Array, beta: Array) -> Array:
     """``min(max(alpha * x + beta, 0), 1)``."""
     y = linear_activation(x, alpha, beta)
-    return np.minimum(np.maximum(y, _ZERO, out=y), _ONE, out=y)
+    np.maximum(y, _ZERO, out=y)
+    np.minimum(y, _ONE, out=y)
+    return y
 
 
 def sigmoid(x: Array) -> Array:
     """``1 / (1 + e ** -x)``."""
     y = np.asarray(np.exp(-x))
     y += _ONE
-    return np.divide(_ONE, y, out=y)
+    np.divide(_ONE, y, out=y)
+    return y
 
 
 def silu(x: Array) -> Array:

@@ -59,6 +59,8 @@ def scaled_dot_product_attention(
     scores /= np.float32(math.sqrt(query.shape[-1]))
     if attn_mask is not None:
         refused = np.float32(-np.inf)
-        mask = np.where(attn_mask, np.float32(0), refused) if attn_mask.dtype == bool else attn_mask
+        mask = (
+            np.where(attn_mask, np.float32(0), refused) if attn_mask.dtype == bool else attn_mask
+        )
         scores += mask
     return matmul(softmax_along(scores, -1), value)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import itertools
 
@@ -48,25 +49,26 @@ class Windows:
         )
         if extents == self.sizes:
             return x
-        y = np.full(bounded((*x.shape[:-len(extents)], *extents)), filler, dtype=x.dtype)
-        inside = tuple(slice(b, b + n) for b, n in zip(self.before, self.sizes, strict=True))
-        y[(..., *inside)] = x
+        y = np.full(bounded((*x.shape[: -len(extents)], *extents)), filler, dtype=x.dtype)
+        inside = [slice(b, b + n) for b, n in zip(self.before, self.sizes, strict=True)]
+        y[_last(inside)] = x
         return y
 
     def taps(self, padded: Array) -> Iterator[Array]:
         """For every kernel position, the elements it meets: ``padded.shape[:-k] + counts``."""
         for position in itertools.product(*map(range, self.kernel)):
-            yield padded[
-                (
-                    ...,
-                    *(
-                        slice(p * d, p * d + (n - 1) * s + 1, s)
-                        for p, d, n, s in zip(
-                            position, self.dilations, self.counts, self.strides, strict=True
-                        )
-                    ),
+            met = [
+                slice(p * d, p * d + (n - 1) * s + 1, s)
+                for p, d, n, s in zip(
+                    position, self.dilations, self.counts, self.strides, strict=True
                 )
             ]
+            yield padded[_last(met)]
+
+
+def _last(slices: list[slice]) -> Any:
+    """An index that applies ``slices`` to the last axes."""
+    return (..., *slices)
 
 
 def windows(
@@ -136,8 +138,7 @@ def _padding(
     if pad_type not in ("same", "same_lower"):
         raise ValueError(f"unknown pad_type {pad_type!r}")
     totals = [
-        max(0, (-(-n // s) - 1) * s + e - n)
-        for n, e, s in zip(sizes, reach, strides, strict=True)
+        max(0, (-(-n // s) - 1) * s + e - n) for n, e, s in zip(sizes, reach, strides, strict=True)
     ]
     less, more = tuple(p // 2 for p in totals), tuple(p - p // 2 for p in totals)
     return (less, more) if pad_type == "same" else (more, less)

@@ -1,0 +1,134 @@
+"""Write a directory whole or not at all."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from levit_export.errors import OutputError
+
+MANIFEST = "manifest.json"
+_PARTIAL = ".partial-"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A directory that is being filled; ``commit`` puts it in its place."""
+
+    path: Path
+
+    def commit(self, final: Path) -> None:
+        """Take the place of ``final``, which must lie beside the stage, in one step."""
+        refuse_foreign(final)
+        self.path.chmod(0o777 & ~_umask())
+        _take_place(self.path, final.absolute())
+
+
+@contextmanager
+def staged(final: Path) -> Iterator[Stage]:
+    """A new directory beside ``final`` to fill and then commit; uncommitted, it disappears.
+
+    An exception, Ctrl-C or a kill leaves what was at ``final`` as it was. Only a directory that
+    this toolchain wrote (it holds a manifest) or an empty one is ever replaced. Every ``OSError``
+    of the block becomes ``OutputError``.
+    """
+    final = final.absolute()
+    refuse_foreign(final)
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(final)
+        prefix = f".{final.name}{_PARTIAL}{os.getpid()}-"
+        work = Path(tempfile.mkdtemp(prefix=prefix, dir=final.parent))
+    except OSError as error:
+        raise _unwritable(final, error) from error
+    try:
+        yield Stage(work)
+    except OSError as error:
+        raise _unwritable(final, error) from error
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def refuse_foreign(final: Path) -> None:
+    """Raise when ``final`` is something that must not be replaced."""
+    try:
+        if final.is_symlink() or (final.exists() and not final.is_dir()):
+            raise OutputError(
+                f"{final} exists and is no folder", remedy="Give --output another folder."
+            )
+        if final.is_dir() and any(final.iterdir()) and not (final / MANIFEST).is_file():
+            raise OutputError(
+                f"{final} holds files that are not an export (no {MANIFEST})",
+                remedy="Give --output a new folder; nothing there was touched.",
+            )
+    except OSError as error:
+        raise _unwritable(final, error) from error
+
+
+def _unwritable(final: Path, error: OSError) -> OutputError:
+    return OutputError(
+        f"{final} cannot be written: {error.strerror or error}",
+        remedy="Check permissions and free space, or give --output another folder.",
+    )
+
+
+def _take_place(work: Path, final: Path) -> None:
+    """Move ``work`` to ``final``; what was there ends up at ``work``."""
+    if not final.exists():
+        work.rename(final)
+        return
+    if _exchange(work, final):
+        return
+    # Without an atomic exchange the old directory is set aside first and is never deleted before
+    # the new one is in place.
+    aside = work.with_name(work.name + "-old")
+    final.rename(aside)
+    work.rename(final)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two directories in one step where the system can (Linux, macOS)."""
+    at_cwd, linux_exchange, mac_swap = -100, 2, 2
+    first, second = os.fsencode(one), os.fsencode(other)
+    try:
+        library = ctypes.CDLL(None, use_errno=True)
+        if sys.platform == "darwin":
+            done = library.renamex_np(first, second, ctypes.c_uint(mac_swap))
+        else:
+            flags = ctypes.c_uint(linux_exchange)
+            done = library.renameat2(at_cwd, first, at_cwd, second, flags)
+    except (OSError, AttributeError, TypeError):
+        return False
+    return bool(done == 0)
+
+
+def _remove_abandoned(final: Path) -> None:
+    """Delete what runs that were killed left beside ``final``."""
+    for left in final.parent.glob(f".{final.name}{_PARTIAL}*"):
+        owner = left.name.split(_PARTIAL, 1)[1].split("-")[0]
+        if owner.isdigit() and not _alive(int(owner)):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,213 @@
+"""The export directory: what is in it, and how it is read back without torch.
+
+``manifest.json`` describes every file with its SHA-256 and size. ``golden/`` holds the inputs and
+the reference's outputs, so that any machine can repeat the check. Nothing in the manifest depends
+on time or place; measurements live in ``report.json``, which the manifest leaves out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from levit_export.atomic import MANIFEST
+from levit_export.core import (
+    Artifact,
+    ModelInfo,
+    PassRecord,
+    Signature,
+    Tolerance,
+    Verdict,
+)
+from levit_export.errors import DataError, ManifestError
+from levit_export.samples import Samples
+
+SCHEMA = 1
+REPORT = "report.json"
+LABELS = "labels.txt"
+GOLDEN = "golden"
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """Hash and size in bytes of one file of the directory."""
+
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class ArtifactEntry:
+    """One artifact, its path relative to the directory."""
+
+    format: str
+    precision: str
+    path: str
+    verdict: Verdict
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class GoldenEntry:
+    """Which sample is which row of the golden arrays, and how far each precision may lie off."""
+
+    samples: tuple[str, ...]
+    labels: tuple[int, ...]
+    pixels: tuple[str, ...]
+    tolerances: Mapping[str, Tolerance]
+    doubt: str = ""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything a device or a build has to know about an export, except its measurements."""
+
+    schema: int
+    verdict: Verdict
+    model: ModelInfo
+    signature: Signature
+    passes: tuple[PassRecord, ...]
+    artifacts: tuple[ArtifactEntry, ...]
+    golden: GoldenEntry
+    toolchain: Mapping[str, str]
+    files: Mapping[str, FileEntry]
+
+
+def file_entry(path: Path) -> FileEntry:
+    """Hash and size of a file."""
+    content = path.read_bytes()
+    return FileEntry(sha256(content).hexdigest(), len(content))
+
+
+def digest(files: Iterable[Path]) -> FileEntry:
+    """Hash and size of an artifact: of its one file, or of the list of its files' hashes."""
+    entries = {path.name: file_entry(path) for path in sorted(files)}
+    if len(entries) == 1:
+        return next(iter(entries.values()))
+    listing = "".join(f"{entry.sha256}  {name}\n" for name, entry in sorted(entries.items()))
+    return FileEntry(
+        sha256(listing.encode()).hexdigest(), sum(entry.bytes for entry in entries.values())
+    )
+
+
+def write_golden(folder: Path, samples: Samples, outputs: Mapping[str, np.ndarray]) -> None:
+    """Inputs, reference outputs ``<name>.npy``, and ``pixels/<sample>.npy`` under ``golden/``."""
+    golden = folder / GOLDEN
+    (golden / "pixels").mkdir(parents=True)
+    np.save(golden / "input.npy", samples.inputs)
+    for name, values in outputs.items():
+        np.save(golden / f"{name}.npy", values)
+    for name, pixels in samples.pixels.items():
+        np.save(golden / "pixels" / f"{name}.npy", pixels)
+
+
+def read_golden(folder: Path, manifest: Manifest) -> tuple[Samples, dict[str, np.ndarray]]:
+    """The samples and the reference's outputs, as they were written."""
+    golden = folder / GOLDEN
+    entry = manifest.golden
+    try:
+        samples = Samples(
+            entry.samples,
+            np.load(golden / "input.npy"),
+            np.array(entry.labels),
+            {name: np.load(golden / "pixels" / f"{name}.npy") for name in entry.pixels},
+        )
+        outputs = {
+            spec.name: np.load(golden / f"{spec.name}.npy") for spec in manifest.signature.outputs
+        }
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(
+            f"the golden vectors of {folder} cannot be read: {error}",
+            remedy="Copy the export directory again, or export anew.",
+        ) from error
+    return samples, outputs
+
+
+def list_files(folder: Path) -> dict[str, FileEntry]:
+    """Every file below ``folder`` that the manifest vouches for, by POSIX path."""
+    return {
+        path.relative_to(folder).as_posix(): file_entry(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.relative_to(folder).as_posix() not in (MANIFEST, REPORT)
+    }
+
+
+def damage(folder: Path, manifest: Manifest) -> list[str]:
+    """What differs between the directory and its manifest: missing or altered files."""
+    found = []
+    for name, entry in manifest.files.items():
+        path = folder / name
+        if not path.is_file():
+            found.append(f"{name} is missing")
+        elif (actual := file_entry(path)) != entry:
+            found.append(
+                f"{name} has {actual.bytes} bytes and SHA-256 {actual.sha256[:12]}…, "
+                f"the manifest says {entry.bytes} and {entry.sha256[:12]}…"
+            )
+    return found
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """``manifest.json``, sorted and indented."""
+    text = json.dumps(asdict(manifest), indent=1, sort_keys=True, ensure_ascii=False)
+    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of an export directory. Raises ``ManifestError`` when it is none of ours."""
+    path = folder / MANIFEST
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ManifestError(
+            f"{path} cannot be read: {error}", remedy="Give an export directory."
+        ) from error
+    return structure_manifest(content, path)
+
+
+def structure_manifest(content: Any, path: Path) -> Manifest:
+    """The manifest that parsed JSON spells out; unknown schemas and fields are refused."""
+    import cattrs
+
+    schema = content.get("schema") if isinstance(content, dict) else None
+    if schema != SCHEMA:
+        raise ManifestError(
+            f"{path} has schema {schema!r}, this version reads {SCHEMA}",
+            remedy="Use the version of levit-export that wrote it.",
+        )
+    converter = cattrs.Converter(forbid_extra_keys=True)
+    try:
+        manifest = converter.structure(content, Manifest)
+    except Exception as error:
+        detail = "; ".join(cattrs.transform_error(error)[:3])
+        raise ManifestError(
+            f"{path} does not follow schema {SCHEMA}: {detail}",
+            remedy="Export anew; the file was edited or damaged.",
+        ) from error
+    for name in (*manifest.files, *(artifact.path for artifact in manifest.artifacts)):
+        if Path(name).is_absolute() or ".." in Path(name).parts or "\\" in name:
+            raise ManifestError(
+                f"{path} names {name!r}, which lies outside the directory",
+                remedy="Do not use this directory; export anew.",
+            )
+    return manifest
+
+
+def artifacts(folder: Path, manifest: Manifest) -> list[Artifact]:
+    """The directory's artifacts with absolute paths."""
+    return [
+        Artifact(
+            entry.format,
+            entry.precision,
+            folder / entry.path,
+            manifest.signature,
+            notes=entry.notes,
+        )
+        for entry in manifest.artifacts
+    ]

@@ -1,0 +1,42 @@
+"""``levit-export bench``: latency of what is on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from levit_export.cli import options
+from levit_export.cli.output import present
+from levit_export.cli.verb import Verb, parameters, status_of
+
+
+@click.command(cls=Verb)
+@click.argument("paths", nargs=-1, required=True, type=options.EXISTING)
+@options.model_options
+@options.run_options
+@options.timing_options
+@click.option("--allow-not-run", is_flag=True, help="Exit 0 although something was not timed.")
+@options.output_options
+@click.pass_context
+def bench(ctx: click.Context, /, paths: tuple[Path, ...], **_: Any) -> int:
+    """Time export directories or single artifacts, interleaved in one run.
+
+    With --checkpoint (or --model levit_digits) eager PyTorch takes part.
+    """
+    from levit_export import inspection
+    from levit_export.render import console
+
+    params = parameters(ctx)
+    request = inspection.InspectRequest(
+        paths=paths,
+        choice=options.model_choice(params),
+        run=options.run(params),
+        plan=options.plan(params),
+    )
+    screen = console.Screen(quiet=params["quiet"])
+    with screen.progress() as progress:
+        report = inspection.bench(request, progress)
+    present(screen, report, params["json_file"])
+    return status_of(report.verdict, allow_not_run=params["allow_not_run"])

@@ -1,0 +1,139 @@
+"""Options that several verbs take, each declared once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from levit_export.core import RunOptions
+    from levit_export.reference import ModelChoice, Overrides
+    from levit_export.timing import TimingPlan
+
+CommandT = TypeVar("CommandT", bound=Callable[..., Any])
+
+POSITIVE = click.IntRange(min=1)
+EXISTING = click.Path(path_type=Path)
+
+
+def _all(*options: Callable[[CommandT], CommandT]) -> Callable[[CommandT], CommandT]:
+    def decorate(command: CommandT) -> CommandT:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def model_options(command: CommandT) -> CommandT:
+    """Which weights."""
+    return _all(
+        click.option(
+            "-m", "--model", help="A model of the zoo; `levit-export models` lists them."
+        ),
+        click.option(
+            "-c", "--checkpoint", type=EXISTING, help="Trained weights: .safetensors or .pth."
+        ),
+        click.option(
+            "--random-weights",
+            type=click.IntRange(min=0),
+            metavar="SEED",
+            help="Seeded random weights, for a dry run of a model you have not trained yet.",
+        ),
+        click.option("--imgsz", type=POSITIVE, help="Side of the input image in pixels."),
+        click.option("--labels", type=EXISTING, help="A text file with one class name a line."),
+    )(command)
+
+
+def parity_options(command: CommandT) -> CommandT:
+    """How far an artifact may lie from the reference."""
+    return _all(
+        click.option(
+            "--atol", type=click.FloatRange(min=0), help="Absolute tolerance, for the derived one."
+        ),
+        click.option(
+            "--rtol",
+            type=click.FloatRange(min=0),
+            help="Tolerance relative to a sample's largest output, for the derived one.",
+        ),
+        click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True),
+        click.option(
+            "--allow-not-run", is_flag=True, help="Exit 0 although a check could not be run."
+        ),
+    )(command)
+
+
+def run_options(command: CommandT) -> CommandT:
+    """How runtimes execute."""
+    return click.option("--threads", type=POSITIVE, help="CPU threads.  [default: all cores]")(
+        command
+    )
+
+
+def timing_options(command: CommandT) -> CommandT:
+    """How long to measure."""
+    return _all(
+        click.option("--warmup", type=click.IntRange(min=0), default=30, show_default=True),
+        click.option("--iters", type=POSITIVE, default=50, show_default=True),
+    )(command)
+
+
+def output_options(command: CommandT) -> CommandT:
+    """What is said, and where."""
+    return _all(
+        click.option("--json", "json_file", metavar="FILE", help="Write the report; - is stdout."),
+        click.option("-v", "--verbose", is_flag=True, help="Show tracebacks and warnings."),
+        click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors."),
+    )(command)
+
+
+def read_labels(file: Path | None) -> tuple[str, ...]:
+    """The lines of a label file, empty without one."""
+    from levit_export.errors import DataError
+
+    if file is None:
+        return ()
+    try:
+        return tuple(file.read_text(encoding="utf-8").splitlines())
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"{file} cannot be read as labels: {error}", remedy="Give a UTF-8 text file."
+        ) from error
+
+
+def model_choice(params: dict[str, Any]) -> ModelChoice:
+    """What :func:`model_options` parsed."""
+    from levit_export.reference import ModelChoice
+
+    return ModelChoice(
+        model=params["model"],
+        checkpoint=params["checkpoint"],
+        random_seed=params["random_weights"],
+        image_size=params["imgsz"],
+        labels=read_labels(params["labels"]),
+    )
+
+
+def overrides(params: dict[str, Any]) -> Overrides:
+    """What :func:`parity_options` parsed of tolerances."""
+    from levit_export.reference import Overrides
+
+    return Overrides(params["atol"], params["rtol"])
+
+
+def run(params: dict[str, Any]) -> RunOptions:
+    """What :func:`run_options` parsed."""
+    from levit_export.core import RunOptions
+    from levit_export.machine import usable_cores
+
+    return RunOptions(threads=params["threads"] or usable_cores())
+
+
+def plan(params: dict[str, Any]) -> TimingPlan:
+    """What :func:`timing_options` parsed."""
+    from levit_export.timing import TimingPlan
+
+    return TimingPlan(warmup=params["warmup"], iterations=params["iters"])

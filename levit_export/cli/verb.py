@@ -1,0 +1,94 @@
+"""What all verbs share: how they end, and that bare flags mean ``export``."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from typing import Any, NoReturn
+
+import click
+
+from levit_export.errors import LevitExportError
+
+HELP_NAMES = ["-h", "--help"]
+DEFAULT = "export"
+FOR_THE_GROUP = (*HELP_NAMES, "--version")
+
+INTERRUPTED = 130
+"""128 + SIGINT, the shell's convention."""
+
+STATUS = {"pass": 0, "fail": 1, "not-run": 3}
+
+
+class Verb(click.Command):
+    """A command whose callback returns its exit status and whose errors have three parts."""
+
+    def invoke(self, ctx: click.Context) -> NoReturn:
+        """Run the callback; map errors on purpose, interrupts and bugs to their exit status."""
+        verbose = bool(ctx.params.get("verbose"))
+        try:
+            status = super().invoke(ctx)
+        except LevitExportError as error:
+            _complain(error.what, error.remedy, verbose=verbose)
+            status = error.exit_status
+        except KeyboardInterrupt:
+            _complain("interrupted", "Nothing was changed.", verbose=False)
+            status = INTERRUPTED
+        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+            raise
+        except Exception as error:  # Python's own status 1 would mean a failed check
+            _complain(
+                f"unexpected {type(error).__name__}: {error}",
+                "This is a bug in levit-export; please report it with the output of -v.",
+                verbose=verbose,
+            )
+            status = 2
+        ctx.exit(status or 0)
+
+
+class VerbGroup(click.Group):
+    """A group in which a first argument that is a flag belongs to the verb ``export``."""
+
+    command_class = Verb
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Put the default verb in front of bare flags."""
+        if args and args[0].startswith("-") and args[0] not in FOR_THE_GROUP:
+            args.insert(0, DEFAULT)
+        return super().parse_args(ctx, args)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """In the order they were added, which is the order of a user's day."""
+        del ctx
+        return list(self.commands)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Suggest the nearest verb for one that does not exist."""
+        if args and args[0] not in self.commands:
+            from levit_export.errors import UnknownNameError
+
+            raise click.UsageError(str(UnknownNameError("verb", args[0], self.commands)), ctx)
+        return super().resolve_command(ctx, args)
+
+
+def _complain(what: str, remedy: str, *, verbose: bool) -> None:
+    if verbose:
+        traceback.print_exc(file=sys.stderr)
+    click.echo(f"{click.style('error:', fg='red', bold=True)} {what}", err=True)
+    if remedy:
+        click.echo(f"       {remedy}", err=True)
+
+
+def status_of(verdict: str, *, allow_not_run: bool) -> int:
+    """The exit status of a verdict; ``--allow-not-run`` forgives what was not run, and says so."""
+    if verdict == "not-run" and allow_not_run:
+        click.echo("notice: a check was not run (--allow-not-run)", err=True)
+        return 0
+    return STATUS[verdict]
+
+
+def parameters(ctx: click.Context) -> dict[str, Any]:
+    """The parsed options of a command by name."""
+    return ctx.params

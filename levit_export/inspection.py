@@ -1,0 +1,186 @@
+"""Check and time what is already on disk: export directories and bare artifacts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from levit_export import bundle, checking, machine, parity, reference, report
+from levit_export.atomic import MANIFEST
+from levit_export.bundle import Manifest
+from levit_export.checking import Reference
+from levit_export.core import Artifact, RunOptions, Session, Verdict
+from levit_export.errors import ArtifactError, UsageError
+from levit_export.parity import ParityReport
+from levit_export.pipeline import BASELINE, TOOLCHAIN, artifact_report
+from levit_export.progress import Progress, Silent
+from levit_export.reference import ModelChoice, Overrides
+from levit_export.report import ArtifactReport, Report
+from levit_export.targets import TARGETS
+from levit_export.targets.metadata import versions
+from levit_export.timing import TimingPlan, TimingReport
+
+
+@dataclass(frozen=True)
+class InspectRequest:
+    """What ``check`` and ``bench`` may be asked for.
+
+    ``choice`` names the model of bare artifacts; for a directory it replaces the golden outputs by
+    a fresh reference.
+    """
+
+    paths: tuple[Path, ...]
+    choice: ModelChoice = field(default_factory=ModelChoice)
+    run: RunOptions = field(default_factory=RunOptions)
+    plan: TimingPlan = field(default_factory=TimingPlan)
+    seed: int = 0
+    overrides: Overrides = field(default_factory=Overrides)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Artifacts of one path, with the manifest when the path is an export directory."""
+
+    folder: Path
+    artifacts: tuple[Artifact, ...]
+    manifest: Manifest | None
+
+
+def check(request: InspectRequest, progress: Progress | None = None) -> Report:
+    """Parity of everything at ``paths``.
+
+    An export directory needs no torch: it is held against its own golden vectors, after every file
+    was held against the manifest. A bare artifact needs ``choice``.
+    """
+    progress = progress or Silent()
+    found = [_find(path) for path in request.paths]
+    for each in found:
+        if each.manifest is None and request.choice.is_default:
+            raise UsageError(
+                f"{each.artifacts[0].path} carries no golden vectors to be checked against",
+                remedy="Add --checkpoint FILE (or --model levit_digits for the bundled model).",
+            )
+    reports: list[ArtifactReport] = []
+    for each in found:
+        reports += _check_one(each, request, progress)
+    return _report(reports, found)
+
+
+def bench(request: InspectRequest, progress: Progress | None = None) -> Report:
+    """Latency of everything at ``paths``, interleaved in one run.
+
+    Eager PyTorch takes part when ``choice`` names a model. Parity is reported as not run.
+    """
+    progress = progress or Silent()
+    found = [_find(path) for path in request.paths]
+    artifacts = [artifact for each in found for artifact in each.artifacts]
+    others: dict[str, Session] = {}
+    macs = _macs(found)
+    if not request.choice.is_default:
+        progress.stage("building the model in PyTorch")
+        checkpoint = reference.load(request.choice)
+        macs = checkpoint.describe().macs
+        others[BASELINE] = reference.eager_session(checkpoint, threads=request.run.threads)
+    progress.stage("timing")
+    progress.steps(request.plan.iterations)
+    timings, baselines = checking.time_artifacts(
+        artifacts,
+        request.run,
+        request.plan,
+        macs=macs,
+        others=others,
+        progress=progress.advance,
+    )
+    skipped = parity.not_run("not asked for by bench")
+    reports = [
+        artifact_report(artifact, each.folder, skipped, None, timings[artifact.path])
+        for each in found
+        for artifact in each.artifacts
+    ]
+    verdict = report.overall(timing.verdict for timing in timings.values())
+    return _report(reports, found, verdict=verdict, baselines=baselines)
+
+
+def _find(path: Path) -> _Found:
+    if not path.exists():
+        raise UsageError(f"{path} does not exist", remedy="Check the path.")
+    if (path / MANIFEST).is_file() and path.suffix != ".mlpackage":
+        manifest = bundle.read_manifest(path)
+        return _Found(path, tuple(bundle.artifacts(path, manifest)), manifest)
+    for kind in TARGETS:
+        if path.suffix == kind.suffix:
+            return _Found(path.parent, (kind.inspect(path),), None)
+    suffixes = ", ".join(kind.suffix for kind in TARGETS)
+    raise ArtifactError(
+        f"{path} is neither an export directory nor an artifact",
+        remedy=f"Give a folder with a {MANIFEST}, or a file ending in {suffixes}.",
+    )
+
+
+def _check_one(each: _Found, request: InspectRequest, progress: Progress) -> list[ArtifactReport]:
+    damage = [] if each.manifest is None else bundle.damage(each.folder, each.manifest)
+    if damage:
+        reason = f"the directory was altered after it was written: {'; '.join(damage[:3])}"
+        failed = ParityReport("fail", reason, runtime="", samples=0)
+        present = [artifact for artifact in each.artifacts if artifact.path.exists()]
+        return [artifact_report(a, each.folder, failed, None, None) for a in present]
+    expected = _reference(each, request, progress)
+    reports = []
+    for artifact in each.artifacts:
+        progress.stage(f"checking {artifact.path.name}")
+        result, accuracy = checking.check(artifact, expected, request.run)
+        reports.append(artifact_report(artifact, each.folder, result, accuracy, None))
+    return reports
+
+
+def _reference(each: _Found, request: InspectRequest, progress: Progress) -> Reference:
+    """Golden vectors where there are any and no model was named, else a fresh reference."""
+    manifest = each.manifest
+    if manifest is not None and request.choice.is_default:
+        samples, outputs = bundle.read_golden(each.folder, manifest)
+        return Reference(
+            signature=manifest.signature,
+            samples=samples,
+            outputs=outputs,
+            tolerances={
+                precision: request.overrides.apply(tolerance)
+                for precision, tolerance in manifest.golden.tolerances.items()
+            },
+            doubt=manifest.golden.doubt,
+        )
+    progress.stage("computing the reference")
+    checkpoint = reference.load(request.choice)
+    return reference.make(
+        checkpoint,
+        checkpoint.describe(),
+        (artifact.precision for artifact in each.artifacts),
+        seed=request.seed,
+        overrides=request.overrides,
+    )
+
+
+def _macs(found: Sequence[_Found]) -> int:
+    """MACs of the one model that all paths hold, or 0 when that is not known."""
+    macs = {0 if each.manifest is None else each.manifest.model.macs for each in found}
+    return macs.pop() if len(macs) == 1 else 0
+
+
+def _report(
+    reports: Sequence[ArtifactReport],
+    found: Sequence[_Found],
+    *,
+    verdict: Verdict | None = None,
+    baselines: Mapping[str, TimingReport] | None = None,
+) -> Report:
+    manifests = [each.manifest for each in found if each.manifest is not None]
+    only = manifests[0] if len(manifests) == len(found) == 1 else None
+    return Report(
+        verdict=verdict or report.overall(r.parity.verdict for r in reports),
+        model=None if only is None else only.model,
+        passes=() if only is None else only.passes,
+        artifacts=tuple(reports),
+        baselines=baselines or {},
+        machine=machine.describe(),
+        toolchain=versions(TOOLCHAIN),
+    )

@@ -1,0 +1,248 @@
+"""The flow from a checkpoint to a checked, timed and written export directory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from levit_export import atomic, bundle, checking, machine, parity, reference, report
+from levit_export.bundle import ArtifactEntry, GoldenEntry, Manifest
+from levit_export.checking import Reference
+from levit_export.core import Artifact, ExportOptions, Prepared, RunOptions, Target
+from levit_export.errors import MissingDependencyError, UsageError
+from levit_export.parity import ParityReport
+from levit_export.progress import Progress, Silent
+from levit_export.reference import ModelChoice, Overrides
+from levit_export.report import Accuracy, ArtifactReport, Report
+from levit_export.targets import target
+from levit_export.targets.metadata import versions
+from levit_export.timing import TimingPlan, TimingReport
+
+if TYPE_CHECKING:
+    from levit_export.checkpoints import Checkpoint
+
+TOOLCHAIN = (
+    "levit-export",
+    "torch",
+    "numpy",
+    "onnx",
+    "onnxscript",
+    "onnxsim",
+    "onnxruntime",
+)
+BASELINE = "PyTorch eager"
+
+
+@dataclass(frozen=True)
+class ExportRequest:
+    """Everything the ``export`` verb may be asked for.
+
+    ``precision`` None means each target's default.
+    """
+
+    choice: ModelChoice = field(default_factory=ModelChoice)
+    formats: tuple[str, ...] = ("onnx",)
+    precision: str | None = None
+    options: ExportOptions = field(default_factory=ExportOptions)
+    batch: int = 1
+    dynamic: bool = False
+    skip: tuple[str, ...] = ()
+    seed: int = 0
+    check: bool = True
+    bench: bool = True
+    run: RunOptions = field(default_factory=RunOptions)
+    plan: TimingPlan = field(default_factory=TimingPlan)
+    overrides: Overrides = field(default_factory=Overrides)
+    output: Path | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """One artifact to make: a target and what it is asked for."""
+
+    target: Target
+    options: ExportOptions
+
+
+def plan(request: ExportRequest) -> list[Job]:
+    """The artifacts that a request stands for, each known to be possible here."""
+    jobs = [_job(name, request) for name in dict.fromkeys(request.formats)]
+    if request.output is not None:
+        atomic.refuse_foreign(request.output)
+    return jobs
+
+
+def _job(name: str, request: ExportRequest) -> Job:
+    kind = target(name)
+    precision = request.precision or kind.precisions[0]
+    if precision not in kind.precisions:
+        raise UsageError(
+            f"{kind.name} cannot be exported as {precision}",
+            remedy=f"It can be: {', '.join(kind.precisions)}.",
+        )
+    available = kind.can_export()
+    if not available.ok:
+        raise MissingDependencyError(
+            f"{kind.name} cannot be exported here: {available.reason}", remedy=available.fix
+        )
+    return Job(kind, replace(request.options, precision=precision))
+
+
+def describe(request: ExportRequest, jobs: Sequence[Job]) -> list[str]:
+    """What :func:`export` would do, a sentence each."""
+    choice = request.choice
+    model = str(choice.checkpoint or choice.model or "the bundled digits model")
+    batch = "any batch" if request.dynamic else f"batch {request.batch}"
+    done = ["check parity"] * request.check + ["measure latency"] * request.bench
+    return [
+        f"load {model} and prepare it for {batch}",
+        *(f"export {job.target.name} as {job.options.precision}" for job in jobs),
+        f"then {' and '.join(done) or 'neither check nor time it'}",
+        f"write {request.output or 'exported/<model>'}",
+    ]
+
+
+def export(request: ExportRequest, progress: Progress | None = None) -> Report:
+    """Load, prepare, export, check, time and write the export directory.
+
+    When a check fails, the directory becomes ``<output>.failed`` and an earlier export at
+    ``<output>`` stays as it was.
+    """
+    from levit_export.preparation import prepare
+
+    progress = progress or Silent()
+    jobs = plan(request)
+    progress.stage("loading the checkpoint")
+    checkpoint = reference.load(request.choice)
+    output = request.output or Path("exported", checkpoint.name)
+    progress.stage("fusing, proving and capturing the graph")
+    with atomic.staged(output) as stage:
+        model = prepare(
+            checkpoint, batch=request.batch, dynamic=request.dynamic, skip=request.skip
+        )
+        progress.stage("computing the reference")
+        expected = reference.make(
+            checkpoint,
+            model.info,
+            (job.options.precision for job in jobs),
+            seed=request.seed,
+            overrides=request.overrides,
+        )
+        artifacts = [_export_one(job, model, stage.path, progress) for job in jobs]
+        found = _check_all(artifacts, expected, request, progress)
+        timings, baselines = _time_all(artifacts, checkpoint, model, request, progress)
+        reports = tuple(
+            artifact_report(artifact, stage.path, *result, timings.get(artifact.path))
+            for artifact, result in zip(artifacts, found, strict=True)
+        )
+        verdict = report.overall(r.parity.verdict for r in reports)
+        final = output.with_name(output.name + ".failed") if verdict == "fail" else output
+        result = Report(
+            verdict=verdict,
+            model=model.info,
+            passes=model.passes,
+            artifacts=reports,
+            baselines=baselines,
+            machine=machine.describe(),
+            toolchain=versions(TOOLCHAIN),
+            output=final,
+        )
+        _describe(stage.path, model, expected, result)
+        stage.commit(final)
+    return result
+
+
+def _export_one(job: Job, model: Prepared, folder: Path, progress: Progress) -> Artifact:
+    progress.stage(f"exporting {job.target.name}")
+    place = folder / f"{job.target.name}-{job.options.precision}"
+    place.mkdir()
+    return job.target.export(model, place / (model.info.name + job.target.suffix), job.options)
+
+
+def _check_all(
+    artifacts: Sequence[Artifact], expected: Reference, request: ExportRequest, progress: Progress
+) -> list[tuple[ParityReport, Accuracy | None]]:
+    if not request.check:
+        return [(parity.not_run("--no-check"), None) for _ in artifacts]
+    found = []
+    for artifact in artifacts:
+        progress.stage(f"checking {artifact.id}")
+        found.append(checking.check(artifact, expected, request.run))
+    return found
+
+
+def _time_all(
+    artifacts: Sequence[Artifact],
+    checkpoint: Checkpoint,
+    model: Prepared,
+    request: ExportRequest,
+    progress: Progress,
+) -> tuple[dict[Path, TimingReport], dict[str, TimingReport]]:
+    if not request.bench:
+        return {}, {}
+    progress.stage("timing")
+    progress.steps(request.plan.iterations)
+    eager = reference.eager_session(checkpoint, threads=request.run.threads)
+    return checking.time_artifacts(
+        artifacts,
+        request.run,
+        request.plan,
+        macs=model.info.macs,
+        others={BASELINE: eager},
+        progress=progress.advance,
+    )
+
+
+def artifact_report(
+    artifact: Artifact,
+    folder: Path,
+    parity_report: ParityReport,
+    accuracy: Accuracy | None,
+    timing: TimingReport | None,
+) -> ArtifactReport:
+    """What was found out about an artifact, its path relative to ``folder``."""
+    entry = bundle.digest(artifact.files)
+    return ArtifactReport(
+        format=artifact.format,
+        precision=artifact.precision,
+        path=artifact.path.relative_to(folder).as_posix(),
+        bytes=entry.bytes,
+        sha256=entry.sha256,
+        parity=parity_report,
+        timing=timing,
+        accuracy=accuracy,
+        notes=artifact.notes,
+    )
+
+
+def _describe(folder: Path, model: Prepared, expected: Reference, result: Report) -> None:
+    """Write everything of the export directory that is no artifact."""
+    (folder / bundle.LABELS).write_text("\n".join(model.info.labels) + "\n", encoding="utf-8")
+    bundle.write_golden(folder, expected.samples, expected.outputs)
+    (folder / bundle.REPORT).write_text(
+        json.dumps(report.to_json(result), indent=1, allow_nan=False) + "\n", encoding="utf-8"
+    )
+    manifest = Manifest(
+        schema=bundle.SCHEMA,
+        verdict=result.verdict,
+        model=model.info,
+        signature=model.signature,
+        passes=model.passes,
+        artifacts=tuple(
+            ArtifactEntry(r.format, r.precision, r.path, r.parity.verdict, r.notes)
+            for r in result.artifacts
+        ),
+        golden=GoldenEntry(
+            samples=expected.samples.names,
+            labels=tuple(int(label) for label in expected.samples.labels),
+            pixels=tuple(expected.samples.pixels),
+            tolerances=expected.tolerances,
+            doubt=expected.doubt,
+        ),
+        toolchain=result.toolchain,
+        files=bundle.list_files(folder),
+    )
+    bundle.write_manifest(folder, manifest)

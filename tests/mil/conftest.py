@@ -1,0 +1,48 @@
+"""Fixtures for the evaluator of Core ML packages."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+# So that the test files find mil_programs.py under every import mode of pytest.
+sys.path.insert(0, str(Path(__file__).parent))
+
+# coremltools warns, when imported, about versions of torch and scikit-learn it was not tested with.
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    logging.getLogger("coremltools").setLevel(logging.ERROR)
+    import coremltools  # noqa: F401
+
+from mil_programs import Builder, Saved, save
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let coremltools warn: its deprecations and casts are not ours to repair."""
+    here = Path(__file__).parent
+    for item in items:
+        if item.path.is_relative_to(here):
+            item.add_marker(pytest.mark.filterwarnings("ignore:::coremltools"))
+            item.add_marker(pytest.mark.filterwarnings("ignore:::torch"))
+
+
+@pytest.fixture(scope="session")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Saved]:
+    """A function that saves a MIL program as a package in a directory of its own."""
+
+    def make(build: Builder, *, specification: int = 7, **inputs: object) -> Saved:
+        return save(tmp_path_factory.mktemp("package"), build, specification, inputs)
+
+    return make
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> Iterator[None]:
+    """Keep coremltools' log out of the way."""
+    logging.getLogger("coremltools").setLevel(logging.ERROR)
+    yield

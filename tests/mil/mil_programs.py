@@ -1,0 +1,128 @@
+"""Small MIL programs saved as packages, and the rounding-error bounds that results must meet."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from coremltools.converters.mil.backend.mil.load import load as to_specification
+from coremltools.converters.mil.mil import Builder as mb
+from coremltools.converters.mil.mil import types
+from coremltools.converters.mil.mil.program import Program as MilProgram
+
+import levit_export.mil as mil
+
+Builder = Callable[..., Any]
+Float = npt.NDArray[np.floating[Any]]
+
+UNIT = {np.dtype(np.float32): 2.0**-24, np.dtype(np.float16): 2.0**-11}
+"""Unit roundoff: the largest relative error of one rounding."""
+TINY = {np.dtype(np.float32): 2.0**-150, np.dtype(np.float16): 2.0**-25}
+"""Half the spacing of the subnormal numbers: the largest absolute error below the normal ones."""
+LARGEST_HALF = 65504.0
+FUNCTION = 4.0
+"""Units in the last place that NumPy's float32 exp, log, tanh may be off (its own test limit)."""
+
+_TYPES = {
+    "float32": types.fp32,
+    "float16": types.fp16,
+    "int32": types.int32,
+    "int8": types.int8,
+    "bool": types.bool,
+}
+_OPSETS = {6: 6, 7: 7, 8: 8, 9: 9}
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A package on disk, and what coremltools itself computes for the given inputs."""
+
+    path: Path
+    inputs: dict[str, npt.NDArray[Any]]
+
+    def run(self) -> dict[str, Any]:
+        """The evaluator's outputs for the given inputs."""
+        return mil.load(self.path).run(self.inputs)
+
+    def output(self) -> npt.NDArray[Any]:
+        """The only output."""
+        (value,) = self.run().values()
+        return np.asarray(value)
+
+
+def program(build: Builder, specification: int, inputs: Mapping[str, Any]) -> MilProgram:
+    """A MIL program whose function ``build(**variables)`` makes, for inputs of these types."""
+    import coremltools as ct
+
+    specs = [
+        mb.TensorSpec(shape=np.shape(x), dtype=_TYPES[str(np.asarray(x).dtype)])
+        for x in inputs.values()
+    ]
+    names = list(inputs)
+    function = eval(  # noqa: S307 - MIL takes the inputs' names from the function's signature
+        f"lambda {', '.join(names)}: build({', '.join(f'{n}={n}' for n in names)})",
+        {"build": build},
+    )
+    made: MilProgram = mb.program(
+        input_specs=specs, opset_version=ct.target(_OPSETS[specification])
+    )(function)
+    return made
+
+
+def save(folder: Path, build: Builder, specification: int, inputs: Mapping[str, Any]) -> Saved:
+    """Save without coremltools' optimisation passes, so that the ops stay as built (and fast)."""
+    root = folder / "model.mlpackage"
+    model = root / "Data" / "com.apple.CoreML"
+    weights = model / "weights"
+    weights.mkdir(parents=True)
+    proto = to_specification(
+        program(build, specification, inputs),
+        weights_dir=str(weights),
+        specification_version=specification,
+    )
+    (model / "model.mlmodel").write_bytes(proto.SerializeToString())
+    manifest = {
+        "fileFormatVersion": "1.0.0",
+        "itemInfoEntries": {"root": {"path": "com.apple.CoreML/model.mlmodel"}},
+        "rootModelIdentifier": "root",
+    }
+    (root / "Manifest.json").write_text(json.dumps(manifest))
+    return Saved(root, {name: np.asarray(x) for name, x in inputs.items()})
+
+
+def assert_close(
+    found: npt.NDArray[Any], exact: npt.ArrayLike, *, error: npt.ArrayLike = 0.0
+) -> None:
+    """``found`` is ``exact`` within ``error``, rounded once to the type of ``found``.
+
+    ``error`` bounds what float32 arithmetic inside the op may add; the last rounding adds the unit
+    roundoff of the output type.
+    """
+    expected = np.asarray(exact, dtype=np.float64)
+    assert found.shape == expected.shape
+    dtype = found.dtype
+    slack = np.asarray(error, dtype=np.float64)
+    bound = slack + UNIT[dtype] * (np.abs(expected) + slack) + TINY[dtype]
+    with np.errstate(invalid="ignore"):
+        off = np.abs(found.astype(np.float64) - expected)
+    same = (found == expected) | (np.isnan(found) & np.isnan(expected)) | (off <= bound)
+    # Beyond the largest half float, infinity is the correct result.
+    if dtype == np.float16:
+        same |= np.isinf(found) & (np.abs(expected) + slack >= LARGEST_HALF + 16)
+    worst = np.max(np.where(same, 0.0, off / np.maximum(bound, 1e-300)), initial=0.0)
+    assert same.all(), f"{np.sum(~same)} of {same.size} off, by up to {worst:.3g} bounds"
+
+
+def dot_error(length: int, magnitude: npt.ArrayLike) -> Float:
+    """Bound on a float32 sum of ``length`` products with absolute sum ``magnitude``.
+
+    ``n u / (1 - n u) * sum |x||y|`` (Higham, Accuracy and Stability of Numerical Algorithms, 3.1),
+    whatever the order of summation.
+    """
+    growth = (length + 1) * UNIT[np.dtype(np.float32)]
+    return np.asarray(growth / (1 - growth) * np.asarray(magnitude, dtype=np.float64))
