@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import glob
+import json
 import os
 import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from levit_export.errors import OutputError
 
 MANIFEST = "manifest.json"
 _PARTIAL = ".partial-"
+_OLD = "-old"
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ def staged(final: Path) -> Iterator[Stage]:
     """
     final = final.absolute()
     refuse_foreign(final)
+    made = [folder for folder in final.parents if not folder.exists()]
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(final)
@@ -54,6 +58,9 @@ def staged(final: Path) -> Iterator[Stage]:
         raise _unwritable(final, error) from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
+        for folder in made:
+            with suppress(OSError):  # it holds the result
+                folder.rmdir()
 
 
 def refuse_foreign(final: Path) -> None:
@@ -63,13 +70,26 @@ def refuse_foreign(final: Path) -> None:
             raise OutputError(
                 f"{final} exists and is no folder", remedy="Give --output another folder."
             )
-        if final.is_dir() and any(final.iterdir()) and not (final / MANIFEST).is_file():
+        if final.is_dir() and any(final.iterdir()) and not _is_export(final):
             raise OutputError(
-                f"{final} holds files that are not an export (no {MANIFEST})",
+                f"{final} holds files that are not an export (no {MANIFEST} of levit-export)",
                 remedy="Give --output a new folder; nothing there was touched.",
             )
     except OSError as error:
         raise _unwritable(final, error) from error
+
+
+def _is_export(folder: Path) -> bool:
+    """Whether this toolchain wrote ``folder``; other tools have a ``manifest.json`` as well."""
+    manifest = folder / MANIFEST
+    if not manifest.is_file():
+        return False
+    try:
+        content = json.loads(manifest.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        return False
+    toolchain = content.get("toolchain") if isinstance(content, dict) else None
+    return isinstance(toolchain, dict) and "levit-export" in toolchain
 
 
 def _unwritable(final: Path, error: OSError) -> OutputError:
@@ -88,7 +108,7 @@ def _take_place(work: Path, final: Path) -> None:
         return
     # Without an atomic exchange the old directory is set aside first and is never deleted before
     # the new one is in place.
-    aside = work.with_name(work.name + "-old")
+    aside = work.with_name(work.name + _OLD)
     final.rename(aside)
     work.rename(final)
     shutil.rmtree(aside, ignore_errors=True)
@@ -111,10 +131,15 @@ def _exchange(one: Path, other: Path) -> bool:
 
 
 def _remove_abandoned(final: Path) -> None:
-    """Delete what runs that were killed left beside ``final``."""
-    for left in final.parent.glob(f".{final.name}{_PARTIAL}*"):
-        owner = left.name.split(_PARTIAL, 1)[1].split("-")[0]
-        if owner.isdigit() and not _alive(int(owner)):
+    """Delete what runs that were killed left beside ``final``, once ``final`` is in place."""
+    prefix = f".{final.name}{_PARTIAL}"
+    for left in final.parent.glob(f"{glob.escape(prefix)}*"):
+        owner = left.name.removeprefix(prefix).split("-")[0]
+        if not owner.isdigit() or _alive(int(owner)):
+            continue
+        if left.name.endswith(_OLD) and not final.exists():
+            left.rename(final)  # killed between the two renames of _take_place
+        else:
             shutil.rmtree(left, ignore_errors=True)
 
 

@@ -164,7 +164,7 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ManifestError(
             f"{path} cannot be read: {error}", remedy="Give an export directory."
         ) from error
@@ -182,6 +182,7 @@ def structure_manifest(content: Any, path: Path) -> Manifest:
             remedy="Use the version of levit-export that wrote it.",
         )
     converter = cattrs.Converter(forbid_extra_keys=True)
+    converter.register_structure_hook(float | str, _number_or_text)
     try:
         manifest = converter.structure(content, Manifest)
     except Exception as error:
@@ -196,7 +197,26 @@ def structure_manifest(content: Any, path: Path) -> Manifest:
                 f"{path} names {name!r}, which lies outside the directory",
                 remedy="Do not use this directory; export anew.",
             )
+    if not manifest.artifacts:
+        raise ManifestError(f"{path} lists no artifacts", remedy="Export anew.")
+    for artifact in manifest.artifacts:
+        if artifact.precision not in manifest.golden.tolerances:
+            raise ManifestError(
+                f"{path} has no tolerance for {artifact.path}, which is {artifact.precision}",
+                remedy="Export anew; the file was edited or damaged.",
+            )
+    for precision, tolerance in manifest.golden.tolerances.items():
+        if len(tolerance.rtol) not in (1, len(manifest.golden.samples)):
+            raise ManifestError(
+                f"{path} has {len(tolerance.rtol)} tolerances of {precision} for "
+                f"{len(manifest.golden.samples)} samples",
+                remedy="Export anew; the file was edited or damaged.",
+            )
     return manifest
+
+
+def _number_or_text(value: Any, _: Any) -> float | str:
+    return value if isinstance(value, str) else float(value)
 
 
 def artifacts(folder: Path, manifest: Manifest) -> list[Artifact]:

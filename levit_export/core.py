@@ -157,14 +157,17 @@ class ExportOptions:
     precision: str = "fp32"
     opset: int = 18
     simplify: bool = True
+    deployment_target: str = "iOS16"
+    classifier: bool = False
 
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How a runtime is to execute: CPU threads, and what it may run on."""
+    """How a runtime is to execute: CPU threads, OpenVINO's device, Core ML's compute units."""
 
     threads: int = 1
     device: str = "CPU"
+    compute_units: tuple[str, ...] = ("cpu_only",)
 
 
 @dataclass(frozen=True)
@@ -231,6 +234,9 @@ class Target(Protocol):
 
     def can_time(self) -> Availability:
         """Whether timing it here would mean anything."""
+
+    def runs(self, options: RunOptions) -> tuple[RunOptions, ...]:
+        """The ways to execute an artifact that ``options`` ask for, each a row of the report."""
 
     def export(self, model: Prepared, path: Path, options: ExportOptions) -> Artifact:
         """Write ``model`` to ``path``. Same inputs give the same bytes."""

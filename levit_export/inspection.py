@@ -123,8 +123,7 @@ def _check_one(each: _Found, request: InspectRequest, progress: Progress) -> lis
     if damage:
         reason = f"the directory was altered after it was written: {'; '.join(damage[:3])}"
         failed = ParityReport("fail", reason, runtime="", samples=0)
-        present = [artifact for artifact in each.artifacts if artifact.path.exists()]
-        return [artifact_report(a, each.folder, failed, None, None) for a in present]
+        return [_altered(artifact, each.folder, failed) for artifact in each.artifacts]
     expected = _reference(each, request, progress)
     reports = []
     for artifact in each.artifacts:
@@ -132,6 +131,14 @@ def _check_one(each: _Found, request: InspectRequest, progress: Progress) -> lis
         result, accuracy = checking.check(artifact, expected, request.run)
         reports.append(artifact_report(artifact, each.folder, result, accuracy, None))
     return reports
+
+
+def _altered(artifact: Artifact, folder: Path, failed: ParityReport) -> ArtifactReport:
+    """The failure of an artifact whose directory was altered; the artifact itself may be gone."""
+    if artifact.path.exists():
+        return artifact_report(artifact, folder, failed, None, None)
+    path = artifact.path.relative_to(folder).as_posix()
+    return ArtifactReport(artifact.format, artifact.precision, path, 0, "", failed)
 
 
 def _reference(each: _Found, request: InspectRequest, progress: Progress) -> Reference:

@@ -18,7 +18,7 @@ __all__ = ["cli", "main"]
 @click.group(cls=VerbGroup, context_settings={"help_option_names": HELP_NAMES})
 @click.version_option(__version__, prog_name="levit-export")
 def cli() -> None:
-    r"""Export LeViT to ONNX, and prove that it is the same model there.
+    """Export LeViT to ONNX, and prove that it is the same model there.
 
     Bare flags mean the verb export: `levit-export --format onnx` is `levit-export export
     --format onnx`, whose options `levit-export export --help` lists.
@@ -29,7 +29,7 @@ def cli() -> None:
       1  a parity check or a gate failed
       2  bad usage, bad input, or a missing dependency
       3  a check that was asked for was not run
-    """
+    """  # noqa: D301 - click reads the backspace
 
 
 for command in (export, check, bench, models, doctor):

@@ -90,7 +90,7 @@ def bind(
             f"{label} lacks parameters {sorted(op.missing(given))} or outputs",
             remedy="Export the model again.",
         )
-    context = {name: specification for name in op.context}
+    context = dict.fromkeys(op.context, specification)
     node = Node(type_, op, operands, tuple(outputs), context, package)
     for parameter, many in operands.items():
         _check_parameter(node, parameter, many)
@@ -133,7 +133,7 @@ def _check_kinds(node: Node) -> None:
     if not kinds <= set(node.op.kinds):
         raise UnsupportedOpError(
             f"{node.label} works on elements of kind {kinds.pop()!r}",
-            remedy=f"The evaluator knows it for kinds {node.op.kinds!r} (float, integer, boolean).",
+            remedy=f"It is known for kinds {node.op.kinds!r} (float, integer, boolean).",
         )
 
 

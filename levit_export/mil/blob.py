@@ -1,6 +1,6 @@
 """The weight file of an ML Program: format, bounds, and one tensor at a time.
 
-The format is ``MILBlob``'s version 2 (coremltools, ``mlmodel/src/MILBlob/Blob/StorageFormat.hpp``),
+The format is ``MILBlob``'s version 2 (coremltools, ``MILBlob/Blob/StorageFormat.hpp``),
 little-endian, everything at multiples of 64 bytes::
 
     header    u32 count, u32 version (2), 56 bytes reserved

@@ -13,7 +13,6 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[Any]
@@ -114,10 +113,3 @@ DeclaredType = TensorType | OpaqueType
 
 Value = Array | str | list[Any] | dict[Any, float]
 """What a name is bound to: a tensor, an option, class labels, or class probabilities."""
-
-
-def as_array(value: Value) -> Array:
-    """The tensor ``value``; raises ``TypeError`` for a string, a list or a dictionary."""
-    if isinstance(value, np.ndarray):
-        return value
-    raise TypeError(f"a tensor is needed, got {type(value).__name__}")

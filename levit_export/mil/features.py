@@ -116,7 +116,7 @@ def _fed_array(value: Any, name: str, declared: TensorType) -> Array:
 
     A scalar input of a program is an array of shape ``(1,)`` to a caller.
     """
-    array = np.asarray(value)
+    array = _as_array(value, name)
     accepted = (1,) if declared.shape == () else declared.shape
     if array.shape not in (accepted, declared.shape):
         raise DataError(
@@ -145,7 +145,7 @@ def _fed_image(value: Any, feature: ImageFeature, declared: TensorType) -> Array
 
     Scale and bias are ops of the program.
     """
-    array = np.asarray(value)
+    array = _as_array(value, feature.name)
     if array.dtype != np.uint8:
         return _fed_array(array, feature.name, declared)
     grey = feature.shape[1] == 1
@@ -159,3 +159,12 @@ def _fed_image(value: Any, feature: ImageFeature, declared: TensorType) -> Array
         array = array[..., ::-1]
     planes = array[np.newaxis] if grey else array.transpose(2, 0, 1)
     return np.ascontiguousarray(planes[np.newaxis].astype(declared.element.held_as))
+
+
+def _as_array(value: Any, name: str) -> Array:
+    try:
+        return np.asarray(value)
+    except ValueError as error:
+        raise DataError(
+            f"input {name!r} is not an array: {error}", remedy="Give a NumPy array."
+        ) from error

@@ -1,8 +1,8 @@
 """Rounding float32 numbers to float16 precision without leaving float32.
 
 ``x.astype(float16).astype(float32)`` is the definition, but NumPy converts half floats one by one
-in software (some 4 ns per number). :func:`round_to_half_` gives the same bits some ten times
-faster by letting the adder round:
+in software (4 ns per number). :func:`round_to_half_` gives the same bits in under half that time
+by letting the adder round:
 
 A float16 number with exponent ``e`` (-14 at least: below lies the subnormal range, whose spacing
 stays that of ``e = -14``) is a multiple of ``2**(e - 10)``. A float32 number between

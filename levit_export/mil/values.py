@@ -111,8 +111,7 @@ class Reader:
         try:
             if expected == "bytes":
                 return decode(values, declared)
-            if len(values) != declared.size:
-                raise ValueError(f"{len(values)} numbers for {declared}")
+            # NumPy raises ValueError if the number of elements is not the declared one.
             return np.array(values, dtype=declared.element.held_as).reshape(declared.shape)
         except (ValueError, OverflowError) as error:
             raise damaged(self.package.root, f"{where}: {error}") from error

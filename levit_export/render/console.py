@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from levit_export.machine import Machine
     from levit_export.zoo import Variant
 
-WIDE = 120
+WIDE = 160
 """Columns where there is no terminal to ask, so that tables in logs do not wrap."""
 
 COLOURS = {"pass": "green", "fail": "red", "not-run": "yellow"}
@@ -37,7 +38,7 @@ class Screen:
     def notice(self, text: str) -> None:
         """One line on standard error."""
         if not self.quiet:
-            self.err.print(f"[dim]{text}[/dim]", highlight=False)
+            self.err.print(Text(text, style="dim"))
 
     @contextmanager
     def progress(self) -> Iterator[Any]:
@@ -81,10 +82,11 @@ def print_report(screen: Screen, report: Report) -> None:
     """Verdict, artifacts, passes, and the next command to try."""
     out = screen.out
     if report.model is not None:
+        source = f"{report.model.checkpoint} sha256 {report.model.checkpoint_sha256[:12]}"
         out.print(
             f"[bold]{report.model.name}[/bold]  {report.model.parameters / 1e6:.2f} M parameters, "
             f"{report.model.macs / 1e6:.0f} M MACs, {report.model.heads} heads  "
-            f"[dim]{report.model.checkpoint} sha256 {report.model.checkpoint_sha256[:12]}[/dim]",
+            f"[dim]{escape(source)}[/dim]",
             highlight=False,
         )
     if report.passes:
@@ -176,7 +178,7 @@ def _timing_cells(timing: TimingReport | None) -> list[str]:
     if timing is None:
         return ["–", "", ""]
     if timing.verdict == "not-run":
-        return [f"[yellow]not run[/yellow]: {timing.reason}", "", ""]
+        return [f"[yellow]not run[/yellow]: {escape(timing.reason)}", "", ""]
     low, high = timing.interval_ms()
     noisy = " [yellow]noisy[/yellow]" if timing.noisy else ""
     share = "–" if timing.efficiency is None else f"{timing.efficiency:.2f}"
@@ -185,12 +187,12 @@ def _timing_cells(timing: TimingReport | None) -> list[str]:
 
 def _print_verdict(out: Console, report: Report) -> None:
     colour = COLOURS[report.verdict]
-    where = f"  {report.output}" if report.output else ""
+    where = f"  {escape(str(report.output))}" if report.output else ""
     out.print(f"[bold {colour}]{report.verdict}[/bold {colour}]{where}", highlight=False)
     if report.output is None:
         return
     verb = "check" if report.verdict == "fail" else "bench"
-    out.print(f"next: levit-export {verb} {report.output}", highlight=False)
+    out.print(f"next: levit-export {verb} {escape(str(report.output))}", highlight=False)
 
 
 def print_plan(screen: Screen, lines: Sequence[str]) -> None:
@@ -242,4 +244,4 @@ def print_doctor(
 def _ability_cell(available: Availability) -> str:
     if available.ok:
         return "[green]yes[/green]"
-    return f"[yellow]no[/yellow]: {available.reason}; {available.fix}"
+    return f"[yellow]no[/yellow]: {escape(f'{available.reason}; {available.fix}')}"

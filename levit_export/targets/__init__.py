@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from levit_export.core import FORMAT_ALIASES, Target
 from levit_export.errors import UnknownNameError
+from levit_export.targets.coreml import CoremlTarget
 from levit_export.targets.onnx import OnnxTarget
+from levit_export.targets.openvino import OpenvinoTarget
 
 __all__ = ["TARGETS", "target"]
 
-TARGETS: tuple[Target, ...] = (OnnxTarget(),)
+TARGETS: tuple[Target, ...] = (OnnxTarget(), OpenvinoTarget(), CoremlTarget())
 
 
 def target(name: str) -> Target:

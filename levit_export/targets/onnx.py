@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +20,9 @@ from levit_export.core import (
     TensorSpec,
 )
 from levit_export.errors import ArtifactError, ExportFailedError, RuntimeFailedError, UsageError
+from levit_export.targets.availability import needs
 from levit_export.targets.metadata import PREFIX, metadata
+from levit_export.targets.quiet import first_line, quiet
 
 if TYPE_CHECKING:
     from onnx import ModelProto, ValueInfoProto
@@ -47,15 +44,19 @@ class OnnxTarget:
 
     def can_export(self) -> Availability:
         """Needs torch, onnx and onnxscript."""
-        return _needs("torch", "onnx", "onnxscript")
+        return needs("torch", "onnx", "onnxscript", extra="onnx")
 
     def can_run(self) -> Availability:
         """Needs onnxruntime."""
-        return _needs("onnxruntime")
+        return needs("onnxruntime", extra="onnx")
 
     def can_time(self) -> Availability:
         """ONNX Runtime's CPU provider is what ships, on every system."""
         return self.can_run()
+
+    def runs(self, options: RunOptions) -> tuple[RunOptions, ...]:
+        """Once, on the CPU."""
+        return (options,)
 
     def export(self, model: Prepared, path: Path, options: ExportOptions) -> Artifact:
         """Write one ``.onnx`` file with names ``input`` and ``logits`` and no external data."""
@@ -135,22 +136,11 @@ class OnnxSession:
             outputs = self._session.run(None, dict(inputs))
         except Exception as error:
             raise RuntimeFailedError(
-                f"ONNX Runtime failed on {self._path.name}: {_first_line(error)}",
+                f"ONNX Runtime failed on {self._path.name}: {first_line(error)}",
                 remedy="Check the input's name, shape and type against the model's.",
             ) from error
         names = (output.name for output in self._session.get_outputs())
         return dict(zip(names, outputs, strict=True))
-
-
-def _needs(*packages: str) -> Availability:
-    missing = [package for package in packages if find_spec(package) is None]
-    if missing:
-        return Availability(
-            ok=False,
-            reason=f"{', '.join(missing)} not installed",
-            fix="pip install 'levit-export[onnx]'",
-        )
-    return Availability(ok=True)
 
 
 def _example(signature: Signature) -> dict[str, np.ndarray]:
@@ -165,12 +155,8 @@ def _example(signature: Signature) -> dict[str, np.ndarray]:
 def _convert(model: Prepared, opset: int) -> ModelProto:
     import torch
 
-    # The exporter prints progress and logs about optional packages; neither is news to the user.
-    level = logging.getLogger("torch.onnx").level
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
+        with quiet("torch.onnx", "onnxscript"):
             program = torch.onnx.export(
                 model.program,
                 input_names=[spec.name for spec in model.signature.inputs],
@@ -180,11 +166,9 @@ def _convert(model: Prepared, opset: int) -> ModelProto:
             )
     except Exception as error:
         raise ExportFailedError(
-            f"torch.onnx could not convert {model.info.name}: {_first_line(error)}",
+            f"torch.onnx could not convert {model.info.name}: {first_line(error)}",
             remedy="Try --opset 18, or report the model.",
         ) from error
-    finally:
-        logging.getLogger("torch.onnx").setLevel(level)
     proto: ModelProto = program.model_proto  # type: ignore[union-attr]
     written = {o.domain: o.version for o in proto.opset_import}[""]
     if written != opset:
@@ -232,7 +216,7 @@ def _check(proto: ModelProto) -> None:
         onnx.checker.check_model(proto, full_check=True)
     except Exception as error:
         raise ExportFailedError(
-            f"the exported graph is not valid ONNX: {_first_line(error)}",
+            f"the exported graph is not valid ONNX: {first_line(error)}",
             remedy="Try --no-simplify, and report the model.",
         ) from error
 
@@ -275,7 +259,7 @@ def _load(path: Path, options: RunOptions, taps: Sequence[str]) -> InferenceSess
         return onnxruntime.InferenceSession(source, settings, providers=["CPUExecutionProvider"])
     except Exception as error:
         raise ArtifactError(
-            f"ONNX Runtime cannot load {path}: {_first_line(error)}",
+            f"ONNX Runtime cannot load {path}: {first_line(error)}",
             remedy="Give a whole .onnx file of an opset this ONNX Runtime knows.",
         ) from error
 
@@ -293,7 +277,3 @@ def _with_taps(path: Path, taps: Sequence[str]) -> bytes:
             )
         proto.graph.output.add(name=tap)
     return bytes(proto.SerializeToString())
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

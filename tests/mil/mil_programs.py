@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +11,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from coremltools.converters.mil.backend.mil.load import load as to_specification
 from coremltools.converters.mil.mil import Builder as mb
 from coremltools.converters.mil.mil import types
 from coremltools.converters.mil.mil.program import Program as MilProgram
 
-import levit_export.mil as mil
+from levit_export import mil
 
 Builder = Callable[..., Any]
 Float = npt.NDArray[np.floating[Any]]
@@ -88,11 +90,62 @@ def save(folder: Path, build: Builder, specification: int, inputs: Mapping[str, 
     (model / "model.mlmodel").write_bytes(proto.SerializeToString())
     manifest = {
         "fileFormatVersion": "1.0.0",
-        "itemInfoEntries": {"root": {"path": "com.apple.CoreML/model.mlmodel"}},
+        "itemInfoEntries": {
+            "root": {
+                "author": "com.apple.CoreML",
+                "description": "CoreML Model Specification",
+                "name": "model.mlmodel",
+                "path": "com.apple.CoreML/model.mlmodel",
+            },
+            "weights": {
+                "author": "com.apple.CoreML",
+                "description": "CoreML Model Weights",
+                "name": "weights",
+                "path": "com.apple.CoreML/weights",
+            },
+        },
         "rootModelIdentifier": "root",
     }
     (root / "Manifest.json").write_text(json.dumps(manifest))
     return Saved(root, {name: np.asarray(x) for name, x in inputs.items()})
+
+
+def export(model: torch.nn.Module, x: torch.Tensor) -> torch.export.ExportedProgram:
+    """``model`` as the graph that coremltools converts."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        exported: torch.export.ExportedProgram = torch.export.export(model, (x,))
+        decomposed: torch.export.ExportedProgram = exported.run_decompositions({})
+        return decomposed
+
+
+def convert(
+    model: torch.nn.Module | torch.export.ExportedProgram,
+    x: torch.Tensor,
+    precision: str,
+    *,
+    specification: int = 7,
+    **options: Any,
+) -> Any:
+    """``model`` converted as exporters do it: input ``input``, output ``output``."""
+    exported = model if isinstance(model, torch.export.ExportedProgram) else export(model, x)
+    import coremltools as ct
+
+    given: dict[str, Any] = {
+        "inputs": [ct.TensorType(name="input", shape=tuple(x.shape))],
+        "outputs": [ct.TensorType(name="output")],
+        **options,
+    }
+    # torch.export and coremltools warn about versions and their own deprecated calls.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return ct.convert(
+            exported,
+            convert_to="mlprogram",
+            compute_precision=getattr(ct.precision, precision.upper()),
+            minimum_deployment_target=ct.target(specification),
+            **given,
+        )
 
 
 def assert_close(

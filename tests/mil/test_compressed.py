@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import coremltools as ct
 import coremltools.optimize.coreml as cto
 import numpy as np
 import numpy.typing as npt
@@ -16,9 +16,9 @@ from coremltools.converters.mil.mil import Builder as mb
 from coremltools.converters.mil.mil import types
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mil_programs import UNIT, Saved, assert_close, dot_error
+from mil_programs import UNIT, Saved, assert_close, convert, dot_error
 
-import levit_export.mil as mil
+from levit_export import mil
 from levit_export.mil.packing import unpack
 
 Save = Callable[..., Saved]
@@ -65,7 +65,7 @@ def _codes(*shape: int, high: int = 256, dtype: str = "uint8") -> Array:
 @pytest.mark.parametrize("axis", [0, 1])
 @pytest.mark.parametrize("dtype", ["uint8", "int8"])
 def test_affine_dequantize(saved: Save, axis: int, dtype: str) -> None:
-    """iOS 16 affine weights: scale * (q - zero point) along an axis."""
+    """In iOS 16, affine weights: scale * (q - zero point) along an axis."""
     n = (6, 5)[axis]
     offsets = np.arange(n).astype(dtype)
     scales = (np.arange(n) / 8 + 0.1).astype(np.float32)
@@ -81,7 +81,7 @@ def test_affine_dequantize(saved: Save, axis: int, dtype: str) -> None:
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 6, 8])
 def test_packed_table(saved: Save, bits: int) -> None:
-    """iOS 16 palettes: packed indices into one table."""
+    """In iOS 16, palettes: packed indices into one table."""
     lut = np.linspace(-3, 3, 2**bits).astype(np.float32)
     packed = _codes(-(-bits * 35 // 8))
     shape = np.array([5, 7], np.uint32)
@@ -92,7 +92,7 @@ def test_packed_table(saved: Save, bits: int) -> None:
 
 
 def test_packed_sparse(saved: Save) -> None:
-    """iOS 16 sparse weights: a bit mask and the values of its set bits."""
+    """In iOS 16, sparse weights: a bit mask and the values of its set bits."""
     bits = np.random.default_rng(0).random(35) < 0.4
     values = np.arange(1, bits.sum() + 1, dtype=np.float32)
     found, _ = _weights_of(
@@ -115,7 +115,7 @@ def test_packed_sparse(saved: Save) -> None:
 def test_blockwise_shift_scale(
     saved: Save, code: str, blocks: tuple[int, int], offset: bool
 ) -> None:
-    """iOS 18 block-wise weights, down to four bits."""
+    """In iOS 18, block-wise weights, down to four bits."""
     kind = types.nptype_from_builtin(types.string_to_builtin(code))
     raw = _codes(6, 8, high=16) if "4" in code else _codes(6, 8)
     data = (raw.astype(np.int64) - (0 if code[0] == "u" else raw.max() // 2 + 1)).astype(kind)
@@ -132,7 +132,7 @@ def test_blockwise_shift_scale(
 @pytest.mark.parametrize("bits", [1, 2, 3, 4, 6, 8])
 @pytest.mark.parametrize("vector", [1, 2])
 def test_grouped_table(saved: Save, bits: int, vector: int) -> None:
-    """iOS 18 palettes: a table per group, of numbers or of vectors."""
+    """In iOS 18, palettes: a table per group, of numbers or of vectors."""
     kind = types.nptype_from_builtin(types.string_to_builtin(f"uint{bits}"))
     lut = np.random.default_rng(2).standard_normal((2, 1, 2**bits, vector)).astype(np.float16)
     options = {"vector_axis": 0} if vector > 1 else {}
@@ -148,7 +148,7 @@ def test_grouped_table(saved: Save, bits: int, vector: int) -> None:
 
 @pytest.mark.parametrize("kind", ["plain", "table", "blockwise"])
 def test_sparse_since_ios18(saved: Save, kind: str) -> None:
-    """iOS 18 sparse weights, alone and composed with a table or a scale."""
+    """In iOS 18, sparse weights, alone and composed with a table or a scale."""
     bit = types.nptype_from_builtin(types.string_to_builtin("uint1"))
     two = types.nptype_from_builtin(types.string_to_builtin("uint2"))
     mask = (np.random.default_rng(0).random((6, 8)) < 0.5).astype(np.uint8)
@@ -185,7 +185,7 @@ def test_sparse_since_ios18(saved: Save, kind: str) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize("per_channel", [False, True])
 def test_quantised_activations(saved: Save, dtype: str, per_channel: bool) -> None:
-    """quantize rounds halves to even and clips; dequantize undoes it."""
+    """``quantize`` rounds halves to even and clips; dequantize undoes it."""
     x = np.array([[-400.0, -1.25, -0.75, 0.25, 0.75, 400.0]] * 2).astype(dtype)
     scale = np.array([0.5, 2.0] if per_channel else 0.5).astype(dtype)
     zero = np.array([3, -5] if per_channel else 3).astype(np.int8)
@@ -193,13 +193,16 @@ def test_quantised_activations(saved: Save, dtype: str, per_channel: bool) -> No
 
     def build(x: Any) -> list[Any]:
         q = mb.quantize(input=x, output_dtype="int8", **options)
-        return [mb.cast(x=q, dtype="int32", name="q"), mb.dequantize(input=q, name="x", **options)]
+        return [
+            mb.cast(x=q, dtype="int32", name="q"),
+            mb.dequantize(input=q, name="back", **options),
+        ]
 
     found = saved(build, specification=8, x=x).run()
     s, z = (v.astype(np.float64).reshape(-1, 1) for v in (scale, zero))
     q = np.clip(np.rint(x.astype(np.float64) / s) + z, -128, 127)
     assert np.array_equal(found["q"], np.broadcast_to(q, x.shape))
-    assert np.array_equal(found["x"], np.broadcast_to((q - z) * s, x.shape))
+    assert np.array_equal(found["back"], np.broadcast_to((q - z) * s, x.shape))
 
 
 class _TwoLayers(torch.nn.Module):
@@ -232,8 +235,8 @@ COMPRESSIONS: dict[str, tuple[int, Callable[[Any, Any], Any], Callable[[], Any]]
         f"palette {bits} {system}": (
             version,
             cto.palettize_weights,
-            lambda bits=bits: cto.OpPalettizerConfig(
-                mode="uniform", nbits=bits, weight_threshold=0
+            functools.partial(
+                cto.OpPalettizerConfig, mode="uniform", nbits=bits, weight_threshold=0
             ),
         )
         for bits in (4, 6, 8)
@@ -263,18 +266,8 @@ def models() -> dict[int, Any]:
     """The two layers converted for iOS 16 and iOS 18."""
     torch.manual_seed(0)
     x = torch.randn(1, 4, 9, 9)
-    exported = torch.export.export(_TwoLayers().eval(), (x,)).run_decompositions({})
-    return {
-        version: ct.convert(
-            exported,
-            inputs=[ct.TensorType(name="x", shape=tuple(x.shape))],
-            outputs=[ct.TensorType(name="y")],
-            convert_to="mlprogram",
-            compute_precision=ct.precision.FLOAT32,
-            minimum_deployment_target=ct.target(version),
-        )
-        for version in (7, 9)
-    }
+    model = _TwoLayers().eval()
+    return {version: convert(model, x, "float32", specification=version) for version in (7, 9)}
 
 
 @pytest.mark.parametrize("name", COMPRESSIONS)
@@ -291,7 +284,7 @@ def test_models_compressed_by_coremltools(
     assert any(op.startswith("constexpr_") for op in programs["compressed"].op_types)
     assert not any(op.startswith("constexpr_") for op in programs["plain"].op_types)
     x = np.random.default_rng(0).standard_normal((1, 4, 9, 9)).astype(np.float32)
-    found, exact = (p.run({"x": x})["y"] for p in programs.values())
+    found, exact = (p.run({"input": x})["output"] for p in programs.values())
     # Two sums, of 36 and 16 products; one rounding apart where a weight was rounded differently.
     error = dot_error(36 + 16 + 2, 36 * 16 * np.abs(x).max())
     assert np.abs(exact).max() > 0.1

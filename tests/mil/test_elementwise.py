@@ -67,7 +67,7 @@ def test_functions_of_one_tensor(saved: Save, dtype: str) -> None:
 
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_erf_and_gelu(saved: Save, dtype: str) -> None:
-    """erf and the three forms of gelu agree with the standard library's functions."""
+    """``erf`` and the three forms of gelu agree with the standard library's functions."""
     x = np.linspace(-9, 9, 2001).astype(dtype)
 
     def build(x: Any) -> list[Any]:
@@ -134,7 +134,7 @@ def test_functions_with_parameters(saved: Save, dtype: str) -> None:
 
 
 def test_prelu_has_a_slope_per_channel(saved: Save) -> None:
-    """prelu takes its slope from the channel axis."""
+    """``prelu`` takes its slope from the channel axis."""
     x = np.random.default_rng(0).standard_normal((2, 3, 4, 5)).astype(np.float32)
     slopes = np.array([0.5, 0.25, 2.0], np.float32)
     found = saved(lambda x: mb.prelu(x=x, alpha=slopes), x=x).output()
@@ -229,7 +229,7 @@ def test_float16_intermediate_values_are_rounded(saved: Save) -> None:
 
 
 def test_integers_stay_integers(saved: Save) -> None:
-    """int32 arithmetic gives int32."""
+    """``int32`` arithmetic gives int32."""
     x = np.array([-7, 2**20, 3], np.int32)
     found = saved(lambda x: mb.mul(x=x, y=np.int32(3)), x=x).output()
     assert found.dtype == np.int32
@@ -238,7 +238,7 @@ def test_integers_stay_integers(saved: Save) -> None:
 
 @pytest.mark.parametrize("dtype", ["int32", "fp16", "bool"])
 def test_cast(saved: Save, dtype: str) -> None:
-    """cast drops fractions towards zero, rounds to half, and takes non-zero for true."""
+    """``cast`` drops fractions towards zero, rounds to half, and takes non-zero for true."""
     x = np.array([-2.7, -0.5, 0.0, 0.9, 1.1, 1234.567], np.float32)
     expected = {
         "int32": np.trunc(x).astype(np.int32),
@@ -256,5 +256,5 @@ def test_cast(saved: Save, dtype: str) -> None:
 def test_a_number_that_an_integer_cannot_hold_is_refused(saved: Save) -> None:
     """A cast without a defined result is an error that names the op, not a guess."""
     package = saved(lambda x: mb.cast(x=x, dtype="int32"), x=np.array([1e20], np.float32))
-    with pytest.raises(PackageError, match="op 'cast'.*int32 cannot hold"):
+    with pytest.raises(PackageError, match=r"op 'cast'.*int32 cannot hold"):
         package.output()

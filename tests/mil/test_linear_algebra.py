@@ -58,7 +58,7 @@ def test_conv_with_custom_padding(
     bias: bool,
     images: int,
 ) -> None:
-    """conv agrees with PyTorch in float64 over strides, dilations, groups, padding and ranks."""
+    """``conv`` agrees with PyTorch in float64 over strides, groups, padding and ranks."""
     spatial = len(kernel)
     x = _random(1, images, 4, *(9, 8)[:spatial], dtype=dtype)
     w = _random(2, 8, 4 // groups, *kernel, dtype=dtype)
@@ -108,7 +108,7 @@ def test_conv_with_named_padding(
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("lead", [(), (1,), (2, 3)])
 def test_linear(saved: Save, dtype: str, lead: tuple[int, ...]) -> None:
-    """linear multiplies the last axis by the transposed weight and adds the bias."""
+    """``linear`` multiplies the last axis by the transposed weight and adds the bias."""
     x, w = _random(1, *lead, 40, dtype=dtype), _random(2, 6, 40, dtype=dtype)
     b = _random(3, 6, dtype=dtype)
     found = saved(lambda x: mb.linear(x=x, weight=w, bias=b), x=x).output()
@@ -123,7 +123,7 @@ PRODUCTS = [((3, 4), (4, 5)), ((2, 1, 3, 4), (6, 4, 5)), ((1, 3, 4), (2, 4, 1))]
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("shapes", PRODUCTS)
 def test_matmul_broadcasts(saved: Save, dtype: str, shapes: tuple[Any, Any]) -> None:
-    """matmul broadcasts leading axes."""
+    """``matmul`` broadcasts leading axes."""
     x, y = (_random(i, *s, dtype=dtype) for i, s in enumerate(shapes))
     found = saved(lambda x, y: mb.matmul(x=x, y=y), x=x, y=y).output()
     a, b = x.astype(np.float64), y.astype(np.float64)
@@ -132,7 +132,7 @@ def test_matmul_broadcasts(saved: Save, dtype: str, shapes: tuple[Any, Any]) -> 
 
 @pytest.mark.parametrize("shapes", [((4,), (2, 4, 5)), ((2, 3, 4), (4,)), ((4,), (4,))])
 def test_matmul_takes_vectors(shapes: tuple[Any, Any]) -> None:
-    """A vector on either side is a row or column that is dropped again (coremltools builds none)."""
+    """A vector is a row or column that is dropped again (coremltools itself builds none)."""
     x, y = (_random(i, *s) for i, s in enumerate(shapes))
     found = matmul(x, y, transpose_x=np.array(x.ndim == 1), transpose_y=np.array(y.ndim == 1))
     a, b = x.astype(np.float64), y.astype(np.float64)
@@ -167,11 +167,11 @@ def test_attention(saved: Save, mask: str) -> None:
         return mb.scaled_dot_product_attention(query=q, key=k, value=v, **options)
 
     found = saved(build, specification=9, q=q, k=k, v=v).output()
-    doubles = [torch.from_numpy(t).double() for t in (q, k, v)]
+    a, b, c = (torch.from_numpy(t).double() for t in (q, k, v))
     given_mask = None if attn_mask is None else torch.from_numpy(attn_mask)
     if given_mask is not None and given_mask.dtype != torch.bool:
         given_mask = given_mask.double()
-    exact = torch.nn.functional.scaled_dot_product_attention(*doubles, attn_mask=given_mask)
+    exact = torch.nn.functional.scaled_dot_product_attention(a, b, c, attn_mask=given_mask)
     # Scores of E products, off by d each, move every probability by a factor of e**(2 d).
     scores = np.abs(q).astype(np.float64) @ np.abs(k).swapaxes(-1, -2)
     d = np.max(dot_error(8 + 3, scores / np.sqrt(8) + 4))
@@ -182,7 +182,7 @@ def test_attention(saved: Save, mask: str) -> None:
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("axis", [-1, 0, 1])
 def test_softmax(saved: Save, dtype: str, axis: int) -> None:
-    """softmax sums to one along its axis, also for numbers whose exponentials overflow."""
+    """``softmax`` sums to one along its axis, also for numbers whose exponentials overflow."""
     x = (_random(1, 3, 4, 6, dtype=dtype) * 200).astype(dtype)
     found = saved(lambda x: mb.softmax(x=x, axis=axis), x=x).output()
     z = x.astype(np.float64)

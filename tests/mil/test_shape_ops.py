@@ -76,7 +76,7 @@ def test_moves_equal_value_inference(saved: Save) -> None:
 
 
 def test_split(saved: Save) -> None:
-    """split cuts into equal or given sizes."""
+    """``split`` cuts into equal or given sizes."""
 
     def build(x: Any) -> list[Any]:
         return [
@@ -101,7 +101,7 @@ def test_interleaved_concat(saved: Save) -> None:
 
 
 def test_shape_and_fill(saved: Save) -> None:
-    """shape gives int32 sizes; fill repeats its value."""
+    """``shape`` gives int32 sizes; fill repeats its value."""
 
     def build(x: Any) -> list[Any]:
         filled = mb.fill(shape=[2, 3], value=np.float32(2.5))
@@ -125,14 +125,14 @@ def test_an_index_outside_the_axis_is_refused(saved: Save) -> None:
     package = saved(
         lambda x, i: mb.gather(x=x, indices=i, axis=0), x=X, i=np.array([0, 5], np.int32)
     )
-    with pytest.raises(PackageError, match="op 'gather'.*leave"):
+    with pytest.raises(PackageError, match=r"op 'gather'.*leave"):
         package.output()
 
 
 @settings(max_examples=20, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_slices_of_any_bounds(saved: Save, data: st.DataObject) -> None:
-    """slice_by_index gives what coremltools computes, whatever bounds, strides and masks."""
+    """``slice_by_index`` gives what coremltools computes, whatever bounds, strides and masks."""
     begin, end, stride, masks = [], [], [], []
     for n in X.shape:
         b, e = sorted(data.draw(st.lists(st.integers(0, n), min_size=2, max_size=2, unique=True)))

@@ -63,7 +63,7 @@ def test_integer_sums_stay_int32(saved: Save) -> None:
 @pytest.mark.parametrize("rank", [3, 4])
 @pytest.mark.parametrize("affine", [False, True])
 def test_batch_norm(saved: Save, dtype: str, rank: int, affine: bool) -> None:
-    """batch_norm standardises every channel by the statistics that it is given."""
+    """``batch_norm`` standardises every channel by the statistics that it is given."""
     x = _random(1, 2, 3, *(5, 4)[: rank - 2], dtype=dtype)
     mean, gamma, beta = (_random(i, 3, dtype=dtype) for i in (2, 3, 4))
     variance = (np.abs(_random(5, 3)) + 0.5).astype(dtype)
@@ -73,10 +73,10 @@ def test_batch_norm(saved: Save, dtype: str, rank: int, affine: bool) -> None:
     def build(x: Any) -> Any:
         return mb.batch_norm(x=x, mean=mean, variance=variance, epsilon=epsilon, **extra)
 
-    double = [torch.from_numpy(t).double() for t in (x, mean, variance, gamma, beta)]
-    exact = torch.nn.functional.batch_norm(
-        *double[:3], *(double[3:] if affine else (None, None)), eps=float(epsilon)
-    ).numpy()
+    z, m, v, g, b = (torch.from_numpy(t).double() for t in (x, mean, variance, gamma, beta))
+    if not affine:
+        g, b = torch.ones_like(g), torch.zeros_like(b)
+    exact = torch.nn.functional.batch_norm(z, m, v, g, b, eps=float(epsilon)).numpy()
     reach = np.abs(exact) + np.abs(beta.astype(np.float64)).max() * affine
     # Subtraction, scale (variance + epsilon, square root, quotient, gamma), product, addition.
     assert_close(saved(build, x=x).output(), exact, error=8 * U * (2 * reach + 1))

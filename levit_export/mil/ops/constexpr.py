@@ -53,10 +53,12 @@ def constexpr_lut_to_dense(
 ) -> Array:
     """Look every index up in a table.
 
-    With ``shape`` (iOS 16): ``lut`` has ``2**n`` entries, ``indices`` holds ``n``-bit numbers packed
-    from the lowest bit up. Without (iOS 18): ``lut`` has shape ``[*groups, 2**n, v]``; the element
-    at ``i`` uses the table of its group ``floor(i / (indices.shape / groups))``, and each of the
-    ``v`` numbers found goes to consecutive places along ``vector_axis``.
+    With ``shape`` (iOS 16): ``lut`` has ``2**n`` entries, ``indices`` holds ``n``-bit numbers
+    packed from the lowest bit up.
+
+    Without (iOS 18): ``lut`` has shape ``[*groups, 2**n, v]``; the element at ``i`` uses the table
+    of its group ``floor(i / (indices.shape / groups))``, and the ``v`` numbers found go to
+    consecutive places along ``vector_axis``.
     """
     if shape is not None:
         if vector_axis is not None:
@@ -65,15 +67,16 @@ def constexpr_lut_to_dense(
     if lut.ndim != indices.ndim + 2:
         raise ValueError(f"lut {list(lut.shape)} should have two axes more than indices")
     _check_indices(indices, lut.shape[-2])
-    vectors = lut[(*_groups(lut.shape[:-2], indices.shape), indices)]
+    entry = (*_groups(lut.shape[:-2], indices.shape), indices)
+    vectors = lut[entry]
     if vector_axis is None:
         if lut.shape[-1] != 1:
             raise ValueError(f"vectors of {lut.shape[-1]} numbers need a vector_axis")
-        return vectors[..., 0].copy()
+        return np.array(vectors[..., 0])
     where = axis_of(integer(vector_axis), indices.ndim)
     dense = list(indices.shape)
     dense[where] *= lut.shape[-1]
-    return np.moveaxis(vectors, -1, where + 1).reshape(bounded(dense)).copy()
+    return np.array(np.moveaxis(vectors, -1, where + 1).reshape(bounded(dense)))
 
 
 def constexpr_sparse_to_dense(
@@ -133,7 +136,7 @@ def _blocks(values: Array, shape: tuple[int, ...]) -> Array:
     """``values``, one per block, repeated to ``shape``."""
     if values.ndim != len(shape):
         raise ValueError(f"{list(values.shape)} should have as many axes as {list(shape)}")
-    return values[_groups(values.shape, shape)]
+    return np.asarray(values[_groups(values.shape, shape)])
 
 
 def _scatter(nonzero_data: Array, mask: Array) -> Array:

@@ -25,11 +25,13 @@ def conv(
     dilations: Array | None = None,
     groups: Array | None = None,
 ) -> Array:
-    """``y[n, o, p] = sum_(c, k) weight[o, c, k] x[n, c', p * stride + k * dilation] + bias[o]``.
+    """``y[n, o, p] = sum_(c, k) weight[o, c, k] x[n, d, p * stride + k * dilation] + bias[o]``.
 
-    ``p`` and ``k`` run over one to three spatial axes. With ``groups`` ``G``, output ``o`` sees the
-    ``c' = c + C/G * floor(o / (O/G))`` only. Done as a matrix product: for every image the elements
-    that the kernel positions meet are laid out as columns.
+    ``p`` and ``k`` run over one to three spatial axes. With ``groups`` ``G``, output ``o`` sees
+    the channels ``d = c + C/G * floor(o / (O/G))`` only.
+
+    Done as a matrix product: for every image the elements that the kernel positions meet are laid
+    out as columns.
     """
     g = 1 if groups is None else integer(groups)
     outputs, width = _check(x, weight, bias, g)

@@ -118,7 +118,7 @@ def leaky_relu(x: Array, alpha: Array) -> Array:
 
 
 def prelu(x: Array, alpha: Array) -> Array:
-    """``x[n, c] `` where positive, else ``alpha[c] * x[n, c]``; ``alpha`` has one entry per channel."""
+    """``x[n, c]`` where positive, else ``alpha[c] * x[n, c]``."""
     if alpha.shape != x.shape[1:2]:
         raise ValueError(f"alpha {list(alpha.shape)} should hold one number per channel")
     per_channel = alpha.reshape(-1, *(1,) * (x.ndim - 2))
@@ -239,7 +239,7 @@ def _erf_series() -> tuple[float, ...]:
 
 
 def _erf64(x: Array) -> Array:
-    """erf in float64, to an absolute error of 2e-8 (all of it beyond ``|x| = 4``)."""
+    """``erf`` in float64, to an absolute error of 2e-8 (all of it beyond ``|x| = 4``)."""
     z = np.clip(x.astype(np.float64), -_FLAT, _FLAT)
     t = z * z
     t *= 2.0 / (_FLAT * _FLAT)

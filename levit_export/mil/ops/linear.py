@@ -28,7 +28,7 @@ def linear(x: Array, weight: Array, *, bias: Array | None = None) -> Array:
     y = rows @ weight.T
     if bias is not None:
         y += bias
-    return y.reshape(shape)
+    return np.reshape(y, shape)
 
 
 def matmul(

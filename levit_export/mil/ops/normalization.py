@@ -55,7 +55,7 @@ def layer_norm(
     gamma: Array | None = None,
     beta: Array | None = None,
 ) -> Array:
-    """Normalise over ``axes`` (all when left out); ``gamma`` and ``beta`` have those axes' shape."""
+    """Normalise over ``axes`` (all when left out), whose shape ``gamma`` and ``beta`` have."""
     over = axes_of(axes, x.ndim)
     y = _standardised(x, over, epsilon)
     if gamma is not None:

@@ -46,7 +46,7 @@ def dequantize(
 
 
 def along(values: Array, data: Array, axis: Array | None) -> Array:
-    """``values`` as float32, shaped to broadcast along ``axis`` of ``data`` (scalars as they are)."""
+    """``values`` as float32, shaped to broadcast along ``axis`` of ``data`` (or scalar)."""
     numbers = values.astype(np.float32)
     if numbers.ndim == 0:
         return numbers

@@ -38,7 +38,7 @@ def reshape(x: Array, shape: Array, *, specification: int) -> Array:
             target[-back] = x.shape[-back] if back <= x.ndim else 1
     if any(n < -1 for n in target):
         raise ValueError(f"negative size in shape {target}")
-    return x.reshape(target)
+    return np.asarray(x.reshape(target))
 
 
 def transpose(x: Array, perm: Array) -> Array:

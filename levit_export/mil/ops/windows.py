@@ -6,11 +6,10 @@ Shared by convolution and pooling. Source: coremltools, MIL ops ``conv``, ``avg_
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
-
-import itertools
 
 import numpy as np
 
@@ -20,7 +19,7 @@ from levit_export.mil.ops.bounds import bounded, integers, same_length
 
 @dataclass(frozen=True)
 class Windows:
-    """Where a kernel of ``taps`` lands on inputs of spatial shape ``sizes``; one entry per axis."""
+    """Where a ``kernel`` lands on inputs of spatial shape ``sizes``; one entry per axis."""
 
     sizes: tuple[int, ...]
     kernel: tuple[int, ...]

@@ -1,0 +1,248 @@
+"""OpenVINO IR: an ``.xml`` graph and its ``.bin`` weights, run by OpenVINO Runtime."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from levit_export.core import (
+    Artifact,
+    Availability,
+    ExportOptions,
+    Prepared,
+    RunOptions,
+    Signature,
+    Tensors,
+    TensorSpec,
+)
+from levit_export.errors import ArtifactError, ExportFailedError, RuntimeFailedError, UsageError
+from levit_export.targets.availability import needs
+from levit_export.targets.metadata import PREFIX, metadata
+from levit_export.targets.quiet import first_line, last_line, quiet
+
+if TYPE_CHECKING:
+    import openvino
+
+SECTION = PREFIX.rstrip(".")
+"""Where in ``rt_info`` the metadata lives."""
+
+
+class OpenvinoTarget:
+    """See :class:`levit_export.core.Target`."""
+
+    name = "openvino"
+    suffix = ".xml"
+    precisions = ("fp32",)
+
+    def can_export(self) -> Availability:
+        """Needs torch and openvino."""
+        return needs("torch", "openvino", extra="openvino")
+
+    def can_run(self) -> Availability:
+        """Needs openvino."""
+        return needs("openvino", extra="openvino")
+
+    def can_time(self) -> Availability:
+        """OpenVINO's CPU plug-in is what ships on every system."""
+        return self.can_run()
+
+    def runs(self, options: RunOptions) -> tuple[RunOptions, ...]:
+        """Once, on ``options.device``."""
+        return (options,)
+
+    def export(self, model: Prepared, path: Path, options: ExportOptions) -> Artifact:
+        """Write ``path`` and the ``.bin`` beside it; float32 weights stay float32."""
+        import openvino
+
+        try:
+            with quiet("openvino"):
+                graph = openvino.convert_model(model.program)
+                _shape(graph, model.signature)
+                _name(graph, model)
+                pairs = metadata(model, options.precision, ("openvino",))
+                for key in sorted(pairs):
+                    graph.set_rt_info(pairs[key], [SECTION, key.removeprefix(PREFIX)])
+                openvino.save_model(graph, path, compress_to_fp16=False)
+        except OSError:
+            raise
+        except Exception as error:
+            raise ExportFailedError(
+                f"OpenVINO could not convert {model.info.name}: {first_line(error)}",
+                remedy="Report the model.",
+            ) from error
+        return Artifact(self.name, options.precision, path, model.signature)
+
+    def inspect(self, path: Path) -> Artifact:
+        """Signature and precision of an IR file."""
+        import openvino
+
+        graph = _read(openvino.Core(), path)
+        where = [SECTION, "precision"]
+        precision = str(graph.get_rt_info(where).value) if graph.has_rt_info(where) else "fp32"
+        return Artifact(self.name, precision, path, _signature(graph))
+
+    @contextmanager
+    def open(
+        self, artifact: Artifact, options: RunOptions, taps: Sequence[str] = ()
+    ) -> Iterator[OpenvinoSession]:
+        """Compile the file for ``options.device``.
+
+        ``INFERENCE_PRECISION_HINT`` is float32: on some processors OpenVINO would compute a
+        float32 file in bfloat16 or float16 otherwise (openvino#28032, #27795).
+        """
+        import openvino
+
+        core = openvino.Core()
+        device = options.device.upper()
+        if device not in core.available_devices:
+            raise UsageError(
+                f"OpenVINO sees no device {options.device!r} here",
+                remedy=f"Present: {', '.join(core.available_devices)}.",
+            )
+        graph = _read(core, artifact.path)
+        _add_taps(graph, taps, artifact.path)
+        settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+        if device == "CPU":
+            settings |= {"INFERENCE_NUM_THREADS": options.threads, "NUM_STREAMS": 1}
+        try:
+            compiled = core.compile_model(graph, device, settings)
+        except Exception as error:
+            raise ArtifactError(
+                f"OpenVINO cannot compile {artifact.path} for {device}: {last_line(error)}",
+                remedy="Try --device CPU, or export anew.",
+            ) from error
+        yield OpenvinoSession(compiled, artifact.path, device, taps)
+
+
+class OpenvinoSession:
+    """A compiled model as :class:`levit_export.core.Session`."""
+
+    def __init__(
+        self, compiled: openvino.CompiledModel, path: Path, device: str, taps: Sequence[str]
+    ) -> None:
+        import openvino
+
+        self._request = compiled.create_infer_request()
+        self._path = path
+        self._runtime = f"openvino {openvino.__version__.split('-')[0]} ({device})"
+        self._names = [_any_name(output) for output in compiled.outputs]
+        self._signature = _signature(compiled, hidden=taps)
+
+    @property
+    def signature(self) -> Signature:
+        """As OpenVINO read it from the file."""
+        return self._signature
+
+    @property
+    def runtime(self) -> str:
+        """``openvino 2026.4.1 (CPU)``."""
+        return self._runtime
+
+    def run(self, inputs: Tensors) -> dict[str, np.ndarray]:
+        """One inference call."""
+        try:
+            results = self._request.infer(dict(inputs))
+        except Exception as error:
+            raise RuntimeFailedError(
+                f"OpenVINO failed on {self._path.name}: {last_line(error)}",
+                remedy="Check the input's name, shape and type against the model's.",
+            ) from error
+        return {name: np.array(results[i]) for i, name in enumerate(self._names)}
+
+
+def _shape(graph: openvino.Model, signature: Signature) -> None:
+    """Fix every dimension but an open batch: the converter leaves height and width open."""
+    import openvino
+
+    graph.reshape(
+        {
+            port: openvino.PartialShape([-1 if d is None else d for d in spec.shape])
+            for port, spec in zip(graph.inputs, signature.inputs, strict=True)
+        }
+    )
+
+
+def _name(graph: openvino.Model, model: Prepared) -> None:
+    """Name inputs and outputs, and number what the converter names from a global counter.
+
+    That counter makes two exports of one process differ.
+    """
+    for ports, specs in (
+        (graph.inputs, model.signature.inputs),
+        (graph.outputs, model.signature.outputs),
+    ):
+        for port, spec in zip(ports, specs, strict=True):
+            port.get_tensor().set_names({spec.name})
+    graph.set_friendly_name(model.info.name)
+    for index, node in enumerate(graph.get_ordered_ops()):
+        kind = node.get_type_name()
+        if re.fullmatch(rf"{kind}_\d+", node.get_friendly_name()):
+            node.set_friendly_name(f"{kind}_{index}")
+
+
+def _read(core: openvino.Core, path: Path) -> openvino.Model:
+    """Read an IR and nothing else: ``read_model`` would take an ONNX file named ``.xml`` too."""
+    weights = path.with_suffix(".bin")
+    try:
+        with path.open("rb") as file:
+            is_xml = file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<")
+    except OSError as error:
+        raise ArtifactError(
+            f"{path} cannot be read: {error.strerror}", remedy="Check the path."
+        ) from error
+    if not is_xml:
+        raise ArtifactError(
+            f"{path} is not an OpenVINO graph (it does not start as XML)",
+            remedy="Give the .xml file of an OpenVINO model; ONNX files must end in .onnx.",
+        )
+    if not weights.is_file():
+        raise ArtifactError(
+            f"{path} has no weights: {weights.name} is missing beside it",
+            remedy="Copy both files of the model.",
+        )
+    try:
+        return core.read_model(path, weights)
+    except Exception as error:
+        raise ArtifactError(
+            f"OpenVINO cannot read {path}: {last_line(error)}",
+            remedy="Copy the .xml and the .bin again; they must be of one export.",
+        ) from error
+
+
+def _add_taps(graph: openvino.Model, taps: Sequence[str], path: Path) -> None:
+    """Make inner values further outputs, in memory; the file stays as it is."""
+    nodes = {node.get_friendly_name(): node for node in graph.get_ops()}
+    for tap in taps:
+        if tap not in nodes:
+            raise UsageError(
+                f"{path.name} has no value {tap!r}", remedy="Take a name from its graph."
+            )
+        added = graph.add_outputs([nodes[tap].output(0)])
+        added[0].get_tensor().set_names({tap})
+
+
+def _signature(graph: Any, hidden: Sequence[str] = ()) -> Signature:
+    return Signature(
+        tuple(_spec(port) for port in graph.inputs),
+        tuple(_spec(port) for port in graph.outputs if _any_name(port) not in hidden),
+    )
+
+
+def _any_name(port: Any) -> str:
+    """The port's tensor name; foreign models may have none, then the node's."""
+    names = port.get_names()
+    return min(names) if names else str(port.get_node().get_friendly_name())
+
+
+def _spec(port: Any) -> TensorSpec:
+    shape = port.get_partial_shape()
+    return TensorSpec(
+        _any_name(port),
+        tuple(d.get_length() if d.is_static else None for d in shape),
+        str(port.get_element_type().to_dtype()),
+    )

@@ -1,0 +1,56 @@
+"""Keep converters from talking to the user; what they say goes to the log, shown by ``-v``."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+
+log = logging.getLogger("levit_export")
+
+
+@contextlib.contextmanager
+def quiet(*loggers: str) -> Iterator[None]:
+    """Send prints, warnings and the named ``loggers`` of a block to this package's log.
+
+    Converters warn about versions and optional packages, draw progress bars and log at every
+    level; none of it is about the user's model.
+    """
+    heard = io.StringIO()
+    handler = logging.StreamHandler(heard)
+    with contextlib.ExitStack() as stack:
+        for name in loggers:
+            stack.enter_context(_only(handler, logging.getLogger(name)))
+        caught = stack.enter_context(warnings.catch_warnings(record=True))
+        warnings.simplefilter("always")
+        stack.enter_context(contextlib.redirect_stdout(heard))
+        stack.enter_context(contextlib.redirect_stderr(heard))
+        yield
+    for line in filter(str.strip, heard.getvalue().splitlines()):
+        log.debug("%s", line)
+    for warning in caught:
+        log.debug("%s", warning.message)
+
+
+@contextlib.contextmanager
+def _only(handler: logging.Handler, logger: logging.Logger) -> Iterator[None]:
+    """Let ``handler`` alone hear ``logger``."""
+    handlers, propagate = logger.handlers, logger.propagate
+    logger.handlers, logger.propagate = [handler], False
+    try:
+        yield
+    finally:
+        logger.handlers, logger.propagate = handlers, propagate
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says, in one line of at most 300 characters."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
+def last_line(error: BaseException) -> str:
+    """What an exception says at its end, where C++ runtimes put the cause."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines or [type(error).__name__])[-1][:300]

@@ -1,0 +1,257 @@
+"""``levit-export check`` and ``bench``: what is on disk, held against its reference."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+from conftest import Cli, Exported
+from onnx import numpy_helper
+
+from levit_export import bundle
+
+FILE = "onnx-fp32/levit_digits.onnx"
+Edit = Callable[[dict[str, Any]], object]
+
+
+def edit_manifest(folder: Path, edit: Edit) -> None:
+    """Change the parsed manifest of an export directory in place."""
+    path = folder / "manifest.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    edit(content)
+    path.write_text(json.dumps(content), encoding="utf-8")
+
+
+def vouch(folder: Path, name: str) -> None:
+    """Let the manifest say that a file is as it should be."""
+    entry = bundle.file_entry(folder / name)
+    edit_manifest(folder, lambda m: m["files"][name].update(vars(entry)))
+
+
+def shift_a_bias(file: Path) -> None:
+    """Add a little to the bias of the classifier: another model, and valid all the same."""
+    proto = onnx.load(file)
+    (head,) = [node for node in proto.graph.node if node.op_type == "Gemm"]
+    (bias,) = [t for t in proto.graph.initializer if t.name == head.input[2]]
+    values = numpy_helper.to_array(bias).copy()
+    values[3] += 1e-3
+    bias.CopyFrom(numpy_helper.from_array(values, bias.name))
+    onnx.save(proto, file)
+
+
+def test_check_of_a_directory(cli: Cli, exported: Exported) -> None:
+    """An export directory passes against its own golden vectors: status 0."""
+    result = cli("check", exported.folder)
+    assert result.exit_code == 0, result.output
+    (row,) = [line for line in result.stdout.splitlines() if line.startswith("onnx-fp32")]
+    assert "pass" in row
+    assert result.stderr == ""
+
+
+def test_check_as_json(cli: Cli, exported: Exported) -> None:
+    """``check DIR --json -`` prints the report of the run and nothing else."""
+    report = json.loads(cli("check", exported.folder, "--json", "-").stdout)
+    assert (report["verdict"], report["model"]["name"]) == ("pass", "levit_digits")
+    assert report["artifacts"][0]["parity"]["samples"] == 26
+
+
+def test_quiet_check(cli: Cli, exported: Exported) -> None:
+    """``check -q`` says nothing where nothing is wrong."""
+    result = cli("check", exported.folder, "-q")
+    assert (result.exit_code, result.output) == (0, "")
+
+
+def test_check_needs_no_exporter(exported: Exported) -> None:
+    """A directory is checked where torch and the ONNX exporters cannot be imported."""
+    script = (
+        "import sys\n"
+        "sys.modules.update(dict.fromkeys(('torch', 'onnx', 'onnxscript', 'onnxsim')))\n"
+        "from levit_export.cli import main\n"
+        "main()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, "check", str(exported.folder)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "pass" in done.stdout
+
+
+def test_check_of_an_altered_file(cli: Cli, copied: Path) -> None:
+    """One flipped bit in the artifact is found by its hash: status 1."""
+    content = bytearray((copied / FILE).read_bytes())
+    content[len(content) // 2] ^= 1
+    (copied / FILE).write_bytes(content)
+    result = cli("check", copied)
+    assert result.exit_code == 1
+    assert "altered" in result.stdout
+    assert FILE in result.stdout
+
+
+@pytest.mark.parametrize("name", [FILE, "golden/logits.npy", "labels.txt"])
+def test_check_of_a_missing_file(cli: Cli, copied: Path, name: str) -> None:
+    """A directory that lost a file fails, even when no artifact is left: status 1, not 3."""
+    (copied / name).unlink()
+    result = cli("check", copied, "--allow-not-run")
+    assert result.exit_code == 1
+    assert f"{name} is missing" in result.stdout
+
+
+def test_check_of_another_model(cli: Cli, copied: Path) -> None:
+    """A valid but different model fails by parity though the manifest vouches for its bytes."""
+    shift_a_bias(copied / FILE)
+    vouch(copied, FILE)
+    result = cli("check", copied)
+    assert result.exit_code == 1
+    assert "exceeds the tolerance" in result.stdout
+    assert "altered" not in result.stdout
+
+
+def test_check_of_damaged_golden_vectors(cli: Cli, copied: Path) -> None:
+    """Golden vectors that NumPy cannot read are bad input: status 2."""
+    (copied / "golden" / "logits.npy").write_bytes(b"not an array")
+    vouch(copied, "golden/logits.npy")
+    result = cli("check", copied)
+    assert result.exit_code == 2
+    assert "golden vectors" in result.stderr
+    assert "export anew" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda m: m.update(schema=99), "schema 99"),
+        (lambda m: m.pop("schema"), "schema None"),
+        (lambda m: m.update(colour="red"), "colour"),
+        (lambda m: m.pop("golden"), "golden"),
+        (lambda m: m["files"].update({"../x": {"sha256": "", "bytes": 0}}), "'../x'"),
+        (lambda m: m["artifacts"][0].update(path="/etc/passwd"), "'/etc/passwd'"),
+        (lambda m: m["artifacts"][0].update(path="a\\..\\b"), "outside the directory"),
+        (lambda m: m["artifacts"][0].update(precision="fp16"), "no tolerance"),
+        (lambda m: m.update(artifacts=[]), "no artifacts"),
+        (lambda m: m["golden"]["tolerances"]["fp32"].update(rtol=[1.0, 1.0]), "2 tolerances"),
+    ],
+)
+def test_check_of_a_bad_manifest(cli: Cli, copied: Path, edit: Edit, message: str) -> None:
+    """A manifest that is none of ours, or leads elsewhere, is refused: status 2, and why."""
+    edit_manifest(copied, edit)
+    result = cli("check", copied)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert "bug" not in result.stderr
+    assert result.stdout == ""
+
+
+def test_check_of_a_manifest_that_is_not_json(cli: Cli, copied: Path) -> None:
+    """A manifest that is no JSON is refused with its path: status 2."""
+    (copied / "manifest.json").write_text("{", encoding="utf-8")
+    result = cli("check", copied)
+    assert result.exit_code == 2
+    assert str(copied / "manifest.json") in result.stderr
+
+
+@pytest.mark.parametrize("name", ["nowhere", "labels.txt", "golden"])
+def test_check_of_something_else(cli: Cli, copied: Path, name: str) -> None:
+    """A path that does not exist or is no artifact is refused with its name: status 2."""
+    result = cli("check", copied / name)
+    assert result.exit_code == 2
+    assert str(copied / name) in result.stderr
+
+
+def test_check_of_a_file_needs_a_model(cli: Cli, exported: Exported) -> None:
+    """A bare file has no reference of its own; the remedy names the option: status 2."""
+    result = cli("check", exported.folder / FILE)
+    assert result.exit_code == 2
+    assert FILE in result.stderr
+    assert "--checkpoint" in result.stderr
+
+
+def test_check_of_a_file(cli: Cli, exported: Exported) -> None:
+    """A bare file with its model named is checked against PyTorch: status 0."""
+    result = cli("check", exported.folder / FILE, "--model", "levit_digits")
+    assert result.exit_code == 0, result.output
+    assert "99.17 % (357/360)" in result.stdout
+
+
+def test_check_of_the_wrong_file(cli: Cli, copied: Path) -> None:
+    """A bare file that is not the named model fails: status 1."""
+    shift_a_bias(copied / FILE)
+    result = cli("check", copied / FILE, "--model", "levit_digits")
+    assert result.exit_code == 1
+    assert "exceeds the tolerance" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("given", "atol", "rtol"),
+    [
+        (("--atol", 0.5), 0.5, [0.0]),
+        (("--rtol", 0.25), 0.0, [0.25]),
+        (("--atol", 1, "--rtol", 0.125), 1.0, [0.125]),
+    ],
+)
+def test_given_tolerance(
+    cli: Cli, exported: Exported, given: tuple[object, ...], atol: float, rtol: list[float]
+) -> None:
+    """A tolerance that was given is used and recorded as given, not as derived."""
+    report = json.loads(cli("check", exported.folder, *given, "--json", "-").stdout)
+    tolerance = report["artifacts"][0]["parity"]["tolerance"]
+    assert (tolerance["origin"], tolerance["atol"]) == ("given", atol)
+    assert (tolerance["rtol"], tolerance["derivation"]) == (rtol, {})
+
+
+def test_tolerance_that_proves_nothing(cli: Cli, exported: Exported) -> None:
+    """A tolerance so wide that a constant would pass fails instead of passing everything."""
+    result = cli("check", exported.folder, "--atol", 1e6)
+    assert result.exit_code == 1
+    assert "proves nothing" in result.stdout
+
+
+def test_check_that_cannot_be_run(
+    cli: Cli, exported: Exported, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the runtime the check is not run: status 3, or 0 with a notice when allowed."""
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    result = cli("check", exported.folder)
+    assert result.exit_code == 3
+    assert "onnxruntime" in result.stdout
+    allowed = cli("check", exported.folder, "--allow-not-run")
+    assert allowed.exit_code == 0
+    assert "not run" in allowed.stderr
+
+
+def test_bench_of_a_directory(cli: Cli, exported: Exported) -> None:
+    """A directory is timed on its own: one row with a latency, no claim of parity."""
+    result = cli("bench", exported.folder, "--iters", 2, "--warmup", 0)
+    assert result.exit_code == 0, result.output
+    (row,) = [line for line in result.stdout.splitlines() if line.startswith("onnx-fp32")]
+    assert " ms" in row
+    assert "pass" not in row
+    assert "PyTorch" not in result.stdout
+
+
+def test_bench_against_pytorch(cli: Cli, exported: Exported) -> None:
+    """With a model named, eager PyTorch is timed in the same run."""
+    options = ("--model", "levit_digits", "--iters", 2, "--warmup", 0, "--json", "-")
+    result = cli("bench", exported.folder, *options)
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert len(report["baselines"]["PyTorch eager"]["seconds"]) == 2
+    assert len(report["artifacts"][0]["timing"]["seconds"]) == 2
+
+
+def test_bench_that_cannot_be_run(
+    cli: Cli, exported: Exported, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the runtime nothing is timed: status 3, and the row says why."""
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    result = cli("bench", exported.folder, "--iters", 1)
+    assert result.exit_code == 3
+    assert "not run: onnxruntime" in result.stdout

@@ -1,0 +1,88 @@
+"""What many tests share: the command line, one export of the bundled model, and its weights."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+
+Cli = Callable[..., Result]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """An export directory and what the command line said while it wrote it."""
+
+    folder: Path
+    stdout: str
+    stderr: str
+    status: int
+
+
+@pytest.fixture(scope="session")
+def cli() -> Cli:
+    """Run the command line in this process: ``cli("check", folder)``."""
+    from levit_export.cli import cli as group
+
+    def run(*arguments: object) -> Result:
+        return CliRunner().invoke(group, [str(a) for a in arguments], prog_name="levit-export")
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory, cli: Cli) -> Exported:
+    """The default export: no model, no output and no format given; do not change its files."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("default"))
+        result = cli("export", "--warmup", 1, "--iters", 4)
+        folder = Path.cwd() / "exported" / "levit_digits"
+    return Exported(folder, result.stdout, result.stderr, result.exit_code)
+
+
+@pytest.fixture
+def copied(exported: Exported, tmp_path: Path) -> Path:
+    """A copy of the default export that a test may damage."""
+    return shutil.copytree(exported.folder, tmp_path / "copied")
+
+
+@pytest.fixture(scope="session")
+def digits_file() -> Path:
+    """The bundled checkpoint's file."""
+    return Path(str(resources.files("levit_export.data") / "levit_digits.safetensors"))
+
+
+@pytest.fixture
+def digits_tensors(digits_file: Path) -> dict[str, torch.Tensor]:
+    """The bundled checkpoint's tensors; a fresh dictionary for each test."""
+    from safetensors.torch import load_file
+
+    return load_file(digits_file)
+
+
+@pytest.fixture(scope="session")
+def tree() -> Callable[[Path], dict[str, object]]:
+    """A function that describes every file below a folder, so that two moments compare equal.
+
+    Files are described by content and time of change, folders by their presence.
+    """
+
+    def describe(folder: Path) -> dict[str, object]:
+        return {
+            path.relative_to(folder).as_posix(): (
+                hashlib.sha256(path.read_bytes()).hexdigest(),
+                path.stat().st_mtime_ns,
+            )
+            if path.is_file()
+            else "folder"
+            for path in sorted(folder.rglob("*"))
+        }
+
+    return describe

@@ -1,0 +1,107 @@
+"""What is loaded when, and what the package and its command line promise by name."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import click
+import pytest
+
+import levit_export
+from levit_export.cli import cli
+
+HEAVY = (
+    "torch",
+    "onnx",
+    "onnxruntime",
+    "onnxscript",
+    "onnxsim",
+    "openvino",
+    "coremltools",
+    "rich",
+    "cattrs",
+)
+VERBS = sorted(cli.commands)
+EAGER = {"LevitExportError", "__version__"}
+
+
+def imported(*arguments: str) -> set[str]:
+    """The top-level packages that a fresh interpreter imports while it runs ``arguments``."""
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", *arguments],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    lines = (line.rsplit("|", 1) for line in done.stderr.splitlines() if "import time:" in line)
+    return {name.strip().split(".")[0] for _, name in lines}
+
+
+def options() -> list[tuple[str, click.Option]]:
+    """Every option of every verb."""
+    return [
+        (f"{verb} {option.opts[-1]}", option)
+        for verb, command in cli.commands.items()
+        for option in command.params
+        if isinstance(option, click.Option)
+    ]
+
+
+def test_importing_the_package_is_light() -> None:
+    """``import levit_export`` loads none of the heavy packages."""
+    found = imported("-c", "import levit_export")
+    assert "levit_export" in found
+    assert not found & set(HEAVY)
+
+
+@pytest.mark.parametrize("verb", ["", *VERBS])
+def test_help_is_light(verb: str) -> None:
+    """Help loads neither a heavy package nor numpy."""
+    found = imported("-m", "levit_export", *filter(None, [verb]), "--help")
+    assert "click" in found
+    assert not found & {*HEAVY, "numpy"}
+
+
+@pytest.mark.parametrize("name", levit_export.__all__)
+def test_public_names_resolve(name: str) -> None:
+    """Every public name can be had and, but for the version, is the thing of that name."""
+    value = getattr(levit_export, name)
+    assert name == "__version__" or value.__name__ == name
+
+
+def test_all_is_what_can_be_had() -> None:
+    """``__all__`` is sorted and lists the lazy names and the eager ones, no more and no fewer."""
+    assert set(levit_export.__all__) == EAGER | set(levit_export._HOMES)
+    assert levit_export.__all__ == sorted(levit_export.__all__)
+
+
+def test_unknown_attribute() -> None:
+    """A name that is not public is an AttributeError that names it."""
+    with pytest.raises(AttributeError, match="no_such_name"):
+        _ = levit_export.no_such_name
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_verbs_have_help(verb: str) -> None:
+    """Every verb says in a sentence what it does."""
+    text = cli.commands[verb].help
+    assert text is not None
+    assert text.split("\n")[0].strip().endswith(".")
+
+
+@pytest.mark.parametrize(("name", "option"), options(), ids=lambda value: str(value))
+def test_options_have_help(name: str, option: click.Option) -> None:
+    """Every option has help, or is a count whose name and shown default say it all."""
+    counted = isinstance(option.type, click.IntRange) and option.show_default
+    assert option.help or counted, name
+
+
+def test_help_of_exit_status_keeps_its_lines() -> None:
+    """The table of exit statuses has a line for each, not a paragraph."""
+    done = subprocess.run(
+        [sys.executable, "-m", "levit_export", "-h"], capture_output=True, text=True, check=True
+    )
+    starts = [line.strip()[:1] for line in done.stdout.splitlines() if line.startswith("    ")]
+    assert starts == ["0", "1", "2", "3"]
+    assert "\\b" not in done.stdout
