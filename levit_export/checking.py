@@ -4,17 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter, sleep
 
 import numpy as np
 
-from levit_export import machine, parity, timing
-from levit_export.core import Artifact, RunOptions, Session, Signature, Tolerance
+from levit_export import bundle, machine, parity, timing
+from levit_export.core import (
+    PROBABILITIES,
+    UNIT_ROUNDOFF,
+    Artifact,
+    RunOptions,
+    Session,
+    Signature,
+    TensorSpec,
+    Tolerance,
+)
 from levit_export.errors import RuntimeFailedError
 from levit_export.parity import ParityReport
-from levit_export.report import Accuracy
+from levit_export.report import Accuracy, ArtifactReport
 from levit_export.samples import Samples
 from levit_export.targets import target
 from levit_export.timing import TimingPlan, TimingReport
@@ -43,30 +52,101 @@ class Reference:
     dataset: str = ""
     predictions: np.ndarray | None = None
 
+    def matching(self, signature: Signature) -> Reference:
+        """This reference, as probabilities where that is what ``signature`` gives."""
+        names = {spec.name for spec in signature.outputs}
+        return as_probabilities(self) if names == {PROBABILITIES} else self
 
-def check(
-    artifact: Artifact, reference: Reference, options: RunOptions
-) -> tuple[ParityReport, Accuracy | None]:
+
+def as_probabilities(reference: Reference) -> Reference:
+    """The reference of a model with a softmax behind its logits.
+
+    With p = softmax(z), ``|dp_i| <= 2 p_i (1 - p_i) max|dz| <= max|dz| / 2``, to which rounding p
+    itself adds one unit roundoff; that turns the allowance for logits into one for probabilities.
+    """
+    ((_, logits),) = reference.outputs.items()
+    z = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+    p = np.exp(z) / np.exp(z).sum(axis=1, keepdims=True)
+    tolerances = {}
+    for precision, tolerance in reference.tolerances.items():
+        allowed = tolerance.allowed(logits) / 2 / p.max(axis=1) + UNIT_ROUNDOFF[precision]
+        tolerances[precision] = replace(tolerance, atol=0.0, rtol=tuple(allowed.tolist()))
+    (taken,) = reference.signature.outputs
+    return replace(
+        reference,
+        signature=Signature(reference.signature.inputs, (TensorSpec(PROBABILITIES, taken.shape),)),
+        outputs={PROBABILITIES: p},
+        tolerances=tolerances,
+    )
+
+
+@dataclass(frozen=True)
+class Row:
+    """One artifact and one way to execute it: a line of the report."""
+
+    artifact: Artifact
+    run: RunOptions
+
+
+def rows(artifacts: Sequence[Artifact], options: RunOptions) -> tuple[Row, ...]:
+    """Every artifact, once for each way that ``options`` ask its target to execute it."""
+    return tuple(
+        Row(artifact, run)
+        for artifact in artifacts
+        for run in target(artifact.format).runs(options)
+    )
+
+
+def check(row: Row, reference: Reference) -> tuple[ParityReport, Accuracy | None]:
     """Parity of one artifact, and its accuracy where the reference has labelled images."""
-    kind = target(artifact.format)
+    kind = target(row.artifact.format)
     available = kind.can_run()
     if not available.ok:
         return parity.not_run(f"{available.reason}: {available.fix}"), None
-    with kind.open(artifact, options) as session:
+    with kind.open(row.artifact, row.run) as session:
+        expected = reference.matching(session.signature)
         try:
-            outputs = parity.collect(session, reference.samples)
+            outputs = parity.collect(session, expected.samples)
         except RuntimeFailedError as error:
-            return _failed(str(error), session, reference), None
+            return _failed(str(error), session, expected), None
         report = parity.compare_outputs(
-            reference.outputs,
+            expected.outputs,
             outputs,
-            reference.samples,
-            reference.tolerances[artifact.precision],
-            expected=reference.signature,
+            expected.samples,
+            expected.tolerances[row.artifact.precision],
+            expected=expected.signature,
             runtime=session.runtime,
-            doubt=reference.doubt,
+            doubt=expected.doubt,
         )
-        return report, _accuracy(session, reference)
+        return report, _accuracy(session, expected)
+
+
+def describe(
+    row: Row,
+    folder: Path,
+    parity_report: ParityReport,
+    accuracy: Accuracy | None,
+    timed: TimingReport | None,
+) -> ArtifactReport:
+    """What was found out about an artifact, its path relative to ``folder``."""
+    artifact = row.artifact
+    entry = bundle.digest(artifact.files)
+    remarks = () if parity_report.verdict == "not-run" else _remarks(row)
+    return ArtifactReport(
+        format=artifact.format,
+        precision=artifact.precision,
+        path=artifact.path.relative_to(folder).as_posix(),
+        bytes=entry.bytes,
+        sha256=entry.sha256,
+        parity=parity_report,
+        timing=timed,
+        accuracy=accuracy,
+        notes=(*artifact.notes, *remarks),
+    )
+
+
+def _remarks(row: Row) -> tuple[str, ...]:
+    return target(row.artifact.format).remarks(row.artifact, row.run)
 
 
 def _failed(reason: str, session: Session, reference: Reference) -> ParityReport:
@@ -101,42 +181,41 @@ class _Entrant:
     call: Callable[[], object]
 
 
-def time_artifacts(
-    artifacts: Sequence[Artifact],
-    options: RunOptions,
+def time_rows(
+    rows: Sequence[Row],
+    threads: int,
     plan: TimingPlan,
     *,
     macs: int = 0,
     others: Mapping[str, Session] | None = None,
     progress: Callable[[], None] = lambda: None,
-) -> tuple[dict[Path, TimingReport], dict[str, TimingReport]]:
-    """Latency of every artifact and of ``others`` (by name), all measured round robin.
+) -> tuple[dict[Row, TimingReport], dict[str, TimingReport]]:
+    """Latency of every row and of ``others`` (by name), all measured round robin.
 
-    The first result is keyed by the artifacts' paths. ``macs`` of one image, where known, gives
-    the efficiency against the machine's GEMM rate, measured just before and just after.
+    ``macs`` of one image, where known, gives the efficiency against the machine's GEMM rate on
+    ``threads`` threads, measured just before and just after.
     """
-    reports: dict[Path, TimingReport] = {}
+    reports: dict[Row, TimingReport] = {}
     with ExitStack() as stack:
-        entrants: dict[Path | str, _Entrant] = {}
-        for artifact in artifacts:
-            available = target(artifact.format).can_time()
+        entrants: dict[Row | str, _Entrant] = {}
+        for row in rows:
+            available = target(row.artifact.format).can_time()
             if available.ok:
-                entrants[artifact.path] = _enter(stack, artifact, options)
+                entrants[row] = _enter(stack, row)
             else:
-                reports[artifact.path] = timing.not_timed(available.reason)
+                reports[row] = timing.not_timed(available.reason)
         batch = next((entrant.batch for entrant in entrants.values()), 1)
         for name, session in (others or {}).items():
             entrants[name] = _Entrant(session, 0.0, batch, _call(session, batch))
-        before = _gemm_seconds(options.threads)
-        seconds = timing.measure(
-            {key: e.call for key, e in entrants.items()}, plan, progress=progress
-        )
-        products = before + _gemm_seconds(options.threads)
+        before = _gemm_seconds(threads)
+        calls = {key: entrant.call for key, entrant in entrants.items()}
+        seconds = timing.measure(calls, plan, progress=progress)
+        products = before + _gemm_seconds(threads)
     rate = machine.gemm_operations() / float(np.median(products))
     baselines: dict[str, TimingReport] = {}
     for key, entrant in entrants.items():
-        timed = _timed(entrant, seconds[key], options, macs=macs, rate=rate)
-        if isinstance(key, Path):
+        timed = _timed(entrant, seconds[key], threads, macs=macs, rate=rate)
+        if isinstance(key, Row):
             reports[key] = timed
         else:
             baselines[key] = timed
@@ -152,9 +231,9 @@ def _gemm_seconds(threads: int) -> tuple[float, ...]:
     return seconds
 
 
-def _enter(stack: ExitStack, artifact: Artifact, options: RunOptions) -> _Entrant:
+def _enter(stack: ExitStack, row: Row) -> _Entrant:
     start = perf_counter()
-    session = stack.enter_context(target(artifact.format).open(artifact, options))
+    session = stack.enter_context(target(row.artifact.format).open(row.artifact, row.run))
     load_s = perf_counter() - start
     batch = session.signature.batch or 1
     return _Entrant(session, load_s, batch, _call(session, batch))
@@ -178,7 +257,7 @@ def _fixed(dimension: int | None) -> int:
 def _timed(
     entrant: _Entrant,
     seconds: tuple[float, ...],
-    options: RunOptions,
+    threads: int,
     *,
     macs: int,
     rate: float,
@@ -187,7 +266,7 @@ def _timed(
     return TimingReport(
         verdict="pass",
         runtime=entrant.session.runtime,
-        threads=options.threads,
+        threads=threads,
         batch=entrant.batch,
         load_s=entrant.load_s,
         efficiency=ideal / float(np.median(seconds)) if macs else None,

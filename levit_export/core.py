@@ -24,6 +24,9 @@ Resize = Literal["shorter-side", "exact"]
 UNIT_ROUNDOFF = {"fp64": 2.0**-53, "fp32": 2.0**-24, "fp16": 2.0**-11}
 """Largest relative error of rounding to nearest: half the spacing of numbers at 1."""
 
+PROBABILITIES = "probabilities"
+"""The output of a model that ends in a softmax, as ``logits`` is that of one that does not."""
+
 FORMAT_ALIASES = {"mlpackage": "coreml", "mlprogram": "coreml", "ov": "openvino", "ort": "onnx"}
 
 
@@ -152,9 +155,14 @@ class Prepared:
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """What a user may ask of an export. Each target reads what concerns it."""
+    """What a user may ask of an export. Each target reads what concerns it.
+
+    ``batch`` None leaves the batch open. ``opset`` and ``simplify`` are ONNX's,
+    ``deployment_target`` and ``classifier`` Core ML's.
+    """
 
     precision: str = "fp32"
+    batch: int | None = 1
     opset: int = 18
     simplify: bool = True
     deployment_target: str = "iOS16"
@@ -235,14 +243,20 @@ class Target(Protocol):
     def can_time(self) -> Availability:
         """Whether timing it here would mean anything."""
 
-    def runs(self, options: RunOptions) -> tuple[RunOptions, ...]:
-        """The ways to execute an artifact that ``options`` ask for, each a row of the report."""
+    def refuse(self, options: ExportOptions) -> None:
+        """Raise ``UsageError`` for what the format cannot do, before anything heavy happens."""
 
     def export(self, model: Prepared, path: Path, options: ExportOptions) -> Artifact:
         """Write ``model`` to ``path``. Same inputs give the same bytes."""
 
     def inspect(self, path: Path) -> Artifact:
         """Read back what a file on disk says of itself. Raises ``ArtifactError``."""
+
+    def runs(self, options: RunOptions) -> tuple[RunOptions, ...]:
+        """The ways to execute an artifact that ``options`` ask for, each a row of the report."""
+
+    def remarks(self, artifact: Artifact, options: RunOptions) -> tuple[str, ...]:
+        """What a reader of a check on this machine has to know, a sentence each."""
 
     def open(
         self, artifact: Artifact, options: RunOptions, taps: Sequence[str] = ()

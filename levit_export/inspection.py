@@ -9,11 +9,11 @@ from pathlib import Path
 from levit_export import bundle, checking, machine, parity, reference, report
 from levit_export.atomic import MANIFEST
 from levit_export.bundle import Manifest
-from levit_export.checking import Reference
+from levit_export.checking import Reference, Row
 from levit_export.core import Artifact, RunOptions, Session, Verdict
 from levit_export.errors import ArtifactError, UsageError
 from levit_export.parity import ParityReport
-from levit_export.pipeline import BASELINE, TOOLCHAIN, artifact_report
+from levit_export.pipeline import BASELINE, TOOLCHAIN
 from levit_export.progress import Progress, Silent
 from levit_export.reference import ModelChoice, Overrides
 from levit_export.report import ArtifactReport, Report
@@ -74,7 +74,7 @@ def bench(request: InspectRequest, progress: Progress | None = None) -> Report:
     """
     progress = progress or Silent()
     found = [_find(path) for path in request.paths]
-    artifacts = [artifact for each in found for artifact in each.artifacts]
+    rows = [(each, row) for each in found for row in checking.rows(each.artifacts, request.run)]
     others: dict[str, Session] = {}
     macs = _macs(found)
     if not request.choice.is_default:
@@ -84,9 +84,9 @@ def bench(request: InspectRequest, progress: Progress | None = None) -> Report:
         others[BASELINE] = reference.eager_session(checkpoint, threads=request.run.threads)
     progress.stage("timing")
     progress.steps(request.plan.iterations)
-    timings, baselines = checking.time_artifacts(
-        artifacts,
-        request.run,
+    timings, baselines = checking.time_rows(
+        [row for _, row in rows],
+        request.run.threads,
         request.plan,
         macs=macs,
         others=others,
@@ -94,9 +94,7 @@ def bench(request: InspectRequest, progress: Progress | None = None) -> Report:
     )
     skipped = parity.not_run("not asked for by bench")
     reports = [
-        artifact_report(artifact, each.folder, skipped, None, timings[artifact.path])
-        for each in found
-        for artifact in each.artifacts
+        checking.describe(row, each.folder, skipped, None, timings[row]) for each, row in rows
     ]
     verdict = report.overall(timing.verdict for timing in timings.values())
     return _report(reports, found, verdict=verdict, baselines=baselines)
@@ -123,20 +121,23 @@ def _check_one(each: _Found, request: InspectRequest, progress: Progress) -> lis
     if damage:
         reason = f"the directory was altered after it was written: {'; '.join(damage[:3])}"
         failed = ParityReport("fail", reason, runtime="", samples=0)
-        return [_altered(artifact, each.folder, failed) for artifact in each.artifacts]
+        return [
+            _altered(row, each.folder, failed)
+            for row in checking.rows(each.artifacts, request.run)
+        ]
     expected = _reference(each, request, progress)
     reports = []
-    for artifact in each.artifacts:
-        progress.stage(f"checking {artifact.path.name}")
-        result, accuracy = checking.check(artifact, expected, request.run)
-        reports.append(artifact_report(artifact, each.folder, result, accuracy, None))
+    for row in checking.rows(each.artifacts, request.run):
+        progress.stage(f"checking {row.artifact.path.name}")
+        reports.append(checking.describe(row, each.folder, *checking.check(row, expected), None))
     return reports
 
 
-def _altered(artifact: Artifact, folder: Path, failed: ParityReport) -> ArtifactReport:
+def _altered(row: Row, folder: Path, failed: ParityReport) -> ArtifactReport:
     """The failure of an artifact whose directory was altered; the artifact itself may be gone."""
+    artifact = row.artifact
     if artifact.path.exists():
-        return artifact_report(artifact, folder, failed, None, None)
+        return checking.describe(row, folder, failed, None, None)
     path = artifact.path.relative_to(folder).as_posix()
     return ArtifactReport(artifact.format, artifact.precision, path, 0, "", failed)
 

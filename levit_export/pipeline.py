@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 
 from levit_export import atomic, bundle, checking, machine, parity, reference, report
 from levit_export.bundle import ArtifactEntry, GoldenEntry, Manifest
-from levit_export.checking import Reference
+from levit_export.checking import Reference, Row
 from levit_export.core import Artifact, ExportOptions, Prepared, RunOptions, Target
 from levit_export.errors import MissingDependencyError, UsageError
 from levit_export.parity import ParityReport
 from levit_export.progress import Progress, Silent
 from levit_export.reference import ModelChoice, Overrides
-from levit_export.report import Accuracy, ArtifactReport, Report
+from levit_export.report import Accuracy, Report
 from levit_export.targets import target
 from levit_export.targets.metadata import versions
 from levit_export.timing import TimingPlan, TimingReport
@@ -32,6 +32,8 @@ TOOLCHAIN = (
     "onnxscript",
     "onnxsim",
     "onnxruntime",
+    "openvino",
+    "coremltools",
 )
 BASELINE = "PyTorch eager"
 
@@ -47,8 +49,6 @@ class ExportRequest:
     formats: tuple[str, ...] = ("onnx",)
     precision: str | None = None
     options: ExportOptions = field(default_factory=ExportOptions)
-    batch: int = 1
-    dynamic: bool = False
     skip: tuple[str, ...] = ()
     seed: int = 0
     check: bool = True
@@ -88,14 +88,18 @@ def _job(name: str, request: ExportRequest) -> Job:
         raise MissingDependencyError(
             f"{kind.name} cannot be exported here: {available.reason}", remedy=available.fix
         )
-    return Job(kind, replace(request.options, precision=precision))
+    options = replace(request.options, precision=precision)
+    kind.refuse(options)
+    kind.runs(request.run)
+    return Job(kind, options)
 
 
 def describe(request: ExportRequest, jobs: Sequence[Job]) -> list[str]:
     """What :func:`export` would do, a sentence each."""
     choice = request.choice
     model = str(choice.checkpoint or choice.model or "the bundled digits model")
-    batch = "any batch" if request.dynamic else f"batch {request.batch}"
+    size = request.options.batch
+    batch = "any batch" if size is None else f"batch {size}"
     done = ["check parity"] * request.check + ["measure latency"] * request.bench
     return [
         f"load {model} and prepare it for {batch}",
@@ -120,9 +124,7 @@ def export(request: ExportRequest, progress: Progress | None = None) -> Report:
     output = request.output or Path("exported", checkpoint.name)
     progress.stage("fusing, proving and capturing the graph")
     with atomic.staged(output) as stage:
-        model = prepare(
-            checkpoint, batch=request.batch, dynamic=request.dynamic, skip=request.skip
-        )
+        model = prepare(checkpoint, batch=request.options.batch, skip=request.skip)
         progress.stage("computing the reference")
         expected = reference.make(
             checkpoint,
@@ -132,11 +134,12 @@ def export(request: ExportRequest, progress: Progress | None = None) -> Report:
             overrides=request.overrides,
         )
         artifacts = [_export_one(job, model, stage.path, progress) for job in jobs]
-        found = _check_all(artifacts, expected, request, progress)
-        timings, baselines = _time_all(artifacts, checkpoint, model, request, progress)
+        rows = checking.rows(artifacts, request.run)
+        found = _check_all(rows, expected, request, progress)
+        timings, baselines = _time_all(rows, checkpoint, model, request, progress)
         reports = tuple(
-            artifact_report(artifact, stage.path, *result, timings.get(artifact.path))
-            for artifact, result in zip(artifacts, found, strict=True)
+            checking.describe(row, stage.path, *result, timings.get(row))
+            for row, result in zip(rows, found, strict=True)
         )
         verdict = report.overall(r.parity.verdict for r in reports)
         final = output.with_name(output.name + ".failed") if verdict == "fail" else output
@@ -150,7 +153,7 @@ def export(request: ExportRequest, progress: Progress | None = None) -> Report:
             toolchain=versions(TOOLCHAIN),
             output=final,
         )
-        _describe(stage.path, model, expected, result)
+        _describe(stage.path, model, expected, artifacts, result)
         stage.commit(final)
     return result
 
@@ -163,32 +166,32 @@ def _export_one(job: Job, model: Prepared, folder: Path, progress: Progress) -> 
 
 
 def _check_all(
-    artifacts: Sequence[Artifact], expected: Reference, request: ExportRequest, progress: Progress
+    rows: Sequence[Row], expected: Reference, request: ExportRequest, progress: Progress
 ) -> list[tuple[ParityReport, Accuracy | None]]:
     if not request.check:
-        return [(parity.not_run("--no-check"), None) for _ in artifacts]
+        return [(parity.not_run("--no-check"), None) for _ in rows]
     found = []
-    for artifact in artifacts:
-        progress.stage(f"checking {artifact.id}")
-        found.append(checking.check(artifact, expected, request.run))
+    for row in rows:
+        progress.stage(f"checking {row.artifact.id}")
+        found.append(checking.check(row, expected))
     return found
 
 
 def _time_all(
-    artifacts: Sequence[Artifact],
+    rows: Sequence[Row],
     checkpoint: Checkpoint,
     model: Prepared,
     request: ExportRequest,
     progress: Progress,
-) -> tuple[dict[Path, TimingReport], dict[str, TimingReport]]:
+) -> tuple[dict[Row, TimingReport], dict[str, TimingReport]]:
     if not request.bench:
         return {}, {}
     progress.stage("timing")
     progress.steps(request.plan.iterations)
     eager = reference.eager_session(checkpoint, threads=request.run.threads)
-    return checking.time_artifacts(
-        artifacts,
-        request.run,
+    return checking.time_rows(
+        rows,
+        request.run.threads,
         request.plan,
         macs=model.info.macs,
         others={BASELINE: eager},
@@ -196,29 +199,13 @@ def _time_all(
     )
 
 
-def artifact_report(
-    artifact: Artifact,
+def _describe(
     folder: Path,
-    parity_report: ParityReport,
-    accuracy: Accuracy | None,
-    timing: TimingReport | None,
-) -> ArtifactReport:
-    """What was found out about an artifact, its path relative to ``folder``."""
-    entry = bundle.digest(artifact.files)
-    return ArtifactReport(
-        format=artifact.format,
-        precision=artifact.precision,
-        path=artifact.path.relative_to(folder).as_posix(),
-        bytes=entry.bytes,
-        sha256=entry.sha256,
-        parity=parity_report,
-        timing=timing,
-        accuracy=accuracy,
-        notes=artifact.notes,
-    )
-
-
-def _describe(folder: Path, model: Prepared, expected: Reference, result: Report) -> None:
+    model: Prepared,
+    expected: Reference,
+    artifacts: Sequence[Artifact],
+    result: Report,
+) -> None:
     """Write everything of the export directory that is no artifact."""
     (folder / bundle.LABELS).write_text("\n".join(model.info.labels) + "\n", encoding="utf-8")
     bundle.write_golden(folder, expected.samples, expected.outputs)
@@ -232,8 +219,8 @@ def _describe(folder: Path, model: Prepared, expected: Reference, result: Report
         signature=model.signature,
         passes=model.passes,
         artifacts=tuple(
-            ArtifactEntry(r.format, r.precision, r.path, r.parity.verdict, r.notes)
-            for r in result.artifacts
+            _entry(artifact, artifact.path.relative_to(folder).as_posix(), result)
+            for artifact in artifacts
         ),
         golden=GoldenEntry(
             samples=expected.samples.names,
@@ -246,3 +233,15 @@ def _describe(folder: Path, model: Prepared, expected: Reference, result: Report
         files=bundle.list_files(folder),
     )
     bundle.write_manifest(folder, manifest)
+
+
+def _entry(artifact: Artifact, path: str, result: Report) -> ArtifactEntry:
+    """The manifest's line for an artifact; its verdict is that of all ways it was executed."""
+    verdict = report.overall(r.parity.verdict for r in result.artifacts if r.path == path)
+    return ArtifactEntry(
+        format=artifact.format,
+        precision=artifact.precision,
+        path=path,
+        verdict=verdict,
+        notes=artifact.notes,
+    )

@@ -18,20 +18,23 @@ LARGEST_BATCH = 65535
 
 
 def prepare(
-    checkpoint: Checkpoint, *, batch: int = 1, dynamic: bool = False, skip: Collection[str] = ()
+    checkpoint: Checkpoint, *, batch: int | None = 1, skip: Collection[str] = ()
 ) -> Prepared:
     """Build the module, apply and prove the passes, and export it once with ``torch.export``.
 
-    All shapes are fixed but for the batch, which is left open when ``dynamic``.
+    All shapes are fixed but for the batch, which is left open when it is None.
     """
     config = checkpoint.config
     side = config.image_size
     module, records = apply_passes(
         checkpoint.build(), PASSES, input_shape=(3, side, side), skip=skip
     )
-    example = torch.zeros(2 if dynamic else batch, 3, side, side)
+    # An example of 1 would be taken for a dimension that broadcasts.
+    example = torch.zeros(batch or 2, 3, side, side)
     shapes = (
-        {"input": {0: torch.export.Dim("batch", min=1, max=LARGEST_BATCH)}} if dynamic else None
+        {"input": {0: torch.export.Dim("batch", min=1, max=LARGEST_BATCH)}}
+        if batch is None
+        else None
     )
     try:
         with warnings.catch_warnings():
@@ -44,7 +47,7 @@ def prepare(
         ) from error
     return Prepared(
         info=checkpoint.describe(),
-        signature=signature_of(side, config.classes, None if dynamic else batch),
+        signature=signature_of(side, config.classes, batch),
         passes=records,
         program=program,
     )

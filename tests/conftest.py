@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,6 +11,10 @@ from importlib import resources
 from pathlib import Path
 
 import pytest
+
+# Workers share the cores; OpenMP threads that spin for each other take them from the next worker.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import torch
 from click.testing import CliRunner, Result
 

@@ -21,13 +21,20 @@ from levit_export.cli.verb import Verb, parameters, status_of
     multiple=True,
     default=("onnx",),
     show_default=True,
-    help="onnx, or all; repeat it or separate with commas.",
+    help="onnx, openvino, coreml, or all; repeat it or separate with commas.",
 )
-@click.option("--precision", help="fp32.  [default: the format's own]")
+@click.option("--precision", help="fp32, or fp16 for Core ML.  [default: the format's own]")
 @click.option("-b", "--batch", type=options.POSITIVE, help="Fixed batch size.  [default: 1]")
 @click.option("--dynamic", is_flag=True, help="Leave the batch size open.")
 @click.option("--opset", type=options.POSITIVE, default=18, show_default=True, help="ONNX only.")
 @click.option("--simplify/--no-simplify", default=True, help="Run onnxsim (ONNX only).")
+@click.option(
+    "--deployment-target",
+    default="iOS16",
+    show_default=True,
+    help="Oldest system that must run it (Core ML only).",
+)
+@click.option("--classifier", is_flag=True, help="Give labels and probabilities (Core ML only).")
 @click.option("--skip-pass", "skip", multiple=True, metavar="NAME", help="Leave out a pass.")
 @click.option("--check/--no-check", default=True, help="Prove parity on the target's runtime.")
 @click.option("--bench/--no-bench", default=True, help="Measure latency.")
@@ -88,9 +95,13 @@ def _request(params: dict[str, Any]) -> Any:
         choice=options.model_choice(params),
         formats=tuple(names),
         precision=params["precision"],
-        options=ExportOptions(opset=params["opset"], simplify=params["simplify"]),
-        batch=params["batch"] or 1,
-        dynamic=params["dynamic"],
+        options=ExportOptions(
+            batch=None if params["dynamic"] else params["batch"] or 1,
+            opset=params["opset"],
+            simplify=params["simplify"],
+            deployment_target=params["deployment_target"],
+            classifier=params["classifier"],
+        ),
         skip=params["skip"],
         seed=params["seed"],
         check=params["check"],

@@ -68,9 +68,16 @@ def parity_options(command: CommandT) -> CommandT:
 
 def run_options(command: CommandT) -> CommandT:
     """How runtimes execute."""
-    return click.option("--threads", type=POSITIVE, help="CPU threads.  [default: all cores]")(
-        command
-    )
+    return _all(
+        click.option("--threads", type=POSITIVE, help="CPU threads.  [default: all cores]"),
+        click.option("--device", default="CPU", show_default=True, help="OpenVINO's device."),
+        click.option(
+            "--compute-units",
+            default="cpu_only",
+            show_default=True,
+            help="Core ML's, on macOS: cpu_only, cpu_and_ne, cpu_and_gpu, all; comma-separated.",
+        ),
+    )(command)
 
 
 def timing_options(command: CommandT) -> CommandT:
@@ -129,7 +136,10 @@ def run(params: dict[str, Any]) -> RunOptions:
     from levit_export.core import RunOptions
     from levit_export.machine import usable_cores
 
-    return RunOptions(threads=params["threads"] or usable_cores())
+    units = tuple(unit.strip().lower() for unit in params["compute_units"].split(","))
+    return RunOptions(
+        threads=params["threads"] or usable_cores(), device=params["device"], compute_units=units
+    )
 
 
 def plan(params: dict[str, Any]) -> TimingPlan:

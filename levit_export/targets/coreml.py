@@ -1,4 +1,4 @@
-"""Core ML packages: converted by coremltools, run by Core ML on macOS and by our evaluator elsewhere.
+"""Core ML packages, run by Core ML on macOS and by the reference evaluator elsewhere.
 
 The evaluator (:mod:`levit_export.mil`) reads the saved package and computes it with the types that
 it declares. It cannot show what the Neural Engine's and the GPU's own kernels do.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import shutil
 import sys
-
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,6 +18,7 @@ import numpy as np
 
 from levit_export import mil
 from levit_export.core import (
+    PROBABILITIES,
     Artifact,
     Availability,
     ExportOptions,
@@ -62,7 +62,6 @@ DEPLOYMENT_TARGETS = {
 }
 """What ``--deployment-target`` takes, and the iOS release of the same specification version."""
 
-PROBABILITIES = "probabilities"
 PREVIEW = "com.apple.coreml.model.preview.type"
 LOGGERS = ("coremltools", "torch.onnx")
 
@@ -97,6 +96,23 @@ class CoremlTarget:
             fix="run levit-export bench on a Mac",
         )
 
+    def refuse(self, options: ExportOptions) -> None:
+        """An open batch, an unknown deployment target, a classifier of several images."""
+        if options.batch is None:
+            raise UsageError(
+                "a Core ML model with an open batch loses the Neural Engine (coremltools#1764)",
+                remedy="Leave out --dynamic, or export --format onnx,openvino with it.",
+            )
+        if options.deployment_target not in DEPLOYMENT_TARGETS:
+            raise UnknownNameError(
+                "deployment target", options.deployment_target, DEPLOYMENT_TARGETS
+            )
+        if options.classifier and options.batch != 1:
+            raise UsageError(
+                f"a Core ML classifier takes one image at a time, not {options.batch}",
+                remedy="Leave out --batch or --classifier.",
+            )
+
     def runs(self, options: RunOptions) -> tuple[RunOptions, ...]:
         """Once for each compute unit on macOS; once elsewhere, by the evaluator."""
         for unit in options.compute_units:
@@ -113,14 +129,12 @@ class CoremlTarget:
 
     def export(self, model: Prepared, path: Path, options: ExportOptions) -> Artifact:
         """Write an ML Program with a fixed batch, float32 input and output."""
-        if options.deployment_target not in DEPLOYMENT_TARGETS:
-            raise UnknownNameError(
-                "deployment target", options.deployment_target, DEPLOYMENT_TARGETS
-            )
-        if model.dynamic:
+        labels = model.info.labels
+        if options.classifier and len(set(labels)) != len(labels):
             raise UsageError(
-                "a Core ML model with an open batch loses the Neural Engine (coremltools#1764)",
-                remedy="Leave out --dynamic, or export --format onnx,openvino with it.",
+                f"a Core ML classifier needs distinct labels, {len(labels) - len(set(labels))} "
+                "are repeated",
+                remedy="Give --labels with one distinct name a line.",
             )
         try:
             with quiet(*LOGGERS):
@@ -138,17 +152,27 @@ class CoremlTarget:
                 f"coremltools could not convert {model.info.name}: {first_line(error)}",
                 remedy="Try another --deployment-target, or report the model.",
             ) from error
-        notes = () if on_macos() else (EVALUATOR_NOTE,)
         signature = _classifier_signature(model) if options.classifier else model.signature
-        return Artifact(self.name, options.precision, path, signature, notes)
+        return Artifact(self.name, options.precision, path, signature)
 
     def inspect(self, path: Path) -> Artifact:
         """Signature and precision of a package."""
         with quiet(*LOGGERS):
             program = mil.load(path)
         precision = program.metadata.get(PREFIX + "precision", "fp16")
-        notes = () if on_macos() else (EVALUATOR_NOTE,)
-        return Artifact(self.name, precision, path, _signature(program), notes)
+        return Artifact(self.name, precision, path, _signature(program))
+
+    def remarks(self, artifact: Artifact, options: RunOptions) -> tuple[str, ...]:
+        """Which ops Core ML would place where; elsewhere, what the evaluator cannot show."""
+        if not on_macos():
+            return (EVALUATOR_NOTE,)
+        unit = options.compute_units[0]
+        try:
+            counts = placement(artifact.path, unit)
+        except Exception as error:
+            return (f"op placement on {unit} unknown: {first_line(error)}",)
+        placed = ", ".join(f"{count} on {device}" for device, count in counts.items())
+        return (f"op placement on {unit}: {placed}",)
 
     @contextmanager
     def open(
@@ -165,7 +189,11 @@ class CoremlTarget:
                 "Core ML does not give out inner values",
                 remedy="Leave the taps to the reference evaluator, levit_export.mil.",
             )
-        yield CoremlSession(_load(artifact.path, options.compute_units[0]), artifact, options)
+        yield CoremlSession(
+            _load(artifact.path, options.compute_units[0]),
+            self.inspect(artifact.path),
+            options.compute_units[0],
+        )
 
 
 class EvaluatorSession:
@@ -192,21 +220,21 @@ class EvaluatorSession:
 class CoremlSession:
     """A package in Core ML itself, on macOS."""
 
-    def __init__(self, loaded: Any, artifact: Artifact, options: RunOptions) -> None:
+    def __init__(self, loaded: Any, artifact: Artifact, unit: str) -> None:
         self._loaded = loaded
         self._artifact = artifact
-        self._units = options.compute_units[0]
+        self._unit = unit
         self._labels = _labels(dict(loaded.user_defined_metadata))
 
     @property
     def signature(self) -> Signature:
-        """As the artifact was described."""
+        """As the package describes itself."""
         return self._artifact.signature
 
     @property
     def runtime(self) -> str:
         """``Core ML (cpu_and_ne)``."""
-        return f"Core ML ({self._units})"
+        return f"Core ML ({self._unit})"
 
     def run(self, inputs: Tensors) -> dict[str, np.ndarray]:
         """One prediction."""
@@ -351,7 +379,7 @@ def _classifier_signature(model: Prepared) -> Signature:
 
 
 def _signature(program: mil.Program) -> Signature:
-    """Tensor inputs and outputs of a package; a classifier's dictionary counts as probabilities."""
+    """Tensor inputs and outputs; a classifier's dictionary counts as probabilities."""
     outputs = tuple(
         TensorSpec(feature.name, feature.shape, feature.dtype)
         for feature in program.outputs

@@ -54,17 +54,16 @@ class OnnxTarget:
         """ONNX Runtime's CPU provider is what ships, on every system."""
         return self.can_run()
 
-    def runs(self, options: RunOptions) -> tuple[RunOptions, ...]:
-        """Once, on the CPU."""
-        return (options,)
-
-    def export(self, model: Prepared, path: Path, options: ExportOptions) -> Artifact:
-        """Write one ``.onnx`` file with names ``input`` and ``logits`` and no external data."""
+    def refuse(self, options: ExportOptions) -> None:
+        """Opsets that the exporter cannot write."""
         if options.opset not in OPSETS:
             raise UsageError(
                 f"opset {options.opset} is not supported",
                 remedy=f"Use {OPSETS.start} to {OPSETS.stop - 1}; 18 is the default.",
             )
+
+    def export(self, model: Prepared, path: Path, options: ExportOptions) -> Artifact:
+        """Write one ``.onnx`` file with names ``input`` and ``logits`` and no external data."""
         proto = _convert(model, options.opset)
         notes: tuple[str, ...] = ()
         if options.simplify:
@@ -97,6 +96,15 @@ class OnnxTarget:
         )
         said = {p.key: p.value for p in proto.metadata_props}
         return Artifact(self.name, said.get(PREFIX + "precision", "fp32"), path, signature)
+
+    def runs(self, options: RunOptions) -> tuple[RunOptions, ...]:
+        """Once, on the CPU."""
+        return (options,)
+
+    def remarks(self, artifact: Artifact, options: RunOptions) -> tuple[str, ...]:
+        """None: what is checked is what ships."""
+        del artifact, options
+        return ()
 
     @contextmanager
     def open(

@@ -51,9 +51,8 @@ class OpenvinoTarget:
         """OpenVINO's CPU plug-in is what ships on every system."""
         return self.can_run()
 
-    def runs(self, options: RunOptions) -> tuple[RunOptions, ...]:
-        """Once, on ``options.device``."""
-        return (options,)
+    def refuse(self, options: ExportOptions) -> None:
+        """Nothing: every batch can be fixed or left open."""
 
     def export(self, model: Prepared, path: Path, options: ExportOptions) -> Artifact:
         """Write ``path`` and the ``.bin`` beside it; float32 weights stay float32."""
@@ -86,6 +85,15 @@ class OpenvinoTarget:
         precision = str(graph.get_rt_info(where).value) if graph.has_rt_info(where) else "fp32"
         return Artifact(self.name, precision, path, _signature(graph))
 
+    def runs(self, options: RunOptions) -> tuple[RunOptions, ...]:
+        """Once, on ``options.device``."""
+        return (options,)
+
+    def remarks(self, artifact: Artifact, options: RunOptions) -> tuple[str, ...]:
+        """None: what is checked is what ships."""
+        del artifact, options
+        return ()
+
     @contextmanager
     def open(
         self, artifact: Artifact, options: RunOptions, taps: Sequence[str] = ()
@@ -106,7 +114,10 @@ class OpenvinoTarget:
             )
         graph = _read(core, artifact.path)
         _add_taps(graph, taps, artifact.path)
-        settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+        settings: dict[str, Any] = {
+            "INFERENCE_PRECISION_HINT": "f32",
+            "PERFORMANCE_HINT": "LATENCY",
+        }
         if device == "CPU":
             settings |= {"INFERENCE_NUM_THREADS": options.threads, "NUM_STREAMS": 1}
         try:

@@ -49,7 +49,7 @@ def test_check_of_a_directory(cli: Cli, exported: Exported) -> None:
     """An export directory passes against its own golden vectors: status 0."""
     result = cli("check", exported.folder)
     assert result.exit_code == 0, result.output
-    (row,) = [line for line in result.stdout.splitlines() if line.startswith("onnx-fp32")]
+    (row,) = [line for line in result.stdout.splitlines() if line.startswith("onnx-fp32 ")]
     assert "pass" in row
     assert result.stderr == ""
 
@@ -231,7 +231,7 @@ def test_bench_of_a_directory(cli: Cli, exported: Exported) -> None:
     """A directory is timed on its own: one row with a latency, no claim of parity."""
     result = cli("bench", exported.folder, "--iters", 2, "--warmup", 0)
     assert result.exit_code == 0, result.output
-    (row,) = [line for line in result.stdout.splitlines() if line.startswith("onnx-fp32")]
+    (row,) = [line for line in result.stdout.splitlines() if line.startswith("onnx-fp32 ")]
     assert " ms" in row
     assert "pass" not in row
     assert "PyTorch" not in result.stdout

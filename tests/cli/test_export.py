@@ -80,7 +80,7 @@ def test_default_export_says_what_it_took(exported: Exported) -> None:
 def test_table_on_standard_output(exported: Exported) -> None:
     """The table names the artifact, its verdict, error, accuracy, size and both latencies."""
     lines = exported.stdout.splitlines()
-    (row,) = [line for line in lines if line.startswith("onnx-fp32")]
+    (row,) = [line for line in lines if line.startswith("onnx-fp32 ")]
     assert "pass" in row
     assert "% of tolerance" in row
     assert "99.17 % (357/360)" in row
@@ -245,7 +245,7 @@ def test_unchecked_export(cli: Cli, tmp_path: Path) -> None:
     assert "not checked" in result.stderr
     assert strict(file.read_text(encoding="utf-8"))["verdict"] == "not-run"
     assert bundle.read_manifest(out).verdict == "not-run"
-    (row,) = [line for line in result.stdout.splitlines() if line.startswith("onnx-fp32")]
+    (row,) = [line for line in result.stdout.splitlines() if line.startswith("onnx-fp32 ")]
     assert "not-run" in row
     assert "pass" not in row
     assert "latency" not in result.stdout

@@ -21,7 +21,7 @@ with warnings.catch_warnings():
     logging.getLogger("coremltools").setLevel(logging.ERROR)
     import coremltools  # noqa: F401
 
-from mil_programs import Builder, Saved, save
+from mil_programs import Build, Saved, save
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -41,7 +41,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Saved]:
     """A function that saves a MIL program as a package in a directory of its own."""
 
-    def make(build: Builder, *, specification: int = 7, **inputs: object) -> Saved:
+    def make(build: Build, *, specification: int = 7, **inputs: object) -> Saved:
         return save(tmp_path_factory.mktemp("package"), build, specification, inputs)
 
     return make

@@ -13,13 +13,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from coremltools.converters.mil.backend.mil.load import load as to_specification
-from coremltools.converters.mil.mil import Builder as mb
-from coremltools.converters.mil.mil import types
+from coremltools.converters.mil.mil import Builder, types
 from coremltools.converters.mil.mil.program import Program as MilProgram
 
 from levit_export import mil
 
-Builder = Callable[..., Any]
+mb = Builder
+Build = Callable[..., Any]
 Float = npt.NDArray[np.floating[Any]]
 
 UNIT = {np.dtype(np.float32): 2.0**-24, np.dtype(np.float16): 2.0**-11}
@@ -57,7 +57,7 @@ class Saved:
         return np.asarray(value)
 
 
-def program(build: Builder, specification: int, inputs: Mapping[str, Any]) -> MilProgram:
+def program(build: Build, specification: int, inputs: Mapping[str, Any]) -> MilProgram:
     """A MIL program whose function ``build(**variables)`` makes, for inputs of these types."""
     import coremltools as ct
 
@@ -76,7 +76,7 @@ def program(build: Builder, specification: int, inputs: Mapping[str, Any]) -> Mi
     return made
 
 
-def save(folder: Path, build: Builder, specification: int, inputs: Mapping[str, Any]) -> Saved:
+def save(folder: Path, build: Build, specification: int, inputs: Mapping[str, Any]) -> Saved:
     """Save without coremltools' optimisation passes, so that the ops stay as built (and fast)."""
     root = folder / "model.mlpackage"
     model = root / "Data" / "com.apple.CoreML"

@@ -12,11 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from coremltools.converters.mil.mil import Builder as mb
 from coremltools.converters.mil.mil import types
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mil_programs import UNIT, Saved, assert_close, convert, dot_error
+from mil_programs import UNIT, Saved, assert_close, convert, dot_error, mb
 
 from levit_export import mil
 from levit_export.mil.packing import unpack
@@ -32,7 +31,7 @@ U = UNIT[np.dtype(np.float32)]
     numbers=st.lists(st.integers(0, 255), max_size=40),
     signed=st.booleans(),
 )
-def test_packed_numbers(bits: int, numbers: list[int], signed: bool) -> None:
+def test_packed_numbers(*, bits: int, numbers: list[int], signed: bool) -> None:
     """Packed numbers are the bits of one long integer, read from the lowest end."""
     kept = [n % 2**bits for n in numbers]
     word = sum(n << (bits * i) for i, n in enumerate(kept))
@@ -113,7 +112,7 @@ def test_packed_sparse(saved: Save) -> None:
 @pytest.mark.parametrize("blocks", [(1, 1), (6, 1), (3, 4), (6, 8)])
 @pytest.mark.parametrize("offset", [False, True])
 def test_blockwise_shift_scale(
-    saved: Save, code: str, blocks: tuple[int, int], offset: bool
+    saved: Save, *, code: str, blocks: tuple[int, int], offset: bool
 ) -> None:
     """In iOS 18, block-wise weights, down to four bits."""
     kind = types.nptype_from_builtin(types.string_to_builtin(code))
@@ -184,7 +183,7 @@ def test_sparse_since_ios18(saved: Save, kind: str) -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize("per_channel", [False, True])
-def test_quantised_activations(saved: Save, dtype: str, per_channel: bool) -> None:
+def test_quantised_activations(saved: Save, *, dtype: str, per_channel: bool) -> None:
     """``quantize`` rounds halves to even and clips; dequantize undoes it."""
     x = np.array([[-400.0, -1.25, -0.75, 0.25, 0.75, 400.0]] * 2).astype(dtype)
     scale = np.array([0.5, 2.0] if per_channel else 0.5).astype(dtype)

@@ -11,11 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from coremltools.converters.mil.mil import Builder as mb
 from coremltools.proto import Model_pb2
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mil_programs import Saved
+from mil_programs import Saved, mb
 
 from levit_export import mil
 from levit_export.errors import LevitExportError, PackageError, UnsupportedOpError
@@ -479,7 +478,7 @@ def _mutate(message: Any, data: st.DataObject) -> None:
         elif hasattr(value[key], "ListFields"):
             _mutate(value[key], data)
     elif not isinstance(value, str | bytes) and hasattr(value, "__len__"):
-        _mutate_list(value, descriptor.message_type is not None, data)
+        _mutate_list(value, of_messages=descriptor.message_type is not None, data=data)
     elif descriptor.message_type is not None:
         if data.draw(st.integers(0, 9)) == 0:
             message.ClearField(descriptor.name)
@@ -489,7 +488,7 @@ def _mutate(message: Any, data: st.DataObject) -> None:
         setattr(message, descriptor.name, _other(value, data))
 
 
-def _mutate_list(values: Any, of_messages: bool, data: st.DataObject) -> None:
+def _mutate_list(values: Any, *, of_messages: bool, data: st.DataObject) -> None:
     place = data.draw(st.integers(0, len(values) - 1))
     action = data.draw(st.sampled_from(["drop", "repeat", "change", "change", "change"]))
     if action == "drop":

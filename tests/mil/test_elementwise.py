@@ -10,10 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from coremltools.converters.mil.mil import Builder as mb
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mil_programs import FUNCTION, UNIT, Saved, assert_close
+from mil_programs import FUNCTION, UNIT, Saved, assert_close, mb
 
 from levit_export.errors import PackageError
 
@@ -167,7 +166,7 @@ def _shapes(draw: st.DrawFn) -> tuple[tuple[int, ...], tuple[int, ...]]:
 @settings(max_examples=12, deadline=None, derandomize=True)
 @given(shapes=_shapes(), dtype=st.sampled_from(FLOATS), swap=st.booleans())
 def test_binary_ops_broadcast(
-    saved: Save, shapes: tuple[tuple[int, ...], tuple[int, ...]], dtype: str, swap: bool
+    saved: Save, *, shapes: tuple[tuple[int, ...], tuple[int, ...]], dtype: str, swap: bool
 ) -> None:
     """Binary ops broadcast, and are correctly rounded in both float types."""
     rng = np.random.default_rng(len(shapes[1]))
@@ -251,6 +250,16 @@ def test_cast(saved: Save, dtype: str) -> None:
         return y if dtype != "bool" else mb.cast(x=y, dtype="int32")
 
     assert np.array_equal(saved(build, x=x).output(), expected)
+
+
+def test_fractions_are_dropped_before_the_range_is_checked(saved: Save) -> None:
+    """127.9 is the int8 number 127, not one too many."""
+    x = np.array([127.9, -128.9], np.float32)
+
+    def build(x: Any) -> Any:
+        return mb.cast(x=mb.cast(x=x, dtype="int8"), dtype="int32")
+
+    assert saved(build, specification=8, x=x).output().tolist() == [127, -128]
 
 
 def test_a_number_that_an_integer_cannot_hold_is_refused(saved: Save) -> None:

@@ -10,10 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from coremltools.converters.mil.mil import Builder as mb
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mil_programs import FUNCTION, UNIT, Saved, assert_close, dot_error
+from mil_programs import FUNCTION, UNIT, Saved, assert_close, dot_error, mb
 
 from levit_export.mil.ops.linear import matmul
 
@@ -49,6 +48,7 @@ def _torch_conv(x: Array, w: Array, pad: list[int], **options: Any) -> Array:
 )
 def test_conv_with_custom_padding(
     saved: Save,
+    *,
     groups: int,
     kernel: list[int],
     stride: int,

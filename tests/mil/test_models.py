@@ -14,8 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from coremltools.converters.mil.mil import Builder as mb
-from mil_programs import UNIT, Saved, convert, export
+from mil_programs import UNIT, Saved, convert, export, mb
 from transformers import LevitConfig
 from transformers.models.levit.modeling_levit import LevitForImageClassification
 

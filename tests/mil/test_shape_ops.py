@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from coremltools.converters.mil.mil import Builder as mb
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mil_programs import Saved
+from mil_programs import Saved, mb
 
 from levit_export.errors import PackageError
 

@@ -120,7 +120,7 @@ def _lut_packed(indices: Array, lut: Array, shape: tuple[int, ...]) -> Array:
     if lut.ndim != 1 or lut.size not in (2, 4, 16, 64, 256):
         raise ValueError(f"lut {list(lut.shape)} should have 2, 4, 16, 64 or 256 entries")
     bits = lut.size.bit_length() - 1
-    return lut[unpack(indices.tobytes(), bits, shape)]
+    return np.asarray(lut[unpack(indices.tobytes(), bits, shape)])
 
 
 def _groups(blocks: tuple[int, ...], shape: tuple[int, ...]) -> tuple[Array, ...]:

@@ -27,7 +27,7 @@ def avg_pool(
     Padding counts as zeros, unless ``exclude_padding_from_average``. Positions beyond the padding,
     which ``ceil_mode`` can reach, never count (as in PyTorch).
     """
-    w = _windows(x, kernel_sizes, strides, pad_type, pad, ceil_mode)
+    w = _windows(x, kernel_sizes, strides=strides, pad_type=pad_type, pad=pad, ceil_mode=ceil_mode)
     y = np.zeros(bounded((*x.shape[:2], *w.counts)), dtype=x.dtype)
     for elements in w.taps(w.padded(x, 0.0)):
         y += elements
@@ -45,7 +45,7 @@ def max_pool(
     ceil_mode: Array | None = None,
 ) -> Array:
     """The largest element of each window of ``x[n, c, ...]``; padding never wins."""
-    w = _windows(x, kernel_sizes, strides, pad_type, pad, ceil_mode)
+    w = _windows(x, kernel_sizes, strides=strides, pad_type=pad_type, pad=pad, ceil_mode=ceil_mode)
     y = np.full(bounded((*x.shape[:2], *w.counts)), -np.inf, dtype=x.dtype)
     for elements in w.taps(w.padded(x, -np.inf)):
         np.maximum(y, elements, out=y)
@@ -55,6 +55,7 @@ def max_pool(
 def _windows(
     x: Array,
     kernel_sizes: Array,
+    *,
     strides: Array | None,
     pad_type: str,
     pad: Array | None,

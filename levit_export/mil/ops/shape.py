@@ -43,7 +43,7 @@ def reshape(x: Array, shape: Array, *, specification: int) -> Array:
 
 def transpose(x: Array, perm: Array) -> Array:
     """Axis ``i`` of the result is axis ``perm[i]`` of ``x``."""
-    return x.transpose(axes_of(perm, x.ndim))
+    return np.transpose(x, axes_of(perm, x.ndim))
 
 
 def expand_dims(x: Array, axes: Array) -> Array:

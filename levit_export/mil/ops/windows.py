@@ -100,13 +100,13 @@ def windows(
     if ceil_mode and (before != after or pad_type not in ("valid", "custom")):
         raise ValueError(f"ceil_mode needs symmetric padding, got {pad_type} {before}, {after}")
     counts = tuple(
-        _count(n, e, stride, b, a, ceil_mode)
+        _count(n, e, stride, before=b, after=a, ceil_mode=ceil_mode)
         for n, e, stride, b, a in zip(sizes, reach, s, before, after, strict=True)
     )
     return Windows(sizes, kernel, s, d, before, after, bounded(counts))
 
 
-def _count(n: int, reach: int, stride: int, before: int, after: int, ceil_mode: bool) -> int:
+def _count(n: int, reach: int, stride: int, *, before: int, after: int, ceil_mode: bool) -> int:
     total = n + before + after
     count = (total - reach + (stride - 1 if ceil_mode else 0)) // stride + 1
     # A window that starts in the padding after the input is dropped, as PyTorch does.
