@@ -45,19 +45,18 @@ def staged(final: Path) -> Iterator[Stage]:
     final = final.absolute()
     refuse_foreign(final)
     made = [folder for folder in final.parents if not folder.exists()]
+    work: Path | None = None
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(final)
         prefix = f".{final.name}{_PARTIAL}{os.getpid()}-"
         work = Path(tempfile.mkdtemp(prefix=prefix, dir=final.parent))
-    except OSError as error:
-        raise _unwritable(final, error) from error
-    try:
         yield Stage(work)
     except OSError as error:
         raise _unwritable(final, error) from error
     finally:
-        shutil.rmtree(work, ignore_errors=True)
+        if work is not None:
+            shutil.rmtree(work, ignore_errors=True)
         for folder in made:
             with suppress(OSError):  # it holds the result
                 folder.rmdir()

@@ -114,12 +114,12 @@ def read_golden(folder: Path, manifest: Manifest) -> tuple[Samples, dict[str, np
     try:
         samples = Samples(
             entry.samples,
-            np.load(golden / "input.npy"),
+            _array(golden / "input.npy"),
             np.array(entry.labels),
-            {name: np.load(golden / "pixels" / f"{name}.npy") for name in entry.pixels},
+            {name: _array(golden / "pixels" / f"{name}.npy") for name in entry.pixels},
         )
         outputs = {
-            spec.name: np.load(golden / f"{spec.name}.npy") for spec in manifest.signature.outputs
+            spec.name: _array(golden / f"{spec.name}.npy") for spec in manifest.signature.outputs
         }
     except (OSError, ValueError, EOFError) as error:
         raise DataError(
@@ -127,6 +127,13 @@ def read_golden(folder: Path, manifest: Manifest) -> tuple[Samples, dict[str, np
             remedy="Copy the export directory again, or export anew.",
         ) from error
     return samples, outputs
+
+
+def _array(path: Path) -> np.ndarray:
+    """The array of a ``.npy`` file; ``np.load`` would guess at archives and pickles."""
+    with path.open("rb") as file:
+        array: np.ndarray = np.lib.format.read_array(file, allow_pickle=False)
+    return array
 
 
 def list_files(folder: Path) -> dict[str, FileEntry]:

@@ -26,7 +26,6 @@ two, ``remedy`` the third, so that a renderer can set them apart.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from typing import ClassVar
 
@@ -50,6 +49,8 @@ class UnknownNameError(UsageError):
     """A name that is not in a closed list; the nearest member is suggested."""
 
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+        import difflib
+
         choices = sorted(known)
         near = difflib.get_close_matches(name.lower(), choices, n=1, cutoff=0.5)
         hint = f"Did you mean {near[0]!r}? " if near else ""

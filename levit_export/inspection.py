@@ -17,7 +17,7 @@ from levit_export.pipeline import BASELINE, TOOLCHAIN
 from levit_export.progress import Progress, Silent
 from levit_export.reference import ModelChoice, Overrides
 from levit_export.report import ArtifactReport, Report
-from levit_export.targets import TARGETS
+from levit_export.targets import known_targets
 from levit_export.targets.metadata import versions
 from levit_export.timing import TimingPlan, TimingReport
 
@@ -106,10 +106,10 @@ def _find(path: Path) -> _Found:
     if (path / MANIFEST).is_file() and path.suffix != ".mlpackage":
         manifest = bundle.read_manifest(path)
         return _Found(path, tuple(bundle.artifacts(path, manifest)), manifest)
-    for kind in TARGETS:
+    for kind in known_targets():
         if path.suffix == kind.suffix:
             return _Found(path.parent, (kind.inspect(path),), None)
-    suffixes = ", ".join(kind.suffix for kind in TARGETS)
+    suffixes = ", ".join(kind.suffix for kind in known_targets())
     raise ArtifactError(
         f"{path} is neither an export directory nor an artifact",
         remedy=f"Give a folder with a {MANIFEST}, or a file ending in {suffixes}.",

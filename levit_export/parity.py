@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from levit_export.core import Session, Signature, Tensors, Tolerance, Verdict
+from levit_export.errors import RuntimeFailedError
 from levit_export.samples import Samples
 
 VARIATION = 2.0**-10
@@ -70,23 +71,42 @@ def collect(
     """Every output of ``session`` for every sample, ``{name: (samples, ...)}``.
 
     A session with a fixed batch is fed full batches; one without is fed batches of ``batch``, or
-    of mixed sizes where none is given.
+    of mixed sizes where none is given. Raises ``RuntimeFailedError`` when an output has not one
+    row for each input, all of one shape: such rows could not be told apart.
     """
     spec = session.signature.inputs[0]
     pieces: dict[str, list[np.ndarray]] = {}
     for inputs, rows in samples.batches(session.signature.batch or batch):
         for name, value in session.run({spec.name: inputs}).items():
-            pieces.setdefault(name, []).append(np.asarray(value)[:rows])
+            array, parts = np.asarray(value), pieces.setdefault(name, [])
+            if array.shape[:1] != (len(inputs),) or array.shape[1:] != _row_shape(parts, array):
+                raise RuntimeFailedError(
+                    f"output {name!r} has shape {array.shape} for a batch of {len(inputs)}",
+                    remedy="The artifact has to give one row for each image; export it again.",
+                )
+            parts.append(array[:rows])
     return {name: np.concatenate(parts) for name, parts in pieces.items()}
+
+
+def _row_shape(parts: list[np.ndarray], first: np.ndarray) -> tuple[int, ...]:
+    """The shape of a row of what was collected so far, or of ``first``."""
+    return (parts[0] if parts else first).shape[1:]
 
 
 def compare(
     reference: Session, candidate: Session, samples: Samples, tolerance: Tolerance
 ) -> ParityReport:
-    """Run both sessions on ``samples`` and compare what they answer."""
+    """Run both sessions on ``samples`` and compare what they answer.
+
+    A candidate that cannot be run fails.
+    """
+    try:
+        outputs = collect(candidate, samples)
+    except RuntimeFailedError as error:
+        return ParityReport("fail", str(error), candidate.runtime, samples=len(samples))
     return compare_outputs(
         collect(reference, samples),
-        collect(candidate, samples) if len(samples) else {},
+        outputs,
         samples,
         tolerance,
         expected=reference.signature,
@@ -145,10 +165,10 @@ def _compare_output(
     c = candidate.reshape(len(candidate), -1).astype(np.float64)
     error = np.abs(c - r).max(axis=1)
     allowed = tolerance.allowed(r)
-    ratio = error / np.maximum(allowed, np.finfo(np.float64).tiny)
+    ratio = _share(error, allowed)
     worst = int(ratio.argmax())
     decided, undecided = _flips(r, c, error)
-    failures = [*_proves_nothing(r, allowed)]
+    failures = [*_proves_nothing(r, allowed, samples)]
     if ratio[worst] > 1:
         failures.append(
             f"error {error[worst]:.2e} on {samples.names[worst]} exceeds the tolerance "
@@ -173,6 +193,8 @@ def _unfit(reference: np.ndarray, candidate: np.ndarray, samples: Samples) -> st
     """Why the two cannot be compared at all, or empty."""
     if candidate.shape != reference.shape:
         return f"shape {candidate.shape}, expected {reference.shape}"
+    if not reference.size:
+        return "the output has no values"
     if not np.issubdtype(candidate.dtype, np.floating):
         return f"type {candidate.dtype}, expected floating point"
     if not np.isfinite(reference).all():
@@ -203,8 +225,21 @@ def _incomparable(name: str, failure: str) -> OutputParity:
     )
 
 
-def _proves_nothing(r: np.ndarray, allowed: np.ndarray) -> list[str]:
-    """Whether a network that always answers with the mean of ``r`` would pass as well."""
+def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """``part / whole``, where a whole of zero makes a part of zero 0 and any other infinite."""
+    with np.errstate(over="ignore"):
+        shares: np.ndarray = part / np.maximum(whole, np.finfo(np.float64).tiny)
+    return shares
+
+
+def _proves_nothing(r: np.ndarray, allowed: np.ndarray, samples: Samples) -> list[str]:
+    """Whether any answer would pass, or that of a network which always gives the mean of ``r``."""
+    if (bad := ~np.isfinite(allowed)).any():
+        first = int(bad.argmax())
+        return [
+            f"this check proves nothing: the tolerance on {samples.names[first]} "
+            f"is {allowed[first]}"
+        ]
     deviation = np.abs(r - r.mean(axis=0)).max(axis=1)
     scale = np.abs(r).max()
     if (deviation <= allowed).all() or deviation.max() <= VARIATION * scale:
@@ -216,16 +251,15 @@ def _proves_nothing(r: np.ndarray, allowed: np.ndarray) -> list[str]:
 
 
 def _distances(r: np.ndarray, c: np.ndarray) -> Mapping[str, float]:
-    tiny = np.finfo(np.float64).tiny
     error = np.abs(c - r)
     norms = np.linalg.norm(r, axis=1) * np.linalg.norm(c, axis=1)
     noise = float(((c - r) ** 2).sum())
     signal = float((r**2).sum())
     return {
         "max_abs": float(error.max()),
-        "max_rel": float((error.max(axis=1) / np.maximum(np.abs(r).max(axis=1), tiny)).max()),
+        "max_rel": float(_share(error.max(axis=1), np.abs(r).max(axis=1)).max()),
         "mean_abs": float(error.mean()),
-        "cosine": float(((r * c).sum(axis=1) / np.maximum(norms, tiny)).min()),
+        "cosine": float(_share((r * c).sum(axis=1), norms).min()),
         "snr_db": float(10 * np.log10(signal / noise)) if noise and signal else float("inf"),
     }
 

@@ -26,15 +26,23 @@ STEADY = 0.05
 WINDOW = 5
 """Warm-up ends when two successive windows of this many calls have medians within ``STEADY``."""
 
+FEWEST = 10
+"""Rounds that are measured even when the budget is spent."""
+
 RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
 class TimingPlan:
-    """How long to measure: at most ``warmup`` calls before, exactly ``iterations`` after."""
+    """How long to measure: at most ``warmup`` calls before, at most ``iterations`` rounds after.
+
+    Once ``budget_s`` seconds have passed, warm-up ends, and rounds end after ``FEWEST`` of them: a
+    slow model on a busy machine is not worth minutes.
+    """
 
     warmup: int = 30
     iterations: int = 50
+    budget_s: float = 10.0
 
 
 @dataclass(frozen=True)
@@ -86,11 +94,14 @@ def measure(
     clock: Callable[[], float] = perf_counter,
     progress: Callable[[], None] = lambda: None,
 ) -> dict[KeyT, tuple[float, ...]]:
-    """Seconds of every call, ``{name: (iterations,)}``, measured round robin after warming up."""
+    """Seconds of every call, ``{name: (rounds,)}``, measured round robin after warming up."""
     for call in calls.values():
-        _warm_up(call, plan.warmup, clock)
+        _warm_up(call, plan.warmup, plan.budget_s / len(calls), clock)
     seconds: dict[KeyT, list[float]] = {name: [] for name in calls}
-    for _ in range(plan.iterations):
+    end = clock() + plan.budget_s
+    for done in range(plan.iterations):
+        if done >= FEWEST and clock() > end:
+            break
         for name, call in calls.items():
             call()
             seconds[name] += series(call, 1, clock=clock)
@@ -124,10 +135,12 @@ def ratio_interval(
     return float(np.median(a) / np.median(b)), float(low), float(high)
 
 
-def _warm_up(call: Callable[[], object], most: int, clock: Callable[[], float]) -> None:
-    """Call until the latency is steady, at most ``most`` times."""
+def _warm_up(
+    call: Callable[[], object], most: int, budget_s: float, clock: Callable[[], float]
+) -> None:
+    """Call until the latency is steady, at most ``most`` times and about ``budget_s`` seconds."""
     seconds: list[float] = []
-    while len(seconds) < most:
+    while len(seconds) < most and sum(seconds) <= budget_s:
         seconds += series(call, 1, clock=clock)
         if len(seconds) >= 2 * WINDOW and len(seconds) % WINDOW == 0:
             now, before = np.median(seconds[-WINDOW:]), np.median(seconds[-2 * WINDOW : -WINDOW])

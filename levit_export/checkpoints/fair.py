@@ -37,18 +37,23 @@ def infer_config(tensors: Mapping[str, torch.Tensor], source: str) -> LevitConfi
     """
     try:
         stages = _stages(tensors)
+        classes = tensors["head.l.weight"].shape[0]
+        sizes = [classes, *(n for s in stages for n in (s.dim, s.heads, s.key_dim, s.side))]
+        if min(sizes) < 1:
+            raise ValueError("a tensor without elements")
         return LevitConfig(
             dims=tuple(s.dim for s in stages),
             key_dim=stages[0].key_dim,
             heads=tuple(s.heads for s in stages),
             depths=tuple(s.depth for s in stages),
             image_size=STEM_STRIDE * stages[0].side,
-            classes=tensors["head.l.weight"].shape[0],
+            classes=classes,
             two_heads="head_dist.l.weight" in tensors,
         )
-    except (KeyError, IndexError, ZeroDivisionError) as error:
+    except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
+        reason = f"{error} is missing" if isinstance(error, KeyError) else f"its shapes: {error}"
         raise CheckpointError(
-            f"{source} looks like a LeViT of the authors' form, but {error} is missing or empty",
+            f"{source} looks like a LeViT of the authors' form, but {reason}",
             remedy="Save the whole model.state_dict().",
         ) from error
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -67,26 +69,27 @@ def _read_safetensors(path: Path) -> Tensors:
 
 def _read_pickle(path: Path) -> object:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickle protocols; what matters raises
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = str(error)
-        if "GLOBAL" not in reason and "Unsupported" not in reason:
-            raise _unreadable(path, error) from error
-        wanted = next((line for line in reason.splitlines() if "GLOBAL" in line), reason)
+        wanted = re.search(r"GLOBAL (\S+)", str(error))
+        if wanted is None:
+            detail = re.search(r"WeightsUnpickler error:\s*(.+)", str(error))
+            raise _unreadable(path, detail[1] if detail else "no pickle") from error
         raise UnsafeCheckpointError(
-            f"{path} is a pickle that asks for more than tensors ({wanted.strip()[:160]}); "
+            f"{path} is a pickle that asks for more than tensors ({wanted[1]}); "
             "nothing of it was executed",
             remedy="Where it was trained, save the bare weights: "
             "safetensors.torch.save_file(model.state_dict(), 'model.safetensors').",
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
-        raise _unreadable(path, error) from error
+    except Exception as error:  # a damaged file raises whatever its bytes lead to
+        raise _unreadable(path, str(error) or type(error).__name__) from error
 
 
-def _unreadable(path: Path, error: BaseException) -> CheckpointError:
-    first = (str(error).splitlines() or [type(error).__name__])[0]
+def _unreadable(path: Path, reason: str) -> CheckpointError:
     return CheckpointError(
-        f"{path} is not a whole PyTorch checkpoint: {first[:200]}",
+        f"{path} is not a whole PyTorch checkpoint: {reason.splitlines()[0][:200]}",
         remedy="Copy it again, or save the weights as safetensors.",
     )
 

@@ -16,7 +16,7 @@ def doctor(*, as_json: bool) -> int:
     """Say what this machine can export, run and time, and what would help where it cannot."""
     from levit_export import machine
     from levit_export.pipeline import TOOLCHAIN
-    from levit_export.targets import TARGETS
+    from levit_export.targets import known_targets
     from levit_export.targets.metadata import versions
 
     abilities = {
@@ -25,7 +25,7 @@ def doctor(*, as_json: bool) -> int:
             "run": kind.can_run(),
             "time": kind.can_time(),
         }
-        for kind in TARGETS
+        for kind in known_targets()
     }
     if as_json:
         content = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import traceback
 from typing import Any, NoReturn
 
 import click
@@ -26,6 +25,8 @@ class Verb(click.Command):
     def invoke(self, ctx: click.Context) -> NoReturn:
         """Run the callback; map errors on purpose, interrupts and bugs to their exit status."""
         verbose = bool(ctx.params.get("verbose"))
+        if verbose:
+            _show_log()
         try:
             status = super().invoke(ctx)
         except LevitExportError as error:
@@ -73,8 +74,19 @@ class VerbGroup(click.Group):
         return super().resolve_command(ctx, args)
 
 
+def _show_log() -> None:
+    """What converters said and was kept from the screen, on standard error."""
+    import logging
+
+    log = logging.getLogger("levit_export")
+    log.setLevel(logging.DEBUG)
+    log.addHandler(logging.StreamHandler(sys.stderr))
+
+
 def _complain(what: str, remedy: str, *, verbose: bool) -> None:
     if verbose:
+        import traceback
+
         traceback.print_exc(file=sys.stderr)
     click.echo(f"{click.style('error:', fg='red', bold=True)} {what}", err=True)
     if remedy:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from levit_export.errors import MissingDependencyError, PackageError, UsageError
-from levit_export.mil.elements import DeclaredType, TensorType, Value
+from levit_export.mil.elements import INT64, DeclaredType, TensorType, Value
 from levit_export.mil.evaluation import evaluate
 from levit_export.mil.features import ArrayFeature, Feature, ImageFeature, feed, read_features
 from levit_export.mil.graph import Graph, read_graph
@@ -217,4 +217,7 @@ def _given_out(value: Value, declared: DeclaredType) -> Any:
     """A copy for the caller, in the declared element type (sub-byte integers in whole bytes)."""
     if not isinstance(value, np.ndarray) or not isinstance(declared, TensorType):
         return value
+    # Only a class label is an int64: Core ML gives it as a plain number.
+    if declared.element == INT64 and value.ndim == 0:
+        return int(value)
     return value.astype(np.float16 if declared.element.is_half else value.dtype)

@@ -2,7 +2,7 @@
 
 *Given* ``softmax(S + B[:, index])`` with B ``(heads, offsets)``, *result* ``softmax(S + T)`` with
 the constant T ``(heads, queries, keys)``: no gather at inference, for the bytes that T has more
-than B and its index.
+than B.
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ def apply(module: nn.Module) -> Outcome:
     blocks = [m for m in module.modules() if isinstance(m, AttentionBias)]
     if not blocks:
         return NotApplicable("no attention biases in the model")
+    blocks = [block for block in blocks if block.baked_bias is None]
+    if not blocks:
+        return NotApplicable("every attention bias is baked already")
     grown = 0
     for block in blocks:
         offsets = block.attention_biases.numel()

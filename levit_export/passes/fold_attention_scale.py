@@ -33,6 +33,9 @@ def apply(module: nn.Module) -> Outcome:
     blocks = [m for m in module.modules() if isinstance(m, Attention | AttentionSubsample)]
     if not blocks:
         return NotApplicable("no attention in the model")
+    blocks = [block for block in blocks if block.scale != 1.0]
+    if not blocks:
+        return NotApplicable("every attention scale is 1 already")
     for block in blocks:
         _scale_rows(*block.query_rows(), block.scale)
         block.scale = 1.0

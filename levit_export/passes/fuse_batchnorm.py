@@ -70,13 +70,19 @@ def _fused(pair: nn.Module, name: str) -> nn.Module | None:
     return None
 
 
+def _weights(module: nn.Module) -> int:
+    """How many floating-point numbers the module stores; counters and indices are none."""
+    tensors = (*module.parameters(), *module.buffers())
+    return sum(t.numel() for t in tensors if t.is_floating_point())
+
+
 @torch.no_grad()
 def apply(module: nn.Module) -> Outcome:
     """Replace every pair of ``module`` in place; a BatchNorm without a partner is refused."""
     norms = [n for n, m in module.named_modules() if isinstance(m, BatchNorm)]
     if not norms:
         return NotApplicable("no BatchNorm in the model: found fused")
-    before = sum(p.numel() for p in (*module.parameters(), *module.buffers()))
+    before = _weights(module)
     pairs = 0
     for name, pair in list(module.named_modules()):
         if (single := _fused(pair, name)) is not None:
@@ -87,8 +93,7 @@ def apply(module: nn.Module) -> Outcome:
             f"{len(left)} of {len(norms)} BatchNorms have no layer to fold into, first {left[0]}",
             remedy="Export with --skip-pass fuse_batchnorm, or report the architecture.",
         )
-    after = sum(p.numel() for p in (*module.parameters(), *module.buffers()))
-    return Matched(pairs, bytes_added=4 * (after - before))
+    return Matched(pairs, bytes_added=4 * (_weights(module) - before))
 
 
 FUSE_BATCHNORM = Pass("fuse_batchnorm", apply)

@@ -80,9 +80,7 @@ def _theirs(ours: Levit) -> torch.nn.Module:
     """
     config = ours.config
     kind: Any = (
-        LevitForImageClassificationWithTeacher
-        if config.two_heads
-        else LevitForImageClassification
+        LevitForImageClassificationWithTeacher if config.two_heads else LevitForImageClassification
     )
     theirs: Any = kind(
         TransformersConfig(

@@ -44,9 +44,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def refused(
-    cli: Cli, place: Path, tree: Tree, arguments: tuple[object, ...], *parts: str
-) -> None:
+def refused(cli: Cli, place: Path, tree: Tree, arguments: tuple[object, ...], *parts: str) -> None:
     """Assert status 2, ``parts`` in the message, and no difference in the working folder."""
     before = tree(place)
     result = cli(*arguments)
@@ -56,6 +54,7 @@ def refused(
         assert part in result.stderr
     assert "Traceback" not in result.stderr
     assert "bug" not in result.stderr
+    assert "weights_only" not in result.stderr
     assert tree(place) == before
 
 
@@ -165,7 +164,7 @@ def write_training_state(file: Path, tensors: Tensors) -> None:
     ("write", "parts"),
     [
         (write_empty, ("empty",)),
-        (write_text, ("not a whole PyTorch checkpoint",)),
+        (write_text, ("not a whole PyTorch checkpoint", "safetensors")),
         (write_truncated_safetensors, ("not a whole safetensors file", "again")),
         (write_truncated_pickle, ("not a whole PyTorch checkpoint", "again")),
         (write_nan, ("NaN", "blocks.0.m.qkv.c.weight")),
@@ -198,7 +197,8 @@ def test_checkpoint_of_another_shape(cli: Cli, place: Path, tree: Tree, digits_f
         place,
         tree,
         arguments,
-        "patch_embed.0.c.weight: expected [16, 3, 3, 3], found [8, 3, 3, 3]",
+        ": expected [",
+        "], found [",
         " more",
         "--model",
     )

@@ -222,9 +222,7 @@ def test_another_export_gives_the_same_bytes(again: Again, exported: Exported, n
     assert (again.folder / name).read_bytes() == (exported.folder / name).read_bytes()
 
 
-def test_dry_run(
-    cli: Cli, tmp_path: Path, tree: Tree, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_dry_run(cli: Cli, tmp_path: Path, tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
     """A dry run says what would be done, to standard output, and writes nothing."""
     monkeypatch.chdir(tmp_path)
     result = cli("export", "--dry-run", "--dynamic", "--no-bench", "-o", "out")
@@ -238,9 +236,7 @@ def test_dry_run(
 def test_unchecked_export(cli: Cli, tmp_path: Path) -> None:
     """``--no-check`` returns 0, and neither says nor records that anything passed."""
     out, file = tmp_path / "out", tmp_path / "report.json"
-    result = cli(
-        "export", "--no-check", "--no-bench", "--no-simplify", "-o", out, "--json", file
-    )
+    result = cli("export", "--no-check", "--no-bench", "--no-simplify", "-o", out, "--json", file)
     assert result.exit_code == 0
     assert "not checked" in result.stderr
     assert strict(file.read_text(encoding="utf-8"))["verdict"] == "not-run"
@@ -280,9 +276,7 @@ def test_fixed_batch_quietly_without_a_pass(cli: Cli, tmp_path: Path) -> None:
 def test_random_weights_of_a_published_variant(cli: Cli, tmp_path: Path) -> None:
     """A published architecture with seeded weights passes, and no accuracy is claimed for it."""
     out = tmp_path / "out"
-    result = cli(
-        "export", "--model", "LeViT-128S", "--random-weights", 0, "--no-bench", "-o", out
-    )
+    result = cli("export", "--model", "LeViT-128S", "--random-weights", 0, "--no-bench", "-o", out)
     assert result.exit_code == 0, result.stdout + result.stderr
     assert "bundled" not in result.stderr
     report = strict((out / "report.json").read_text(encoding="utf-8"))

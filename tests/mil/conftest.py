@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 # So that the test files find mil_programs.py under every import mode of pytest.
@@ -21,7 +22,7 @@ with warnings.catch_warnings():
     logging.getLogger("coremltools").setLevel(logging.ERROR)
     import coremltools  # noqa: F401
 
-from mil_programs import Build, Saved, save
+from mil_programs import Build, Saved, convolution_to_softmax, save
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -52,3 +53,9 @@ def _clean() -> Iterator[None]:
     """Collect coremltools' models here, where the warning about them is expected."""
     yield
     gc.collect()
+
+
+@pytest.fixture(scope="session")
+def sound(saved: Callable[..., Saved]) -> Saved:
+    """A package that is as it should be: convolution, linear layer, softmax."""
+    return saved(convolution_to_softmax, x=np.ones((1, 3, 8, 8), np.float32))

@@ -15,12 +15,16 @@ import torch
 from coremltools.converters.mil.backend.mil.load import load as to_specification
 from coremltools.converters.mil.mil import Builder, types
 from coremltools.converters.mil.mil.program import Program as MilProgram
+from coremltools.proto import Model_pb2
 
 from levit_export import mil
 
 mb = Builder
 Build = Callable[..., Any]
 Float = npt.NDArray[np.floating[Any]]
+
+MODEL = Path("Data/com.apple.CoreML/model.mlmodel")
+WEIGHTS = Path("Data/com.apple.CoreML/weights/weight.bin")
 
 UNIT = {np.dtype(np.float32): 2.0**-24, np.dtype(np.float16): 2.0**-11}
 """Unit roundoff: the largest relative error of one rounding."""
@@ -179,3 +183,22 @@ def dot_error(length: int, magnitude: npt.ArrayLike) -> Float:
     """
     growth = (length + 1) * UNIT[np.dtype(np.float32)]
     return np.asarray(growth / (1 - growth) * np.asarray(magnitude, dtype=np.float64))
+
+
+def convolution_to_softmax(x: Any) -> Any:
+    """A program with weights of both kinds of layer."""
+    w = np.random.default_rng(0).standard_normal((4, 3, 3, 3)).astype(np.float32)
+    y = mb.conv(x=x, weight=w, pad_type="custom", pad=[1, 1, 1, 1], strides=[2, 2], name="stem")
+    y = mb.relu(x=y, name="active")
+    y = mb.reshape(x=y, shape=[1, 4, 16], name="tokens")
+    m = np.random.default_rng(1).standard_normal((4, 16)).astype(np.float32)
+    y = mb.linear(x=y, weight=m, name="mixed")
+    return mb.softmax(x=y, axis=-1, name="p")
+
+
+def edit(package: Path, change: Callable[[Any, Any], object]) -> None:
+    """Apply ``change(model, block)`` to the specification."""
+    model = Model_pb2.Model()
+    model.ParseFromString((package / MODEL).read_bytes())
+    change(model, model.mlProgram.functions["main"].block_specializations["CoreML6"])
+    (package / MODEL).write_bytes(model.SerializeToString())

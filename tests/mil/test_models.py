@@ -236,6 +236,7 @@ def test_classifiers(tmp_path: Path, labels: list[Any], precision: str) -> None:
     found = program.run({"input": x.numpy()})
     assert program.outputs[0].name == "classLabel"
     assert found["classLabel"] == labels[1]
+    assert type(found["classLabel"]) is type(labels[1])
     probabilities = found["classLabel_probs"]
     assert list(probabilities) == labels
     exact = _Scores()(x.double())[0].tolist()

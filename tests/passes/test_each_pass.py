@@ -118,7 +118,7 @@ def test_only_q_is_scaled(small: Levit) -> None:
 def test_an_unknown_layer_behind_q_is_refused(small: Levit) -> None:
     """Where q is made by a layer that the pass cannot scale, it is refused with the way out."""
     block = small.blocks[0].m
-    block.qkv = nn.Sequential(block.qkv)
+    block.qkv = nn.Sequential(block.qkv).eval()
     with pytest.raises(PassError) as refused:
         apply_passes(small, (FOLD,), input_shape=SHAPE)
     assert "q is made by a Sequential" in refused.value.what

@@ -3,41 +3,19 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
 
 import pytest
 import torch
-from conftest import Network
+from pass_networks import Network
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from levit_export.architectures.levit import Levit
-from levit_export.core import PassRecord
 from levit_export.errors import UnknownNameError
 from levit_export.passes import PASSES, apply_passes
 from levit_export.passes.proof import PROOF_BOUND
 
 NAMES = ("fuse_batchnorm", "fold_attention_scale", "bake_attention_bias", "merge_heads")
 BatchNorm = nn.modules.batchnorm._BatchNorm
-
-
-class _Operators(TorchDispatchMode):
-    """The names of the operators that run under it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.names.append(str(func))
-        return func(*args, **(kwargs or {}))
-
-
-@torch.no_grad()
-def _nodes(module: nn.Module, inputs: torch.Tensor) -> int:
-    with _Operators() as operators:
-        module(inputs)
-    return len(operators.names)
 
 
 def _parameters(module: nn.Module) -> int:
@@ -50,18 +28,6 @@ def _weight_bytes(module: nn.Module) -> int:
     return 4 * sum(t.numel() for t in tensors if t.is_floating_point())
 
 
-def _by_hand(model: nn.Module, upto: int) -> nn.Module:
-    """A float64 copy after the first ``upto`` passes, without the framework."""
-    copied = copy.deepcopy(model).double()
-    for each in PASSES[:upto]:
-        each.apply(copied)
-    return copied
-
-
-def _record(network: Network, name: str) -> PassRecord:
-    return next(record for record in network.ledger if record.name == name)
-
-
 def test_the_passes_are_the_four_and_run_in_order(network: Network) -> None:
     """The ledger has one line for each pass, in the order in which they must run."""
     assert tuple(record.name for record in network.ledger) == NAMES
@@ -71,7 +37,9 @@ def test_the_passes_are_the_four_and_run_in_order(network: Network) -> None:
 def test_matches_are_exact(network: Network) -> None:
     """Every BatchNorm, every attention and the one pair of heads are matched."""
     found = {record.name: record.matches for record in network.ledger}
-    assert found == dict(zip(NAMES, (network.pairs, network.blocks, network.blocks, 1)))
+    assert found == dict(
+        zip(NAMES, (network.pairs, network.blocks, network.blocks, 1), strict=True)
+    )
 
 
 def test_proofs_are_rounding(network: Network) -> None:
@@ -80,26 +48,22 @@ def test_proofs_are_rounding(network: Network) -> None:
 
 
 @pytest.mark.parametrize("upto", range(1, 5), ids=NAMES)
-@torch.no_grad()
-def test_the_function_is_kept_on_images_the_proof_has_not_seen(
+def test_the_function_is_kept_on_an_image_the_proof_has_not_seen(
     network: Network, upto: int
 ) -> None:
-    """After each pass the float64 model still answers as the original, on fresh images."""
-    images = network.images()
-    before = _by_hand(network.model, 0)(images)
-    after = _by_hand(network.model, upto)(images)
+    """After each pass the float64 model still answers as the original, on a fresh image."""
+    before, after = network.stages[0].outputs, network.stages[upto].outputs
     assert (after - before).abs().max() <= upto * PROOF_BOUND * before.abs().max()
 
 
 @pytest.mark.parametrize("index", range(4), ids=NAMES)
 def test_the_ledger_counts_what_is_there(network: Network, index: int) -> None:
     """Parameters, operators and bytes of a line are those of the modules before and after."""
-    before, after = _by_hand(network.model, index), _by_hand(network.model, index + 1)
-    images = network.images()
+    before, after = network.stages[index : index + 2]
     record = network.ledger[index]
-    assert record.parameters == (_parameters(before), _parameters(after))
-    assert record.nodes == (_nodes(before, images), _nodes(after, images))
-    assert record.bytes_added == _weight_bytes(after) - _weight_bytes(before)
+    assert record.parameters == (_parameters(before.module), _parameters(after.module))
+    assert record.nodes == (before.nodes, after.nodes)
+    assert record.bytes_added == _weight_bytes(after.module) - _weight_bytes(before.module)
 
 
 def test_fewer_operators_are_left(network: Network) -> None:
@@ -132,7 +96,7 @@ def test_the_result_is_float32_without_gradients_in_eval_mode(network: Network) 
 
 def test_weights_are_rounded_once(network: Network) -> None:
     """The float32 weights are the float64 rewrite's, rounded to nearest at the very end."""
-    exact = _by_hand(network.model, len(PASSES)).state_dict()
+    exact = network.stages[-1].module.state_dict()
     rounded = network.rewritten.state_dict()
     assert set(rounded) == set(exact)
     assert all(torch.equal(rounded[name], exact[name].float()) for name in exact)

@@ -189,7 +189,7 @@ def test_the_error_tells_how_far_off(small: Levit) -> None:
     ],
 )
 def test_relative_error(after: list[float], before: list[float], error: float) -> None:
-    """The error is relative to the largest value; what is not finite or all zero proves nothing."""
+    """The error is relative to the largest value; infinite where that is zero or not finite."""
     assert relative_error(torch.tensor(after), torch.tensor(before)) == error
 
 

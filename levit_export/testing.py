@@ -1,0 +1,246 @@
+"""For people who add a target or test a model: seeded weights, a target to imitate, its contract.
+
+A third-party target is a class with the methods of :class:`levit_export.core.Target`, registered
+under the entry-point group ``levit_export.targets``, whose tests call :func:`assert_conforms`.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from levit_export.architectures.random_weights import randomize_
+from levit_export.core import (
+    Artifact,
+    Availability,
+    ExportOptions,
+    Prepared,
+    RunOptions,
+    Session,
+    Signature,
+    Target,
+    Tensors,
+)
+from levit_export.errors import ArtifactError, LevitExportError, RuntimeFailedError
+from levit_export.targets.quiet import first_line, quiet
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["FakeTarget", "assert_conforms", "randomize_"]
+
+
+class FakeTarget:
+    """The smallest target that conforms: PyTorch's own ``.pt2`` files, run by PyTorch."""
+
+    name = "pt2"
+    suffix = ".pt2"
+    precisions = ("fp32",)
+
+    def can_export(self) -> Availability:
+        """Always: torch is a requirement of this package."""
+        return Availability(ok=True)
+
+    can_run = can_export
+    can_time = can_export
+
+    def refuse(self, options: ExportOptions) -> None:
+        """Nothing."""
+
+    def export(self, model: Prepared, path: Path, options: ExportOptions) -> Artifact:
+        """Write the exported program."""
+        import torch
+
+        # Saved to a path, the archive would hold the file's name; in memory it does not.
+        buffer = io.BytesIO()
+        with quiet("torch"):
+            torch.export.save(model.program, buffer)
+        path.write_bytes(buffer.getvalue())
+        return Artifact(self.name, options.precision, path, model.signature)
+
+    def inspect(self, path: Path) -> Artifact:
+        """Signature of a file."""
+        return Artifact(self.name, "fp32", path, _signature(_read(path)))
+
+    def runs(self, options: RunOptions) -> tuple[RunOptions, ...]:
+        """Once."""
+        return (options,)
+
+    def remarks(self, artifact: Artifact, options: RunOptions) -> tuple[str, ...]:
+        """None."""
+        del artifact, options
+        return ()
+
+    @contextmanager
+    def open(
+        self, artifact: Artifact, options: RunOptions, taps: Sequence[str] = ()
+    ) -> Iterator[Session]:
+        """Load the file."""
+        del options, taps
+        yield _FakeSession(_read(artifact.path))
+
+
+class _FakeSession:
+    runtime = "PyTorch (.pt2)"
+
+    def __init__(self, program: torch.export.ExportedProgram) -> None:
+        self._module = program.module()
+        self._signature = _signature(program)
+
+    @property
+    def signature(self) -> Signature:
+        """As the file describes itself."""
+        return self._signature
+
+    def run(self, inputs: Tensors) -> dict[str, np.ndarray]:
+        """One forward call."""
+        import torch
+
+        try:
+            with torch.no_grad():
+                logits = self._module(torch.from_numpy(inputs["input"]))
+        except Exception as error:
+            raise RuntimeFailedError(
+                f"the program failed: {first_line(error)}", remedy="Check the input's shape."
+            ) from error
+        return {"logits": logits.numpy()}
+
+
+def _read(path: Path) -> torch.export.ExportedProgram:
+    import torch
+
+    try:
+        with quiet("torch"):
+            return torch.export.load(io.BytesIO(path.read_bytes()))
+    except Exception as error:
+        raise ArtifactError(
+            f"{path} is no exported program: {first_line(error)}", remedy="Export anew."
+        ) from error
+
+
+def _signature(program: torch.export.ExportedProgram) -> Signature:
+    from levit_export.targets.eager import signature_of
+
+    nodes = {node.name: node for node in program.graph.nodes}
+    (taken,) = (nodes[n].meta["val"].shape for n in program.graph_signature.user_inputs)
+    (given,) = (nodes[n].meta["val"].shape for n in program.graph_signature.user_outputs)
+    batch = taken[0] if isinstance(taken[0], int) else None
+    return signature_of(int(taken[2]), int(given[1]), batch)
+
+
+def assert_conforms(target: Target, folder: Path) -> None:
+    """Raise ``AssertionError`` where ``target`` breaks the contract that the toolchain relies on.
+
+    A small randomised LeViT is exported into ``folder`` in each of the target's precisions and
+    run. Checked: the same bytes on re-export, self-description, names, shapes and types, equal
+    answers on equal inputs and from two sessions at once, parity with PyTorch, and that misuse and
+    damage raise errors of this package's own.
+    """
+    from levit_export import reference
+    from levit_export.preparation import prepare
+
+    checkpoint = reference.load(reference.ModelChoice(model="levit_digits", random_seed=0))
+    model = prepare(checkpoint, batch=2)
+    assert target.can_export().ok, f"cannot export here: {target.can_export().reason}"
+    assert target.precisions, "has no precisions"
+    for precision in target.precisions:
+        options = ExportOptions(precision=precision, batch=2)
+        target.refuse(options)
+        artifact = _assert_same_bytes(target, model, folder / precision, options)
+        described = target.inspect(artifact.path)
+        assert described.signature == model.signature, "inspect() and export() disagree"
+        assert described.precision == precision, f"says it is {described.precision}"
+        expected = reference.make(checkpoint, model.info, [precision])
+        _assert_answers(target, artifact, expected)
+        _assert_misuse_is_refused(target, artifact)
+        _assert_damage_is_refused(target, artifact)
+
+
+def _assert_same_bytes(
+    target: Target, model: Prepared, folder: Path, options: ExportOptions
+) -> Artifact:
+    artifacts = []
+    for turn in ("first", "second"):
+        (folder / turn).mkdir(parents=True)
+        path = folder / turn / f"model{target.suffix}"
+        artifacts.append(target.export(model, path, options))
+        assert path.exists(), f"export() wrote nothing at {path.name}"
+    one, two = (
+        {file.relative_to(folder / turn): file.read_bytes() for file in artifact.files}
+        for turn, artifact in zip(("first", "second"), artifacts, strict=True)
+    )
+    assert one == two, "exporting twice does not give the same bytes"
+    return artifacts[0]
+
+
+def _assert_answers(target: Target, artifact: Artifact, expected: object) -> None:
+    from levit_export import checking, parity
+
+    assert isinstance(expected, checking.Reference)
+    options = RunOptions()
+    with target.open(artifact, options) as one, target.open(artifact, options) as other:
+        assert isinstance(one, Session), "open() does not give a Session"
+        assert one.signature == artifact.signature, "the session has another signature"
+        first, again, second = (parity.collect(s, expected.samples) for s in (one, one, other))
+    for spec in artifact.signature.outputs:
+        assert spec.name in first, f"output {spec.name!r} is missing"
+        assert str(first[spec.name].dtype) == spec.dtype, f"gives {first[spec.name].dtype}"
+        for answer in (again, second):
+            assert np.array_equal(first[spec.name], answer[spec.name]), "answers vary"
+    report = parity.compare_outputs(
+        expected.outputs,
+        first,
+        expected.samples,
+        expected.tolerances[artifact.precision],
+        expected=expected.signature,
+        runtime=one.runtime,
+    )
+    assert report.verdict == "pass", f"is another model: {report.reason}"
+
+
+def _assert_misuse_is_refused(target: Target, artifact: Artifact) -> None:
+    (spec,) = artifact.signature.inputs
+    shape = [dimension or 1 for dimension in spec.shape]
+    wrong = {
+        "another name": {"no such input": np.zeros(shape, spec.dtype)},
+        "another shape": {spec.name: np.zeros([*shape[:-1], shape[-1] + 1], spec.dtype)},
+    }
+    with target.open(artifact, RunOptions()) as session:
+        for what, inputs in wrong.items():
+            try:
+                session.run(inputs)
+            except LevitExportError:
+                continue
+            except Exception as error:
+                raise AssertionError(f"{what}: lets {type(error).__name__} through") from error
+            raise AssertionError(f"{what} of the input is accepted")
+
+
+def _assert_damage_is_refused(target: Target, artifact: Artifact) -> None:
+    """Cut every file in half, one after the other."""
+    for file in artifact.files:
+        whole = file.read_bytes()
+        file.write_bytes(whole[: len(whole) // 2])
+        try:
+            with target.open(artifact, RunOptions()) as session:
+                session.run(
+                    {
+                        s.name: np.zeros([d or 1 for d in s.shape], s.dtype)
+                        for s in session.signature.inputs
+                    }
+                )
+        except LevitExportError:
+            continue
+        except Exception as error:
+            raise AssertionError(
+                f"half of {file.name}: lets {type(error).__name__} through"
+            ) from error
+        else:
+            raise AssertionError(f"half of {file.name} is accepted")
+        finally:
+            file.write_bytes(whole)

@@ -1,0 +1,253 @@
+"""The report for people: what a cell says, and where colours go."""
+
+from __future__ import annotations
+
+import io
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from levit_export import parity, timing
+from levit_export.core import Availability, ModelInfo, PassRecord, Preprocessing, Tolerance
+from levit_export.machine import Machine
+from levit_export.parity import OutputParity, ParityReport
+from levit_export.render import console
+from levit_export.report import Accuracy, ArtifactReport, Report
+from levit_export.timing import TimingReport
+from levit_export.zoo import VARIANTS
+
+ESCAPE = "\x1b"
+OUTPUT = OutputParity(
+    name="logits",
+    max_abs=1e-5,
+    max_rel=1.5e-6,
+    mean_abs=1e-7,
+    cosine=1.0,
+    snr_db=120.0,
+    worst_ratio=0.25,
+    worst_sample="noise",
+    top1_agreement=1.0,
+    top5_agreement=1.0,
+    decided_flips=0,
+    undecided_flips=0,
+)
+PASSED = ParityReport(
+    "pass", "", "onnxruntime 9", 26, (OUTPUT,), Tolerance(0.0, (1e-5,), "derived")
+)
+TIMED = TimingReport(
+    "pass", runtime="onnxruntime 9", threads=2, batch=1, efficiency=0.5, seconds=(0.002,) * 9
+)
+ARTIFACT = ArtifactReport("onnx", "fp32", "m.onnx", 2_500_000, "ab", PASSED)
+MODEL = ModelInfo(
+    name="levit_digits",
+    dialect="fair",
+    checkpoint="best[red].pth",
+    checkpoint_sha256="0123456789abcdef",
+    parameters=710_000,
+    macs=9_000_000,
+    heads=2,
+    config={},
+    labels=(),
+    preprocessing=Preprocessing("digits", 96, 96),
+)
+MACHINE = Machine("A CPU", 2, 8 * 2**30, ("avx2",), "Linux x86_64", "3.11.7")
+
+
+def shown(capsys: pytest.CaptureFixture[str], **changes: object) -> str:
+    """What is printed of a report of one artifact with ``changes``; nothing goes to stderr."""
+    given = {
+        "verdict": "pass",
+        "model": MODEL,
+        "passes": (),
+        "artifacts": (ARTIFACT,),
+        "baselines": {},
+        "machine": MACHINE,
+        "toolchain": {},
+        **changes,
+    }
+    console.print_report(console.Screen(quiet=False), Report(**given))  # type: ignore[arg-type]
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    return printed.out
+
+
+def row_of(text: str, name: str = "onnx-fp32 ") -> str:
+    """The line of a table that starts with ``name``."""
+    (row,) = [line for line in text.splitlines() if line.startswith(name)]
+    return row
+
+
+def test_passed(capsys: pytest.CaptureFixture[str]) -> None:
+    """A pass shows its error, the share of the tolerance it used, and the size."""
+    text = shown(capsys)
+    assert row_of(text).split("  ", 1)[1].strip().startswith("pass")
+    assert "1.5e-06 (25 % of tolerance)" in row_of(text)
+    assert "2.50 MB" in row_of(text)
+    assert "latency" not in text
+    assert "top-1" not in text
+    assert text.splitlines()[-1] == "pass"
+
+
+def test_failed(capsys: pytest.CaptureFixture[str]) -> None:
+    """A failure shows its reason in full, the failed directory, and to check as the next step."""
+    failed = replace(PASSED, verdict="fail", reason="logits: error 1e-2 on noise exceeds 1e-5")
+    artifact = replace(ARTIFACT, parity=failed)
+    text = shown(capsys, verdict="fail", artifacts=(artifact,), output=Path("out.failed"))
+    assert "fail" in row_of(text)
+    assert "pass" not in text
+    assert "onnx-fp32: logits: error 1e-2 on noise exceeds 1e-5" in text
+    assert text.splitlines()[-2:] == ["fail  out.failed", "next: levit-export check out.failed"]
+
+
+def test_not_run(capsys: pytest.CaptureFixture[str]) -> None:
+    """What was not run says so and why, without a figure or the word pass."""
+    artifact = replace(
+        ARTIFACT,
+        parity=parity.not_run("onnxruntime not installed: pip install 'x[onnx]'"),
+        timing=timing.not_timed("needs [bold] macOS"),
+    )
+    text = shown(capsys, verdict="not-run", artifacts=(artifact,))
+    assert "not-run" in row_of(text)
+    assert "not run: needs [bold] macOS" in row_of(text)
+    assert "onnx-fp32: onnxruntime not installed: pip install 'x[onnx]'" in text
+    assert "pass" not in text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"), [((0.002,) * 9, False), ((0.002, 0.003, 0.004), True)]
+)
+def test_timing(
+    capsys: pytest.CaptureFixture[str], seconds: tuple[float, ...], *, expected: bool
+) -> None:
+    """Latencies come with interval and efficiency, and a noisy one is called noisy."""
+    artifact = replace(ARTIFACT, timing=replace(TIMED, seconds=seconds))
+    baseline = replace(TIMED, seconds=(0.03125,) * 3, efficiency=None)
+    text = shown(capsys, artifacts=(artifact,), baselines={"PyTorch eager": baseline})
+    assert f"{1e3 * sorted(seconds)[len(seconds) // 2]:.2f} ms" in row_of(text)
+    assert ("noisy" in row_of(text)) is expected
+    assert row_of(text).rstrip().endswith("0.50")
+    assert "31.25 ms" in row_of(text, "PyTorch eager")
+    assert row_of(text, "PyTorch eager").rstrip().endswith("–")
+    assert "2 threads, batch 1" in text
+
+
+def test_accuracy(capsys: pytest.CaptureFixture[str]) -> None:
+    """Accuracy is shown with its counts, and a dash for an artifact without."""
+    artifact = replace(ARTIFACT, accuracy=Accuracy("digits", 360, 357, 357, 1.0))
+    other = replace(ARTIFACT, format="openvino")
+    text = shown(capsys, artifacts=(artifact, other))
+    assert "99.17 % (357/360)" in row_of(text)
+    assert "–" in row_of(text, "openvino-fp32 ")
+
+
+def test_passes(capsys: pytest.CaptureFixture[str]) -> None:
+    """The ledger shows matches, error, operators and bytes, and why a pass was left out."""
+    records = (
+        PassRecord(
+            "fuse_batchnorm", "applied", "", 40, 5e-16, (10, 9), (573, 430), bytes_added=-70_000
+        ),
+        PassRecord("merge_heads", "not-applicable", "the model has one head"),
+    )
+    text = shown(capsys, passes=records)
+    for part in ("40", "5e-16", "573 → 430", "-0.07 MB"):
+        assert part in row_of(text, "fuse_batchnorm ")
+    assert "the model has one head" in row_of(text, "merge_heads ")
+
+
+def test_brackets_are_text(capsys: pytest.CaptureFixture[str]) -> None:
+    """Square brackets in file names are shown, not taken for markup."""
+    text = shown(capsys, output=Path("out[bold]"))
+    assert "best[red].pth" in text
+    assert "pass  out[bold]" in text
+    assert "levit-export bench out[bold]" in text
+
+
+def test_notice(capsys: pytest.CaptureFixture[str]) -> None:
+    """Notices go to standard error, brackets and all, and nowhere when quiet."""
+    console.Screen(quiet=False).notice("a [b] notice")
+    assert capsys.readouterr() == ("", "a [b] notice\n")
+    console.Screen(quiet=True).notice("a notice")
+    assert capsys.readouterr() == ("", "")
+
+
+def test_no_escape_codes_off_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    """Where the output is no terminal it holds no escape code, and rows do not wrap."""
+    artifact = replace(
+        ARTIFACT,
+        accuracy=Accuracy("digits", 360, 357, 357, 1.0),
+        timing=replace(TIMED, seconds=(0.002, 0.003, 0.004)),
+    )
+    text = shown(capsys, artifacts=(artifact,))
+    assert ESCAPE not in text
+    assert "tolerance) " in row_of(text)
+    assert max(map(len, text.splitlines())) <= console.WIDE
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        """Yes."""
+        return True
+
+
+@pytest.mark.parametrize("no_colour", [False, True])
+def test_colour(monkeypatch: pytest.MonkeyPatch, *, no_colour: bool) -> None:
+    """A terminal shows verdicts in colour, unless NO_COLOR is set."""
+    for name in ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "COLORTERM"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    if no_colour:
+        monkeypatch.setenv("NO_COLOR", "1")
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    report = Report("pass", MODEL, (), (ARTIFACT,), {}, MACHINE, {})
+    console.print_report(console.Screen(quiet=False), report)
+    assert (f"{ESCAPE}[32m" in terminal.getvalue()) is not no_colour
+    assert "pass" in terminal.getvalue()
+
+
+def test_progress_off_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    """Progress says nothing where it would only fill a log."""
+    with console.Screen(quiet=False).progress() as progress:
+        progress.stage("working")
+        progress.steps(2)
+        progress.advance()
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_progress_on_a_terminal(monkeypatch: pytest.MonkeyPatch, *, quiet: bool) -> None:
+    """On a terminal the stage is shown on standard error, unless quiet was asked for."""
+    monkeypatch.setenv("TERM", "xterm-256color")
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with console.Screen(quiet=quiet).progress() as progress:
+        progress.stage("fusing")
+        progress.steps(1)
+        progress.advance()
+    assert ("fusing" in terminal.getvalue()) is not quiet
+
+
+def test_models(capsys: pytest.CaptureFixture[str]) -> None:
+    """The zoo's table has a line for each model with its published figures."""
+    console.print_models(console.Screen(quiet=False), VARIANTS)
+    text = capsys.readouterr().out
+    for known in VARIANTS:
+        row = row_of(text, f"{known.name} ")
+        assert known.parameters in row
+        assert f"{known.top1} %" in row
+
+
+def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
+    """The doctor says what is possible, and for the rest the reason and the remedy as given."""
+    absent = Availability(ok=False, reason="torch not installed", fix="pip install 'x[onnx]'")
+    abilities = {"onnx": {"export": absent, "run": Availability(ok=True), "time": absent}}
+    console.print_doctor(console.Screen(quiet=False), MACHINE, {"torch": "2.13"}, abilities)
+    text = capsys.readouterr().out
+    assert "A CPU, 2 cores, 8 GiB" in text
+    assert "yes" in row_of(text, "onnx ")
+    assert text.count("torch not installed; pip install 'x[onnx]'") == 2
+    assert "torch 2.13" in text

@@ -1,0 +1,107 @@
+"""Every registered target keeps the contract of levit_export.core.Target."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from levit_export.core import (
+    Artifact,
+    ExportOptions,
+    Prepared,
+    RunOptions,
+    Session,
+    Target,
+    Tensors,
+)
+from levit_export.targets import TARGETS
+from levit_export.testing import FakeTarget, assert_conforms
+
+
+@pytest.mark.parametrize("target", [*TARGETS, FakeTarget()], ids=lambda target: target.name)
+def test_a_registered_target_conforms(target: Target, tmp_path: Path) -> None:
+    """Same bytes twice, right names and shapes, equal answers, own errors, parity."""
+    assert_conforms(target, tmp_path)
+
+
+class ClockInBytes(FakeTarget):
+    """Writes other bytes every time."""
+
+    turn = 0
+
+    def export(self, model: Prepared, path: Path, options: ExportOptions) -> Artifact:
+        artifact = super().export(model, path, options)
+        ClockInBytes.turn += 1
+        path.write_bytes(path.read_bytes() + bytes([ClockInBytes.turn]))
+        return artifact
+
+
+class Altered:
+    """A session that changes what another one answers."""
+
+    def __init__(self, session: Session, shift: float, name: str) -> None:
+        self._session, self._shift, self._name = session, shift, name
+        self.signature, self.runtime = session.signature, session.runtime
+
+    def run(self, inputs: Tensors) -> Tensors:
+        logits = self._session.run(inputs)["logits"].copy()
+        logits[:, 3] += np.float32(self._shift)
+        return {self._name: logits}
+
+
+class WrongAnswers(FakeTarget):
+    """Computes one class wrong."""
+
+    shift, output = 0.05, "logits"
+
+    @contextmanager
+    def open(
+        self, artifact: Artifact, options: RunOptions, taps: Sequence[str] = ()
+    ) -> Iterator[Session]:
+        with super().open(artifact, options, taps) as session:
+            yield Altered(session, self.shift, self.output)
+
+
+class WrongName(WrongAnswers):
+    """Calls its output something else."""
+
+    shift, output = 0.0, "out"
+
+
+class ForeignErrors(FakeTarget):
+    """Lets the runtime's own exceptions through."""
+
+    @contextmanager
+    def open(
+        self, artifact: Artifact, options: RunOptions, taps: Sequence[str] = ()
+    ) -> Iterator[Session]:
+        if artifact.path.stat().st_size < self.whole:
+            raise ValueError("half a file")
+        with super().open(artifact, options, taps) as session:
+            yield session
+
+    whole = 0
+
+    def inspect(self, path: Path) -> Artifact:
+        ForeignErrors.whole = path.stat().st_size
+        return super().inspect(path)
+
+
+@pytest.mark.parametrize(
+    ("broken", "complaint"),
+    [
+        (ClockInBytes(), "same bytes"),
+        (WrongAnswers(), "another model"),
+        (WrongName(), "missing"),
+        (ForeignErrors(), "ValueError"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_broken_target_is_found_out(broken: FakeTarget, complaint: str, tmp_path: Path) -> None:
+    """The contract's own check fails for a target that breaks it, and says how."""
+    with pytest.raises(AssertionError, match=complaint):
+        assert_conforms(broken, tmp_path)
