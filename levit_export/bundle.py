@@ -19,6 +19,7 @@ import numpy as np
 from levit_export.atomic import MANIFEST
 from levit_export.core import (
     Artifact,
+    Fingerprints,
     ModelInfo,
     PassRecord,
     Signature,
@@ -61,6 +62,7 @@ class GoldenEntry:
     labels: tuple[int, ...]
     pixels: tuple[str, ...]
     tolerances: Mapping[str, Tolerance]
+    weights: Fingerprints
     doubt: str = ""
 
 
@@ -132,7 +134,9 @@ def read_golden(folder: Path, manifest: Manifest) -> tuple[Samples, dict[str, np
 def _array(path: Path) -> np.ndarray:
     """The array of a ``.npy`` file; ``np.load`` would guess at archives and pickles."""
     with path.open("rb") as file:
-        array: np.ndarray = np.lib.format.read_array(file, allow_pickle=False)
+        array: np.ndarray = np.lib.format.read_array(  # type: ignore[no-untyped-call]
+            file, allow_pickle=False
+        )
     return array
 
 

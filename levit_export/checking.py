@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter, sleep
 
 import numpy as np
 
-from levit_export import bundle, machine, parity, timing
+from levit_export import bundle, machine, parity, timing, weights
 from levit_export.core import (
     PROBABILITIES,
     UNIT_ROUNDOFF,
     Artifact,
+    Fingerprints,
     RunOptions,
     Session,
     Signature,
@@ -47,6 +48,7 @@ class Reference:
     samples: Samples
     outputs: Mapping[str, np.ndarray]
     tolerances: Mapping[str, Tolerance]
+    weights: Fingerprints = field(default_factory=dict)
     doubt: str = ""
     images: Samples | None = None
     dataset: str = ""
@@ -118,7 +120,11 @@ def check(row: Row, reference: Reference) -> tuple[ParityReport, Accuracy | None
             runtime=session.runtime,
             doubt=expected.doubt,
         )
-        return report, _accuracy(session, expected)
+        accuracy = _accuracy(session, expected)
+    if digests := expected.weights.get(row.artifact.precision):
+        found = weights.audit(digests, kind.constants(row.artifact))
+        report = parity.with_weights(report, found)
+    return report, accuracy
 
 
 def describe(

@@ -6,7 +6,7 @@ disk and opens it as a :class:`Session`; everything else compares and times sess
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +26,9 @@ UNIT_ROUNDOFF = {"fp64": 2.0**-53, "fp32": 2.0**-24, "fp16": 2.0**-11}
 
 PROBABILITIES = "probabilities"
 """The output of a model that ends in a softmax, as ``logits`` is that of one that does not."""
+
+Fingerprints = Mapping[str, Mapping[str, str]]
+"""For each precision, the digest that each weight tensor must have in a file (see ``weights``)."""
 
 FORMAT_ALIASES = {"mlpackage": "coreml", "mlprogram": "coreml", "ov": "openvino", "ort": "onnx"}
 
@@ -145,6 +148,7 @@ class Prepared:
     info: ModelInfo
     signature: Signature
     passes: tuple[PassRecord, ...]
+    fingerprints: Fingerprints
     program: ExportedProgram
 
     @property
@@ -180,13 +184,17 @@ class RunOptions:
 
 @dataclass(frozen=True)
 class Artifact:
-    """A model on disk in one format and precision. ``path`` is a file or a package folder."""
+    """A model on disk in one format and precision. ``path`` is a file or a package folder.
+
+    ``passes`` are those that the file says went into it; None when the file is not ours.
+    """
 
     format: str
     precision: str
     path: Path
     signature: Signature
     notes: tuple[str, ...] = ()
+    passes: tuple[str, ...] | None = None
 
     @property
     def id(self) -> str:
@@ -251,6 +259,9 @@ class Target(Protocol):
 
     def inspect(self, path: Path) -> Artifact:
         """Read back what a file on disk says of itself. Raises ``ArtifactError``."""
+
+    def constants(self, artifact: Artifact) -> Iterable[np.ndarray]:
+        """Every constant that the file holds, as stored."""
 
     def runs(self, options: RunOptions) -> tuple[RunOptions, ...]:
         """The ways to execute an artifact that ``options`` ask for, each a row of the report."""

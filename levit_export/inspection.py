@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from levit_export import bundle, checking, machine, parity, reference, report
 from levit_export.atomic import MANIFEST
 from levit_export.bundle import Manifest
 from levit_export.checking import Reference, Row
-from levit_export.core import Artifact, RunOptions, Session, Verdict
+from levit_export.core import Artifact, Fingerprints, RunOptions, Session, Verdict
 from levit_export.errors import ArtifactError, UsageError
 from levit_export.parity import ParityReport
 from levit_export.pipeline import BASELINE, TOOLCHAIN
@@ -20,6 +21,9 @@ from levit_export.report import ArtifactReport, Report
 from levit_export.targets import known_targets
 from levit_export.targets.metadata import versions
 from levit_export.timing import TimingPlan, TimingReport
+
+if TYPE_CHECKING:
+    from levit_export.checkpoints import Checkpoint
 
 
 @dataclass(frozen=True)
@@ -151,6 +155,7 @@ def _reference(each: _Found, request: InspectRequest, progress: Progress) -> Ref
             signature=manifest.signature,
             samples=samples,
             outputs=outputs,
+            weights=manifest.golden.weights,
             tolerances={
                 precision: request.overrides.apply(tolerance)
                 for precision, tolerance in manifest.golden.tolerances.items()
@@ -162,10 +167,28 @@ def _reference(each: _Found, request: InspectRequest, progress: Progress) -> Ref
     return reference.make(
         checkpoint,
         checkpoint.describe(),
-        (artifact.precision for artifact in each.artifacts),
+        {artifact.precision for artifact in each.artifacts},
+        fingerprints=_fingerprints(checkpoint, each),
         seed=request.seed,
         overrides=request.overrides,
     )
+
+
+def _fingerprints(checkpoint: Checkpoint, each: _Found) -> Fingerprints:
+    """Digests of the weights that the artifacts must hold, rewritten by the passes they name.
+
+    None for files that are not ours, or that name other passes than one another.
+    """
+    from levit_export.passes import PASSES
+    from levit_export.preparation import fingerprint, rewrite
+
+    named = {artifact.passes for artifact in each.artifacts}
+    if each.manifest is not None:
+        named = {tuple(r.name for r in each.manifest.passes if r.status == "applied")}
+    if len(named) != 1 or (applied := named.pop()) is None:
+        return {}
+    module, _ = rewrite(checkpoint, skip=[p.name for p in PASSES if p.name not in applied])
+    return fingerprint(module)
 
 
 def _macs(found: Sequence[_Found]) -> int:

@@ -7,13 +7,14 @@ there was nothing to compare.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from levit_export.core import Session, Signature, Tensors, Tolerance, Verdict
 from levit_export.errors import RuntimeFailedError
 from levit_export.samples import Samples
+from levit_export.weights import WeightAudit
 
 VARIATION = 2.0**-10
 """Least share of its own size by which a reference must vary over the samples.
@@ -21,6 +22,10 @@ VARIATION = 2.0**-10
 Below it, float16 (unit roundoff 2**-11) gives every sample the same answer, and a check would
 accept any network that answers with a constant.
 """
+
+
+SHOWN = 5
+"""Names that a message lists before it counts the rest."""
 
 
 @dataclass(frozen=True)
@@ -58,11 +63,28 @@ class ParityReport:
     samples: int
     outputs: tuple[OutputParity, ...] = ()
     tolerance: Tolerance | None = None
+    weights: WeightAudit | None = None
 
 
 def not_run(reason: str, runtime: str = "") -> ParityReport:
     """A check that was asked for and did not happen: neither pass nor fail."""
     return ParityReport("not-run", reason, runtime, samples=0)
+
+
+def with_weights(report: ParityReport, audit: WeightAudit) -> ParityReport:
+    """``report`` joined by what was found of the weights; it fails when any is missing."""
+    report = replace(report, weights=audit)
+    if not audit.missing:
+        return report
+    shown = ", ".join(audit.missing[:SHOWN])
+    more = f" and {len(audit.missing) - SHOWN} more" if len(audit.missing) > SHOWN else ""
+    failure = (
+        f"{len(audit.missing)} of {audit.tensors} weight tensors are not in the file as the "
+        f"checkpoint has them: {shown}{more}"
+    )
+    return replace(
+        report, verdict="fail", reason="; ".join(filter(None, (report.reason, failure)))
+    )
 
 
 def collect(

@@ -129,7 +129,8 @@ def export(request: ExportRequest, progress: Progress | None = None) -> Report:
         expected = reference.make(
             checkpoint,
             model.info,
-            (job.options.precision for job in jobs),
+            {job.options.precision for job in jobs},
+            fingerprints=model.fingerprints,
             seed=request.seed,
             overrides=request.overrides,
         )
@@ -227,6 +228,7 @@ def _describe(
             labels=tuple(int(label) for label in expected.samples.labels),
             pixels=tuple(expected.samples.pixels),
             tolerances=expected.tolerances,
+            weights=expected.weights,
             doubt=expected.doubt,
         ),
         toolchain=result.toolchain,

@@ -6,9 +6,12 @@ import warnings
 from collections.abc import Collection
 
 import torch
+from torch import nn
 
+from levit_export import weights
+from levit_export.architectures.levit import AttentionBias
 from levit_export.checkpoints import Checkpoint
-from levit_export.core import Prepared
+from levit_export.core import Fingerprints, PassRecord, Prepared
 from levit_export.errors import ExportFailedError
 from levit_export.passes import PASSES, apply_passes
 from levit_export.targets.eager import signature_of
@@ -26,9 +29,9 @@ def prepare(
     """
     config = checkpoint.config
     side = config.image_size
-    module, records = apply_passes(
-        checkpoint.build(), PASSES, input_shape=(3, side, side), skip=skip
-    )
+    module, records = rewrite(checkpoint, skip=skip)
+    # Before the exporters touch the module.
+    fingerprints = fingerprint(module)
     # An example of 1 would be taken for a dimension that broadcasts.
     example = torch.zeros(batch or 2, 3, side, side)
     shapes = (
@@ -49,5 +52,32 @@ def prepare(
         info=checkpoint.describe(),
         signature=signature_of(side, config.classes, batch),
         passes=records,
+        fingerprints=fingerprints,
         program=program,
     )
+
+
+def rewrite(
+    checkpoint: Checkpoint, *, skip: Collection[str] = ()
+) -> tuple[nn.Module, tuple[PassRecord, ...]]:
+    """A fresh build of the checkpoint with the passes applied and proven, and their ledger."""
+    side = checkpoint.config.image_size
+    return apply_passes(checkpoint.build(), PASSES, input_shape=(3, side, side), skip=skip)
+
+
+def fingerprint(module: nn.Module) -> Fingerprints:
+    """The digests of the rewritten weights, by precision.
+
+    None when a pass was left out that the exporters then do in their own way: they fold BatchNorm
+    and gather tables themselves, and the result is no tensor of ours.
+    """
+    for part in module.modules():
+        is_norm = isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d)
+        if is_norm or (isinstance(part, AttentionBias) and part.baked_bias is None):
+            return {}
+    tensors = {
+        name: tensor.numpy()
+        for name, tensor in module.state_dict().items()
+        if tensor.is_floating_point()
+    }
+    return {precision: weights.fingerprints(tensors, precision) for precision in weights.ROUNDED}

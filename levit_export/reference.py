@@ -7,7 +7,7 @@ module that was exported: a cache that went stale there would agree with itself
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +16,7 @@ import numpy as np
 
 from levit_export import parity, samples, tolerance
 from levit_export.checking import Reference
-from levit_export.core import ModelInfo, Tolerance
+from levit_export.core import Fingerprints, ModelInfo, Tolerance
 from levit_export.errors import UsageError
 
 if TYPE_CHECKING:
@@ -107,12 +107,15 @@ def eager_session(
 def make(
     checkpoint: Checkpoint,
     info: ModelInfo,
-    precisions: Iterable[str],
+    precisions: Collection[str],
     *,
+    fingerprints: Fingerprints | None = None,
     seed: int = 0,
     overrides: Overrides | None = None,
 ) -> Reference:
     """Samples, the fresh model's answers to them, and the tolerance for each of ``precisions``.
+
+    ``fingerprints`` are those of the weights that the artifacts must hold, if they must.
 
     A model that comes with real images is held against them as well.
     """
@@ -124,7 +127,7 @@ def make(
     outputs = _answers(session, inputs)
     exact = _answers(eager_session(checkpoint, arithmetic="fp64"), inputs)
     tolerances = {}
-    for precision in sorted(set(precisions)):
+    for precision in sorted(precisions):
         rounded = (
             outputs
             if precision == "fp32"
@@ -137,6 +140,7 @@ def make(
         samples=inputs,
         outputs=outputs,
         tolerances=tolerances,
+        weights={p: d for p, d in (fingerprints or {}).items() if p in precisions},
         doubt=info.doubt,
         images=images,
         dataset=DIGITS if images is not None else "",

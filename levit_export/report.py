@@ -133,6 +133,7 @@ def _parity(parity: ParityReport) -> dict[str, Any]:
         values = [output[key] for output in outputs]
         summary[key] = reduce(values) if values else None
     summary["tolerance"] = None if parity.tolerance is None else asdict(parity.tolerance)
+    summary["weights"] = None if parity.weights is None else asdict(parity.weights)
     summary["outputs"] = outputs
     return summary
 

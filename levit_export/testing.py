@@ -67,6 +67,12 @@ class FakeTarget:
         """Signature of a file."""
         return Artifact(self.name, "fp32", path, _signature(_read(path)))
 
+    def constants(self, artifact: Artifact) -> Iterator[np.ndarray]:
+        """Parameters and buffers."""
+        program = _read(artifact.path)
+        for tensor in (*program.state_dict.values(), *program.constants.values()):
+            yield tensor.detach().numpy()
+
     def runs(self, options: RunOptions) -> tuple[RunOptions, ...]:
         """Once."""
         return (options,)

@@ -137,7 +137,7 @@ def test_exception(tmp_path: Path, tree: Tree, error: BaseException) -> None:
     final = tmp_path / "out"
     fill(final, "old")
     before = tree(tmp_path)
-    with pytest.raises(type(error)) as raised, atomic.staged(final) as stage:
+    with pytest.raises(type(error)) as raised, atomic.staged(final) as stage:  # noqa: PT012
         fill(stage.path, "new")
         raise error
     assert raised.value is error
@@ -150,7 +150,7 @@ def test_system_error(tmp_path: Path, tree: Tree, number: int) -> None:
     final = tmp_path / "out"
     fill(final, "old")
     before = tree(tmp_path)
-    with (
+    with (  # noqa: PT012
         pytest.raises(
             OutputError, match=f"out cannot be written: {os.strerror(number)}"
         ) as raised,
@@ -193,7 +193,7 @@ def test_foreign_files(tmp_path: Path, tree: Tree, manifest: str | None) -> None
 def test_files_that_came_meanwhile(tmp_path: Path) -> None:
     """Files that someone put at the output during the export are not replaced either."""
     final = tmp_path / "out"
-    with pytest.raises(OutputError, match="not an export"), atomic.staged(final) as stage:
+    with pytest.raises(OutputError, match="not an export"), atomic.staged(final) as stage:  # noqa: PT012
         fill(stage.path, "new")
         final.mkdir()
         (final / "thesis.tex").write_text("years of work", encoding="utf-8")

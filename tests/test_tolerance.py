@@ -121,6 +121,16 @@ def test_a_row_of_zeros_is_allowed_nothing_but_breaks_nothing() -> None:
     assert derived.allowed(exact)[3] == 0
 
 
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # inf - inf, as in a network
+@pytest.mark.parametrize("value", [np.inf, np.nan])
+def test_an_arithmetic_that_overflowed_gives_no_finite_tolerance(value: float) -> None:
+    """Where the artifact's own arithmetic overflows, its row has no finite allowance."""
+    exact = _exact()
+    rounded = _rounded(exact, 1e-4)
+    rounded[2, 3] = value
+    assert not np.isfinite(derive(rounded, exact, precision="fp16").allowed(exact)[2])
+
+
 @settings(deadline=None)
 @given(
     spread=st.floats(1e-8, 1e-2),

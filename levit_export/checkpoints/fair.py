@@ -36,26 +36,30 @@ def infer_config(tensors: Mapping[str, torch.Tensor], source: str) -> LevitConfi
     ``4 * key_dim`` rows a head. Raises ``CheckpointError`` where the shapes fit no LeViT.
     """
     try:
-        stages = _stages(tensors)
-        classes = tensors["head.l.weight"].shape[0]
-        sizes = [classes, *(n for s in stages for n in (s.dim, s.heads, s.key_dim, s.side))]
-        if min(sizes) < 1:
-            raise ValueError("a tensor without elements")
-        return LevitConfig(
-            dims=tuple(s.dim for s in stages),
-            key_dim=stages[0].key_dim,
-            heads=tuple(s.heads for s in stages),
-            depths=tuple(s.depth for s in stages),
-            image_size=STEM_STRIDE * stages[0].side,
-            classes=classes,
-            two_heads="head_dist.l.weight" in tensors,
-        )
+        return _config(tensors)
     except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
         reason = f"{error} is missing" if isinstance(error, KeyError) else f"its shapes: {error}"
         raise CheckpointError(
             f"{source} looks like a LeViT of the authors' form, but {reason}",
             remedy="Save the whole model.state_dict().",
         ) from error
+
+
+def _config(tensors: Mapping[str, torch.Tensor]) -> LevitConfig:
+    stages = _stages(tensors)
+    classes = tensors["head.l.weight"].shape[0]
+    sizes = [classes, *(n for s in stages for n in (s.dim, s.heads, s.key_dim, s.side))]
+    if min(sizes) < 1:
+        raise ValueError("a tensor without elements")
+    return LevitConfig(
+        dims=tuple(s.dim for s in stages),
+        key_dim=stages[0].key_dim,
+        heads=tuple(s.heads for s in stages),
+        depths=tuple(s.depth for s in stages),
+        image_size=STEM_STRIDE * stages[0].side,
+        classes=classes,
+        two_heads="head_dist.l.weight" in tensors,
+    )
 
 
 def _stages(tensors: Mapping[str, torch.Tensor]) -> list[_Stage]:

@@ -44,6 +44,15 @@ class Program:
     _graph: Graph = field(repr=False)
     _dead_after: tuple[tuple[str, ...], ...] = field(repr=False)
 
+    @property
+    def constants(self) -> Mapping[str, np.ndarray]:
+        """Constant tensors by name, those of compressed weights decompressed.
+
+        A float16 tensor comes as float32 numbers that float16 can represent.
+        """
+        found = self._graph.constants
+        return {name: value for name, value in found.items() if isinstance(value, np.ndarray)}
+
     def run(self, inputs: Mapping[str, Any], taps: Iterable[str] = ()) -> dict[str, Any]:
         """Evaluate the program.
 

@@ -38,7 +38,7 @@ from levit_export.errors import (
 )
 from levit_export.targets.availability import needs
 from levit_export.targets.coreml_package import write_package
-from levit_export.targets.metadata import PREFIX, metadata
+from levit_export.targets.metadata import PREFIX, metadata, passes_in
 from levit_export.targets.quiet import first_line, quiet
 
 if TYPE_CHECKING:
@@ -160,7 +160,14 @@ class CoremlTarget:
         with quiet(*LOGGERS):
             program = mil.load(path)
         precision = program.metadata.get(PREFIX + "precision", "fp16")
-        return Artifact(self.name, precision, path, _signature(program))
+        passes = passes_in(program.metadata)
+        return Artifact(self.name, precision, path, _signature(program), passes=passes)
+
+    def constants(self, artifact: Artifact) -> Iterator[np.ndarray]:
+        """The program's constants, decompressed where they are stored compressed."""
+        with quiet(*LOGGERS):
+            program = mil.load(artifact.path)
+        yield from program.constants.values()
 
     def remarks(self, artifact: Artifact, options: RunOptions) -> tuple[str, ...]:
         """Which ops Core ML would place where; elsewhere, what the evaluator cannot show."""

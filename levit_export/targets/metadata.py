@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 
@@ -21,6 +21,15 @@ def versions(packages: Iterable[str]) -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def passes_in(said: Mapping[str, str]) -> tuple[str, ...] | None:
+    """The passes that an artifact's metadata names, or None when it has none of ours."""
+    try:
+        names = json.loads(said[PREFIX + "passes"])
+    except (KeyError, ValueError):
+        return None
+    return tuple(map(str, names)) if isinstance(names, list) else None
 
 
 def metadata(model: Prepared, precision: str, packages: Iterable[str]) -> dict[str, str]:

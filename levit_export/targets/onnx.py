@@ -21,7 +21,7 @@ from levit_export.core import (
 )
 from levit_export.errors import ArtifactError, ExportFailedError, RuntimeFailedError, UsageError
 from levit_export.targets.availability import needs
-from levit_export.targets.metadata import PREFIX, metadata
+from levit_export.targets.metadata import PREFIX, metadata, passes_in
 from levit_export.targets.quiet import first_line, quiet
 
 if TYPE_CHECKING:
@@ -95,7 +95,17 @@ class OnnxTarget:
             tuple(_spec(v) for v in proto.graph.output),
         )
         said = {p.key: p.value for p in proto.metadata_props}
-        return Artifact(self.name, said.get(PREFIX + "precision", "fp32"), path, signature)
+        precision = said.get(PREFIX + "precision", "fp32")
+        return Artifact(self.name, precision, path, signature, passes=passes_in(said))
+
+    def constants(self, artifact: Artifact) -> Iterator[np.ndarray]:
+        """Initializers and the tensors of Constant nodes."""
+        import onnx
+
+        graph = onnx.load(artifact.path).graph
+        inner = (a.t for node in graph.node if node.op_type == "Constant" for a in node.attribute)
+        for tensor in (*graph.initializer, *inner):
+            yield onnx.numpy_helper.to_array(tensor)
 
     def runs(self, options: RunOptions) -> tuple[RunOptions, ...]:
         """Once, on the CPU."""

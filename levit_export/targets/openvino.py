@@ -22,7 +22,7 @@ from levit_export.core import (
 )
 from levit_export.errors import ArtifactError, ExportFailedError, RuntimeFailedError, UsageError
 from levit_export.targets.availability import needs
-from levit_export.targets.metadata import PREFIX, metadata
+from levit_export.targets.metadata import PREFIX, metadata, passes_in
 from levit_export.targets.quiet import first_line, last_line, quiet
 
 if TYPE_CHECKING:
@@ -81,9 +81,18 @@ class OpenvinoTarget:
         import openvino
 
         graph = _read(openvino.Core(), path)
-        where = [SECTION, "precision"]
-        precision = str(graph.get_rt_info(where).value) if graph.has_rt_info(where) else "fp32"
-        return Artifact(self.name, precision, path, _signature(graph))
+        said = _said(graph)
+        precision = said.get(PREFIX + "precision", "fp32")
+        return Artifact(self.name, precision, path, _signature(graph), passes=passes_in(said))
+
+    def constants(self, artifact: Artifact) -> Iterator[np.ndarray]:
+        """The data of Constant nodes."""
+        import openvino
+
+        graph = _read(openvino.Core(), artifact.path)
+        for node in graph.get_ops():
+            if node.get_type_name() == "Constant":
+                yield np.array(node.data)
 
     def runs(self, options: RunOptions) -> tuple[RunOptions, ...]:
         """Once, on ``options.device``."""
@@ -164,6 +173,15 @@ class OpenvinoSession:
                 remedy="Check the input's name, shape and type against the model's.",
             ) from error
         return {name: np.array(results[i]) for i, name in enumerate(self._names)}
+
+
+def _said(graph: openvino.Model) -> dict[str, str]:
+    """What the file says of itself and its passes, by the keys that other formats use."""
+    said = {}
+    for key in ("precision", "passes"):
+        if graph.has_rt_info([SECTION, key]):
+            said[PREFIX + key] = str(graph.get_rt_info([SECTION, key]).value)
+    return said
 
 
 def _shape(graph: openvino.Model, signature: Signature) -> None:

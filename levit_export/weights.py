@@ -1,0 +1,56 @@
+"""Find every trained tensor in an artifact, bit for bit.
+
+A distance between logits cannot see a small fault behind the rounding of float16. But exporters
+only copy, transpose and reshape the prepared tensors, so each must be in the file exactly as the
+checkpoint and the passes made it, rounded to the file's precision once. That is checked by digest.
+Pure; arrays and digests in, a value out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+
+import numpy as np
+
+ROUNDED = {"fp32": np.float32, "fp16": np.float16}
+"""Precisions whose files store the tensors themselves, and the type they are rounded to."""
+
+
+@dataclass(frozen=True)
+class WeightAudit:
+    """How many tensors were looked for, and the names of those that are not in the file."""
+
+    tensors: int
+    missing: tuple[str, ...] = ()
+
+
+def fingerprint(array: np.ndarray) -> str:
+    """Digest of the float32 numbers of ``array``; equal for a matrix and its transpose.
+
+    Axes of length one do not count: a bias ``(C,)`` may be stored as ``(1, 1, C)``.
+    """
+    plain = np.squeeze(array).astype("<f4")
+    digests = [sha256(np.ascontiguousarray(plain).tobytes()).hexdigest()]
+    if plain.ndim == 2:
+        digests.append(sha256(np.ascontiguousarray(plain.T).tobytes()).hexdigest())
+    return min(digests)
+
+
+def fingerprints(tensors: Mapping[str, np.ndarray], precision: str) -> dict[str, str]:
+    """The digest each tensor must have in a file of ``precision``; empty where none has to."""
+    if precision not in ROUNDED:
+        return {}
+    with np.errstate(over="ignore"):
+        return {
+            name: fingerprint(tensor.astype(ROUNDED[precision]))
+            for name, tensor in tensors.items()
+        }
+
+
+def audit(expected: Mapping[str, str], stored: Iterable[np.ndarray]) -> WeightAudit:
+    """Which of the ``expected`` tensors the ``stored`` constants of a file do not hold."""
+    present = {fingerprint(array) for array in stored if np.issubdtype(array.dtype, np.floating)}
+    missing = tuple(name for name, digest in expected.items() if digest not in present)
+    return WeightAudit(len(expected), missing)

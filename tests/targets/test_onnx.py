@@ -1,0 +1,329 @@
+"""The ONNX target: what is in the file, what runs it, and what happens when something is wrong."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from conftest import Exported
+from onnx import TensorProto, helper, numpy_helper
+
+from levit_export import checking, checkpoints, reference
+from levit_export.checking import Reference
+from levit_export.core import Artifact, ExportOptions, Prepared, RunOptions, Signature
+from levit_export.errors import ArtifactError, RuntimeFailedError, UsageError
+from levit_export.parity import ParityReport
+from levit_export.preparation import prepare
+from levit_export.targets import onnx as onnx_target
+from levit_export.targets import onnx_simplify
+from levit_export.targets.metadata import PREFIX
+from levit_export.targets.onnx import OnnxTarget
+from levit_export.zoo import VARIANTS, Variant
+
+TARGET = OnnxTarget()
+RUN = RunOptions(threads=1)
+PLAIN = ExportOptions(simplify=False)
+PUBLISHED = [known for known in VARIANTS if known.weights]
+UNWANTED = {"BatchNormalization", "Gather", "Identity", "Dropout", "Loop", "If"}
+
+
+def parity(artifact: Artifact, expected: Reference) -> ParityReport:
+    """The verdict on a file."""
+    (row,) = checking.rows([artifact], RUN)
+    return checking.check(row, expected)[0]
+
+
+def operators(path: Path) -> Counter[str]:
+    """How many of each operator a file has."""
+    return Counter(node.op_type for node in onnx.load(path).graph.node)
+
+
+@pytest.fixture(scope="module")
+def digits() -> Prepared:
+    """The bundled model, prepared for a batch of 1."""
+    return prepare(checkpoints.bundled())
+
+
+@pytest.fixture(scope="module")
+def expected() -> Reference:
+    """What the bundled model's artifacts are held against, without the accuracy."""
+    checkpoint = checkpoints.bundled()
+    made = reference.make(checkpoint, checkpoint.describe(), ["fp32"])
+    return replace(made, images=None, predictions=None)
+
+
+@pytest.fixture(scope="module")
+def plain(digits: Prepared, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """The bundled model, not simplified; do not change it."""
+    return TARGET.export(digits, tmp_path_factory.mktemp("plain") / "m.onnx", PLAIN)
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """The bundled model with an open batch, not simplified; do not change it."""
+    model = prepare(checkpoints.bundled(), batch=None)
+    return TARGET.export(model, tmp_path_factory.mktemp("opened") / "m.onnx", PLAIN)
+
+
+@pytest.mark.parametrize("known", PUBLISHED, ids=lambda known: known.name)
+def test_published_variants(known: Variant, tmp_path: Path) -> None:
+    """Every published architecture is the same function in ONNX Runtime, fixed batch and open.
+
+    No BatchNorm, gather or second head is left in its graph.
+    """
+    checkpoint = checkpoints.randomised(known, seed=3)
+    made = reference.make(checkpoint, checkpoint.describe(), ["fp32"])
+    for batch in (1, None):
+        simplified = known.name == "levit_128s" and batch is None
+        model = prepare(checkpoint, batch=batch)
+        path = tmp_path / f"{batch}.onnx"
+        artifact = TARGET.export(model, path, ExportOptions(batch=batch, simplify=simplified))
+        found = parity(artifact, made)
+        assert found.verdict == "pass", found.reason
+        assert found.outputs[0].worst_ratio > 0
+        assert artifact.notes == ()
+        assert TARGET.inspect(path).signature == artifact.signature
+        assert artifact.signature.batch == batch
+        count = operators(path)
+        assert not UNWANTED & set(count)
+        assert count["Gemm"] == 1
+        path.unlink()
+
+
+def test_graph(exported: Exported) -> None:
+    """The default export has one Gemm, nothing that inference does not need, and no tracing."""
+    proto = onnx.load(exported.folder / "onnx-fp32" / "levit_digits.onnx")
+    count = Counter(node.op_type for node in proto.graph.node)
+    assert not UNWANTED & set(count)
+    assert count["Gemm"] == 1
+    assert count["Conv"] == 4
+    assert count["Softmax"] == 8
+    assert [value.name for value in proto.graph.input] == ["input"]
+    assert [value.name for value in proto.graph.output] == ["logits"]
+    assert [(o.domain, o.version) for o in proto.opset_import] == [("", 18)]
+    assert proto.graph.name == "levit_digits"
+    assert not any(node.doc_string or node.metadata_props for node in proto.graph.node)
+
+
+def test_one_file(exported: Exported) -> None:
+    """The weights are in the file itself."""
+    folder = exported.folder / "onnx-fp32"
+    assert [path.name for path in folder.iterdir()] == ["levit_digits.onnx"]
+    proto = onnx.load(folder / "levit_digits.onnx", load_external_data=False)
+    locations = {tensor.data_location for tensor in proto.graph.initializer}
+    assert locations == {TensorProto.DEFAULT}
+
+
+def test_metadata(exported: Exported) -> None:
+    """The file says which model it is, how to feed it, and with what it was made."""
+    proto = onnx.load(exported.folder / "onnx-fp32" / "levit_digits.onnx")
+    said = {p.key.removeprefix(PREFIX): p.value for p in proto.metadata_props}
+    assert all(p.key.startswith(PREFIX) for p in proto.metadata_props)
+    info = checkpoints.bundled().describe()
+    assert said["model"] == "levit_digits"
+    assert said["checkpoint_sha256"] == info.checkpoint_sha256
+    assert json.loads(said["labels"]) == [str(digit) for digit in range(10)]
+    assert json.loads(said["preprocessing"])["resize"] == 96
+    assert json.loads(said["passes"]) == [
+        "fuse_batchnorm",
+        "fold_attention_scale",
+        "bake_attention_bias",
+        "merge_heads",
+    ]
+    assert {"levit-export", "torch", "onnx"} <= set(json.loads(said["versions"]))
+    assert (said["precision"], said["licence"]) == ("fp32", "Apache-2.0")
+
+
+def test_no_place_and_no_clock(exported: Exported) -> None:
+    """Nothing in the file tells of the machine, the user or the time it was made."""
+    import time
+
+    content = (exported.folder / "onnx-fp32" / "levit_digits.onnx").read_bytes()
+    for place in (Path(checkpoints.__file__).parents[2], Path.home(), exported.folder):
+        assert len(str(place)) == 1 or str(place).encode() + b"/" not in content
+    assert b"site-packages" not in content
+    assert b".py" not in content
+    assert time.strftime("%Y-%m-%d").encode() not in content
+
+
+@pytest.mark.parametrize("opset", onnx_target.OPSETS)
+def test_opsets(digits: Prepared, expected: Reference, opset: int, tmp_path: Path) -> None:
+    """Each opset that may be asked for is what the file has, and what it has is right."""
+    path = tmp_path / "m.onnx"
+    artifact = TARGET.export(digits, path, replace(PLAIN, opset=opset))
+    versions = {o.domain: o.version for o in onnx.load(path).opset_import}
+    assert versions == {"": opset}
+    found = parity(artifact, expected)
+    assert found.verdict == "pass", found.reason
+
+
+@pytest.mark.parametrize("opset", [min(onnx_target.OPSETS) - 1, max(onnx_target.OPSETS) + 1])
+def test_other_opsets(opset: int) -> None:
+    """Other opsets are refused with those that are supported."""
+    with pytest.raises(UsageError, match=f"opset {opset}") as raised:
+        TARGET.refuse(ExportOptions(opset=opset))
+    assert f"{min(onnx_target.OPSETS)} to {max(onnx_target.OPSETS)}" in raised.value.remedy
+
+
+def test_same_bytes(digits: Prepared, plain: Artifact, tmp_path: Path) -> None:
+    """The same model exported twice gives the same bytes."""
+    again = TARGET.export(digits, tmp_path / "again.onnx", PLAIN)
+    assert again.path.read_bytes() == plain.path.read_bytes()
+
+
+def test_open_batch(opened: Artifact, expected: Reference) -> None:
+    """An open batch takes batches of any size and passes on mixed ones."""
+    assert opened.signature.batch is None
+    found = parity(opened, expected)
+    assert found.verdict == "pass", found.reason
+    with TARGET.open(opened, RUN) as session:
+        for size in (1, 5, 17):
+            (logits,) = session.run({"input": np.zeros((size, 3, 96, 96), np.float32)}).values()
+            assert logits.shape == (size, 10)
+
+
+def test_open_batch_that_is_secretly_fixed(
+    opened: Artifact, expected: Reference, tmp_path: Path
+) -> None:
+    """A file that claims an open batch, but works only for batches of one, fails its check."""
+    proto = onnx.load(opened.path)
+    for value in (*proto.graph.input, *proto.graph.output):
+        assert value.type.tensor_type.shape.dim[0].dim_param == "batch"
+    (gemm,) = [node for node in proto.graph.node if node.op_type == "Gemm"]
+    shape = numpy_helper.from_array(np.array([1, 128], np.int64), "fixed_shape")
+    proto.graph.initializer.append(shape)
+    node = helper.make_node("Reshape", [gemm.input[0], "fixed_shape"], ["fixed_tokens"])
+    proto.graph.node.insert(list(proto.graph.node).index(gemm), node)
+    gemm.input[0] = "fixed_tokens"
+    path = tmp_path / "fixed.onnx"
+    onnx.save(proto, path)
+    found = parity(replace(opened, path=path), expected)
+    assert found.verdict == "fail"
+    assert "ONNX Runtime failed" in found.reason
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"no protobuf at all\n" * 9, b"\x08\x08"], ids=["empty", "text", "no graph"]
+)
+def test_damaged_files(plain: Artifact, tmp_path: Path, content: bytes) -> None:
+    """A file that is no ONNX is an ArtifactError with its path, both read and loaded."""
+    path = tmp_path / "m.onnx"
+    path.write_bytes(content)
+    with pytest.raises(ArtifactError, match=r"m\.onnx"):
+        TARGET.inspect(path)
+    with (
+        pytest.raises(ArtifactError, match=r"m\.onnx"),
+        TARGET.open(replace(plain, path=path), RUN),
+    ):
+        pytest.fail("a damaged file was opened")
+
+
+def test_truncated_file(plain: Artifact, tmp_path: Path) -> None:
+    """Half a file is an ArtifactError."""
+    path = tmp_path / "m.onnx"
+    content = plain.path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(ArtifactError), TARGET.open(replace(plain, path=path), RUN):
+        pytest.fail("half a file was opened")
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        {"image": np.zeros((1, 3, 96, 96), np.float32)},
+        {"input": np.zeros((2, 3, 96, 96), np.float32)},
+        {"input": np.zeros((1, 3, 95, 96), np.float32)},
+        {"input": np.zeros((1, 3, 96, 96), np.float64)},
+        {},
+    ],
+    ids=["name", "batch", "side", "type", "none"],
+)
+def test_wrong_inputs(plain: Artifact, inputs: dict[str, np.ndarray]) -> None:
+    """An input of the wrong name, shape or type is a RuntimeFailedError that names the file."""
+    with TARGET.open(plain, RUN) as session, pytest.raises(RuntimeFailedError, match=r"m\.onnx"):
+        session.run(inputs)
+
+
+def test_taps(plain: Artifact) -> None:
+    """Inner values can be had beside the outputs, without a change to file or signature."""
+    nodes = onnx.load(plain.path).graph.node
+    softmax = next(node.output[0] for node in nodes if node.op_type == "Softmax")
+    before = plain.path.read_bytes()
+    image = np.random.default_rng(0).standard_normal((1, 3, 96, 96)).astype(np.float32)
+    with TARGET.open(plain, RUN, taps=(softmax,)) as session:
+        found = session.run({"input": image})
+        assert session.signature == plain.signature
+    with TARGET.open(plain, RUN) as session:
+        np.testing.assert_allclose(
+            found["logits"], session.run({"input": image})["logits"], rtol=0, atol=1e-4
+        )
+    assert set(found) == {softmax, "logits"}
+    assert found[softmax].shape == (1, 2, 36, 36)
+    np.testing.assert_allclose(found[softmax].sum(axis=-1), 1, rtol=1e-5)
+    assert plain.path.read_bytes() == before
+
+
+def test_unknown_tap(plain: Artifact) -> None:
+    """A tap that is not in the graph is refused by name."""
+    with (
+        pytest.raises(UsageError, match="'no_such_value'"),
+        TARGET.open(plain, RUN, ("no_such_value",)),
+    ):
+        pytest.fail("an unknown value was tapped")
+
+
+def test_session_says_what_runs(plain: Artifact) -> None:
+    """The session tells its runtime and version, and the signature that is in the file."""
+    import onnxruntime
+
+    with TARGET.open(plain, RUN) as session:
+        assert session.runtime == f"onnxruntime {onnxruntime.__version__} (CPU)"
+        assert session.signature == plain.signature
+        assert isinstance(session.signature, Signature)
+
+
+ALTER = """
+import onnx, sys
+from onnx import numpy_helper
+model = onnx.load(sys.argv[1])
+(head,) = [node for node in model.graph.node if node.op_type == "Gemm"]
+(bias,) = [t for t in model.graph.initializer if t.name == head.input[2]]
+bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) + 0.01, bias.name))
+onnx.save(model, sys.argv[2])
+"""
+
+
+@pytest.mark.parametrize(
+    ("script", "note"),
+    [
+        ("import os; os.kill(os.getpid(), 11)", "status -11"),
+        ("raise RuntimeError('bad graph')", "status 1 (RuntimeError: bad graph)"),
+        ("import sys; sys.exit(3)", "status 3"),
+        ("pass", "status 0 (no message)"),
+        ("import sys; open(sys.argv[2], 'w').write('junk')", "not simplified"),
+        (ALTER, "graph differs by"),
+    ],
+    ids=["crash", "exception", "unproven", "nothing written", "junk written", "another function"],
+)
+def test_simplifier_that_fails(plain: Artifact, script: str, note: str) -> None:
+    """When onnxsim crashes or its graph is another, the original is kept, and a note says why."""
+    model = onnx.load(plain.path)
+    inputs = {"input": np.random.default_rng(0).standard_normal((1, 3, 96, 96), np.float32)}
+    found = onnx_simplify.simplify(model, inputs, script=script)
+    assert found.model is model
+    assert found.note.startswith("not simplified: ")
+    assert note in found.note
+
+
+def test_simplifier_that_hangs(plain: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When onnxsim does not end, the original is kept, and a note says so."""
+    monkeypatch.setattr(onnx_simplify, "TIMEOUT_S", 0.2)
+    model = onnx.load(plain.path)
+    found = onnx_simplify.simplify(model, {}, script="import time; time.sleep(60)")
+    assert found.model is model
+    assert "longer than 0.2 s" in found.note
