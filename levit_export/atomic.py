@@ -17,6 +17,10 @@ from pathlib import Path
 from levit_export.errors import OutputError
 
 MANIFEST = "manifest.json"
+REPORTS = ("report.json", "report.html")
+"""Of measurements; no manifest describes them."""
+
+SHOWN = 5
 _PARTIAL = ".partial-"
 _OLD = "-old"
 
@@ -69,26 +73,31 @@ def refuse_foreign(final: Path) -> None:
             raise OutputError(
                 f"{final} exists and is no folder", remedy="Give --output another folder."
             )
-        if final.is_dir() and any(final.iterdir()) and not _is_export(final):
+        if final.is_dir() and (foreign := _foreign_files(final)):
             raise OutputError(
-                f"{final} holds files that are not an export (no {MANIFEST} of levit-export)",
-                remedy="Give --output a new folder; nothing there was touched.",
+                f"{final} holds files that no export of levit-export put there: "
+                f"{', '.join(foreign[:SHOWN])}{' …' if len(foreign) > SHOWN else ''}",
+                remedy="Move them, or give --output a new folder; nothing there was touched.",
             )
     except OSError as error:
         raise _unwritable(final, error) from error
 
 
-def _is_export(folder: Path) -> bool:
-    """Whether this toolchain wrote ``folder``; other tools have a ``manifest.json`` as well."""
-    manifest = folder / MANIFEST
-    if not manifest.is_file():
-        return False
+def _foreign_files(folder: Path) -> list[str]:
+    """Files below ``folder`` that its manifest does not vouch for; all, without one of ours."""
+    present = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if not p.is_dir()}
+    return sorted(present - _vouched_for(folder))
+
+
+def _vouched_for(folder: Path) -> set[str]:
+    """What may be replaced: an export's files, its two reports, and what Finder leaves."""
     try:
-        content = json.loads(manifest.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
-        return False
-    toolchain = content.get("toolchain") if isinstance(content, dict) else None
-    return isinstance(toolchain, dict) and "levit-export" in toolchain
+        content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        is_ours = "levit-export" in content["toolchain"]
+        files = set(content["files"])
+    except (OSError, ValueError, RecursionError, TypeError, KeyError):
+        return set()
+    return files | {MANIFEST, *REPORTS, ".DS_Store"} if is_ours else set()
 
 
 def _unwritable(final: Path, error: OSError) -> OutputError:

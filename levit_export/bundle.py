@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from levit_export.atomic import MANIFEST
+from levit_export.atomic import MANIFEST, REPORTS
 from levit_export.core import (
     Artifact,
     Fingerprints,
@@ -30,7 +30,7 @@ from levit_export.errors import DataError, ManifestError
 from levit_export.samples import Samples
 
 SCHEMA = 1
-REPORT = "report.json"
+REPORT = REPORTS[0]
 LABELS = "labels.txt"
 GOLDEN = "golden"
 
@@ -145,7 +145,7 @@ def list_files(folder: Path) -> dict[str, FileEntry]:
     return {
         path.relative_to(folder).as_posix(): file_entry(path)
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.relative_to(folder).as_posix() not in (MANIFEST, REPORT)
+        if path.is_file() and path.relative_to(folder).as_posix() not in (MANIFEST, *REPORTS)
     }
 
 

@@ -109,6 +109,7 @@ def check(row: Row, reference: Reference) -> tuple[ParityReport, Accuracy | None
         expected = reference.matching(session.signature)
         try:
             outputs = parity.collect(session, expected.samples)
+            accuracy = _accuracy(session, expected)
         except RuntimeFailedError as error:
             return _failed(str(error), session, expected), None
         report = parity.compare_outputs(
@@ -120,7 +121,6 @@ def check(row: Row, reference: Reference) -> tuple[ParityReport, Accuracy | None
             runtime=session.runtime,
             doubt=expected.doubt,
         )
-        accuracy = _accuracy(session, expected)
     if digests := expected.weights.get(row.artifact.precision):
         found = weights.audit(digests, kind.constants(row.artifact))
         report = parity.with_weights(report, found)
@@ -165,8 +165,8 @@ def _accuracy(session: Session, reference: Reference) -> Accuracy | None:
     if images is None or expected is None:
         return None
     outputs = parity.collect(session, images, batch=IMAGE_BATCH)
-    if first not in outputs:
-        return None
+    if first not in outputs or outputs[first].ndim != 2:
+        return None  # which parity calls a failure
     predictions = outputs[first].argmax(axis=1)
     return Accuracy(
         dataset=reference.dataset,

@@ -128,7 +128,7 @@ class PassRecord:
     """One line of the ledger: what a pass matched, what it cost, how well it kept the function.
 
     ``error`` is ``max|after - before| / max|before|`` over random inputs in float64. ``nodes`` are
-    the operators that one forward call executes.
+    the operators that one forward call with a batch of two executes.
     """
 
     name: str

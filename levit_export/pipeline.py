@@ -46,7 +46,7 @@ class ExportRequest:
     """
 
     choice: ModelChoice = field(default_factory=ModelChoice)
-    formats: tuple[str, ...] = ("onnx",)
+    formats: tuple[str, ...] = ("onnx", "openvino", "coreml")
     precision: str | None = None
     options: ExportOptions = field(default_factory=ExportOptions)
     skip: tuple[str, ...] = ()

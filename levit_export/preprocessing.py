@@ -53,7 +53,8 @@ def resize_and_crop(recipe: Preprocessing, pixels: np.ndarray) -> np.ndarray:
     """The uint8 RGB image ``(crop, crop, 3)`` that the recipe sees of ``pixels``."""
     from PIL import Image
 
-    if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or min(pixels.shape[:2]) < 1:
+    channels = pixels.shape[2:] or (3,)
+    if pixels.dtype != np.uint8 or channels != (3,) or min(pixels.shape[:2], default=0) < 1:
         raise DataError(
             f"an image of type {pixels.dtype} and shape {pixels.shape} cannot be preprocessed",
             remedy="Give uint8 pixels, (height, width) or (height, width, 3).",
@@ -64,7 +65,8 @@ def resize_and_crop(recipe: Preprocessing, pixels: np.ndarray) -> np.ndarray:
         width = height = recipe.resize
     else:
         scale = recipe.resize / min(width, height)
-        width, height = round(width * scale), round(height * scale)
+        # Truncated, as torchvision's Resize does it.
+        width, height = int(width * scale), int(height * scale)
     filters = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
     image = image.resize((width, height), filters[recipe.interpolation])
     left, top = round((width - recipe.crop) / 2), round((height - recipe.crop) / 2)

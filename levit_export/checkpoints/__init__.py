@@ -101,7 +101,7 @@ def load(
             remedy=f"Export at {config.image_size}, or fine-tune at {image_size}.",
         )
     named = model or _variant_of(config)
-    recipe = preprocessing.RECIPES["digits" if named == VARIANTS[0] else "fair"]
+    recipe = preprocessing.RECIPES["digits" if config == VARIANTS[0].config else "fair"]
     return Checkpoint(
         name=named.name if named else "levit_custom",
         dialect=fair.NAME,
@@ -131,7 +131,7 @@ def randomised(
     digest = hashlib.sha256()
     for name, tensor in tensors.items():
         digest.update(name.encode() + tensor.numpy().tobytes())
-    recipe = preprocessing.RECIPES["digits" if model == VARIANTS[0] else "fair"]
+    recipe = preprocessing.RECIPES["digits" if config == VARIANTS[0].config else "fair"]
     return Checkpoint(
         name=model.name,
         dialect="random",

@@ -18,10 +18,10 @@ __all__ = ["cli", "main"]
 @click.group(cls=VerbGroup, context_settings={"help_option_names": HELP_NAMES})
 @click.version_option(__version__, prog_name="levit-export")
 def cli() -> None:
-    """Export LeViT to ONNX, and prove that it is the same model there.
+    """Export LeViT to ONNX, OpenVINO and Core ML, and prove that it is the same model there.
 
-    Bare flags mean the verb export: `levit-export --format onnx` is `levit-export export
-    --format onnx`, whose options `levit-export export --help` lists.
+    Bare flags mean the verb export: `levit-export --format coreml` is `levit-export export
+    --format coreml`, whose options `levit-export export --help` lists.
 
     \b
     Exit status

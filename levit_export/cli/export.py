@@ -19,7 +19,7 @@ from levit_export.cli.verb import Verb, parameters, status_of
     "--format",
     "formats",
     multiple=True,
-    default=("onnx",),
+    default=("all",),
     show_default=True,
     help="onnx, openvino, coreml, or all; repeat it or separate with commas.",
 )

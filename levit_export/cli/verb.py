@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any, NoReturn
 
@@ -14,7 +15,8 @@ DEFAULT = "export"
 FOR_THE_GROUP = (*HELP_NAMES, "--version")
 
 INTERRUPTED = 130
-"""128 + SIGINT, the shell's convention."""
+PIPE_CLOSED = 141
+"""128 + SIGINT and 128 + SIGPIPE, the shell's convention."""
 
 STATUS = {"pass": 0, "fail": 1, "not-run": 3}
 
@@ -33,9 +35,13 @@ class Verb(click.Command):
             _complain(error.what, error.remedy, verbose=verbose)
             status = error.exit_status
         except KeyboardInterrupt:
-            _complain("interrupted", "Nothing was changed.", verbose=False)
+            _complain("interrupted", "An earlier export is whole.", verbose=False)
             status = INTERRUPTED
-        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+        except BrokenPipeError:
+            # The reader left; keep Python from complaining when it flushes at its end.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            status = PIPE_CLOSED
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except Exception as error:  # Python's own status 1 would mean a failed check
             _complain(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +53,14 @@ class Screen:
             BarColumn(),
             TimeElapsedColumn(),
         )
-        with Progress(*columns, console=self.err, transient=True) as bars:
+        # Converters' output is kept away by redirecting; the bar must not go with it.
+        with Progress(
+            *columns,
+            console=self.err,
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        ) as bars:
             yield _Bars(bars)
 
 
@@ -74,8 +82,9 @@ class _Bars:
 
 
 def _console(*, stderr: bool) -> Console:
-    console = Console(stderr=stderr, soft_wrap=False)
-    return console if console.is_terminal else Console(stderr=stderr, width=WIDE)
+    file = sys.stderr if stderr else sys.stdout
+    console = Console(file=file)
+    return console if console.is_terminal else Console(file=file, width=WIDE)
 
 
 def print_report(screen: Screen, report: Report) -> None:
@@ -92,24 +101,35 @@ def print_report(screen: Screen, report: Report) -> None:
     if report.passes:
         out.print(_passes(report))
     out.print(_artifacts(report))
-    for artifact in report.artifacts:
-        for note in (artifact.parity.reason, *artifact.notes):
-            if note:
-                out.print(Text(f"{artifact.id}: {note}"))
-    runtimes = {a.parity.runtime for a in report.artifacts if a.parity.runtime}
-    timed = [a.timing for a in report.artifacts if a.timing and a.timing.verdict == "pass"]
-    if runtimes:
-        out.print(Text(f"checked on {', '.join(sorted(runtimes))}", style="dim"))
-    if timed:
-        out.print(
-            Text(
-                f"timed with {timed[0].threads} threads, batch {timed[0].batch}, interleaved with "
-                "what it is compared to; median with its 95 % interval. GEMM share: 1 is the rate "
-                "at which this machine multiplies matrices.",
-                style="dim",
-            )
-        )
+    for line in _notes(report):
+        out.print(Text(line, style="dim"))
     _print_verdict(out, report)
+
+
+def _notes(report: Report) -> Iterator[str]:
+    """What the table has no room for: reasons, remarks, where it was checked and how timed."""
+    for artifact in report.artifacts:
+        if artifact.parity.verdict != "not-run" and artifact.parity.reason:
+            yield f"{artifact.id}: {artifact.parity.reason}"
+        elif artifact.parity.reason and not _only_timed(report):
+            yield f"{artifact.id} not checked: {artifact.parity.reason}"
+        if artifact.timing is not None and artifact.timing.verdict == "not-run":
+            yield f"{artifact.id} not timed: {artifact.timing.reason}"
+        yield from (f"{artifact.id}: {note}" for note in artifact.notes)
+    runtimes = {a.parity.runtime for a in report.artifacts if a.parity.runtime}
+    if runtimes:
+        yield f"checked on {', '.join(sorted(runtimes))}"
+    timed = [a.timing for a in report.artifacts if a.timing and a.timing.verdict == "pass"]
+    if timed:
+        yield (
+            f"timed interleaved, {timed[0].threads} threads, batch {timed[0].batch}: median and "
+            "its 95 % interval; GEMM share 1 is the rate at which this machine multiplies matrices"
+        )
+
+
+def _only_timed(report: Report) -> bool:
+    """Whether parity was not asked for at all."""
+    return all(a.parity.verdict == "not-run" and a.timing for a in report.artifacts)
 
 
 def _passes(report: Report) -> Table:
@@ -131,58 +151,79 @@ def _passes(report: Report) -> Table:
 
 
 def _artifacts(report: Report) -> Table:
-    """A row for each artifact, then the baselines; columns only for what was measured."""
-    has_accuracy = any(a.accuracy for a in report.artifacts)
-    has_timing = bool(report.baselines) or any(a.timing for a in report.artifacts)
+    """A row for each artifact, then the baselines; columns only for what was looked at."""
+    columns = list(_columns(report))
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for heading in ("artifact", "parity", "max rel error"):
-        table.add_column(heading)
-    if has_accuracy:
-        table.add_column("top-1", justify="right")
-    table.add_column("size", justify="right")
-    if has_timing:
-        for heading in ("latency", "95 % interval", "GEMM share"):
-            table.add_column(heading, justify="right")
+    table.add_column("artifact", no_wrap=True)
+    for heading, _, _ in columns:
+        table.add_column(heading, justify="left" if heading == "parity" else "right")
     for artifact in report.artifacts:
-        table.add_row(
-            *_parity_cells(artifact),
-            *([_accuracy_cell(artifact)] if has_accuracy else []),
-            f"{artifact.bytes / 1e6:.2f} MB",
-            *(_timing_cells(artifact.timing) if has_timing else []),
-        )
+        table.add_row(artifact.id, *(cell(artifact) for _, cell, _ in columns))
     for name, timing in report.baselines.items():
-        blank = [""] * (4 if has_accuracy else 3)
-        table.add_row(f"[dim]{name}[/dim]", *blank, *_timing_cells(timing))
+        table.add_row(f"[dim]{name}[/dim]", *(cell(timing) for _, _, cell in columns))
     return table
 
 
-def _parity_cells(artifact: ArtifactReport) -> list[str]:
-    parity = artifact.parity
-    colour = COLOURS[parity.verdict]
-    verdict = f"[{colour}]{parity.verdict}[/{colour}]"
-    if not parity.outputs or parity.tolerance is None:
-        return [artifact.id, verdict, "–"]
-    worst = max(parity.outputs, key=lambda output: output.worst_ratio)
-    allowed = f"{100 * worst.worst_ratio:.0f} % of tolerance"
-    return [artifact.id, verdict, f"{worst.max_rel:.1e} ({allowed})"]
+Column = tuple[str, Callable[[ArtifactReport], str], Callable[[TimingReport], str]]
+
+
+def _columns(report: Report) -> Iterator[Column]:
+    """Heading, the cell of an artifact, the cell of a baseline."""
+
+    def nothing(_: TimingReport) -> str:
+        return ""
+
+    if not _only_timed(report):
+        yield "parity", _verdict_cell, nothing
+        yield "max rel error", _error_cell, nothing
+        yield "of tolerance", _share_cell, nothing
+    if any(a.parity.weights for a in report.artifacts):
+        yield "weights", _weights_cell, nothing
+    if any(a.accuracy for a in report.artifacts):
+        yield "top-1", _accuracy_cell, nothing
+    yield "size", lambda a: f"{a.bytes / 1e6:.2f} MB", nothing
+    if report.baselines or any(a.timing for a in report.artifacts):
+        yield "latency", lambda a: _latency_cell(a.timing), _latency_cell
+        yield "GEMM share", lambda a: _efficiency_cell(a.timing), _efficiency_cell
+
+
+def _verdict_cell(artifact: ArtifactReport) -> str:
+    verdict = artifact.parity.verdict
+    return f"[{COLOURS[verdict]}]{verdict}[/{COLOURS[verdict]}]"
+
+
+def _error_cell(artifact: ArtifactReport) -> str:
+    outputs = artifact.parity.outputs
+    return f"{max(output.max_rel for output in outputs):.1e}" if outputs else "–"
+
+
+def _share_cell(artifact: ArtifactReport) -> str:
+    outputs = artifact.parity.outputs
+    return f"{100 * max(o.worst_ratio for o in outputs):.0f} %" if outputs else "–"
+
+
+def _weights_cell(artifact: ArtifactReport) -> str:
+    audit = artifact.parity.weights
+    return "–" if audit is None else f"{audit.tensors - len(audit.missing)}/{audit.tensors}"
 
 
 def _accuracy_cell(artifact: ArtifactReport) -> str:
     accuracy = artifact.accuracy
-    if accuracy is None:
-        return "–"
-    return f"{accuracy.top1:.2f} % ({accuracy.correct}/{accuracy.images})"
+    return "–" if accuracy is None else f"{accuracy.correct}/{accuracy.images}"
 
 
-def _timing_cells(timing: TimingReport | None) -> list[str]:
+def _latency_cell(timing: TimingReport | None) -> str:
     if timing is None:
-        return ["–", "", ""]
+        return "–"
     if timing.verdict == "not-run":
-        return [f"[yellow]not run[/yellow]: {escape(timing.reason)}", "", ""]
+        return "[yellow]not run[/yellow]"
     low, high = timing.interval_ms()
-    noisy = " [yellow]noisy[/yellow]" if timing.noisy else ""
-    share = "–" if timing.efficiency is None else f"{timing.efficiency:.2f}"
-    return [f"{timing.median_ms:.2f} ms{noisy}", f"{low:.2f}–{high:.2f}", share]
+    noisy = "[yellow]noisy[/yellow] " if timing.noisy else ""
+    return f"{noisy}{timing.median_ms:.2f} ms ({low:.2f}–{high:.2f})"
+
+
+def _efficiency_cell(timing: TimingReport | None) -> str:
+    return "–" if timing is None or timing.efficiency is None else f"{timing.efficiency:.2f}"
 
 
 def _print_verdict(out: Console, report: Report) -> None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from levit_export.core import UNIT_ROUNDOFF
+from levit_export.targets.quiet import first_line
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -70,8 +71,13 @@ def simplify(
             return Simplified(
                 model, f"not simplified: onnxsim ended with status {done.returncode} ({last})"
             )
-        simplified = onnx.load(after)
-    difference = _largest_difference(model, simplified, inputs)
+        try:
+            simplified = onnx.load(after)
+            difference = _largest_difference(model, simplified, inputs)
+        except Exception as error:
+            return Simplified(
+                model, f"not simplified: onnxsim's result is unusable ({first_line(error)})"
+            )
     bound = SUM_LENGTH**0.5 * UNIT_ROUNDOFF["fp32"]
     if not difference <= bound:
         return Simplified(
