@@ -27,7 +27,7 @@ two, ``remedy`` the third, so that a renderer can set them apart.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 class LevitExportError(Exception):
@@ -39,6 +39,16 @@ class LevitExportError(Exception):
         self.what = what
         self.remedy = remedy
         super().__init__(f"{what}. {remedy}" if remedy else what)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Cross process borders whole; an exception is rebuilt from its one argument otherwise."""
+        return _rebuild, (type(self), self.what, self.remedy)
+
+
+def _rebuild(kind: type[LevitExportError], what: str, remedy: str) -> LevitExportError:
+    error = kind.__new__(kind)
+    LevitExportError.__init__(error, what, remedy=remedy)
+    return error
 
 
 class UsageError(LevitExportError):

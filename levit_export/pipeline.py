@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from levit_export import atomic, bundle, checking, machine, parity, reference, report
+from levit_export import atomic, bundle, checking, helper, machine, parity, reference, report
 from levit_export.bundle import ArtifactEntry, GoldenEntry, Manifest
 from levit_export.checking import Reference, Row
-from levit_export.core import Artifact, ExportOptions, Prepared, RunOptions, Target
+from levit_export.core import Artifact, ExportOptions, Prepared, RunOptions
 from levit_export.errors import MissingDependencyError, UsageError
+from levit_export.helper import Helper, Job
 from levit_export.parity import ParityReport
 from levit_export.progress import Progress, Silent
 from levit_export.reference import ModelChoice, Overrides
@@ -59,14 +61,6 @@ class ExportRequest:
     output: Path | None = None
 
 
-@dataclass(frozen=True)
-class Job:
-    """One artifact to make: a target and what it is asked for."""
-
-    target: Target
-    options: ExportOptions
-
-
 def plan(request: ExportRequest) -> list[Job]:
     """The artifacts that a request stands for, each known to be possible here."""
     jobs = [_job(name, request) for name in dict.fromkeys(request.formats)]
@@ -91,7 +85,7 @@ def _job(name: str, request: ExportRequest) -> Job:
     options = replace(request.options, precision=precision)
     kind.refuse(options)
     kind.runs(request.run)
-    return Job(kind, options)
+    return Job(kind.name, options)
 
 
 def describe(request: ExportRequest, jobs: Sequence[Job]) -> list[str]:
@@ -103,7 +97,7 @@ def describe(request: ExportRequest, jobs: Sequence[Job]) -> list[str]:
     done = ["check parity"] * request.check + ["measure latency"] * request.bench
     return [
         f"load {model} and prepare it for {batch}",
-        *(f"export {job.target.name} as {job.options.precision}" for job in jobs),
+        *(f"export {job.format} as {job.options.precision}" for job in jobs),
         f"then {' and '.join(done) or 'neither check nor time it'}",
         f"write {request.output or 'exported/<model>'}",
     ]
@@ -119,12 +113,16 @@ def export(request: ExportRequest, progress: Progress | None = None) -> Report:
 
     progress = progress or Silent()
     jobs = plan(request)
-    progress.stage("loading the checkpoint")
-    checkpoint = reference.load(request.choice)
-    output = request.output or Path("exported", checkpoint.name)
-    progress.stage("fusing, proving and capturing the graph")
-    with atomic.staged(output) as stage:
+    with ExitStack() as stack:
+        other = stack.enter_context(helper.helper()) if _worth_helping(jobs) else None
+        progress.stage("loading the checkpoint")
+        checkpoint = reference.load(request.choice)
+        output = request.output or Path("exported", checkpoint.name)
+        stage = stack.enter_context(atomic.staged(output))
+        progress.stage("fusing, proving and capturing the graph")
         model = prepare(checkpoint, batch=request.options.batch, skip=request.skip)
+        if other is not None:
+            other.start(jobs[1:], model, stage.path)
         progress.stage("computing the reference")
         expected = reference.make(
             checkpoint,
@@ -132,38 +130,73 @@ def export(request: ExportRequest, progress: Progress | None = None) -> Report:
             {job.options.precision for job in jobs},
             fingerprints=model.fingerprints,
             seed=request.seed,
+            threads=machine.usable_cores() - (other is not None),
             overrides=request.overrides,
         )
-        artifacts = [_export_one(job, model, stage.path, progress) for job in jobs]
-        rows = checking.rows(artifacts, request.run)
-        found = _check_all(rows, expected, request, progress)
-        timings, baselines = _time_all(rows, checkpoint, model, request, progress)
-        reports = tuple(
-            checking.describe(row, stage.path, *result, timings.get(row))
-            for row, result in zip(rows, found, strict=True)
+        artifacts = _export_all(jobs, other, model, stage.path, progress)
+        result = _examine(
+            artifacts,
+            stage.path,
+            checkpoint,
+            model,
+            expected=expected,
+            request=request,
+            progress=progress,
         )
-        verdict = report.overall(r.parity.verdict for r in reports)
-        final = output.with_name(output.name + ".failed") if verdict == "fail" else output
-        result = Report(
-            verdict=verdict,
-            model=model.info,
-            passes=model.passes,
-            artifacts=reports,
-            baselines=baselines,
-            machine=machine.describe(),
-            toolchain=versions(TOOLCHAIN),
-            output=final,
-        )
+        if result.verdict == "fail":
+            result = replace(result, output=output.with_name(output.name + ".failed"))
+        else:
+            result = replace(result, output=output)
         _describe(stage.path, model, expected, artifacts, result)
-        stage.commit(final)
+        stage.commit(Path(str(result.output)))
     return result
 
 
-def _export_one(job: Job, model: Prepared, folder: Path, progress: Progress) -> Artifact:
-    progress.stage(f"exporting {job.target.name}")
-    place = folder / f"{job.target.name}-{job.options.precision}"
-    place.mkdir()
-    return job.target.export(model, place / (model.info.name + job.target.suffix), job.options)
+def _worth_helping(jobs: Sequence[Job]) -> bool:
+    return len(jobs) > 1 and machine.usable_cores() > 1
+
+
+def _export_all(
+    jobs: Sequence[Job],
+    other: Helper | None,
+    model: Prepared,
+    folder: Path,
+    progress: Progress,
+) -> list[Artifact]:
+    """The first job here; the others meanwhile in the helper, where there is one."""
+    here = jobs if other is None else jobs[:1]
+    progress.stage(f"exporting {', '.join(job.format for job in jobs)}")
+    artifacts = [helper.run(job, model, folder) for job in here]
+    return artifacts if other is None else [*artifacts, *other.results()]
+
+
+def _examine(
+    artifacts: Sequence[Artifact],
+    folder: Path,
+    checkpoint: Checkpoint,
+    model: Prepared,
+    *,
+    expected: Reference,
+    request: ExportRequest,
+    progress: Progress,
+) -> Report:
+    """Check and time what is on disk."""
+    rows = checking.rows(artifacts, request.run)
+    found = _check_all(rows, expected, request, progress)
+    timings, baselines = _time_all(rows, checkpoint, model, request, progress)
+    reports = tuple(
+        checking.describe(row, folder, *result, timings.get(row))
+        for row, result in zip(rows, found, strict=True)
+    )
+    return Report(
+        verdict=report.overall(r.parity.verdict for r in reports),
+        model=model.info,
+        passes=model.passes,
+        artifacts=reports,
+        baselines=baselines,
+        machine=machine.describe(),
+        toolchain=versions(TOOLCHAIN),
+    )
 
 
 def _check_all(

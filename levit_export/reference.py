@@ -111,6 +111,7 @@ def make(
     *,
     fingerprints: Fingerprints | None = None,
     seed: int = 0,
+    threads: int | None = None,
     overrides: Overrides | None = None,
 ) -> Reference:
     """Samples, the fresh model's answers to them, and the tolerance for each of ``precisions``.
@@ -123,15 +124,15 @@ def make(
     inputs = samples.make(checkpoint.preprocessing, seed=seed)
     if images is not None:
         inputs = inputs.joined(images.first(SHOWN_REAL))
-    session = eager_session(checkpoint)
+    session = eager_session(checkpoint, threads=threads)
     outputs = _answers(session, inputs)
-    exact = _answers(eager_session(checkpoint, arithmetic="fp64"), inputs)
+    exact = _answers(eager_session(checkpoint, arithmetic="fp64", threads=threads), inputs)
     tolerances = {}
     for precision in sorted(precisions):
         rounded = (
             outputs
             if precision == "fp32"
-            else _answers(eager_session(checkpoint, arithmetic=precision), inputs)
+            else _answers(eager_session(checkpoint, arithmetic=precision, threads=threads), inputs)
         )
         derived = tolerance.derive(_only(rounded), _only(exact), precision=precision)
         tolerances[precision] = (overrides or Overrides()).apply(derived)

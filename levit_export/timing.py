@@ -36,13 +36,13 @@ RESAMPLES = 2000
 class TimingPlan:
     """How long to measure: at most ``warmup`` calls before, at most ``iterations`` rounds after.
 
-    Once ``budget_s`` seconds have passed, warm-up ends, and rounds end after ``FEWEST`` of them: a
-    slow model on a busy machine is not worth minutes.
+    Warm-up takes at most half of ``budget_s`` seconds; once all of it has passed, rounds end after
+    ``FEWEST`` of them: a slow model on a busy machine is not worth minutes.
     """
 
     warmup: int = 30
     iterations: int = 50
-    budget_s: float = 10.0
+    budget_s: float = 5.0
 
 
 @dataclass(frozen=True)
@@ -95,10 +95,10 @@ def measure(
     progress: Callable[[], None] = lambda: None,
 ) -> dict[KeyT, tuple[float, ...]]:
     """Seconds of every call, ``{name: (rounds,)}``, measured round robin after warming up."""
-    for call in calls.values():
-        _warm_up(call, plan.warmup, plan.budget_s / len(calls), clock)
-    seconds: dict[KeyT, list[float]] = {name: [] for name in calls}
     end = clock() + plan.budget_s
+    for call in calls.values():
+        _warm_up(call, plan.warmup, plan.budget_s / len(calls) / 2, clock)
+    seconds: dict[KeyT, list[float]] = {name: [] for name in calls}
     for done in range(plan.iterations):
         if done >= FEWEST and clock() > end:
             break

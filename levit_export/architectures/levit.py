@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from functools import cache
 from typing import cast
 
 import torch
@@ -28,6 +29,7 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
+@cache
 def attention_bias_index(query_side: int, key_side: int, stride: int) -> tuple[torch.Tensor, int]:
     """Which entry of a head's bias row belongs to each pair of positions.
 
@@ -46,7 +48,8 @@ def attention_bias_index(query_side: int, key_side: int, stride: int) -> tuple[t
         for qy, qx in queries
         for ky, kx in keys
     ]
-    return torch.tensor(index).view(len(queries), len(keys)), len(number)
+    # On the CPU also where modules are built without storage: it follows from the arguments alone.
+    return torch.tensor(index, device="cpu").view(len(queries), len(keys)), len(number)
 
 
 class AttentionBias(nn.Module):
@@ -64,7 +67,7 @@ class AttentionBias(nn.Module):
         super().__init__()
         index, offsets = attention_bias_index(query_side, key_side, stride)
         self.attention_biases = nn.Parameter(torch.zeros(heads, offsets))
-        self.register_buffer("attention_bias_idxs", index)
+        self.register_buffer("attention_bias_idxs", index.clone())
         self.register_buffer("baked_bias", None)
 
     def bias(self) -> torch.Tensor:

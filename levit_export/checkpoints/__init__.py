@@ -46,10 +46,16 @@ class Checkpoint:
 
         Built anew on every call: a module that was used before may carry stale state.
         """
-        module = Levit(self.config)
-        own = module.state_dict()
-        own.update({name: tensor.to(own[name].dtype) for name, tensor in self.tensors.items()})
-        module.load_state_dict(own, strict=True)
+        with torch.device("meta"):  # weights that are about to be replaced need no values
+            module = Levit(self.config)
+        own = {
+            name: torch.zeros_like(t, device="cpu") if t.is_meta else t
+            for name, t in module.state_dict().items()
+        }
+        own |= {
+            name: tensor.to(own[name].dtype, copy=True) for name, tensor in self.tensors.items()
+        }
+        module.load_state_dict(own, strict=True, assign=True)
         return module.eval().requires_grad_(requires_grad=False)
 
     def describe(self) -> ModelInfo:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from levit_export.errors import MissingDependencyError, PackageError, UsageError
+from levit_export.lean import coremltools
 from levit_export.mil.elements import INT64, DeclaredType, TensorType, Value
 from levit_export.mil.evaluation import evaluate
 from levit_export.mil.features import ArrayFeature, Feature, ImageFeature, feed, read_features
@@ -135,7 +136,7 @@ def _parse(package: Package) -> Any:
     """The ``Model`` message of an ML Program."""
     try:
         # By name, because neither package has type information.
-        messages = importlib.import_module("coremltools.proto.Model_pb2")
+        messages = coremltools("proto.Model_pb2")
         decode_error = importlib.import_module("google.protobuf.message").DecodeError
     except ImportError as error:
         raise MissingDependencyError(

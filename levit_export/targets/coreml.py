@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from levit_export import mil
+from levit_export import lean, mil
 from levit_export.core import (
     PROBABILITIES,
     Artifact,
@@ -260,10 +260,9 @@ def placement(path: Path, unit: str) -> dict[str, int]:
 
     Constants are not counted: they have no device.
     """
-    import coremltools as ct
-    from coremltools.models import compute_device as devices
-    from coremltools.models.compute_plan import MLComputePlan
-
+    ct = lean.coremltools()
+    devices = lean.coremltools("models.compute_device")
+    plans = lean.coremltools("models.compute_plan")
     kinds = {
         "ane": devices.MLNeuralEngineComputeDevice,
         "gpu": devices.MLGPUComputeDevice,
@@ -271,7 +270,7 @@ def placement(path: Path, unit: str) -> dict[str, int]:
     }
     compiled = ct.models.utils.compile_model(str(path))
     try:
-        plan = MLComputePlan.load_from_path(compiled, _compute_unit(unit))
+        plan = plans.MLComputePlan.load_from_path(compiled, _compute_unit(unit))
         counts = dict.fromkeys(kinds, 0)
         for op in plan.model_structure.program.functions["main"].block.operations:
             usage = plan.get_compute_device_usage_for_mlprogram_operation(op)
@@ -285,13 +284,13 @@ def placement(path: Path, unit: str) -> dict[str, int]:
 
 
 def _compute_unit(unit: str) -> Any:
-    import coremltools as ct
+    ct = lean.coremltools()
 
     return ct.ComputeUnit[unit.upper()]
 
 
 def _load(path: Path, unit: str) -> Any:
-    import coremltools as ct
+    ct = lean.coremltools()
 
     try:
         return ct.models.MLModel(str(path), compute_units=_compute_unit(unit))
@@ -303,7 +302,7 @@ def _load(path: Path, unit: str) -> Any:
 
 
 def _convert(model: Prepared, options: ExportOptions) -> Any:
-    import coremltools as ct
+    ct = lean.coremltools()
 
     (taken,) = model.signature.inputs
     precision = {"fp16": ct.precision.FLOAT16, "fp32": ct.precision.FLOAT32}[options.precision]
@@ -326,7 +325,7 @@ def _convert(model: Prepared, options: ExportOptions) -> Any:
 
 
 def _output(spec: TensorSpec) -> Any:
-    import coremltools as ct
+    ct = lean.coremltools()
 
     return ct.TensorType(name=spec.name, dtype=np.float32)
 

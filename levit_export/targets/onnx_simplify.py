@@ -28,8 +28,11 @@ SUM_LENGTH = 4096
 
 # Gemm takes rank 2 only: turning MatMul+Add of (B, N, C) tokens into it costs two Reshapes each,
 # and ONNX Runtime fuses the pair by itself.
+# onnxsim imports torch where it is installed, for parts that are not used here.
 SCRIPT = """
-import sys, onnx, onnxsim
+import sys
+sys.modules["torch"] = None
+import onnx, onnxsim
 skipped = ["fuse_matmul_add_bias_into_gemm_batched"]
 model, ok = onnxsim.simplify(sys.argv[1], skipped_optimizers=skipped)
 del model.metadata_props[:]

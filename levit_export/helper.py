@@ -1,0 +1,145 @@
+"""A second process that exports some of a run's formats while the first exports the others.
+
+The converters are Python and use one core each. The helper is started before the checkpoint is
+read, so that its imports are done when there is something to export. It is a plain subprocess and
+not ``multiprocessing``, which would run the caller's main module again.
+
+Messages are pickles of this package's own values, over pipes to a process that this one started.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from levit_export.core import Artifact, ExportOptions, Prepared
+from levit_export.errors import ExportFailedError
+from levit_export.targets import target
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+
+@dataclass(frozen=True)
+class Job:
+    """One artifact to make: a format, and what is asked of it."""
+
+    format: str
+    options: ExportOptions
+
+
+def run(job: Job, model: Prepared, folder: Path) -> Artifact:
+    """Export ``model`` as ``job`` says into a folder of its own below ``folder``."""
+    kind = target(job.format)
+    place = folder / f"{kind.name}-{job.options.precision}"
+    place.mkdir()
+    return kind.export(model, place / (model.info.name + kind.suffix), job.options)
+
+
+class Helper:
+    """The other process, seen from this one."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self._process = process
+
+    def start(self, jobs: Sequence[Job], model: Prepared, folder: Path) -> None:
+        """Hand over ``jobs``; returns when they have been read."""
+        program = io.BytesIO()
+        _save(model.program, program)
+        bare = replace(model, program=None)  # type: ignore[arg-type]
+        message = (tuple(jobs), folder, bare, program.getvalue())
+        try:
+            pickle.dump(message, _pipe(self._process.stdin))
+            _pipe(self._process.stdin).flush()
+        except OSError as error:
+            raise self._died() from error
+
+    def results(self) -> tuple[Artifact, ...]:
+        """Wait for the artifacts. What was raised over there is raised here."""
+        try:
+            answer = pickle.load(_pipe(self._process.stdout))  # noqa: S301 - our own process
+        except (EOFError, OSError, pickle.UnpicklingError) as error:
+            raise self._died() from error
+        if isinstance(answer, BaseException):
+            raise answer
+        return tuple(answer)
+
+    def _died(self) -> ExportFailedError:
+        self._process.kill()
+        status = self._process.wait()
+        return ExportFailedError(
+            f"the process that exported the other formats ended with status {status}",
+            remedy="Export one --format at a time to see which; is there enough memory?",
+        )
+
+
+@contextmanager
+def helper() -> Iterator[Helper]:
+    """Start the process; whatever happens in the block, it is gone afterwards."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "levit_export.helper"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+    )
+    try:
+        yield Helper(process)
+    finally:
+        process.kill()
+        process.wait()
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                pipe.close()
+
+
+def _pipe(stream: Any) -> Any:
+    if stream is None:
+        raise OSError("no pipe")
+    return stream
+
+
+def _save(program: ExportedProgram, buffer: io.BytesIO) -> None:
+    import torch
+
+    from levit_export.targets.quiet import quiet
+
+    with quiet("torch"):
+        torch.export.save(program, buffer)
+
+
+def _serve(requests: Any, answers: Any) -> None:
+    """Import what will be needed, then do what is asked and send back what came of it."""
+    import torch
+    import torch.onnx
+
+    from levit_export import lean
+    from levit_export.targets.quiet import quiet
+
+    with quiet():
+        lean.coremltools()
+    jobs, folder, model, program = pickle.load(requests)  # noqa: S301 - from our own parent
+    answer: Any
+    try:
+        with quiet("torch"):
+            model = replace(model, program=torch.export.load(io.BytesIO(program)))
+        answer = [run(job, model, folder) for job in jobs]
+    except Exception as error:
+        answer = error
+    pickle.dump(answer, answers)
+    answers.flush()
+
+
+if __name__ == "__main__":
+    # What converters print must not get between the messages.
+    channel = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    _serve(sys.stdin.buffer, channel)
