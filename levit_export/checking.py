@@ -10,7 +10,7 @@ from time import perf_counter, sleep
 
 import numpy as np
 
-from levit_export import bundle, machine, parity, timing, weights
+from levit_export import bundle, footprint, machine, parity, timing, weights
 from levit_export.core import (
     PROBABILITIES,
     UNIT_ROUNDOFF,
@@ -22,12 +22,13 @@ from levit_export.core import (
     TensorSpec,
     Tolerance,
 )
-from levit_export.errors import RuntimeFailedError
+from levit_export.errors import MissingDependencyError, RuntimeFailedError
 from levit_export.parity import ParityReport
 from levit_export.report import Accuracy, ArtifactReport
 from levit_export.samples import Samples
 from levit_export.targets import target
 from levit_export.timing import TimingPlan, TimingReport
+from levit_export.weights import WeightAudit
 
 IMAGE_BATCH = 16
 """How many labelled images an artifact that takes any batch is given at a time."""
@@ -122,9 +123,15 @@ def check(row: Row, reference: Reference) -> tuple[ParityReport, Accuracy | None
             doubt=expected.doubt,
         )
     if digests := expected.weights.get(row.artifact.precision):
-        found = weights.audit(digests, kind.constants(row.artifact))
-        report = parity.with_weights(report, found)
+        report = parity.with_weights(report, _audit(row.artifact, digests))
     return report, accuracy
+
+
+def _audit(artifact: Artifact, digests: Mapping[str, str]) -> WeightAudit:
+    try:
+        return weights.audit(digests, target(artifact.format).constants(artifact))
+    except MissingDependencyError as error:
+        return WeightAudit(len(digests), unread=str(error))
 
 
 def describe(
@@ -202,6 +209,7 @@ def time_rows(
     ``threads`` threads, measured just before and just after.
     """
     reports: dict[Row, TimingReport] = {}
+    peaks = _peaks(rows, threads)
     with ExitStack() as stack:
         entrants: dict[Row | str, _Entrant] = {}
         for row in rows:
@@ -222,10 +230,20 @@ def time_rows(
     for key, entrant in entrants.items():
         timed = _timed(entrant, seconds[key], threads, macs=macs, rate=rate)
         if isinstance(key, Row):
-            reports[key] = timed
+            reports[key] = replace(timed, peak_bytes=peaks[key])
         else:
             baselines[key] = timed
     return reports, baselines
+
+
+def _peaks(rows: Sequence[Row], threads: int) -> dict[Row, int | None]:
+    """Peak memory of every row that can be timed here, measured side by side before the timing."""
+    timed = [row for row in rows if target(row.artifact.format).can_time().ok]
+    running = {row: footprint.start(row.artifact, threads) for row in timed}
+    try:
+        return {row: footprint.finish(process) for row, process in running.items()}
+    finally:
+        footprint.stop(running.values())
 
 
 def _gemm_seconds(threads: int) -> tuple[float, ...]:

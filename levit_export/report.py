@@ -151,6 +151,7 @@ def _timing(timing: TimingReport) -> dict[str, Any]:
         "threads": timing.threads,
         "batch": timing.batch,
         "load_ms": 1e3 * timing.load_s,
+        "peak_memory_bytes": timing.peak_bytes,
         "median_ms": timing.median_ms,
         "median_interval_ms": [low, high],
         "p10_ms": timing.quantile_ms(0.1),

@@ -50,7 +50,8 @@ class TimingReport:
     """Raw seconds of one session and where they were measured; statistics are properties.
 
     ``efficiency`` is ``(2 * MACs * batch / GEMM rate) / latency``: 1 means that the model runs as
-    fast as this machine multiplies matrices, by the rate measured in the same run.
+    fast as this machine multiplies matrices, by the rate measured in the same run. ``peak_bytes``
+    is the resident memory of a process of its own that loads the artifact and runs it once.
     """
 
     verdict: Verdict
@@ -60,6 +61,7 @@ class TimingReport:
     batch: int = 0
     load_s: float = 0.0
     efficiency: float | None = None
+    peak_bytes: int | None = None
     seconds: tuple[float, ...] = field(default=(), repr=False)
 
     def quantile_ms(self, q: float) -> float:

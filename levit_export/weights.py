@@ -20,10 +20,14 @@ ROUNDED = {"fp32": np.float32, "fp16": np.float16}
 
 @dataclass(frozen=True)
 class WeightAudit:
-    """How many tensors were looked for, and the names of those that are not in the file."""
+    """How many tensors were looked for, and the names of those that are not in the file.
+
+    ``unread`` says why the file's constants could not be read on this machine, if so.
+    """
 
     tensors: int
     missing: tuple[str, ...] = ()
+    unread: str = ""
 
 
 def fingerprint(array: np.ndarray) -> str:

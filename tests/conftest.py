@@ -44,10 +44,10 @@ def cli() -> Cli:
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory, cli: Cli) -> Exported:
-    """The default export: no model, no output and no format given; do not change its files."""
+    """The bundled model as ONNX, no model and no output given; do not change its files."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("default"))
-        result = cli("export", "--warmup", 1, "--iters", 4)
+        result = cli("export", "--format", "onnx", "--warmup", 1, "--iters", 4)
         folder = Path.cwd() / "exported" / "levit_digits"
     return Exported(folder, result.stdout, result.stderr, result.exit_code)
 

@@ -34,7 +34,8 @@ with atomic.staged(final) as stage:
     pause("empty")
     (stage.path / "model.bin").write_bytes(b"half")
     pause("half written")
-    (stage.path / "manifest.json").write_text('{"toolchain": {"levit-export": "2"}}')
+    manifest = '{"toolchain": {"levit-export": "2"}, "files": {"model.bin": {}}}'
+    (stage.path / "manifest.json").write_text(manifest)
     pause("written")
     stage.commit(final)
     pause("committed")
@@ -45,7 +46,7 @@ MOMENTS = ("empty", "half written", "written", "committed")
 def fill(folder: Path, content: str) -> None:
     """Make ``folder`` look like an export that holds ``content``."""
     folder.mkdir(parents=True, exist_ok=True)
-    manifest = {"toolchain": {"levit-export": "1"}}
+    manifest = {"toolchain": {"levit-export": "1"}, "files": {"model.bin": {}, "only-old": {}}}
     (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     (folder / "model.bin").write_text(content, encoding="utf-8")
 
@@ -183,9 +184,22 @@ def test_foreign_files(tmp_path: Path, tree: Tree, manifest: str | None) -> None
     if manifest is not None:
         (final / "manifest.json").write_text(manifest, encoding="utf-8")
     before = tree(tmp_path)
-    with pytest.raises(OutputError, match="not an export"):
+    with pytest.raises(OutputError, match="no export of levit-export put there"):
         atomic.refuse_foreign(final)
-    with pytest.raises(OutputError, match="not an export"), atomic.staged(final):
+    with (
+        pytest.raises(OutputError, match="no export of levit-export put there"),
+        atomic.staged(final),
+    ):
+        pytest.fail("the block was entered")
+    assert tree(tmp_path) == before
+
+
+def test_a_stranger_in_an_export(tmp_path: Path, tree: Tree) -> None:
+    """A file that someone put into an export keeps it from being replaced, and is named."""
+    fill(tmp_path / "out", "old")
+    (tmp_path / "out" / "notes.txt").write_text("measured on the phone", encoding="utf-8")
+    before = tree(tmp_path)
+    with pytest.raises(OutputError, match=r"there: notes\.txt"), atomic.staged(tmp_path / "out"):
         pytest.fail("the block was entered")
     assert tree(tmp_path) == before
 
@@ -193,11 +207,12 @@ def test_foreign_files(tmp_path: Path, tree: Tree, manifest: str | None) -> None
 def test_files_that_came_meanwhile(tmp_path: Path) -> None:
     """Files that someone put at the output during the export are not replaced either."""
     final = tmp_path / "out"
-    with pytest.raises(OutputError, match="not an export"), atomic.staged(final) as stage:  # noqa: PT012
+    with atomic.staged(final) as stage:
         fill(stage.path, "new")
         final.mkdir()
         (final / "thesis.tex").write_text("years of work", encoding="utf-8")
-        stage.commit(final)
+        with pytest.raises(OutputError, match="no export of levit-export put there"):
+            stage.commit(final)
     assert names(final) == ["thesis.tex"]
     assert names(tmp_path) == ["out"]
 

@@ -113,6 +113,9 @@ def _notes(report: Report) -> Iterator[str]:
             yield f"{artifact.id}: {artifact.parity.reason}"
         elif artifact.parity.reason and not _only_timed(report):
             yield f"{artifact.id} not checked: {artifact.parity.reason}"
+        audit = artifact.parity.weights
+        if audit is not None and audit.unread:
+            yield f"{artifact.id}: weights not looked at: {audit.unread}"
         if artifact.timing is not None and artifact.timing.verdict == "not-run":
             yield f"{artifact.id} not timed: {artifact.timing.reason}"
         yield from (f"{artifact.id}: {note}" for note in artifact.notes)
@@ -184,6 +187,7 @@ def _columns(report: Report) -> Iterator[Column]:
     yield "size", lambda a: f"{a.bytes / 1e6:.2f} MB", nothing
     if report.baselines or any(a.timing for a in report.artifacts):
         yield "latency", lambda a: _latency_cell(a.timing), _latency_cell
+        yield "memory", lambda a: _memory_cell(a.timing), nothing
         yield "GEMM share", lambda a: _efficiency_cell(a.timing), _efficiency_cell
 
 
@@ -204,7 +208,9 @@ def _share_cell(artifact: ArtifactReport) -> str:
 
 def _weights_cell(artifact: ArtifactReport) -> str:
     audit = artifact.parity.weights
-    return "–" if audit is None else f"{audit.tensors - len(audit.missing)}/{audit.tensors}"
+    if audit is None or audit.unread:
+        return "–"
+    return f"{audit.tensors - len(audit.missing)}/{audit.tensors}"
 
 
 def _accuracy_cell(artifact: ArtifactReport) -> str:
@@ -220,6 +226,11 @@ def _latency_cell(timing: TimingReport | None) -> str:
     low, high = timing.interval_ms()
     noisy = "[yellow]noisy[/yellow] " if timing.noisy else ""
     return f"{noisy}{timing.median_ms:.2f} ms ({low:.2f}–{high:.2f})"
+
+
+def _memory_cell(timing: TimingReport | None) -> str:
+    peak = None if timing is None else timing.peak_bytes
+    return "–" if peak is None else f"{peak / 2**20:.0f} MiB"
 
 
 def _efficiency_cell(timing: TimingReport | None) -> str:

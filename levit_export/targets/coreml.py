@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -38,7 +38,7 @@ from levit_export.errors import (
 )
 from levit_export.targets.availability import needs
 from levit_export.targets.coreml_package import write_package
-from levit_export.targets.metadata import PREFIX, metadata, passes_in
+from levit_export.targets.metadata import PREFIX, metadata, passes_in, refuse_precision
 from levit_export.targets.quiet import first_line, quiet
 
 if TYPE_CHECKING:
@@ -160,6 +160,7 @@ class CoremlTarget:
         with quiet(*LOGGERS):
             program = mil.load(path)
         precision = program.metadata.get(PREFIX + "precision", "fp16")
+        refuse_precision(precision, self.precisions, path)
         passes = passes_in(program.metadata)
         return Artifact(self.name, precision, path, _signature(program), passes=passes)
 
@@ -211,7 +212,7 @@ class EvaluatorSession:
     def __init__(self, program: mil.Program, taps: Sequence[str] = ()) -> None:
         self._program = program
         self._taps = tuple(taps)
-        self._labels = _labels(program.metadata)
+        self._labels = _labels(program.metadata, program.path)
         self._signature = _signature(program)
 
     @property
@@ -231,7 +232,7 @@ class CoremlSession:
         self._loaded = loaded
         self._artifact = artifact
         self._unit = unit
-        self._labels = _labels(dict(loaded.user_defined_metadata))
+        self._labels = _labels(dict(loaded.user_defined_metadata), artifact.path)
 
     @property
     def signature(self) -> Signature:
@@ -361,10 +362,19 @@ def _describe(specification: Any, model: Prepared, options: ExportOptions) -> No
         description.output[0].shortDescription = "Logits, one for each class"
 
 
-def _labels(said: Any) -> tuple[str, ...]:
+def _labels(said: Mapping[str, str], path: Path) -> tuple[str, ...]:
     import json
 
-    return tuple(json.loads(said.get(PREFIX + "labels", "[]")))
+    try:
+        labels = json.loads(said.get(PREFIX + "labels", "[]"))
+    except ValueError:
+        labels = None
+    if not isinstance(labels, list):
+        raise ArtifactError(
+            f"{path} has labels that are no JSON list: {said[PREFIX + 'labels'][:40]!r}",
+            remedy="Export it anew.",
+        )
+    return tuple(map(str, labels))
 
 
 def _as_arrays(outputs: Any, labels: tuple[str, ...]) -> dict[str, np.ndarray]:
@@ -373,6 +383,11 @@ def _as_arrays(outputs: Any, labels: tuple[str, ...]) -> dict[str, np.ndarray]:
     for name, value in outputs.items():
         if isinstance(value, dict):
             order = labels or tuple(value)
+            if absent := [label for label in order if label not in value]:
+                raise RuntimeFailedError(
+                    f"the classifier gives no probability for {absent[0]!r}",
+                    remedy="Its labels in the metadata and in the program differ; export anew.",
+                )
             arrays[PROBABILITIES] = np.array([[value[label] for label in order]], np.float32)
         elif isinstance(value, np.ndarray):
             arrays[name] = value
@@ -392,7 +407,7 @@ def _signature(program: mil.Program) -> Signature:
         if isinstance(feature, mil.ArrayFeature)
     )
     if not outputs:
-        classes = len(_labels(program.metadata))
+        classes = len(_labels(program.metadata, program.path))
         outputs = (TensorSpec(PROBABILITIES, (1, classes)),)
     inputs = tuple(
         TensorSpec(feature.name, feature.shape, "float32")

@@ -6,8 +6,10 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 from levit_export.core import Prepared
+from levit_export.errors import ArtifactError
 
 PREFIX = "levit_export."
 
@@ -30,6 +32,16 @@ def passes_in(said: Mapping[str, str]) -> tuple[str, ...] | None:
     except (KeyError, ValueError):
         return None
     return tuple(map(str, names)) if isinstance(names, list) else None
+
+
+def refuse_precision(found: str, known: Iterable[str], path: Path) -> None:
+    """Raise unless a file's precision is one that its format is exported in."""
+    known = tuple(known)
+    if found not in known:
+        raise ArtifactError(
+            f"{path} says that its precision is {found!r}",
+            remedy=f"Export it anew, as {' or '.join(known)}.",
+        )
 
 
 def metadata(model: Prepared, precision: str, packages: Iterable[str]) -> dict[str, str]:

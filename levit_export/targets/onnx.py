@@ -19,7 +19,13 @@ from levit_export.core import (
     Tensors,
     TensorSpec,
 )
-from levit_export.errors import ArtifactError, ExportFailedError, RuntimeFailedError, UsageError
+from levit_export.errors import (
+    ArtifactError,
+    ExportFailedError,
+    MissingDependencyError,
+    RuntimeFailedError,
+    UsageError,
+)
 from levit_export.targets.availability import needs
 from levit_export.targets.metadata import PREFIX, metadata, passes_in
 from levit_export.targets.quiet import first_line, quiet
@@ -99,8 +105,14 @@ class OnnxTarget:
         return Artifact(self.name, precision, path, signature, passes=passes_in(said))
 
     def constants(self, artifact: Artifact) -> Iterator[np.ndarray]:
-        """Initializers and the tensors of Constant nodes."""
-        import onnx
+        """Initializers and the tensors of Constant nodes. ONNX Runtime does not give them out."""
+        try:
+            import onnx
+        except ImportError as error:
+            raise MissingDependencyError(
+                "reading the weights of an .onnx file needs the onnx package",
+                remedy="pip install onnx",
+            ) from error
 
         graph = onnx.load(artifact.path).graph
         inner = (a.t for node in graph.node if node.op_type == "Constant" for a in node.attribute)

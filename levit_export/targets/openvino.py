@@ -22,7 +22,7 @@ from levit_export.core import (
 )
 from levit_export.errors import ArtifactError, ExportFailedError, RuntimeFailedError, UsageError
 from levit_export.targets.availability import needs
-from levit_export.targets.metadata import PREFIX, metadata, passes_in
+from levit_export.targets.metadata import PREFIX, metadata, passes_in, refuse_precision
 from levit_export.targets.quiet import first_line, last_line, quiet
 
 if TYPE_CHECKING:
@@ -83,6 +83,7 @@ class OpenvinoTarget:
         graph = _read(openvino.Core(), path)
         said = _said(graph)
         precision = said.get(PREFIX + "precision", "fp32")
+        refuse_precision(precision, self.precisions, path)
         return Artifact(self.name, precision, path, _signature(graph), passes=passes_in(said))
 
     def constants(self, artifact: Artifact) -> Iterator[np.ndarray]:
@@ -165,6 +166,12 @@ class OpenvinoSession:
 
     def run(self, inputs: Tensors) -> dict[str, np.ndarray]:
         """One inference call."""
+        absent = [spec.name for spec in self._signature.inputs if spec.name not in inputs]
+        if absent:  # which OpenVINO would fill with whatever is in memory
+            raise RuntimeFailedError(
+                f"{self._path.name} was given no input {absent[0]!r}",
+                remedy="Give every input by its name.",
+            )
         try:
             results = self._request.infer(dict(inputs))
         except Exception as error:

@@ -20,18 +20,21 @@ def quiet(*loggers: str) -> Iterator[None]:
     """
     heard = io.StringIO()
     handler = logging.StreamHandler(heard)
-    with contextlib.ExitStack() as stack:
-        for name in loggers:
-            stack.enter_context(_only(handler, logging.getLogger(name)))
-        caught = stack.enter_context(warnings.catch_warnings(record=True))
-        warnings.simplefilter("always")
-        stack.enter_context(contextlib.redirect_stdout(heard))
-        stack.enter_context(contextlib.redirect_stderr(heard))
-        yield
-    for line in filter(str.strip, heard.getvalue().splitlines()):
-        log.debug("%s", line)
-    for warning in caught:
-        log.debug("%s", warning.message)
+    caught: list[warnings.WarningMessage] = []
+    try:
+        with contextlib.ExitStack() as stack:
+            for name in loggers:
+                stack.enter_context(_only(handler, logging.getLogger(name)))
+            caught = stack.enter_context(warnings.catch_warnings(record=True))
+            warnings.simplefilter("always")
+            stack.enter_context(contextlib.redirect_stdout(heard))
+            stack.enter_context(contextlib.redirect_stderr(heard))
+            yield
+    finally:  # what was said before a failure matters most
+        for line in filter(str.strip, heard.getvalue().splitlines()):
+            log.debug("%s", line)
+        for warning in caught:
+            log.debug("%s", warning.message)
 
 
 @contextlib.contextmanager

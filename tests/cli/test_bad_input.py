@@ -34,7 +34,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with an earlier export ``out`` and some files that must stay."""
     for name in ("out", "foreign", "website"):
         (tmp_path / name).mkdir()
-    manifest = {"schema": 1, "toolchain": {"levit-export": "0.1.0"}}
+    manifest = {"schema": 1, "toolchain": {"levit-export": "0.1.0"}, "files": {}}
     (tmp_path / "out" / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     (tmp_path / "foreign" / "thesis.tex").write_text("years of work", encoding="utf-8")
     (tmp_path / "website" / "manifest.json").write_text('{"name": "app"}', encoding="utf-8")
@@ -84,8 +84,8 @@ def refused(cli: Cli, place: Path, tree: Tree, arguments: tuple[object, ...], *p
         (("--checkpoint", "foreign"), ("foreign", "is a folder")),
         (("--checkpoint", "labels.txt"), ("labels.txt", "not a whole PyTorch checkpoint")),
         (("--output", "file"), ("file", "no folder", "--output")),
-        (("--output", "foreign"), ("foreign", "not an export", "--output")),
-        (("--output", "website"), ("website", "not an export", "--output")),
+        (("--output", "foreign"), ("foreign", "no export", "thesis.tex", "--output")),
+        (("--output", "website"), ("website", "no export", "manifest.json", "--output")),
         (("--no-such-option",), ("--no-such-option",)),
         (("positional",), ("positional",)),
     ],

@@ -178,7 +178,7 @@ def test_check_of_a_file(cli: Cli, exported: Exported) -> None:
     """A bare file with its model named is checked against PyTorch: status 0."""
     result = cli("check", exported.folder / FILE, "--model", "levit_digits")
     assert result.exit_code == 0, result.output
-    assert "99.17 % (357/360)" in result.stdout
+    assert "357/360" in result.stdout
 
 
 def test_check_of_the_wrong_file(cli: Cli, copied: Path) -> None:
@@ -254,4 +254,4 @@ def test_bench_that_cannot_be_run(
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     result = cli("bench", exported.folder, "--iters", 1)
     assert result.exit_code == 3
-    assert "not run: onnxruntime" in result.stdout
+    assert "not timed: onnxruntime" in result.stdout

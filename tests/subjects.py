@@ -1,0 +1,167 @@
+"""Models and artifacts that several test files share, each made once in a test process."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+from levit_export import checking, checkpoints, reference
+from levit_export.checking import Reference
+from levit_export.checkpoints import Checkpoint
+from levit_export.core import Artifact, ExportOptions, Prepared, RunOptions
+from levit_export.parity import ParityReport
+from levit_export.preparation import prepare
+from levit_export.targets import target
+from levit_export.zoo import LevitConfig, Variant, variant
+
+TINY: Variant = replace(
+    variant("levit_digits"),
+    name="levit_tiny",
+    config=LevitConfig((32, 48), 16, (2, 3), (1, 1), image_size=64, classes=10),
+)
+"""A small model for what needs many exports."""
+
+
+@cache
+def folder() -> Path:
+    """Where the shared artifacts are; gone when the process ends."""
+    made = Path(tempfile.mkdtemp(prefix="levit-export-tests-"))
+    atexit.register(shutil.rmtree, made, ignore_errors=True)
+    return made
+
+
+def digits(batch: int | None = 1) -> Prepared:
+    """The bundled model, prepared."""
+    return _digits(batch)
+
+
+@cache
+def _digits(batch: int | None) -> Prepared:
+    return prepare(checkpoints.bundled(), batch=batch)
+
+
+@cache
+def tiny() -> Prepared:
+    """The small model with seeded weights, prepared."""
+    return prepare(tiny_checkpoint())
+
+
+@cache
+def tiny_checkpoint() -> Checkpoint:
+    """The weights of the small model."""
+    return checkpoints.randomised(TINY, 0)
+
+
+def held_against(checkpoint: Checkpoint, model: Prepared) -> Reference:
+    """The reference as the pipeline makes it, without the images for accuracy."""
+    made = reference.make(
+        checkpoint, model.info, ["fp32", "fp16"], fingerprints=model.fingerprints
+    )
+    return replace(made, images=None, predictions=None)
+
+
+@cache
+def digits_reference() -> Reference:
+    """What artifacts of the bundled model are held against."""
+    return held_against(checkpoints.bundled(), digits())
+
+
+@cache
+def tiny_reference() -> Reference:
+    """What artifacts of the small model are held against."""
+    return held_against(tiny_checkpoint(), tiny())
+
+
+def export(model: Prepared, path: Path, kind: str, options: ExportOptions) -> Artifact:
+    """``model`` as ``kind`` below ``path``, a folder that is made."""
+    path.mkdir(parents=True)
+    return target(kind).export(model, path / f"m{target(kind).suffix}", options)
+
+
+def artifact(kind: str, precision: str, batch: int | None = 1) -> Artifact:
+    """The bundled model as a file; do not change it."""
+    return _artifact(kind, precision, batch)
+
+
+@cache
+def _artifact(kind: str, precision: str, batch: int | None) -> Artifact:
+    options = ExportOptions(precision=precision, batch=batch)
+    place = folder() / f"{kind}-{precision}-{batch}"
+    return export(digits(batch), place, kind, options)
+
+
+@cache
+def classifier() -> Artifact:
+    """The bundled model as a Core ML classifier; do not change it."""
+    options = ExportOptions(precision="fp16", classifier=True)
+    return export(digits(), folder() / "classifier", "coreml", options)
+
+
+def judge(found: Artifact, expected: Reference) -> ParityReport:
+    """The verdict on a file."""
+    (row,) = checking.rows([found], RunOptions())
+    return checking.check(row, expected)[0]
+
+
+def copy(found: Artifact, place: Path) -> Artifact:
+    """The files of an artifact copied into the folder ``place``, to be changed there."""
+    if found.path.is_dir():
+        shutil.copytree(found.path, place / found.path.name)
+    else:
+        for file in found.files:
+            shutil.copy(file, place)
+    return replace(found, path=place / found.path.name)
+
+
+def contents(found: Artifact) -> dict[str, bytes]:
+    """Every file of an artifact by its path beside the artifact."""
+    parent = found.path.parent
+    return {file.relative_to(parent).as_posix(): file.read_bytes() for file in found.files}
+
+
+_ELSEWHERE = """
+import sys
+from pathlib import Path
+
+import subjects
+from levit_export.core import ExportOptions
+
+for kind, precision in (("openvino", "fp32"), ("coreml", "fp16"), ("coreml", "fp32")):
+    options = ExportOptions(precision=precision)
+    subjects.export(subjects.digits(), Path(sys.argv[1], f"{kind}-{precision}"), kind, options)
+"""
+
+
+@cache
+def _elsewhere() -> tuple[Path, str]:
+    place = folder() / "elsewhere"
+    done = subprocess.run(
+        [sys.executable, "-c", _ELSEWHERE, str(place)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONHASHSEED": "7"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise RuntimeError(done.stdout)
+    return place, done.stdout
+
+
+def elsewhere(kind: str, precision: str) -> Artifact:
+    """The bundled model as exported by another process with another hash seed."""
+    place = _elsewhere()[0] / f"{kind}-{precision}"
+    here = artifact(kind, precision)
+    return replace(here, path=place / here.path.name)
+
+
+def said_elsewhere() -> str:
+    """What that other process printed."""
+    return _elsewhere()[1]

@@ -1,0 +1,288 @@
+"""The Core ML target on macOS, with Apple's runtime faked: what we ask of it and make of it.
+
+Nothing here shows what Core ML itself computes. The fakes answer with the reference evaluator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import subjects
+
+from levit_export import checking, lean, mil
+from levit_export.checking import Row
+from levit_export.core import Artifact, RunOptions
+from levit_export.errors import ArtifactError, RuntimeFailedError, UnknownNameError, UsageError
+from levit_export.parity import ParityReport
+from levit_export.targets import coreml
+from levit_export.targets.coreml import CoremlTarget
+from levit_export.targets.quiet import quiet
+from levit_export.timing import TimingPlan
+
+TARGET = CoremlTarget()
+UNITS = ("cpu_only", "cpu_and_ne", "cpu_and_gpu", "all")
+Answer = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+@dataclass
+class CoreMl:
+    """Fakes Core ML: what was loaded with which compute units, and what it answers."""
+
+    loaded: list[tuple[str, str]] = field(default_factory=list)
+    answer: Answer = staticmethod(lambda outputs: outputs)
+
+    def model(self, path: str, *, compute_units: Any) -> Any:
+        """Fakes ``coremltools.models.MLModel``."""
+        self.loaded.append((path, compute_units.name))
+        program = mil.load(path)
+        return SimpleNamespace(
+            user_defined_metadata=program.metadata,
+            predict=lambda inputs: self.answer(program.run(inputs)),
+        )
+
+
+@pytest.fixture
+def core_ml(monkeypatch: pytest.MonkeyPatch) -> CoreMl:
+    """A Mac whose Core ML is faked."""
+    with quiet("coremltools"):
+        tools = lean.coremltools()
+    fake = CoreMl()
+    monkeypatch.setattr(coreml, "on_macos", lambda: True)
+    monkeypatch.setattr(tools.models, "MLModel", fake.model)
+    return fake
+
+
+@pytest.fixture(scope="session")
+def half() -> Artifact:
+    """The bundled model; do not change its files."""
+    return subjects.artifact("coreml", "fp16")
+
+
+def judge(artifact: Artifact, unit: str = "cpu_only") -> ParityReport:
+    """The verdict on one compute unit."""
+    row = Row(artifact, RunOptions(compute_units=(unit,)))
+    return checking.check(row, subjects.digits_reference())[0]
+
+
+def image() -> dict[str, np.ndarray]:
+    """A seeded input of the bundled model's size."""
+    drawn = np.random.default_rng(0).standard_normal((1, 3, 96, 96))
+    return {"input": drawn.astype(np.float32)}
+
+
+def test_one_row_for_each_unit(core_ml: CoreMl, half: Artifact) -> None:
+    """With Core ML faked: every compute unit asked for is a row, loaded with it and named so."""
+    rows = checking.rows([half], RunOptions(compute_units=UNITS))
+    assert [row.run.compute_units for row in rows] == [(unit,) for unit in UNITS]
+    reports = [checking.check(row, subjects.digits_reference())[0] for row in rows]
+    assert [report.runtime for report in reports] == [f"Core ML ({unit})" for unit in UNITS]
+    assert {report.verdict for report in reports} == {"pass"}
+    assert core_ml.loaded == [(str(half.path), unit.upper()) for unit in UNITS]
+
+
+@pytest.mark.usefixtures("core_ml")
+def test_unknown_units_are_refused() -> None:
+    """With Core ML faked: a compute unit that does not exist is refused on a Mac too."""
+    with pytest.raises(UnknownNameError, match="'npu'"):
+        TARGET.runs(RunOptions(compute_units=("cpu_only", "npu")))
+
+
+def test_it_can_be_timed(core_ml: CoreMl, half: Artifact) -> None:
+    """With Core ML faked: latency is measured there, of every compute unit."""
+    assert TARGET.can_time().ok
+    rows = checking.rows([half], RunOptions(compute_units=("cpu_only", "all")))
+    timed, _ = checking.time_rows(rows, 1, TimingPlan(warmup=0, iterations=2))
+    assert [timed[row].verdict for row in rows] == ["pass", "pass"]
+    assert [timed[row].runtime for row in rows] == ["Core ML (cpu_only)", "Core ML (all)"]
+    assert len(core_ml.loaded) == 2
+
+
+def _shifted(outputs: dict[str, Any]) -> dict[str, Any]:
+    return {name: value + np.float32(0.5) for name, value in outputs.items()}
+
+
+def _nan(outputs: dict[str, Any]) -> dict[str, Any]:
+    return {name: value * np.float32("nan") for name, value in outputs.items()}
+
+
+def _renamed(outputs: dict[str, Any]) -> dict[str, Any]:
+    return {"var_900": value for value in outputs.values()}
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (_shifted, "exceeds the tolerance"),
+        (_nan, "NaN or infinity"),
+        (_renamed, "output 'logits' is missing"),
+    ],
+)
+def test_wrong_answers_fail(
+    core_ml: CoreMl, half: Artifact, answer: Answer, words: str
+) -> None:
+    """With Core ML faked: its answers are what is compared, so that wrong ones fail."""
+    core_ml.answer = answer
+    report = judge(half)
+    assert report.verdict == "fail"
+    assert words in report.reason
+
+
+def _raise(outputs: dict[str, Any]) -> dict[str, Any]:
+    raise RuntimeError("Failed to build the model execution plan\nat line 7")
+
+
+def test_a_prediction_that_fails(core_ml: CoreMl, half: Artifact) -> None:
+    """With Core ML faked: what it raises fails the check, in its first line and with a remedy."""
+    core_ml.answer = _raise
+    report = judge(half, "cpu_and_ne")
+    assert (report.verdict, report.runtime) == ("fail", "Core ML (cpu_and_ne)")
+    said = "Core ML failed on m.mlpackage: Failed to build the model execution plan"
+    assert report.reason.startswith(said)
+    assert "Try --compute-units cpu_only" in report.reason
+    assert "line 7" not in report.reason
+
+
+def test_a_model_that_cannot_be_loaded(
+    core_ml: CoreMl, half: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With Core ML faked: a package that it refuses is an ArtifactError with path and remedy."""
+
+    def refuse(path: str, *, compute_units: Any) -> None:
+        del path, compute_units
+        raise RuntimeError("Unable to parse the model")
+
+    monkeypatch.setattr(core_ml, "model", refuse)
+    monkeypatch.setattr(lean.coremltools().models, "MLModel", refuse)
+    with pytest.raises(ArtifactError, match="Unable to parse the model") as raised:
+        judge(half)
+    assert str(half.path) in raised.value.what
+    assert "--deployment-target" in raised.value.remedy
+
+
+def test_classifier_outputs(core_ml: CoreMl) -> None:
+    """With Core ML faked: probabilities come in the order of the labels, the label is dropped."""
+
+    def shuffled(outputs: dict[str, Any]) -> dict[str, Any]:
+        return {
+            name: dict(sorted(value.items(), key=lambda pair: pair[1]))
+            if isinstance(value, dict)
+            else value
+            for name, value in outputs.items()
+        }
+
+    core_ml.answer = shuffled
+    made = subjects.classifier()
+    with TARGET.open(made, RunOptions()) as session:
+        found = session.run(image())
+        assert session.signature == made.signature
+    (shares,) = (v for v in mil.load(made.path).run(image()).values() if isinstance(v, dict))
+    assert set(found) == {"probabilities"}
+    assert found["probabilities"].tolist() == [[shares[str(digit)] for digit in range(10)]]
+    report = judge(made)
+    assert (report.verdict, report.reason) == ("pass", "")
+
+
+def test_a_classifier_without_one_of_its_labels(core_ml: CoreMl) -> None:
+    """With Core ML faked: a probability that is absent fails the check by its label's name."""
+
+    def poorer(outputs: dict[str, Any]) -> dict[str, Any]:
+        for value in outputs.values():
+            if isinstance(value, dict):
+                value.pop("7")
+        return outputs
+
+    core_ml.answer = poorer
+    with (
+        TARGET.open(subjects.classifier(), RunOptions()) as session,
+        pytest.raises(RuntimeFailedError, match="no probability for '7'"),
+    ):
+        session.run(image())
+    assert judge(subjects.classifier()).verdict == "fail"
+
+
+@pytest.mark.usefixtures("core_ml")
+def test_taps_are_refused(half: Artifact) -> None:
+    """With Core ML faked: inner values are refused with the one who can give them."""
+    with (
+        pytest.raises(UsageError, match="does not give out inner values") as raised,
+        TARGET.open(half, RunOptions(), ("softmax",)),
+    ):
+        pytest.fail("Core ML gave out an inner value")
+    assert "evaluator" in raised.value.remedy
+
+
+# --- where ops would run --------------------------------------------------------------------
+
+
+@dataclass
+class Compiler:
+    """Fakes coremltools' compiler and compute plan: ops by the device they would run on."""
+
+    folder: Path
+    devices: tuple[str, ...]
+    units: list[str] = field(default_factory=list)
+    error: Exception | None = None
+
+    def compile(self, path: str) -> str:
+        """Fakes ``coremltools.models.utils.compile_model``."""
+        compiled = self.folder / f"{Path(path).stem}.mlmodelc"
+        compiled.mkdir()
+        return str(compiled)
+
+    def plan(self, compiled: str, units: Any) -> Any:
+        """Fakes ``MLComputePlan.load_from_path``; an empty device stands for a constant."""
+        assert Path(compiled).is_dir()
+        self.units.append(units.name)
+        if self.error is not None:
+            raise self.error
+        kinds = lean.coremltools("models.compute_device")
+        usages = [
+            None
+            if not device
+            else SimpleNamespace(
+                preferred_compute_device=object.__new__(getattr(kinds, f"ML{device}ComputeDevice"))
+            )
+            for device in self.devices
+        ]
+        block = SimpleNamespace(operations=list(range(len(usages))))
+        program = SimpleNamespace(functions={"main": SimpleNamespace(block=block)})
+        return SimpleNamespace(
+            model_structure=SimpleNamespace(program=program),
+            get_compute_device_usage_for_mlprogram_operation=lambda op: usages[op],
+        )
+
+
+@pytest.fixture
+def compiler(
+    core_ml: CoreMl, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Iterator[Compiler]:
+    """A faked compiler, which must have been cleaned up after."""
+    del core_ml
+    devices = ("", "NeuralEngine", "CPU", "", "NeuralEngine", "GPU", "NeuralEngine")
+    fake = Compiler(tmp_path, devices)
+    plans = lean.coremltools("models.compute_plan")
+    monkeypatch.setattr(lean.coremltools().models.utils, "compile_model", fake.compile)
+    monkeypatch.setattr(plans.MLComputePlan, "load_from_path", fake.plan)
+    yield fake
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_placement_is_a_remark(compiler: Compiler, half: Artifact) -> None:
+    """With Core ML faked: a remark counts the ops of each device, constants left out."""
+    run = RunOptions(compute_units=("cpu_and_ne",))
+    (remark,) = TARGET.remarks(half, run)
+    assert remark == "op placement on cpu_and_ne: 3 on ane, 1 on gpu, 1 on cpu"
+    assert compiler.units == ["CPU_AND_NE"]
+
+
+def test_placement_that_is_not_known(compiler: Compiler, half: Artifact) -> None:
+    """With Core ML faked: before macOS 14.4 a remark says that the placement is not known."""
+    compiler.error = RuntimeError("Compute plan is not available\non this system")
+    (remark,) = TARGET.remarks(half, RunOptions(compute_units=("all",)))
+    assert remark == "op placement on all unknown: Compute plan is not available"
