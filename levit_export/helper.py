@@ -23,9 +23,14 @@ from typing import TYPE_CHECKING, Any
 from levit_export.core import Artifact, ExportOptions, Prepared
 from levit_export.errors import ExportFailedError
 from levit_export.targets import target
+from levit_export.targets.quiet import first_line
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
+
+
+GRACE_S = 5
+"""How long a process whose pipes broke may take to end by itself."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +78,11 @@ class Helper:
         return tuple(answer)
 
     def _died(self) -> ExportFailedError:
-        self._process.kill()
-        status = self._process.wait()
+        try:  # it closes its pipes a moment before it has a status of its own
+            status = self._process.wait(GRACE_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            status = self._process.wait()
         return ExportFailedError(
             f"the process that exported the other formats ended with status {status}",
             remedy="Export one --format at a time to see which; is there enough memory?",
@@ -133,9 +141,21 @@ def _serve(requests: Any, answers: Any) -> None:
             model = replace(model, program=torch.export.load(io.BytesIO(program)))
         answer = [run(job, model, folder) for job in jobs]
     except Exception as error:
-        answer = error
+        answer = _sendable(error)
     pickle.dump(answer, answers)
     answers.flush()
+
+
+def _sendable(error: Exception) -> Exception:
+    """``error``, or what it says where it does not survive the way as what it is."""
+    try:
+        pickle.loads(pickle.dumps(error))  # noqa: S301 - made one line above
+    except Exception:
+        return ExportFailedError(
+            f"the other process raised {type(error).__name__}: {first_line(error)}",
+            remedy="Report the model.",
+        )
+    return error
 
 
 if __name__ == "__main__":

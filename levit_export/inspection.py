@@ -96,7 +96,7 @@ def bench(request: InspectRequest, progress: Progress | None = None) -> Report:
         others=others,
         progress=progress.advance,
     )
-    skipped = parity.not_run("not asked for by bench")
+    skipped = parity.not_run(parity.NOT_ASKED)
     reports = [
         checking.describe(row, each.folder, skipped, None, timings[row]) for each, row in rows
     ]

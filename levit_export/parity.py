@@ -66,6 +66,10 @@ class ParityReport:
     weights: WeightAudit | None = None
 
 
+NOT_ASKED = "parity was not asked for"
+"""The reason in reports of a run that only measured."""
+
+
 def not_run(reason: str, runtime: str = "") -> ParityReport:
     """A check that was asked for and did not happen: neither pass nor fail."""
     return ParityReport("not-run", reason, runtime, samples=0)

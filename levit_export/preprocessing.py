@@ -53,8 +53,8 @@ def resize_and_crop(recipe: Preprocessing, pixels: np.ndarray) -> np.ndarray:
     """The uint8 RGB image ``(crop, crop, 3)`` that the recipe sees of ``pixels``."""
     from PIL import Image
 
-    channels = pixels.shape[2:] or (3,)
-    if pixels.dtype != np.uint8 or channels != (3,) or min(pixels.shape[:2], default=0) < 1:
+    is_image = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 3)
+    if pixels.dtype != np.uint8 or not is_image or not pixels.size:
         raise DataError(
             f"an image of type {pixels.dtype} and shape {pixels.shape} cannot be preprocessed",
             remedy="Give uint8 pixels, (height, width) or (height, width, 3).",

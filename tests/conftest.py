@@ -6,7 +6,6 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
@@ -17,18 +16,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 from click.testing import CliRunner, Result
-
-Cli = Callable[..., Result]
-
-
-@dataclass(frozen=True)
-class Exported:
-    """An export directory and what the command line said while it wrote it."""
-
-    folder: Path
-    stdout: str
-    stderr: str
-    status: int
+from support import Cli, Exported
 
 
 @pytest.fixture(scope="session")

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Exported
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support import Exported
 
 from levit_export import bundle
 from levit_export.errors import DataError, LevitExportError, ManifestError

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from levit_export.core import Availability
+from levit_export.parity import NOT_ASKED
 from levit_export.progress import Silent
 from levit_export.report import ArtifactReport, Report
 from levit_export.timing import TimingReport
@@ -24,6 +25,13 @@ if TYPE_CHECKING:
 
 WIDE = 160
 """Columns where there is no terminal to ask, so that tables in logs do not wrap."""
+
+EVIDENCE = (
+    "tested by this project: ONNX and OpenVINO on Linux x86-64; Core ML packages on Linux by the "
+    "reference evaluator. Core ML itself, its timing and op placement are written against its "
+    "documented interface and left to the macOS workflow; Windows has not been tried"
+)
+"""What a ``yes`` of ``doctor`` rests on."""
 
 COLOURS = {"pass": "green", "fail": "red", "not-run": "yellow"}
 
@@ -112,12 +120,12 @@ def _notes(report: Report) -> Iterator[str]:
         if artifact.parity.verdict != "not-run" and artifact.parity.reason:
             yield f"{artifact.id}: {artifact.parity.reason}"
         elif artifact.parity.reason and not _only_timed(report):
-            yield f"{artifact.id} not checked: {artifact.parity.reason}"
+            yield f"{artifact.id}: not checked: {artifact.parity.reason}"
         audit = artifact.parity.weights
         if audit is not None and audit.unread:
             yield f"{artifact.id}: weights not looked at: {audit.unread}"
         if artifact.timing is not None and artifact.timing.verdict == "not-run":
-            yield f"{artifact.id} not timed: {artifact.timing.reason}"
+            yield f"{artifact.id}: not timed: {artifact.timing.reason}"
         yield from (f"{artifact.id}: {note}" for note in artifact.notes)
     runtimes = {a.parity.runtime for a in report.artifacts if a.parity.runtime}
     if runtimes:
@@ -132,7 +140,7 @@ def _notes(report: Report) -> Iterator[str]:
 
 def _only_timed(report: Report) -> bool:
     """Whether parity was not asked for at all."""
-    return all(a.parity.verdict == "not-run" and a.timing for a in report.artifacts)
+    return all(a.parity.reason == NOT_ASKED for a in report.artifacts)
 
 
 def _passes(report: Report) -> Table:
@@ -291,6 +299,7 @@ def print_doctor(
         table.add_row(name, *(_ability_cell(able[a]) for a in ("export", "run", "time")))
     out.print(table)
     out.print(Text("  ".join(f"{k} {v}" for k, v in toolchain.items()), style="dim"))
+    out.print(Text(EVIDENCE, style="dim"))
 
 
 def _ability_cell(available: Availability) -> str:

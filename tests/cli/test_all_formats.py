@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Cli, Exported
+from support import Cli, Exported
 
 IDS = ("onnx-fp32", "openvino-fp32", "coreml-fp16")
 WITHOUT = "import sys; sys.modules.update(dict.fromkeys({missing!r}))\n"

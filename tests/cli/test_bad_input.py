@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Cli
 from safetensors.torch import save_file
+from support import Cli
 
 Tree = Callable[[Path], dict[str, object]]
 Tensors = dict[str, torch.Tensor]

@@ -11,8 +11,8 @@ from typing import Any
 
 import onnx
 import pytest
-from conftest import Cli, Exported
 from onnx import numpy_helper
+from support import Cli, Exported
 
 from levit_export import bundle
 

@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from conftest import Cli, Exported
+from support import Cli, Exported
 
 from levit_export import bundle
 from levit_export.preprocessing import RECIPES, apply

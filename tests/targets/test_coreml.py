@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import subjects
-from conftest import Cli
 from mutations import edit_specification, read_specification
+from support import Cli
 
 from levit_export import checkpoints, mil
 from levit_export.core import Artifact, ExportOptions, RunOptions
@@ -85,7 +85,8 @@ class Done:
 def done(_no_core_ml: None, tmp_path_factory: pytest.TempPathFactory, cli: Cli) -> Done:
     """The bundled model, exported to Core ML by the command line."""
     folder = tmp_path_factory.mktemp("coreml") / "out"
-    result = cli("export", "--format", "coreml", "--warmup", 0, "--iters", 2, "-o", folder)
+    plan = ("--warmup", 0, "--iters", 2, "--threads", 1)
+    result = cli("export", "--format", "coreml", *plan, "-o", folder)
     return Done(folder, result.exit_code, result.output)
 
 

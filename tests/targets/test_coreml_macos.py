@@ -93,8 +93,9 @@ def test_unknown_units_are_refused() -> None:
         TARGET.runs(RunOptions(compute_units=("cpu_only", "npu")))
 
 
-def test_it_can_be_timed(core_ml: CoreMl, half: Artifact) -> None:
+def test_it_can_be_timed(core_ml: CoreMl, half: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
     """With Core ML faked: latency is measured there, of every compute unit."""
+    monkeypatch.setattr(checking, "_gemm_seconds", lambda _: (1.0,))
     assert TARGET.can_time().ok
     rows = checking.rows([half], RunOptions(compute_units=("cpu_only", "all")))
     timed, _ = checking.time_rows(rows, 1, TimingPlan(warmup=0, iterations=2))
@@ -123,9 +124,7 @@ def _renamed(outputs: dict[str, Any]) -> dict[str, Any]:
         (_renamed, "output 'logits' is missing"),
     ],
 )
-def test_wrong_answers_fail(
-    core_ml: CoreMl, half: Artifact, answer: Answer, words: str
-) -> None:
+def test_wrong_answers_fail(core_ml: CoreMl, half: Artifact, answer: Answer, words: str) -> None:
     """With Core ML faked: its answers are what is compared, so that wrong ones fail."""
     core_ml.answer = answer
     report = judge(half)

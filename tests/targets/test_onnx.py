@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from conftest import Exported
 from onnx import TensorProto, helper, numpy_helper
+from support import Exported
 
 from levit_export import checking, checkpoints, reference
 from levit_export.checking import Reference

@@ -14,9 +14,9 @@ import onnx
 import openvino
 import pytest
 import subjects
-from conftest import Cli
 from mutations import openvino_places
 from onnx import TensorProto, helper
+from support import Cli
 
 from levit_export import checkpoints
 from levit_export.core import Artifact, ExportOptions, RunOptions

@@ -1,0 +1,215 @@
+"""The second process: what it makes, what it raises, and that it goes away."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import subjects
+
+from levit_export import errors, helper, machine, pipeline, reference
+from levit_export.core import ExportOptions
+from levit_export.errors import (
+    ExportFailedError,
+    LevitExportError,
+    UnknownNameError,
+    UsageError,
+)
+from levit_export.helper import Helper, Job
+
+JOBS = (
+    Job("openvino", ExportOptions(precision="fp32")),
+    Job("coreml", ExportOptions(precision="fp16")),
+)
+KINDS = [
+    kind
+    for kind in vars(errors).values()
+    if isinstance(kind, type) and issubclass(kind, LevitExportError)
+]
+
+
+def test_the_same_bytes(tmp_path: Path) -> None:
+    """What the other process exports is byte for byte what this one does, in the order asked."""
+    with helper.helper() as other:
+        other.start(JOBS, subjects.digits(), tmp_path)
+        made = other.results()
+    assert [artifact.id for artifact in made] == ["openvino-fp32", "coreml-fp16"]
+    for artifact in made:
+        here = subjects.artifact(artifact.format, artifact.precision)
+        assert artifact == replace(here, path=artifact.path)
+        assert artifact.path.parent == tmp_path / artifact.id
+        theirs, ours = subjects.contents(artifact), subjects.contents(here)
+        assert list(theirs.values()) == list(ours.values())
+
+
+def test_an_error_over_there(tmp_path: Path) -> None:
+    """What is raised over there is raised here: the same type, words and remedy."""
+    model = subjects.tiny()
+    doubled = replace(model, info=replace(model.info, labels=("same",) * 10))
+    job = Job("coreml", ExportOptions(precision="fp16", classifier=True))
+    with pytest.raises(UsageError) as here:
+        helper.run(job, doubled, tmp_path)
+    (tmp_path / "coreml-fp16").rmdir()
+    with helper.helper() as other:
+        other.start([job], doubled, tmp_path)
+        with pytest.raises(UsageError) as there:
+            other.results()
+    assert type(there.value) is type(here.value)
+    assert (there.value.what, there.value.remedy) == (here.value.what, here.value.remedy)
+    assert "9 are repeated" in there.value.what
+
+
+def test_an_error_before_the_export(tmp_path: Path) -> None:
+    """A format that only the other process is asked for is an unknown name here too."""
+    job = Job("tflite", ExportOptions())
+    with helper.helper() as other:
+        other.start([job], subjects.tiny(), tmp_path)
+        with pytest.raises(UnknownNameError, match="'tflite'") as raised:
+            other.results()
+    assert "onnx" in raised.value.remedy
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_errors_cross_process_borders(kind: type[LevitExportError]) -> None:
+    """Every error of this package is the same after its way through a pipe."""
+    error = kind("gpu", "x", ["a", "b"]) if kind is UnknownNameError else kind("w", remedy="r")  # type: ignore[call-arg,arg-type]
+    arrived = pickle.loads(pickle.dumps(error))  # noqa: S301 - made on this line
+    assert type(arrived) is kind
+    assert vars(arrived) == vars(error)
+    assert (str(arrived), arrived.exit_status) == (str(error), error.exit_status)
+
+
+class TwoArguments(Exception):  # noqa: N818 - of the kind that libraries have
+    """Cannot be rebuilt from its message, as exceptions are by default."""
+
+    def __init__(self, code: int, *, reason: str) -> None:
+        super().__init__(f"{reason} ({code})")
+
+
+def test_an_error_that_cannot_cross() -> None:
+    """A foreign exception that pickle cannot rebuild arrives as a failed export, in its words."""
+    sent = helper._sendable(TwoArguments(7, reason="no such op"))
+    arrived = pickle.loads(pickle.dumps(sent))  # noqa: S301 - made on this line
+    assert isinstance(arrived, ExportFailedError)
+    assert "TwoArguments: no such op (7)" in arrived.what
+    error = OSError(28, "No space left on device", "m.bin")
+    assert helper._sendable(error) is error
+
+
+@contextmanager
+def stand_in(monkeypatch: pytest.MonkeyPatch, script: str) -> Iterator[Helper]:
+    """A helper whose process runs ``script`` instead."""
+    start = subprocess.Popen
+
+    def other(command: list[str], **settings: object) -> subprocess.Popen[bytes]:
+        return start([command[0], "-c", script], **settings)  # type: ignore[call-overload,no-any-return]
+
+    monkeypatch.setattr(subprocess, "Popen", other)
+    with helper.helper() as made:
+        yield made
+
+
+def test_a_process_that_ends_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that ends without an answer is a failed export with its own status."""
+    # It closes its pipe some time before it ends, as an interpreter does that is torn down.
+    script = "import os, time; os.close(1); time.sleep(0.2); os._exit(7)"
+    with (
+        stand_in(monkeypatch, script) as other,
+        pytest.raises(ExportFailedError, match="ended with status 7") as raised,
+    ):
+        other.results()
+    assert "one --format at a time" in raised.value.remedy
+
+
+def test_a_process_that_is_killed(tmp_path: Path) -> None:
+    """A process that is killed, as for want of memory, is a failed export that says so."""
+    with helper.helper() as other:
+        other._process.kill()
+        with pytest.raises(ExportFailedError, match="ended with status -9"):
+            other.start(JOBS, subjects.tiny(), tmp_path)
+            other.results()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_process_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that closes its pipe and stays is killed."""
+    monkeypatch.setattr(helper, "GRACE_S", 0.1)
+    script = "import os, time; os.close(1); time.sleep(600)"
+    with (
+        stand_in(monkeypatch, script) as other,
+        pytest.raises(ExportFailedError, match="ended with status -9"),
+    ):
+        other.results()
+
+
+def test_an_answer_that_is_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that prints something else than an answer is a failed export."""
+    script = "import os; os.write(1, b'Converting: 50%'); os._exit(0)"
+    with stand_in(monkeypatch, script) as other, pytest.raises(ExportFailedError):
+        other.results()
+
+
+@pytest.mark.parametrize("error", [None, UsageError("stop"), KeyboardInterrupt()], ids=repr)
+def test_it_is_gone_afterwards(error: BaseException | None) -> None:
+    """After the block the process has ended, also when the block raises or is interrupted."""
+    processes: list[subprocess.Popen[bytes]] = []
+
+    def block() -> None:
+        with helper.helper() as other:
+            processes.append(other._process)
+            assert other._process.poll() is None
+            if error is not None:
+                raise error
+
+    if error is None:
+        block()
+    else:
+        with pytest.raises(type(error)):
+            block()
+    (process,) = processes
+    assert process.returncode is not None
+    assert process.stdin is not None
+    assert process.stdin.closed
+    assert process.stdout is not None
+    assert process.stdout.closed
+
+
+@pytest.mark.parametrize(
+    ("formats", "cores", "started"),
+    [
+        (("onnx",), 2, 0),
+        (("coreml", "mlpackage", "coreml"), 2, None),
+        (("onnx", "openvino"), 1, 0),
+        (("onnx", "openvino"), 2, 1),
+    ],
+    ids=["one format", "one format by two names", "one core", "two of each"],
+)
+def test_it_is_started_when_it_helps(
+    formats: tuple[str, ...], cores: int, started: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One format, or one core, needs no helper; several formats on several cores start one."""
+    count: list[None] = []
+
+    @contextmanager
+    def counted() -> Iterator[None]:
+        count.append(None)
+        yield
+
+    def stop(choice: object) -> None:
+        raise UsageError("stop")
+
+    replacements: list[tuple[object, str, Callable[..., object]]] = [
+        (helper, "helper", counted),
+        (machine, "usable_cores", lambda: cores),
+        (reference, "load", stop),
+    ]
+    for module, name, value in replacements:
+        monkeypatch.setattr(module, name, value)
+    with pytest.raises(UsageError, match="stop"):
+        pipeline.export(pipeline.ExportRequest(formats=formats))
+    assert len(count) == started

@@ -1,0 +1,98 @@
+"""Importing coremltools without the frameworks that it would look for."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import subjects
+
+from levit_export import lean, mil
+from levit_export.errors import MissingDependencyError
+
+LOOKED_FOR = """
+import json, sys, warnings
+warnings.simplefilter("ignore")
+from levit_export import lean
+before = {name: module for name, module in sys.modules.items() if module is None}
+found = lean.coremltools(), lean.coremltools("proto.Model_pb2")
+assert found[0] is sys.modules["coremltools"]
+assert found[1] is sys.modules["coremltools.proto.Model_pb2"]
+assert {name: module for name, module in sys.modules.items() if module is None} == before
+print(json.dumps([name for name in lean.UNUSED if name in sys.modules]))
+"""
+
+PLAIN = """
+import json, sys, warnings
+warnings.simplefilter("ignore")
+import coremltools
+print(json.dumps([name for name in ("sklearn", "transformers") if name in sys.modules]))
+"""
+
+
+def run(script: str) -> list[str]:
+    """What a script prints as JSON in a fresh interpreter."""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    found: list[str] = json.loads(done.stdout)
+    return found
+
+
+def test_nothing_unused_is_imported() -> None:
+    """No framework is imported with coremltools, and none is left hidden afterwards."""
+    assert run(LOOKED_FOR) == []
+
+
+def test_a_plain_import_imports_them() -> None:
+    """Imported by itself, coremltools does import one of them: what is avoided exists."""
+    pytest.importorskip("sklearn", exc_type=ImportError)
+    assert "sklearn" in run(PLAIN)
+
+
+def test_what_was_imported_before_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A framework that the caller has imported is the same module afterwards."""
+    theirs = ModuleType("sklearn")
+    seen: list[dict[str, object]] = []
+
+    def record(name: str) -> ModuleType:
+        seen.append({unused: sys.modules.get(unused, "absent") for unused in lean.UNUSED})
+        return ModuleType(name)
+
+    for unused in ("coremltools", *lean.UNUSED):
+        monkeypatch.delitem(sys.modules, unused, raising=False)
+    monkeypatch.setitem(sys.modules, "sklearn", theirs)
+    monkeypatch.setattr(importlib, "import_module", record)
+    assert lean.coremltools("models").__name__ == "coremltools.models"
+    assert seen == [{**dict.fromkeys(lean.UNUSED), "sklearn": theirs}]
+    assert sys.modules["sklearn"] is theirs
+    assert not {"transformers", "xgboost", "libsvm", "tensorflow"} & set(sys.modules)
+
+
+def test_a_failed_import_hides_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When coremltools is missing that is an ImportError, and nothing stays hidden."""
+
+    def refuse(name: str) -> ModuleType:
+        raise ModuleNotFoundError(f"No module named {name!r}")
+
+    for unused in ("coremltools", *lean.UNUSED):
+        monkeypatch.delitem(sys.modules, unused, raising=False)
+    monkeypatch.setattr(importlib, "import_module", refuse)
+    with pytest.raises(ImportError, match="'coremltools'"):
+        lean.coremltools()
+    assert not set(lean.UNUSED) & set(sys.modules)
+
+
+def test_the_evaluator_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without coremltools a package cannot be read, and the error says what to install."""
+    package: Path = subjects.artifact("coreml", "fp16").path
+    monkeypatch.setitem(sys.modules, "coremltools", None)
+    monkeypatch.setitem(sys.modules, "coremltools.proto.Model_pb2", None)
+    with pytest.raises(MissingDependencyError, match="needs coremltools") as raised:
+        mil.load(package)
+    assert raised.value.remedy == "pip install coremltools"

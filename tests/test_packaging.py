@@ -1,0 +1,54 @@
+"""What a user installs: the wheel's exact contents."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+DATA = {"LICENSE-digits.md", "digits.npz", "levit_digits.safetensors"}
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+    """The wheel that pip builds of the checkout."""
+    # Built of a copy: setuptools leaves a build folder whose old files get into the next wheel.
+    folder = tmp_path_factory.mktemp("wheel")
+    shutil.copytree(
+        ROOT / "levit_export",
+        folder / "source" / "levit_export",
+        ignore=shutil.ignore_patterns("__pycache__"),
+    )
+    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder / "source")
+    command = (sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir")
+    done = subprocess.run(
+        [*command, folder, folder / "source"], capture_output=True, text=True, check=False
+    )
+    if "Could not find a version that satisfies the requirement setuptools" in done.stderr:
+        pytest.skip("building a wheel needs setuptools from a package index, and none answers")
+    assert done.returncode == 0, done.stderr
+    (file,) = folder.glob("levit_export-*.whl")
+    return zipfile.ZipFile(file)
+
+
+def test_the_wheel_holds_every_module_and_the_data(wheel: zipfile.ZipFile) -> None:
+    """Every Python file of the package is in the wheel, the bundled model, and nothing else."""
+    sources = {
+        path.relative_to(ROOT).as_posix() for path in (ROOT / "levit_export").rglob("*.py")
+    } | {"levit_export/py.typed"}
+    data = {f"levit_export/data/{name}" for name in DATA}
+    packed = {name for name in wheel.namelist() if ".dist-info/" not in name}
+    assert packed == sources | data
+
+
+def test_the_wheel_gives_the_command(wheel: zipfile.ZipFile) -> None:
+    """Installing it gives ``levit-export``, and the licence comes with it."""
+    (points,) = [name for name in wheel.namelist() if name.endswith("entry_points.txt")]
+    assert "levit-export = levit_export.cli:main" in wheel.read(points).decode()
+    assert any(name.endswith("licenses/LICENSE") for name in wheel.namelist())

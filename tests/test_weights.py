@@ -1,0 +1,172 @@
+"""The digests of weights: what counts as the same tensor, and what is found missing."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import subjects
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from levit_export import parity, weights
+from levit_export.core import Fingerprints
+from levit_export.parity import ParityReport
+from levit_export.weights import WeightAudit, audit, fingerprint, fingerprints
+
+FINITE = st.floats(-1e4, 1e4, width=32)
+SIDES = st.integers(2, 5)
+PASSED = ParityReport("pass", "", "eager", samples=3)
+
+Drawn = dict[str, np.ndarray]
+
+
+def arrays(*sides: int) -> st.SearchStrategy[np.ndarray]:
+    """Float32 arrays of one shape."""
+    return hnp.arrays(np.float32, sides, elements=FINITE)
+
+
+any_shape = hnp.arrays(np.float32, hnp.array_shapes(max_dims=4, max_side=5), elements=FINITE)
+matrices = st.tuples(SIDES, SIDES).flatmap(lambda sides: arrays(*sides))
+tensor_sets = st.dictionaries(st.text(min_size=1, max_size=5), any_shape, min_size=1, max_size=6)
+
+
+@given(matrices)
+def test_a_matrix_and_its_transpose_are_one(matrix: np.ndarray) -> None:
+    """Exporters store a matrix either way round; the digest is the same."""
+    assert fingerprint(matrix) == fingerprint(matrix.T)
+    assert fingerprint(matrix) == fingerprint(np.ascontiguousarray(matrix.T))
+
+
+@given(any_shape, st.integers(0, 4))
+def test_axes_of_length_one_do_not_count(array: np.ndarray, axis: int) -> None:
+    """A bias may be stored with further axes of length one."""
+    assert fingerprint(np.expand_dims(array, min(axis, array.ndim))) == fingerprint(array)
+    assert fingerprint(array[None, ..., None]) == fingerprint(array)
+
+
+@given(hnp.arrays(np.float16, hnp.array_shapes(max_dims=3), elements=st.floats(-9, 9, width=16)))
+def test_the_type_does_not_count(half: np.ndarray) -> None:
+    """A number that float16 can represent has one digest whatever type holds it."""
+    assert fingerprint(half) == fingerprint(half.astype(np.float32))
+    assert fingerprint(half) == fingerprint(half.astype(np.float64))
+    assert fingerprint(half) == fingerprint(half.astype(">f4"))
+
+
+@given(any_shape, st.data())
+def test_one_unit_in_the_last_place_counts(array: np.ndarray, data: st.DataObject) -> None:
+    """The least change of any one number gives another digest."""
+    place = data.draw(st.integers(0, array.size - 1))
+    changed = array.copy()
+    changed.flat[place] = np.nextafter(changed.flat[place], np.float32(np.inf))
+    assert fingerprint(changed) != fingerprint(array)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_permuted_rows_count(dtype: type[np.floating]) -> None:
+    """A matrix whose rows or columns are in another order is another matrix."""
+    matrix = np.arange(12, dtype=dtype).reshape(3, 4)
+    digests = {fingerprint(m) for m in (matrix, np.roll(matrix, 1, 0), np.roll(matrix, 1, 1))}
+    assert len(digests) == 3
+
+
+@pytest.mark.parametrize("axes", [(0, 2, 1), (1, 0, 2), (2, 1, 0), (1, 2, 0), (2, 0, 1)])
+def test_transposing_more_than_a_matrix_counts(axes: tuple[int, int, int]) -> None:
+    """Attention biases and convolutions keep their axes; another order is another tensor."""
+    tensor = np.arange(60, dtype=np.float32).reshape(3, 4, 5)
+    assert fingerprint(tensor.transpose(axes)) != fingerprint(tensor)
+
+
+def test_the_sign_of_zero_counts() -> None:
+    """Digests are of bits: an exporter copies a negative zero as it is."""
+    assert fingerprint(np.float32([0.0, 1.0])) != fingerprint(np.float32([-0.0, 1.0]))
+
+
+@given(tensor_sets, st.sampled_from(["fp32", "fp16"]))
+def test_a_file_with_everything_lacks_nothing(tensors: Drawn, precision: str) -> None:
+    """A file that holds each tensor rounded once, in any order and among others, lacks none."""
+    expected = fingerprints(tensors, precision)
+    stored = [t.astype(weights.ROUNDED[precision]) for t in tensors.values()]
+    others = [np.array([1, 2]), np.array(True), np.float32(0.5)]
+    assert audit(expected, [*others, *reversed(stored)]) == WeightAudit(len(tensors))
+
+
+@given(tensor_sets, st.data())
+def test_what_is_missing_is_named(tensors: Drawn, data: st.DataObject) -> None:
+    """Exactly the tensors whose numbers are nowhere in the file are missing, in order."""
+    expected = fingerprints(tensors, "fp32")
+    kept = data.draw(st.sets(st.sampled_from(sorted(tensors))))
+    present = {expected[name] for name in kept}
+    found = audit(expected, [tensors[name] for name in kept])
+    absent = tuple(name for name in tensors if expected[name] not in present)
+    assert found == WeightAudit(len(tensors), absent)
+
+
+@given(tensor_sets)
+def test_an_empty_file_lacks_everything(tensors: Drawn) -> None:
+    """Without constants every tensor is missing; without tensors none is."""
+    assert audit(fingerprints(tensors, "fp32"), []).missing == tuple(tensors)
+    assert audit({}, tensors.values()) == WeightAudit(0)
+
+
+def test_integers_are_no_weights() -> None:
+    """An integer constant is never taken for a weight of the same numbers."""
+    expected = fingerprints({"w": np.float32([1, 2, 3])}, "fp32")
+    assert audit(expected, [np.array([1, 2, 3], np.int32)]).missing == ("w",)
+
+
+@pytest.mark.parametrize("precision", ["int8", "int4", "fp64", ""])
+def test_other_precisions_expect_nothing(precision: str) -> None:
+    """Where a file stores other numbers than the tensors', no digest is asked for."""
+    assert fingerprints({"w": np.ones(3, np.float32)}, precision) == {}
+
+
+def test_rounding_to_half() -> None:
+    """Digests for float16 are of the rounded numbers; one that overflows warns of nothing."""
+    tensor = np.float32([1 + 2**-12, 1e6, -1e6, 2**-26])
+    found = fingerprints({"w": tensor}, "fp16")
+    assert found == {"w": fingerprint(np.float32([1, np.inf, -np.inf, 0]))}
+    assert found != fingerprints({"w": tensor}, "fp32")
+
+
+def test_every_trained_tensor_is_expected() -> None:
+    """A prepared model asks for each of its tensors, in both precisions, under its name."""
+    model = subjects.digits()
+    found: Fingerprints = model.fingerprints
+    trained = [n for n, t in model.program.state_dict.items() if t.is_floating_point()]
+    assert set(found) == {"fp32", "fp16"}
+    assert set(found["fp32"]) == set(found["fp16"]) == set(trained)
+    assert len(set(found["fp16"].values())) == len(trained)
+
+
+@pytest.mark.parametrize(
+    ("missing", "words"),
+    [
+        (1, "1 of 9 weight tensors are not in the file as the checkpoint has them: t0"),
+        (5, "has them: t0, t1, t2, t3, t4"),
+        (6, "has them: t0, t1, t2, t3, t4 and 1 more"),
+        (9, "has them: t0, t1, t2, t3, t4 and 4 more"),
+    ],
+)
+def test_missing_weights_fail(missing: int, words: str) -> None:
+    """Missing weights fail a check that passed; five are named and the rest counted."""
+    found = WeightAudit(9, tuple(f"t{index}" for index in range(missing)))
+    report = parity.with_weights(PASSED, found)
+    assert (report.verdict, report.weights) == ("fail", found)
+    assert report.reason.endswith(words)
+
+
+def test_no_missing_weights_change_nothing() -> None:
+    """A clean audit is noted and leaves verdict and reason as they were."""
+    clean = WeightAudit(9)
+    report = parity.with_weights(PASSED, clean)
+    assert (report.verdict, report.reason, report.weights) == ("pass", "", clean)
+    failed = ParityReport("fail", "logits: off", "eager", samples=3)
+    assert parity.with_weights(failed, clean).reason == "logits: off"
+
+
+def test_missing_weights_join_another_failure() -> None:
+    """What was wrong before is said first."""
+    failed = ParityReport("fail", "logits: off", "eager", samples=3)
+    report = parity.with_weights(failed, WeightAudit(2, ("w",)))
+    assert report.reason.startswith("logits: off; 1 of 2 weight tensors")
