@@ -97,7 +97,7 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class Availability:
-    """Whether this machine can do something; if not, why and what would help."""
+    """Whether this machine can do something, and by what; if not, why and what would help."""
 
     ok: bool
     reason: str = ""

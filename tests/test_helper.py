@@ -183,14 +183,13 @@ def test_it_is_gone_afterwards(error: BaseException | None) -> None:
     ("formats", "cores", "started"),
     [
         (("onnx",), 2, 0),
-        (("coreml", "mlpackage", "coreml"), 2, None),
         (("onnx", "openvino"), 1, 0),
         (("onnx", "openvino"), 2, 1),
     ],
-    ids=["one format", "one format by two names", "one core", "two of each"],
+    ids=["one format", "one core", "two of each"],
 )
 def test_it_is_started_when_it_helps(
-    formats: tuple[str, ...], cores: int, started: int | None, monkeypatch: pytest.MonkeyPatch
+    formats: tuple[str, ...], cores: int, started: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One format, or one core, needs no helper; several formats on several cores start one."""
     count: list[None] = []

@@ -304,5 +304,6 @@ def print_doctor(
 
 def _ability_cell(available: Availability) -> str:
     if available.ok:
-        return "[green]yes[/green]"
+        by = f" ({escape(available.reason)})" if available.reason else ""
+        return f"[green]yes[/green]{by}"
     return f"[yellow]no[/yellow]: {escape(f'{available.reason}; {available.fix}')}"

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from levit_export.core import Availability
 
 
-def needs(*packages: str, extra: str) -> Availability:
+def needs(*packages: str) -> Availability:
     """Available when all ``packages`` are; else says which are not and what installs them."""
     missing = [package for package in packages if not _present(package)]
     if not missing:
@@ -15,7 +15,7 @@ def needs(*packages: str, extra: str) -> Availability:
     return Availability(
         ok=False,
         reason=f"{', '.join(missing)} not installed",
-        fix=f"pip install 'levit-export[{extra}]'",
+        fix=f"pip install {' '.join(missing)}",
     )
 
 

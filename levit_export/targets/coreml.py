@@ -80,16 +80,19 @@ class CoremlTarget:
 
     def can_export(self) -> Availability:
         """Needs torch and coremltools."""
-        return needs("torch", "coremltools", extra="coreml")
+        return needs("torch", "coremltools")
 
     def can_run(self) -> Availability:
         """Needs coremltools: Core ML runs the package on macOS, the evaluator elsewhere."""
-        return needs("coremltools", extra="coreml")
+        available = needs("coremltools")
+        return (
+            available if on_macos() or not available.ok else replace(available, reason=EVALUATOR)
+        )
 
     def can_time(self) -> Availability:
         """Only Core ML's own time says anything, and it exists on macOS only."""
         if on_macos():
-            return self.can_run()
+            return needs("coremltools")
         return Availability(
             ok=False,
             reason="Core ML runs on macOS only",

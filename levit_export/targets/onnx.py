@@ -50,11 +50,11 @@ class OnnxTarget:
 
     def can_export(self) -> Availability:
         """Needs torch, onnx and onnxscript."""
-        return needs("torch", "onnx", "onnxscript", extra="onnx")
+        return needs("torch", "onnx", "onnxscript")
 
     def can_run(self) -> Availability:
         """Needs onnxruntime."""
-        return needs("onnxruntime", extra="onnx")
+        return needs("onnxruntime")
 
     def can_time(self) -> Availability:
         """ONNX Runtime's CPU provider is what ships, on every system."""

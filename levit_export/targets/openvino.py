@@ -41,11 +41,11 @@ class OpenvinoTarget:
 
     def can_export(self) -> Availability:
         """Needs torch and openvino."""
-        return needs("torch", "openvino", extra="openvino")
+        return needs("torch", "openvino")
 
     def can_run(self) -> Availability:
         """Needs openvino."""
-        return needs("openvino", extra="openvino")
+        return needs("openvino")
 
     def can_time(self) -> Availability:
         """OpenVINO's CPU plug-in is what ships on every system."""
