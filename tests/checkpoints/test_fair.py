@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import random
 import re
@@ -89,6 +90,14 @@ def test_files(tmp_path: Path, tiny: Tensors, name: str) -> None:
 def test_wrappers(tmp_path: Path, tiny: Tensors, wrap: Callable[[Tensors], object]) -> None:
     """Weights are found inside what training scripts save; averaged ones come before others."""
     assert same(reading.read_tensors(written(tmp_path, wrap(tiny))), tiny)
+
+
+def test_training_state_of_the_authors_script(tmp_path: Path, tiny: Tensors) -> None:
+    """Weights beside an optimizer, an epoch and an argparse namespace are found and loaded."""
+    file = tmp_path / "checkpoint.pth"
+    state = {"model": tiny, "optimizer": {"state": {}}, "epoch": 3}
+    torch.save({**state, "args": argparse.Namespace(lr=5e-4, model="LeViT_256")}, file)
+    assert set(checkpoints.load(file).tensors) == set(tiny)
 
 
 @pytest.mark.parametrize("suffix", ["attention_bias_idxs", "num_batches_tracked"])
