@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from levit_export.core import Artifact, ExportOptions, RunOptions, Session, Target, Tolerance
     from levit_export.inspection import InspectRequest, bench, check
     from levit_export.pipeline import ExportRequest, export
-    from levit_export.reference import ModelChoice
+    from levit_export.reference import ModelChoice, Overrides
     from levit_export.report import Report, to_json
+    from levit_export.timing import TimingPlan
 
 __all__ = [
     "Artifact",
@@ -25,10 +26,12 @@ __all__ = [
     "InspectRequest",
     "LevitExportError",
     "ModelChoice",
+    "Overrides",
     "Report",
     "RunOptions",
     "Session",
     "Target",
+    "TimingPlan",
     "Tolerance",
     "__version__",
     "bench",
@@ -43,16 +46,22 @@ _HOMES = {
     "ExportRequest": "pipeline",
     "InspectRequest": "inspection",
     "ModelChoice": "reference",
+    "Overrides": "reference",
     "Report": "report",
     "RunOptions": "core",
     "Session": "core",
     "Target": "core",
+    "TimingPlan": "timing",
     "Tolerance": "core",
     "bench": "inspection",
     "check": "inspection",
     "export": "pipeline",
     "to_json": "report",
 }
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
 
 
 def __getattr__(name: str) -> Any:

@@ -143,7 +143,7 @@ def _remove_abandoned(final: Path) -> None:
     prefix = f".{final.name}{_PARTIAL}"
     for left in final.parent.glob(f"{glob.escape(prefix)}*"):
         owner = left.name.removeprefix(prefix).split("-")[0]
-        if not owner.isdigit() or _alive(int(owner)):
+        if not owner.isdecimal() or _alive(int(owner)):
             continue
         if left.name.endswith(_OLD) and not final.exists():
             left.rename(final)  # killed between the two renames of _take_place
@@ -156,7 +156,7 @@ def _alive(process: int) -> bool:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except OSError:
+    except (OSError, OverflowError):
         return True
     return True
 

@@ -8,7 +8,7 @@ on time or place; measurements live in ``report.json``, which the manifest leave
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -33,6 +33,8 @@ SCHEMA = 1
 REPORT = REPORTS[0]
 LABELS = "labels.txt"
 GOLDEN = "golden"
+IGNORED = ".DS_Store"
+"""What macOS leaves in folders that were looked at."""
 
 
 @dataclass(frozen=True)
@@ -150,8 +152,13 @@ def list_files(folder: Path) -> dict[str, FileEntry]:
 
 
 def damage(folder: Path, manifest: Manifest) -> list[str]:
-    """What differs between the directory and its manifest: missing or altered files."""
-    found = []
+    """What differs from the manifest: missing or altered files, strangers beside artifacts."""
+    places = {Path(artifact.path).parts[0] for artifact in manifest.artifacts}
+    found = [
+        f"{name} is not in the manifest"
+        for name in sorted(set(list_files(folder)) - set(manifest.files))
+        if Path(name).parts[0] in places and Path(name).name != IGNORED
+    ]
     for name, entry in manifest.files.items():
         path = folder / name
         if not path.is_file():
@@ -208,22 +215,31 @@ def structure_manifest(content: Any, path: Path) -> Manifest:
                 f"{path} names {name!r}, which lies outside the directory",
                 remedy="Do not use this directory; export anew.",
             )
-    if not manifest.artifacts:
-        raise ManifestError(f"{path} lists no artifacts", remedy="Export anew.")
-    for artifact in manifest.artifacts:
-        if artifact.precision not in manifest.golden.tolerances:
-            raise ManifestError(
-                f"{path} has no tolerance for {artifact.path}, which is {artifact.precision}",
-                remedy="Export anew; the file was edited or damaged.",
-            )
-    for precision, tolerance in manifest.golden.tolerances.items():
-        if len(tolerance.rtol) not in (1, len(manifest.golden.samples)):
-            raise ManifestError(
-                f"{path} has {len(tolerance.rtol)} tolerances of {precision} for "
-                f"{len(manifest.golden.samples)} samples",
-                remedy="Export anew; the file was edited or damaged.",
-            )
+    for problem in _inconsistencies(manifest):
+        raise ManifestError(
+            f"{path} {problem}", remedy="Export anew; the file was edited or damaged."
+        )
     return manifest
+
+
+def _inconsistencies(manifest: Manifest) -> Iterator[str]:
+    """What a manifest that this toolchain wrote cannot say."""
+    golden = manifest.golden
+    if not manifest.artifacts:
+        yield "lists no artifacts"
+    for artifact in manifest.artifacts:
+        if artifact.precision not in golden.tolerances:
+            yield f"has no tolerance for {artifact.path}, which is {artifact.precision}"
+    for precision, tolerance in golden.tolerances.items():
+        if len(tolerance.rtol) not in (1, len(golden.samples)):
+            yield (
+                f"has {len(tolerance.rtol)} tolerances of {precision} for "
+                f"{len(golden.samples)} samples"
+            )
+    needed = [LABELS, f"{GOLDEN}/input.npy", *(a.path for a in manifest.artifacts)]
+    for name in needed:
+        if not any(file == name or file.startswith(f"{name}/") for file in manifest.files):
+            yield f"vouches for no file of {name}"
 
 
 def _number_or_text(value: Any, _: Any) -> float | str:

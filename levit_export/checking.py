@@ -33,6 +33,11 @@ from levit_export.weights import WeightAudit
 IMAGE_BATCH = 16
 """How many labelled images an artifact that takes any batch is given at a time."""
 
+NO_DIGESTS = (
+    "it is not known which tensors the file must hold: passes were left to the exporter "
+    "(--skip-pass), or the file does not name its passes"
+)
+
 GEMM_CALLS = 10
 BLAS_SPIN_S = 0.05
 """OpenBLAS lets idle threads spin for 2**26 cycles, some 25 ms, before they sleep."""
@@ -122,12 +127,13 @@ def check(row: Row, reference: Reference) -> tuple[ParityReport, Accuracy | None
             runtime=session.runtime,
             doubt=expected.doubt,
         )
-    if digests := expected.weights.get(row.artifact.precision):
-        report = parity.with_weights(report, _audit(row.artifact, digests))
-    return report, accuracy
+    digests = expected.weights.get(row.artifact.precision, {})
+    return parity.with_weights(report, _audit(row.artifact, digests)), accuracy
 
 
 def _audit(artifact: Artifact, digests: Mapping[str, str]) -> WeightAudit:
+    if not digests:
+        return WeightAudit(0, unread=NO_DIGESTS)
     try:
         return weights.audit(digests, target(artifact.format).constants(artifact))
     except MissingDependencyError as error:
@@ -136,19 +142,19 @@ def _audit(artifact: Artifact, digests: Mapping[str, str]) -> WeightAudit:
 
 def describe(
     row: Row,
-    folder: Path,
+    folder: Path | None,
     parity_report: ParityReport,
     accuracy: Accuracy | None,
     timed: TimingReport | None,
 ) -> ArtifactReport:
-    """What was found out about an artifact, its path relative to ``folder``."""
+    """What was found out about an artifact; its path is relative to ``folder``, if given."""
     artifact = row.artifact
     entry = bundle.digest(artifact.files)
     remarks = () if parity_report.verdict == "not-run" else _remarks(row)
     return ArtifactReport(
         format=artifact.format,
         precision=artifact.precision,
-        path=artifact.path.relative_to(folder).as_posix(),
+        path=shown_path(artifact, folder),
         bytes=entry.bytes,
         sha256=entry.sha256,
         parity=parity_report,
@@ -156,6 +162,12 @@ def describe(
         accuracy=accuracy,
         notes=(*artifact.notes, *remarks),
     )
+
+
+def shown_path(artifact: Artifact, folder: Path | None) -> str:
+    """The artifact's path below ``folder``, or as it was given where several folders are shown."""
+    path = artifact.path if folder is None else artifact.path.relative_to(folder)
+    return path.as_posix()
 
 
 def _remarks(row: Row) -> tuple[str, ...]:

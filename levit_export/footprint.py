@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+from levit_export import launch
 from levit_export.core import Artifact, RunOptions
 
 TIMEOUT_S = 120
@@ -17,9 +18,9 @@ TIMEOUT_S = 120
 
 def start(artifact: Artifact, threads: int) -> subprocess.Popen[str]:
     """Begin measuring; :func:`finish` waits for the figure."""
-    command = (sys.executable, "-m", "levit_export.footprint")
+    code = "from levit_export.footprint import main; main()"
     return subprocess.Popen(  # noqa: S603 - our own interpreter and module
-        [*command, artifact.format, str(artifact.path), str(threads)],
+        launch.command(code, artifact.format, str(artifact.path), str(threads)),
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
@@ -77,5 +78,6 @@ def peak_bytes() -> int:
     return peak if sys.platform == "darwin" else 1024 * peak
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Measure what the command line names, and print it."""
     print(_measure(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])))  # noqa: T201 - its answer

@@ -9,9 +9,11 @@ Messages are pickles of this package's own values, over pipes to a process that 
 
 from __future__ import annotations
 
+import ctypes
 import io
 import os
 import pickle
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -20,6 +22,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from levit_export import launch
 from levit_export.core import Artifact, ExportOptions, Prepared
 from levit_export.errors import ExportFailedError
 from levit_export.targets import target
@@ -92,12 +95,11 @@ class Helper:
 @contextmanager
 def helper() -> Iterator[Helper]:
     """Start the process; whatever happens in the block, it is gone afterwards."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "levit_export.helper"],
+    process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
+        launch.command("from levit_export.helper import main; main()"),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
     )
     try:
         yield Helper(process)
@@ -158,7 +160,16 @@ def _sendable(error: Exception) -> Exception:
     return error
 
 
-if __name__ == "__main__":
+def _die_with_parent() -> None:
+    """End when the first process is gone, however it went (Linux; elsewhere its pipe tells)."""
+    if sys.platform == "linux":
+        set_parent_death_signal = 1
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+
+
+def main() -> None:
+    """Be the helper."""
+    _die_with_parent()
     # What converters print must not get between the messages.
     channel = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)

@@ -58,7 +58,8 @@ def check(request: InspectRequest, progress: Progress | None = None) -> Report:
     was held against the manifest. A bare artifact needs ``choice``.
     """
     progress = progress or Silent()
-    found = [_find(path) for path in request.paths]
+    found = [_find(path) for path in dict.fromkeys(request.paths)]
+    alone = len(found) == 1
     for each in found:
         if each.manifest is None and request.choice.is_default:
             raise UsageError(
@@ -67,7 +68,7 @@ def check(request: InspectRequest, progress: Progress | None = None) -> Report:
             )
     reports: list[ArtifactReport] = []
     for each in found:
-        reports += _check_one(each, request, progress)
+        reports += _check_one(each, request, progress, folder=each.folder if alone else None)
     return _report(reports, found)
 
 
@@ -77,7 +78,8 @@ def bench(request: InspectRequest, progress: Progress | None = None) -> Report:
     Eager PyTorch takes part when ``choice`` names a model. Parity is reported as not run.
     """
     progress = progress or Silent()
-    found = [_find(path) for path in request.paths]
+    found = [_find(path) for path in dict.fromkeys(request.paths)]
+    alone = len(found) == 1
     rows = [(each, row) for each in found for row in checking.rows(each.artifacts, request.run)]
     others: dict[str, Session] = {}
     macs = _macs(found)
@@ -98,7 +100,8 @@ def bench(request: InspectRequest, progress: Progress | None = None) -> Report:
     )
     skipped = parity.not_run(parity.NOT_ASKED)
     reports = [
-        checking.describe(row, each.folder, skipped, None, timings[row]) for each, row in rows
+        checking.describe(row, each.folder if alone else None, skipped, None, timings[row])
+        for each, row in rows
     ]
     verdict = report.overall(timing.verdict for timing in timings.values())
     return _report(reports, found, verdict=verdict, baselines=baselines)
@@ -120,29 +123,30 @@ def _find(path: Path) -> _Found:
     )
 
 
-def _check_one(each: _Found, request: InspectRequest, progress: Progress) -> list[ArtifactReport]:
+def _check_one(
+    each: _Found, request: InspectRequest, progress: Progress, *, folder: Path | None
+) -> list[ArtifactReport]:
     damage = [] if each.manifest is None else bundle.damage(each.folder, each.manifest)
     if damage:
         reason = f"the directory was altered after it was written: {'; '.join(damage[:3])}"
         failed = ParityReport("fail", reason, runtime="", samples=0)
         return [
-            _altered(row, each.folder, failed)
-            for row in checking.rows(each.artifacts, request.run)
+            _altered(row, folder, failed) for row in checking.rows(each.artifacts, request.run)
         ]
     expected = _reference(each, request, progress)
     reports = []
     for row in checking.rows(each.artifacts, request.run):
         progress.stage(f"checking {row.artifact.path.name}")
-        reports.append(checking.describe(row, each.folder, *checking.check(row, expected), None))
+        reports.append(checking.describe(row, folder, *checking.check(row, expected), None))
     return reports
 
 
-def _altered(row: Row, folder: Path, failed: ParityReport) -> ArtifactReport:
+def _altered(row: Row, folder: Path | None, failed: ParityReport) -> ArtifactReport:
     """The failure of an artifact whose directory was altered; the artifact itself may be gone."""
     artifact = row.artifact
     if artifact.path.exists():
         return checking.describe(row, folder, failed, None, None)
-    path = artifact.path.relative_to(folder).as_posix()
+    path = checking.shown_path(artifact, folder)
     return ArtifactReport(artifact.format, artifact.precision, path, 0, "", failed)
 
 

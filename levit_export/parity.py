@@ -76,19 +76,25 @@ def not_run(reason: str, runtime: str = "") -> ParityReport:
 
 
 def with_weights(report: ParityReport, audit: WeightAudit) -> ParityReport:
-    """``report`` joined by what was found of the weights; it fails when any is missing."""
-    report = replace(report, weights=audit)
-    if not audit.missing:
-        return report
-    shown = ", ".join(audit.missing[:SHOWN])
-    more = f" and {len(audit.missing) - SHOWN} more" if len(audit.missing) > SHOWN else ""
-    failure = (
-        f"{len(audit.missing)} of {audit.tensors} weight tensors are not in the file as the "
-        f"checkpoint has them: {shown}{more}"
-    )
-    return replace(
-        report, verdict="fail", reason="; ".join(filter(None, (report.reason, failure)))
-    )
+    """``report`` joined by what was found of the weights; missing or strange ones fail it."""
+    failures = [report.reason] if report.reason else []
+    if audit.missing:
+        failures.append(
+            f"{len(audit.missing)} of {audit.tensors} weight tensors are not in the file as the "
+            f"checkpoint has them: {_shortened(audit.missing)}"
+        )
+    if audit.strange:
+        failures.append(
+            f"{len(audit.strange)} constants of the file are no tensor of the checkpoint: "
+            f"{_shortened(audit.strange)}"
+        )
+    verdict = "fail" if audit.missing or audit.strange else report.verdict
+    return replace(report, verdict=verdict, reason="; ".join(failures), weights=audit)
+
+
+def _shortened(names: tuple[str, ...]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
 
 
 def collect(

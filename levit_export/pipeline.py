@@ -13,7 +13,7 @@ from levit_export import atomic, bundle, checking, helper, machine, parity, refe
 from levit_export.bundle import ArtifactEntry, GoldenEntry, Manifest
 from levit_export.checking import Reference, Row
 from levit_export.core import Artifact, ExportOptions, Prepared, RunOptions
-from levit_export.errors import MissingDependencyError, UsageError
+from levit_export.errors import MissingDependencyError, OutputError, UsageError
 from levit_export.helper import Helper, Job
 from levit_export.parity import ParityReport
 from levit_export.progress import Progress, Silent
@@ -64,9 +64,34 @@ class ExportRequest:
 def plan(request: ExportRequest) -> list[Job]:
     """The artifacts that a request stands for, each known to be possible here."""
     jobs = [_job(name, request) for name in dict.fromkeys(request.formats)]
+    if not jobs:
+        raise UsageError("no format was given", remedy="Leave out --format for all of them.")
+    if request.options.classifier and "coreml" not in {job.format for job in jobs}:
+        raise UsageError(
+            "only a Core ML model can be a classifier",
+            remedy="Add --format coreml, or leave out --classifier.",
+        )
     if request.output is not None:
-        atomic.refuse_foreign(request.output)
+        _refuse_output(request.output)
     return jobs
+
+
+def _refuse_output(output: Path) -> None:
+    """Raise when the export, or its failure, could not be put there in the end."""
+    here = Path.cwd()
+    place = output.absolute()
+    if place.resolve() in (here, *here.parents):
+        raise OutputError(
+            f"{output} is the current folder or holds it, and would be replaced",
+            remedy="Give --output a folder of its own.",
+        )
+    atomic.refuse_foreign(place)
+    atomic.refuse_foreign(failed(place))
+
+
+def failed(output: Path) -> Path:
+    """Where an export whose check failed is kept."""
+    return output.with_name(output.name + ".failed")
 
 
 def _job(name: str, request: ExportRequest) -> Job:
@@ -118,6 +143,7 @@ def export(request: ExportRequest, progress: Progress | None = None) -> Report:
         progress.stage("loading the checkpoint")
         checkpoint = reference.load(request.choice)
         output = request.output or Path("exported", checkpoint.name)
+        _refuse_output(output)
         stage = stack.enter_context(atomic.staged(output))
         progress.stage("fusing, proving and capturing the graph")
         model = prepare(checkpoint, batch=request.options.batch, skip=request.skip)
@@ -144,7 +170,7 @@ def export(request: ExportRequest, progress: Progress | None = None) -> Report:
             progress=progress,
         )
         if result.verdict == "fail":
-            result = replace(result, output=output.with_name(output.name + ".failed"))
+            result = replace(result, output=failed(output))
         else:
             result = replace(result, output=output)
         _describe(stage.path, model, expected, artifacts, result)

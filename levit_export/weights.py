@@ -22,11 +22,14 @@ ROUNDED = {"fp32": np.float32, "fp16": np.float16}
 class WeightAudit:
     """How many tensors were looked for, and the names of those that are not in the file.
 
-    ``unread`` says why the file's constants could not be read on this machine, if so.
+    ``strange`` are the shapes of constants of more than one number that are none of them: a file
+    that holds the right tensors may compute with others. ``unread`` says why nothing was looked
+    for, if so.
     """
 
     tensors: int
     missing: tuple[str, ...] = ()
+    strange: tuple[str, ...] = ()
     unread: str = ""
 
 
@@ -55,6 +58,12 @@ def fingerprints(tensors: Mapping[str, np.ndarray], precision: str) -> dict[str,
 
 def audit(expected: Mapping[str, str], stored: Iterable[np.ndarray]) -> WeightAudit:
     """Which of the ``expected`` tensors the ``stored`` constants of a file do not hold."""
-    present = {fingerprint(array) for array in stored if np.issubdtype(array.dtype, np.floating)}
+    present = {
+        fingerprint(array): array.shape
+        for array in stored
+        if np.issubdtype(array.dtype, np.floating) and array.size > 1
+    }
     missing = tuple(name for name, digest in expected.items() if digest not in present)
-    return WeightAudit(len(expected), missing)
+    known = set(expected.values())
+    strange = (str(list(shape)) for digest, shape in present.items() if digest not in known)
+    return WeightAudit(len(expected), missing, tuple(sorted(strange)))

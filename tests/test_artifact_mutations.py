@@ -106,7 +106,9 @@ WEIGHTS: dict[str, tuple[tuple[str, ...], Change, str]] = {
         lambda weight: weight[:, ::-1],
         "exceeds the tolerance",
     ),
-    "NaN": (("blocks.1.m.0.weight",), with_nan, "NaN or infinity on"),
+    "NaN": (HEAD[:1], with_nan, "NaN or infinity on"),
+    # Core ML's thresholded_relu, the first op of a hardswish there, turns NaN into 0.
+    "NaN before a hardswish": (("blocks.1.m.0.weight",), with_nan, NOT_IN_THE_FILE),
 }
 
 
@@ -253,13 +255,16 @@ def other_output(artifact: Artifact) -> None:
 def test_a_spoilt_graph_fails(
     copied: Spoiling, change: Callable[[Artifact], None], words: str
 ) -> None:
-    """A file whose weights are right and whose graph is not fails by its answers alone."""
+    """A file whose weights are right and whose graph is not fails by its answers.
+
+    A weight that no op takes any longer may be missing: OpenVINO does not read it.
+    """
     change(copied.artifact)
     report = copied.judge()
     assert report.verdict == "fail"
     assert words in report.reason
     assert report.weights is not None
-    assert report.weights.missing == ()
+    assert set(report.weights.missing) <= {"head.bias"}
 
 
 def test_the_files_themselves_pass(copied: Spoiling) -> None:

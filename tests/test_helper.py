@@ -64,8 +64,24 @@ def test_an_error_over_there(tmp_path: Path) -> None:
     assert "9 are repeated" in there.value.what
 
 
-def test_an_error_before_the_export(tmp_path: Path) -> None:
-    """A format that only the other process is asked for is an unknown name here too."""
+NOISE = """
+import os, pickle
+load = pickle.load
+def noisy(file):
+    os.write(1, b"Converting: 50%")
+    print("Converting: 50%", flush=True)
+    return load(file)
+pickle.load = noisy
+"""
+
+
+def test_noise_does_not_get_between(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What is printed over there, by Python or below it, does not spoil the answer.
+
+    The answer is an error here: a format that only the other process is asked for.
+    """
+    (tmp_path / "sitecustomize.py").write_text(NOISE)
+    monkeypatch.syspath_prepend(tmp_path)
     job = Job("tflite", ExportOptions())
     with helper.helper() as other:
         other.start([job], subjects.tiny(), tmp_path)
@@ -130,8 +146,10 @@ def test_a_process_that_is_killed(tmp_path: Path) -> None:
     """A process that is killed, as for want of memory, is a failed export that says so."""
     with helper.helper() as other:
         other._process.kill()
+        other._process.wait()
         with pytest.raises(ExportFailedError, match="ended with status -9"):
             other.start(JOBS, subjects.tiny(), tmp_path)
+        with pytest.raises(ExportFailedError, match="ended with status -9"):
             other.results()
     assert list(tmp_path.iterdir()) == []
 
@@ -199,7 +217,7 @@ def test_it_is_started_when_it_helps(
         count.append(None)
         yield
 
-    def stop(choice: object) -> None:
+    def stop(_: object) -> None:
         raise UsageError("stop")
 
     replacements: list[tuple[object, str, Callable[..., object]]] = [

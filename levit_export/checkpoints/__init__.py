@@ -15,7 +15,7 @@ from levit_export.architectures.census import count_macs, count_parameters, dead
 from levit_export.architectures.levit import Levit
 from levit_export.architectures.random_weights import randomize_
 from levit_export.checkpoints import fair
-from levit_export.checkpoints.reading import read_tensors, refuse_not_finite, sha256_of
+from levit_export.checkpoints.reading import read_tensors, refuse_unusable, sha256_of
 from levit_export.core import ModelInfo, Preprocessing
 from levit_export.errors import CheckpointError, UsageError
 from levit_export.zoo import VARIANTS, LevitConfig, Variant
@@ -96,7 +96,7 @@ def load(
             f"{path} is no LeViT checkpoint of a known form ({len(tensors)} tensors: {shown}, …)",
             remedy="Known forms: the authors' (patch_embed.…, blocks.…, head.…).",
         )
-    refuse_not_finite(tensors, str(path))
+    refuse_unusable(tensors, str(path))
     found = fair.infer_config(tensors, str(path))
     config = found if model is None else _as_asked(model, found)
     _refuse_misfit(tensors, config, str(path))
@@ -197,6 +197,14 @@ def _refuse_misfit(tensors: Mapping[str, torch.Tensor], config: LevitConfig, sou
         if name in expected and tensor.shape != expected[name].shape
     ]
     lines += [f"{name}: unexpected" for name in tensors if name not in expected]
+    lines += [
+        f"{name}: not the table that the grid gives"
+        for name, tensor in tensors.items()
+        if name.endswith("attention_bias_idxs")
+        and name in expected
+        and tensor.shape == expected[name].shape
+        and not torch.equal(tensor, expected[name])
+    ]
     lines += [
         f"{name}: missing"
         for name in expected

@@ -9,7 +9,6 @@ import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -19,6 +18,10 @@ Tensors = dict[str, torch.Tensor]
 
 WRAPPERS = ("model_ema", "state_dict_ema", "model", "state_dict")
 """Keys under which training scripts put the weights, the averaged ones first."""
+
+
+PREFIXES = ("module.", "_orig_mod.")
+"""Of DistributedDataParallel and torch.compile."""
 
 
 def sha256_of(path: Path) -> str:
@@ -65,7 +68,7 @@ def _read_safetensors(path: Path) -> Tensors:
             f"{path} is not a whole safetensors file: {error}",
             remedy="Copy it again, or write it again with safetensors.torch.save_file.",
         ) from error
-    return tensors
+    return without_prefixes(tensors, path)
 
 
 def _read_pickle(path: Path) -> object:
@@ -101,7 +104,7 @@ def _unreadable(path: Path, reason: str) -> CheckpointError:
 def unwrap(content: object, path: Path) -> Tensors:
     """The state dict inside what a training script saved, ``module.`` prefixes removed."""
     while isinstance(content, Mapping):
-        inner = next((key for key in WRAPPERS if isinstance(content.get(key), Mapping)), None)
+        inner = next((key for key in WRAPPERS if _holds_something(content.get(key))), None)
         if inner is None:
             break
         content = content[inner]
@@ -116,20 +119,56 @@ def unwrap(content: object, path: Path) -> Tensors:
             f"{path} holds {len(strangers)} entries that are no tensors, first {strangers[0]!r}",
             remedy="Save model.state_dict() alone, or under the key 'model'.",
         )
-    return {_without_prefix(str(name)): tensor for name, tensor in content.items()}
+    return without_prefixes({str(name): tensor for name, tensor in content.items()}, path)
 
 
-def _without_prefix(name: str) -> str:
-    for prefix in ("module.", "_orig_mod."):
-        name = name.removeprefix(prefix)
-    return name
+def _holds_something(value: object) -> bool:
+    return isinstance(value, Mapping) and bool(value)
 
 
-def refuse_not_finite(tensors: Mapping[str, Any], source: str) -> None:
-    """Raise when a weight is NaN or infinite, naming the tensors."""
-    bad = [k for k, t in tensors.items() if t.is_floating_point() and not t.isfinite().all()]
+def without_prefixes(tensors: Tensors, path: Path) -> Tensors:
+    """The tensors without the prefixes that wrappers of a model put before every name."""
+    renamed: Tensors = {}
+    for name, tensor in tensors.items():
+        bare = name
+        while bare.startswith(PREFIXES):
+            bare = bare.split(".", 1)[1]
+        if bare in renamed:
+            raise CheckpointError(
+                f"{path} holds {bare} twice, with and without a prefix",
+                remedy="Save the state dict of one model.",
+            )
+        renamed[bare] = tensor
+    return renamed
+
+
+def refuse_unusable(tensors: Mapping[str, torch.Tensor], source: str) -> None:
+    """Raise when a tensor cannot be a weight: its type, NaN, infinity, a negative variance."""
+    odd = [k for k, t in tensors.items() if t.layout is not torch.strided or not _is_plain(t)]
+    if odd:
+        raise CheckpointError(
+            f"{source} holds {odd[0]} as {tensors[odd[0]].dtype} ({tensors[odd[0]].layout})",
+            remedy="Save dense float64, float32, float16 or bfloat16 weights.",
+        )
+    bad = [k for k, t in tensors.items() if not t.to(torch.float32).isfinite().all()]
     if bad:
         raise CheckpointError(
             f"{source} holds NaN or infinite weights in {len(bad)} tensors, first {bad[0]}",
             remedy="The training diverged or the file is damaged; take an earlier checkpoint.",
         )
+    below = [k for k, t in tensors.items() if k.endswith("running_var") and (t < 0).any()]
+    if below:
+        raise CheckpointError(
+            f"{source} holds negative variances in {len(below)} tensors, first {below[0]}",
+            remedy="The file is damaged; take an earlier checkpoint.",
+        )
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    return tensor.dtype in (
+        torch.float64,
+        torch.float32,
+        torch.float16,
+        torch.bfloat16,
+        torch.int64,
+    )

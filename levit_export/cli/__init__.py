@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import sys
+
 import click
 
 from levit_export._version import __version__
@@ -36,6 +39,11 @@ for command in (export, check, bench, models, doctor):
     cli.add_command(command)
 
 
+def _terminated(number: int, _: object) -> None:
+    sys.exit(128 + number)
+
+
 def main() -> None:
-    """Run the command line and exit."""
+    """Run the command line and exit. SIGTERM ends it as Ctrl-C does, so that nothing is left."""
+    signal.signal(signal.SIGTERM, _terminated)
     cli(prog_name="levit-export")

@@ -8,8 +8,8 @@ from typing import Any
 import click
 
 from levit_export.cli import options
-from levit_export.cli.output import present
-from levit_export.cli.verb import Verb, parameters, status_of
+from levit_export.cli.output import present, refuse_unwritable
+from levit_export.cli.verb import Verb, status_of
 
 
 @click.command(cls=Verb)
@@ -27,7 +27,8 @@ def check(ctx: click.Context, /, paths: tuple[Path, ...], **_: Any) -> int:
     from levit_export import inspection
     from levit_export.render import console
 
-    params = parameters(ctx)
+    params = ctx.params
+    refuse_unwritable(params["json_file"])
     request = inspection.InspectRequest(
         paths=paths,
         choice=options.model_choice(params),

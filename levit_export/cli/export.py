@@ -8,8 +8,8 @@ from typing import Any
 import click
 
 from levit_export.cli import options
-from levit_export.cli.output import present
-from levit_export.cli.verb import Verb, parameters, status_of
+from levit_export.cli.output import present, refuse_unwritable
+from levit_export.cli.verb import Verb, status_of
 
 
 @click.command(cls=Verb)
@@ -55,7 +55,8 @@ def export(ctx: click.Context, /, **_: Any) -> int:
     from levit_export import pipeline
     from levit_export.render import console
 
-    params = parameters(ctx)
+    params = ctx.params
+    refuse_unwritable(params["json_file"])
     request = _request(params)
     jobs = pipeline.plan(request)
     screen = console.Screen(quiet=params["quiet"])
@@ -87,7 +88,8 @@ def _request(params: dict[str, Any]) -> Any:
             f"--dynamic and --batch {params['batch']} contradict each other",
             remedy="Give one of them.",
         )
-    names = [name.strip() for value in params["formats"] for name in value.split(",")]
+    given = (name.strip() for value in params["formats"] for name in value.split(","))
+    names = [name for name in given if name]
     if "all" in (name.lower() for name in names):
         names = [kind.name for kind in TARGETS]
     output: Path | None = params["output"]

@@ -52,12 +52,14 @@ def parity_options(command: CommandT) -> CommandT:
     """How far an artifact may lie from the reference."""
     return _all(
         click.option(
-            "--atol", type=click.FloatRange(min=0), help="Absolute tolerance, for the derived one."
+            "--atol",
+            type=click.FloatRange(min=0),
+            help="Absolute tolerance in place of the derived one.",
         ),
         click.option(
             "--rtol",
             type=click.FloatRange(min=0),
-            help="Tolerance relative to a sample's largest output, for the derived one.",
+            help="The same relative to a sample's largest output; the one not given is 0.",
         ),
         click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True),
         click.option(
@@ -104,11 +106,17 @@ def read_labels(file: Path | None) -> tuple[str, ...]:
     if file is None:
         return ()
     try:
-        return tuple(file.read_text(encoding="utf-8").splitlines())
+        lines = file.read_text(encoding="utf-8-sig").rstrip("\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(
             f"{file} cannot be read as labels: {error}", remedy="Give a UTF-8 text file."
         ) from error
+    labels = tuple(line.strip() for line in lines)
+    if "" in labels:
+        raise DataError(
+            f"line {labels.index('') + 1} of {file} is empty", remedy="Give one label a line."
+        )
+    return labels
 
 
 def model_choice(params: dict[str, Any]) -> ModelChoice:
@@ -126,8 +134,13 @@ def model_choice(params: dict[str, Any]) -> ModelChoice:
 
 def overrides(params: dict[str, Any]) -> Overrides:
     """What :func:`parity_options` parsed of tolerances."""
+    from levit_export.errors import UsageError
     from levit_export.reference import Overrides
 
+    for name in ("atol", "rtol"):
+        value = params[name]
+        if value is not None and not value < float("inf"):
+            raise UsageError(f"--{name} {value} accepts anything", remedy="Give a finite number.")
     return Overrides(params["atol"], params["rtol"])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -33,8 +34,22 @@ def present(screen: Screen, report: Report, json_file: str | None) -> None:
     from levit_export.render.console import print_report
     from levit_export.report import to_json
 
+    if not screen.quiet and json_file != "-":
+        print_report(screen, report)
     if json_file is not None:
         text = json.dumps(to_json(report), indent=1, allow_nan=False)
         write_or_print(text + "\n", json_file)
-    if not screen.quiet and json_file != "-":
-        print_report(screen, report)
+
+
+def refuse_unwritable(json_file: str | None) -> None:
+    """Raise before hours of work when the report's file has no folder to lie in, or is one."""
+    from levit_export.errors import OutputError
+
+    if json_file is None or json_file == "-":
+        return
+    path = Path(json_file)
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise OutputError(
+            f"--json {json_file} is a folder, or its folder does not exist",
+            remedy="Give a file in a folder that exists, or - for standard output.",
+        )

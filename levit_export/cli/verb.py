@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 
@@ -24,7 +24,7 @@ STATUS = {"pass": 0, "fail": 1, "not-run": 3}
 class Verb(click.Command):
     """A command whose callback returns its exit status and whose errors have three parts."""
 
-    def invoke(self, ctx: click.Context) -> NoReturn:
+    def invoke(self, ctx: click.Context) -> Any:
         """Run the callback; map errors on purpose, interrupts and bugs to their exit status."""
         verbose = bool(ctx.params.get("verbose"))
         if verbose:
@@ -41,6 +41,9 @@ class Verb(click.Command):
             # The reader left; keep Python from complaining when it flushes at its end.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             status = PIPE_CLOSED
+        except OSError as error:
+            _complain(f"the system refused: {error}", "Is the disk full?", verbose=verbose)
+            status = 2
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except Exception as error:  # Python's own status 1 would mean a failed check
@@ -105,8 +108,3 @@ def status_of(verdict: str, *, allow_not_run: bool) -> int:
         click.echo("notice: a check was not run (--allow-not-run)", err=True)
         return 0
     return STATUS[verdict]
-
-
-def parameters(ctx: click.Context) -> dict[str, Any]:
-    """The parsed options of a command by name."""
-    return ctx.params

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -32,6 +33,8 @@ EVIDENCE = (
     "documented interface and left to the macOS workflow; Windows has not been tried"
 )
 """What a ``yes`` of ``doctor`` rests on."""
+
+MOST_PERCENT = 1e6
 
 COLOURS = {"pass": "green", "fail": "red", "not-run": "yellow"}
 
@@ -91,8 +94,19 @@ class _Bars:
 
 def _console(*, stderr: bool) -> Console:
     file = sys.stderr if stderr else sys.stdout
-    console = Console(file=file)
-    return console if console.is_terminal else Console(file=file, width=WIDE)
+    if isinstance(file, io.TextIOWrapper):
+        # A stream that cannot show an arrow must not cost a verdict.
+        file.reconfigure(errors="replace")
+    console = _Console(file=file)
+    return console if console.is_terminal else _Console(file=file, width=WIDE)
+
+
+class _Console(Console):
+    """rich would end the process with status 1, which here means that a check failed."""
+
+    def on_broken_pipe(self) -> None:
+        """Let the command line decide."""
+        raise BrokenPipeError
 
 
 def print_report(screen: Screen, report: Report) -> None:
@@ -127,6 +141,8 @@ def _notes(report: Report) -> Iterator[str]:
         if artifact.timing is not None and artifact.timing.verdict == "not-run":
             yield f"{artifact.id}: not timed: {artifact.timing.reason}"
         yield from (f"{artifact.id}: {note}" for note in artifact.notes)
+    if any(a.parity.tolerance and a.parity.tolerance.origin == "given" for a in report.artifacts):
+        yield "held against a tolerance that was given (--atol, --rtol), not the derived one"
     runtimes = {a.parity.runtime for a in report.artifacts if a.parity.runtime}
     if runtimes:
         yield f"checked on {', '.join(sorted(runtimes))}"
@@ -168,8 +184,11 @@ def _artifacts(report: Report) -> Table:
     table.add_column("artifact", no_wrap=True)
     for heading, _, _ in columns:
         table.add_column(heading, justify="left" if heading == "parity" else "right")
+    ids = [artifact.id for artifact in report.artifacts]
     for artifact in report.artifacts:
-        table.add_row(artifact.id, *(cell(artifact) for _, cell, _ in columns))
+        unique = ids.count(artifact.id) == 1
+        name = artifact.id if unique else f"{artifact.id} {escape(artifact.path)}"
+        table.add_row(name, *(cell(artifact) for _, cell, _ in columns))
     for name, timing in report.baselines.items():
         table.add_row(f"[dim]{name}[/dim]", *(cell(timing) for _, _, cell in columns))
     return table
@@ -188,11 +207,11 @@ def _columns(report: Report) -> Iterator[Column]:
         yield "parity", _verdict_cell, nothing
         yield "max rel error", _error_cell, nothing
         yield "of tolerance", _share_cell, nothing
-    if any(a.parity.weights for a in report.artifacts):
+    if any(a.parity.weights and not a.parity.weights.unread for a in report.artifacts):
         yield "weights", _weights_cell, nothing
     if any(a.accuracy for a in report.artifacts):
         yield "top-1", _accuracy_cell, nothing
-    yield "size", lambda a: f"{a.bytes / 1e6:.2f} MB", nothing
+    yield "size", lambda a: f"{a.bytes / 1e6:.2f} MB" if a.bytes else "–", nothing
     if report.baselines or any(a.timing for a in report.artifacts):
         yield "latency", lambda a: _latency_cell(a.timing), _latency_cell
         yield "memory", lambda a: _memory_cell(a.timing), nothing
@@ -211,7 +230,10 @@ def _error_cell(artifact: ArtifactReport) -> str:
 
 def _share_cell(artifact: ArtifactReport) -> str:
     outputs = artifact.parity.outputs
-    return f"{100 * max(o.worst_ratio for o in outputs):.0f} %" if outputs else "–"
+    if not outputs:
+        return "–"
+    percent = 100 * max(output.worst_ratio for output in outputs)
+    return f"{percent:.0f} %" if percent < MOST_PERCENT else f"> {MOST_PERCENT:.0e} %"
 
 
 def _weights_cell(artifact: ArtifactReport) -> str:

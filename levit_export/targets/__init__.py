@@ -41,4 +41,4 @@ def target(name: str) -> Target:
     for known in known_targets():
         if known.name == wanted:
             return known
-    raise UnknownNameError("format", name, (known.name for known in known_targets()))
+    raise UnknownNameError("format", name, ["all", *(known.name for known in known_targets())])

@@ -240,7 +240,7 @@ def _check(proto: ModelProto) -> None:
     if (size := proto.ByteSize()) >= ONE_FILE_LIMIT:
         raise ExportFailedError(
             f"the model takes {size / 1e9:.1f} GB, one ONNX file holds 2 GiB",
-            remedy="Use --precision fp16, or a smaller model.",
+            remedy="Export a smaller model.",
         )
     try:
         onnx.checker.check_model(proto, full_check=True)
@@ -272,7 +272,12 @@ _RUNTIME_TYPES = {
 
 def _runtime_spec(value: Any) -> TensorSpec:
     shape = tuple(d if isinstance(d, int) else None for d in value.shape)
-    return TensorSpec(value.name, shape, _RUNTIME_TYPES.get(value.type, value.type))
+    if value.type not in _RUNTIME_TYPES:
+        raise ArtifactError(
+            f"{value.name} is {value.type}, which this toolchain does not feed or compare",
+            remedy=f"Known are {', '.join(_RUNTIME_TYPES)}.",
+        )
+    return TensorSpec(value.name, shape, _RUNTIME_TYPES[value.type])
 
 
 def _load(path: Path, options: RunOptions, taps: Sequence[str]) -> InferenceSession:

@@ -7,7 +7,6 @@ that into an exit status.
 from __future__ import annotations
 
 import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from levit_export import launch
 from levit_export.core import UNIT_ROUNDOFF
 from levit_export.targets.quiet import first_line
 
@@ -62,7 +62,7 @@ def simplify(
     with tempfile.TemporaryDirectory(prefix="levit-export-") as folder:
         before, after = Path(folder, "before.onnx"), Path(folder, "after.onnx")
         onnx.save(model, before)
-        command = [sys.executable, "-c", script, str(before), str(after)]
+        command = launch.command(script, str(before), str(after))
         try:
             done = subprocess.run(  # noqa: S603 - our interpreter, our script
                 command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False

@@ -27,7 +27,7 @@ from levit_export.errors import (
     UsageError,
 )
 from levit_export.targets import coreml
-from levit_export.targets.coreml import DEPLOYMENT_TARGETS, EVALUATOR, CoremlTarget
+from levit_export.targets.coreml import EVALUATOR, CoremlTarget
 from levit_export.targets.metadata import PREFIX
 
 TARGET = CoremlTarget()
@@ -43,7 +43,10 @@ UNWANTED = {
     "shape",
     "concat",
 }
-SPECIFICATIONS = {"iOS15": 6, "iOS16": 7, "iOS17": 8, "iOS18": 9}
+SPECIFICATIONS = {
+    **{"iOS15": 6, "iOS16": 7, "iOS17": 8, "iOS18": 9},
+    **{"macOS12": 6, "macOS13": 7, "macOS14": 8, "macOS15": 9},
+}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -244,14 +247,14 @@ def test_half_precision_is_within_its_tolerance() -> None:
     assert report.outputs[0].max_rel > max(expected.tolerances["fp32"].rtol)
 
 
-@pytest.mark.parametrize("name", DEPLOYMENT_TARGETS)
+@pytest.mark.parametrize("name", SPECIFICATIONS)
 def test_deployment_targets(name: str, tmp_path: Path) -> None:
     """Each system that may be asked for gives its version of the format, which passes."""
     options = ExportOptions(precision="fp16", deployment_target=name)
     TARGET.refuse(options)
     made = subjects.export(subjects.tiny(), tmp_path / "tiny", "coreml", options)
     version = read_specification(made.path).specificationVersion
-    assert version == SPECIFICATIONS[DEPLOYMENT_TARGETS[name]]
+    assert version == SPECIFICATIONS[name]
     report = subjects.judge(made, subjects.tiny_reference())
     assert (report.verdict, report.reason) == ("pass", "")
     assert not UNWANTED & set(count_of(made.path))
@@ -265,7 +268,7 @@ def test_unknown_deployment_targets(asked: str, near: str, cli: Cli) -> None:
     result = cli("export", "--format", "coreml", "--deployment-target", asked)
     assert result.exit_code == 2
     assert f"Did you mean '{near}'?" in result.stderr
-    assert all(name in result.stderr for name in DEPLOYMENT_TARGETS)
+    assert all(name in result.stderr for name in SPECIFICATIONS)
 
 
 def test_open_batch_is_refused(cli: Cli) -> None:
@@ -476,7 +479,11 @@ def test_damaged_metadata(copied: Artifact, key: str, value: str, cli: Cli) -> N
     assert result.exit_code == 2
     assert repr(value) in result.stderr
     with pytest.raises(ArtifactError) as raised:
-        TARGET.inspect(copied.path)
-        with TARGET.open(copied, RUN):
-            pytest.fail("a lie was believed")
+        _inspect_and_open(copied)
     assert raised.value.remedy
+
+
+def _inspect_and_open(artifact: Artifact) -> None:
+    TARGET.inspect(artifact.path)
+    with TARGET.open(artifact, RUN):
+        pytest.fail("a lie was believed")
