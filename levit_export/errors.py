@@ -62,8 +62,9 @@ class UnknownNameError(UsageError):
         import difflib
 
         choices = sorted(known)
-        near = difflib.get_close_matches(name.lower(), choices, n=1, cutoff=0.5)
-        hint = f"Did you mean {near[0]!r}? " if near else ""
+        by_lower = {choice.lower(): choice for choice in choices}
+        near = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.5)
+        hint = f"Did you mean {by_lower[near[0]]!r}? " if near else ""
         super().__init__(
             f"unknown {kind} {name!r}", remedy=f"{hint}Known: {', '.join(choices) or 'none'}."
         )

@@ -63,7 +63,7 @@ class ExportRequest:
 
 def plan(request: ExportRequest) -> list[Job]:
     """The artifacts that a request stands for, each known to be possible here."""
-    jobs = [_job(name, request) for name in dict.fromkeys(request.formats)]
+    jobs = list(dict.fromkeys(_job(name, request) for name in request.formats))
     if not jobs:
         raise UsageError("no format was given", remedy="Leave out --format for all of them.")
     if request.options.classifier and "coreml" not in {job.format for job in jobs}:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
+from math import prod
 
 import numpy as np
 
@@ -61,9 +62,13 @@ def audit(expected: Mapping[str, str], stored: Iterable[np.ndarray]) -> WeightAu
     present = {
         fingerprint(array): array.shape
         for array in stored
-        if np.issubdtype(array.dtype, np.floating) and array.size > 1
+        if np.issubdtype(array.dtype, np.floating)
     }
     missing = tuple(name for name, digest in expected.items() if digest not in present)
     known = set(expected.values())
-    strange = (str(list(shape)) for digest, shape in present.items() if digest not in known)
+    strange = (
+        str(list(shape))
+        for digest, shape in present.items()
+        if digest not in known and prod(shape) > 1
+    )
     return WeightAudit(len(expected), missing, tuple(sorted(strange)))

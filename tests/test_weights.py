@@ -103,10 +103,27 @@ def test_what_is_missing_is_named(tensors: Drawn, data: st.DataObject) -> None:
 
 
 @given(tensor_sets)
+def test_what_is_no_weight_is_strange(tensors: Drawn) -> None:
+    """A constant of several numbers that is none of the weights is reported by its shape."""
+    expected = fingerprints(tensors, "fp32")
+    other = np.full((7, 7), 1e6, np.float32)  # larger and more than any that is drawn
+    single = np.float32([2e6])
+    found = audit(expected, [*tensors.values(), other, single])
+    assert found == WeightAudit(len(tensors), strange=("[7, 7]",))
+
+
+def test_a_weight_of_one_number() -> None:
+    """A tensor of a single number, as the bias of one class is, is found like any other."""
+    expected = fingerprints({"head.bias": np.float32([0.25])}, "fp32")
+    assert audit(expected, [np.float32([0.25])]) == WeightAudit(1)
+    assert audit(expected, [np.float32([0.5])]).missing == ("head.bias",)
+
+
+@given(tensor_sets)
 def test_an_empty_file_lacks_everything(tensors: Drawn) -> None:
     """Without constants every tensor is missing; without tensors none is."""
     assert audit(fingerprints(tensors, "fp32"), []).missing == tuple(tensors)
-    assert audit({}, tensors.values()) == WeightAudit(0)
+    assert audit({}, []) == WeightAudit(0)
 
 
 def test_integers_are_no_weights() -> None:

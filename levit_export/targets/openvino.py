@@ -96,7 +96,11 @@ class OpenvinoTarget:
                 yield np.array(node.data)
 
     def runs(self, options: RunOptions) -> tuple[RunOptions, ...]:
-        """Once, on ``options.device``."""
+        """Once, on ``options.device``, which must be one that OpenVINO sees."""
+        if options.device.upper() != RunOptions().device:
+            import openvino
+
+            _refuse_absent(openvino.Core(), options.device)
         return (options,)
 
     def remarks(self, artifact: Artifact, options: RunOptions) -> tuple[str, ...]:
@@ -117,11 +121,7 @@ class OpenvinoTarget:
 
         core = openvino.Core()
         device = options.device.upper()
-        if device not in core.available_devices:
-            raise UsageError(
-                f"OpenVINO sees no device {options.device!r} here",
-                remedy=f"Present: {', '.join(core.available_devices)}.",
-            )
+        _refuse_absent(core, device)
         graph = _read(core, artifact.path)
         _add_taps(graph, taps, artifact.path)
         settings: dict[str, Any] = {
@@ -180,6 +180,15 @@ class OpenvinoSession:
                 remedy="Check the input's name, shape and type against the model's.",
             ) from error
         return {name: np.array(results[i]) for i, name in enumerate(self._names)}
+
+
+def _refuse_absent(core: openvino.Core, device: str) -> None:
+    """``GPU`` means the first of ``GPU.0`` and ``GPU.1``, as OpenVINO has it."""
+    present = core.available_devices
+    if device.upper() not in {name for full in present for name in (full, full.split(".")[0])}:
+        raise UsageError(
+            f"OpenVINO sees no device {device!r} here", remedy=f"Present: {', '.join(present)}."
+        )
 
 
 def _said(graph: openvino.Model) -> dict[str, str]:

@@ -44,8 +44,14 @@ UNWANTED = {
     "concat",
 }
 SPECIFICATIONS = {
-    **{"iOS15": 6, "iOS16": 7, "iOS17": 8, "iOS18": 9},
-    **{"macOS12": 6, "macOS13": 7, "macOS14": 8, "macOS15": 9},
+    "iOS15": 6,
+    "iOS16": 7,
+    "iOS17": 8,
+    "iOS18": 9,
+    "macOS12": 6,
+    "macOS13": 7,
+    "macOS14": 8,
+    "macOS15": 9,
 }
 
 
