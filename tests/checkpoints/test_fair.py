@@ -315,3 +315,27 @@ def test_fuzzed_files(tmp_path: Path, tiny: Tensors, name: str) -> None:
             raise AssertionError(f"seed {seed}") from error
     assert refused > 30
     assert named == refused
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda t: {**t, "head.bn.running_var": -t["head.bn.running_var"]}, "negative variances"),
+        (lambda t: {**t, "head.l.weight": t["head.l.weight"].double() * 1e300}, "infinite"),
+        (lambda t: {**t, "head.l.weight": t["head.l.weight"].to(torch.int8)}, "int8"),
+        (lambda t: {**t, "module.head.l.bias": t["head.l.bias"] * 0}, "twice"),
+        (
+            lambda t: {
+                **t,
+                "blocks.0.m.attention_bias_idxs": t["blocks.0.m.attention_bias_idxs"].flip(0),
+            },
+            "not the table that the grid gives",
+        ),
+    ],
+)
+def test_weights_that_cannot_be_meant(
+    tmp_path: Path, tiny: Tensors, spoil: Callable[[Tensors], Tensors], message: str
+) -> None:
+    """Values, types and names that no training gives are refused, with the tensor named."""
+    with pytest.raises(CheckpointError, match=message):
+        checkpoints.load(written(tmp_path, spoil(tiny)))
