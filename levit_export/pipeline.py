@@ -169,12 +169,10 @@ def export(request: ExportRequest, progress: Progress | None = None) -> Report:
             request=request,
             progress=progress,
         )
-        if result.verdict == "fail":
-            result = replace(result, output=failed(output))
-        else:
-            result = replace(result, output=output)
+        final = failed(output) if result.verdict == "fail" else output
+        result = replace(result, output=final)
         _describe(stage.path, model, expected, artifacts, result)
-        stage.commit(Path(str(result.output)))
+        stage.commit(final)
     return result
 
 
