@@ -180,7 +180,11 @@ def _assert_same_bytes(
         {file.relative_to(folder / turn): file.read_bytes() for file in artifact.files}
         for turn, artifact in zip(("first", "second"), artifacts, strict=True)
     )
-    assert one == two, "exporting twice does not give the same bytes"
+    assert one.keys() == two.keys(), (
+        f"exporting twice gives {sorted(map(str, one))} and other files"
+    )
+    differing = [str(name) for name, content in one.items() if two[name] != content]
+    assert not differing, f"exporting twice does not give the same bytes: {', '.join(differing)}"
     return artifacts[0]
 
 

@@ -40,12 +40,14 @@ def quiet(*loggers: str) -> Iterator[None]:
 @contextlib.contextmanager
 def _only(handler: logging.Handler, logger: logging.Logger) -> Iterator[None]:
     """Let ``handler`` alone hear ``logger``."""
-    handlers, propagate = logger.handlers, logger.propagate
+    handlers, propagate, level = logger.handlers, logger.propagate, logger.level
     logger.handlers, logger.propagate = [handler], False
+    logger.setLevel(logging.WARNING)
     try:
         yield
     finally:
         logger.handlers, logger.propagate = handlers, propagate
+        logger.setLevel(level)
 
 
 def first_line(error: BaseException) -> str:

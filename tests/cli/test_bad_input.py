@@ -66,7 +66,7 @@ def refused(cli: Cli, place: Path, tree: Tree, arguments: tuple[object, ...], *p
         (("--model", "levit_256"), ("levit_256", "no weights", "--checkpoint")),
         (("--format", "onx"), ("'onx'", "Did you mean 'onnx'?")),
         (("--format", "onnx,tflite"), ("'tflite'", "Known:")),
-        (("--format", ""), ("unknown format ''",)),
+        (("--format", ""), ("no format was given", "--format")),
         (("--precision", "int3"), ("int3", "fp32")),
         (("--imgsz", 100), ("100", "96")),
         (("--imgsz", 128), ("--imgsz 128", "trained at 96", "Export at 96")),

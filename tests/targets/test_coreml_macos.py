@@ -49,7 +49,9 @@ class CoreMl:
 
 @pytest.fixture
 def core_ml(monkeypatch: pytest.MonkeyPatch) -> CoreMl:
-    """A Mac whose Core ML is faked."""
+    """A Mac whose Core ML is faked; the artifacts are made before, by the real coremltools."""
+    subjects.artifact("coreml", "fp16")
+    subjects.classifier()
     with quiet("coremltools"):
         tools = lean.coremltools()
     fake = CoreMl()
