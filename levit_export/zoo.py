@@ -10,8 +10,12 @@ from dataclasses import dataclass
 
 from levit_export.errors import UnknownNameError, UsageError
 
-STEM_STRIDE = 16
+STEM_STRIDES = (16, 8)
 ACTIVATIONS = ("hardswish", "silu", "gelu", "relu")
+
+LOGITS = "logits"
+DISTILL = "distill"
+"""Names of a model's outputs."""
 
 
 @dataclass(frozen=True)
@@ -20,6 +24,8 @@ class LevitConfig:
 
     ``dims``, ``heads`` and ``depths`` are per stage (the paper's C, N and depth), ``key_dim`` is
     the paper's D. Values have ``2 * key_dim`` channels per head (4 in the shrinking attention).
+    ``stem_stride`` 16 is the paper's stem of four convolutions, 8 timm's of three. A ``fused``
+    model's layers carry their BatchNorm inside and are stored without it.
     """
 
     dims: tuple[int, ...]
@@ -30,24 +36,125 @@ class LevitConfig:
     classes: int = 1000
     two_heads: bool = True
     activation: str = "hardswish"
+    stem_stride: int = 16
+    fused: bool = False
 
     def __post_init__(self) -> None:
-        if self.image_size < STEM_STRIDE or self.image_size % STEM_STRIDE:
-            below = max(STEM_STRIDE, self.image_size // STEM_STRIDE * STEM_STRIDE)
-            raise UsageError(
-                f"image size {self.image_size} does not divide by the stem's stride {STEM_STRIDE}",
-                remedy=f"Use a multiple of {STEM_STRIDE}, such as {below}.",
-            )
+        if self.stem_stride not in STEM_STRIDES:
+            raise UnknownNameError("stem stride", str(self.stem_stride), map(str, STEM_STRIDES))
+        _refuse_image_size(self.image_size, self.stem_stride)
         if self.activation not in ACTIVATIONS:
             raise UnknownNameError("activation", self.activation, ACTIVATIONS)
 
     @property
     def resolutions(self) -> tuple[int, ...]:
         """Side of the square token grid of each stage; a shrinking attention keeps every other."""
-        sides = [self.image_size // STEM_STRIDE]
-        for _ in self.dims[1:]:
-            sides.append((sides[-1] - 1) // 2 + 1)
-        return tuple(sides)
+        return halving(self.image_size // self.stem_stride, len(self.dims))
+
+    @property
+    def outputs(self) -> tuple[tuple[str, int], ...]:
+        """Name and width of each output; the two heads of the paper are averaged into one."""
+        return ((LOGITS, self.classes),)
+
+    @property
+    def head_count(self) -> int:
+        """How many classifier heads the model has."""
+        return 1 + self.two_heads
+
+
+@dataclass(frozen=True)
+class VitPytorchConfig:
+    """Everything that shapes the LeViT of ``vit-pytorch``, another network than the paper's.
+
+    ``dims``, ``heads`` and ``depths`` are per stage; the shrinking blocks have twice the heads of
+    the stage below them and an MLP of expansion 2, whatever ``mlp_ratio`` is. With
+    ``distill_classes`` there is a second output.
+    """
+
+    dims: tuple[int, ...]
+    heads: tuple[int, ...]
+    depths: tuple[int, ...]
+    key_dim: int = 32
+    value_dim: int = 64
+    mlp_ratio: int = 2
+    image_size: int = 224
+    classes: int = 1000
+    distill_classes: int | None = None
+
+    def __post_init__(self) -> None:
+        _refuse_image_size(self.image_size, 16)
+
+    @property
+    def resolutions(self) -> tuple[int, ...]:
+        """Side of the square feature map of each stage."""
+        return halving(self.image_size // 16, len(self.dims))
+
+    @property
+    def outputs(self) -> tuple[tuple[str, int], ...]:
+        """Name and width of each output."""
+        distill = () if self.distill_classes is None else ((DISTILL, self.distill_classes),)
+        return ((LOGITS, self.classes), *distill)
+
+    @property
+    def head_count(self) -> int:
+        """How many classifier heads the model has."""
+        return len(self.outputs)
+
+
+@dataclass(frozen=True)
+class GraftedConfig:
+    """The paper's first experiment (table 1): the first stages of a ResNet-50 below a DeiT-S.
+
+    ``stages`` 0 to 4 of the ResNet, ``layers`` of the DeiT; 0 stages is DeiT-S itself, and with 4
+    stages and no layers it is ResNet-50 itself.
+    """
+
+    stages: int
+    layers: int
+    dim: int = 384
+    heads: int = 6
+    mlp_ratio: int = 4
+    image_size: int = 224
+    classes: int = 1000
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.stages <= 4 or (self.layers < 1) != (self.stages == 4):
+            raise UsageError(
+                f"{self.stages} ResNet-50 stages with {self.layers} DeiT-S layers are no grafting",
+                remedy="The paper's pairs are 0+12, 1+9, 2+6, 3+3 and 4+0.",
+            )
+        _refuse_image_size(self.image_size, 32 if self.stages == 4 else 16)
+
+    @property
+    def outputs(self) -> tuple[tuple[str, int], ...]:
+        """Name and width of the output."""
+        return ((LOGITS, self.classes),)
+
+    @property
+    def head_count(self) -> int:
+        """How many classifier heads the model has."""
+        return 1
+
+
+Config = LevitConfig | VitPytorchConfig | GraftedConfig
+"""What a module is built from; ``architectures.build`` does it."""
+
+
+def halving(side: int, count: int) -> tuple[int, ...]:
+    """``count`` sides of a square grid, each keeping every other row of the one before."""
+    sides = [side]
+    for _ in range(count - 1):
+        sides.append((sides[-1] - 1) // 2 + 1)
+    return tuple(sides)
+
+
+def _refuse_image_size(image_size: int, stride: int) -> None:
+    if image_size < stride or image_size % stride:
+        raise UsageError(
+            f"image size {image_size} does not divide by the stem's stride {stride}",
+            remedy=f"Use a multiple of {stride}, such as "
+            f"{max(stride, image_size // stride * stride)}.",
+        )
 
 
 @dataclass(frozen=True)

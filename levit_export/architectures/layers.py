@@ -9,13 +9,30 @@ from torch import nn
 
 
 class ConvBN(nn.Sequential):
-    """Conv2d without bias, then BatchNorm2d: ``(B, C_in, H, W) -> (B, C_out, H', W')``."""
+    """Conv2d, then BatchNorm2d: ``(B, C_in, H, W) -> (B, C_out, H', W')``.
 
-    def __init__(self, in_channels: int, out_channels: int, *, stride: int = 2) -> None:
+    Padded so that a stride of 1 keeps the size. ``bn_weight`` is what the BatchNorm's scale
+    starts from.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        kernel: int = 3,
+        stride: int = 2,
+        bias: bool = False,
+        bn_weight: float = 1.0,
+    ) -> None:
         super().__init__()
-        conv = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
-        self.add_module("c", conv)
-        self.add_module("bn", nn.BatchNorm2d(out_channels))
+        padding = kernel // 2
+        self.add_module(
+            "c", nn.Conv2d(in_channels, out_channels, kernel, stride, padding, bias=bias)
+        )
+        norm = nn.BatchNorm2d(out_channels)
+        nn.init.constant_(norm.weight, bn_weight)
+        self.add_module("bn", norm)
 
 
 class LinearBN(nn.Sequential):
