@@ -23,7 +23,7 @@ from levit_export.core import (
     ModelInfo,
     PassRecord,
     Signature,
-    Tolerance,
+    Tolerances,
     Verdict,
 )
 from levit_export.errors import DataError, ManifestError
@@ -63,7 +63,7 @@ class GoldenEntry:
     samples: tuple[str, ...]
     labels: tuple[int, ...]
     pixels: tuple[str, ...]
-    tolerances: Mapping[str, Tolerance]
+    tolerances: Mapping[str, Tolerances]
     weights: Fingerprints
     doubt: str = ""
 
@@ -230,12 +230,16 @@ def _inconsistencies(manifest: Manifest) -> Iterator[str]:
     for artifact in manifest.artifacts:
         if artifact.precision not in golden.tolerances:
             yield f"has no tolerance for {artifact.path}, which is {artifact.precision}"
-    for precision, tolerance in golden.tolerances.items():
-        if len(tolerance.rtol) not in (1, len(golden.samples)):
-            yield (
-                f"has {len(tolerance.rtol)} tolerances of {precision} for "
-                f"{len(golden.samples)} samples"
-            )
+    names = {spec.name for spec in manifest.signature.outputs}
+    for precision, tolerances in golden.tolerances.items():
+        if tolerances.keys() != names:
+            yield f"has {precision} tolerances of {sorted(tolerances)}, outputs {sorted(names)}"
+        for name, tolerance in tolerances.items():
+            if len(tolerance.rtol) not in (1, len(golden.samples)):
+                yield (
+                    f"has {len(tolerance.rtol)} tolerances of {precision} for "
+                    f"{len(golden.samples)} samples of {name}"
+                )
     needed = [LABELS, f"{GOLDEN}/input.npy", *(a.path for a in manifest.artifacts)]
     for name in needed:
         if not any(file == name or file.startswith(f"{name}/") for file in manifest.files):

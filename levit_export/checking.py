@@ -20,7 +20,7 @@ from levit_export.core import (
     Session,
     Signature,
     TensorSpec,
-    Tolerance,
+    Tolerances,
 )
 from levit_export.errors import MissingDependencyError, RuntimeFailedError
 from levit_export.parity import ParityReport
@@ -29,6 +29,7 @@ from levit_export.samples import Samples
 from levit_export.targets import target
 from levit_export.timing import TimingPlan, TimingReport
 from levit_export.weights import WeightAudit
+from levit_export.zoo import LOGITS
 
 IMAGE_BATCH = 16
 """How many labelled images an artifact that takes any batch is given at a time."""
@@ -53,7 +54,7 @@ class Reference:
     signature: Signature
     samples: Samples
     outputs: Mapping[str, np.ndarray]
-    tolerances: Mapping[str, Tolerance]
+    tolerances: Mapping[str, Tolerances]
     weights: Fingerprints = field(default_factory=dict)
     doubt: str = ""
     images: Samples | None = None
@@ -72,14 +73,17 @@ def as_probabilities(reference: Reference) -> Reference:
     With p = softmax(z), ``|dp_i| <= 2 p_i (1 - p_i) max|dz| <= max|dz| / 2``, to which rounding p
     itself adds one unit roundoff; that turns the allowance for logits into one for probabilities.
     """
-    ((_, logits),) = reference.outputs.items()
+    logits = reference.outputs[LOGITS]
     z = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
     p = np.exp(z) / np.exp(z).sum(axis=1, keepdims=True)
     tolerances = {}
-    for precision, tolerance in reference.tolerances.items():
+    for precision, of_output in reference.tolerances.items():
+        tolerance = of_output[LOGITS]
         allowed = tolerance.allowed(logits) / 2 / p.max(axis=1) + UNIT_ROUNDOFF[precision]
-        tolerances[precision] = replace(tolerance, atol=0.0, rtol=tuple(allowed.tolist()))
-    (taken,) = reference.signature.outputs
+        tolerances[precision] = {
+            PROBABILITIES: replace(tolerance, atol=0.0, rtol=tuple(allowed.tolist()))
+        }
+    (taken,) = (spec for spec in reference.signature.outputs if spec.name == LOGITS)
     return replace(
         reference,
         signature=Signature(reference.signature.inputs, (TensorSpec(PROBABILITIES, taken.shape),)),

@@ -81,6 +81,8 @@ class Preprocessing:
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    centre: Literal["rounded", "floored"] = "rounded"
+    """How half a pixel of the crop's offset is settled: by torchvision, or by transformers."""
 
     def in_words(self) -> str:
         """The recipe in one sentence, for the people who write the device's code."""
@@ -90,7 +92,8 @@ class Preprocessing:
             else f"resize to {self.resize}x{self.resize} px"
         )
         return (
-            f"RGB; {sides} ({self.interpolation}, antialiased); centre crop {self.crop} px; "
+            f"RGB; {sides} ({self.interpolation}, antialiased); centre crop {self.crop} px "
+            f"(offset {self.centre}); "
             f"divide by 255; subtract {list(self.mean)}; divide by {list(self.std)}; NCHW"
         )
 
@@ -119,6 +122,8 @@ class ModelInfo:
     labels: tuple[str, ...]
     preprocessing: Preprocessing
     licence: str = ""
+    remarks: tuple[str, ...] = ()
+    """What was found in the checkpoint and chosen where it leaves something open."""
     doubt: str = ""
     """Why a parity check on these weights would prove little, or empty."""
 
@@ -293,3 +298,7 @@ class Tolerance:
         rows = np.abs(reference.reshape(len(reference), -1).astype(np.float64))
         distances: np.ndarray = self.atol + np.array(self.rtol) * rows.max(axis=1)
         return distances
+
+
+Tolerances = Mapping[str, Tolerance]
+"""One for each output, by name."""

@@ -21,6 +21,7 @@ two, ``remedy`` the third, so that a renderer can set them apart.
     │       └── UnsupportedOpError a Core ML op that the reference evaluator does not know
     ├── DataError                  images, labels or golden vectors that cannot be used
     ├── ManifestError              an export directory whose description is missing or wrong
+    │   └── BundleError            a bundle that is damaged, unsafe to unpack, or of another schema
     └── OutputError                a result that cannot be written where it was asked for
 """
 
@@ -122,6 +123,10 @@ class DataError(LevitExportError):
 
 class ManifestError(LevitExportError):
     """An export directory whose description is missing, damaged or of another schema."""
+
+
+class BundleError(ManifestError):
+    """A bundle that is damaged, unsafe to unpack, of another schema, or not to be made."""
 
 
 class OutputError(LevitExportError):

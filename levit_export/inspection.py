@@ -85,7 +85,7 @@ def bench(request: InspectRequest, progress: Progress | None = None) -> Report:
     macs = _macs(found)
     if not request.choice.is_default:
         progress.stage("building the model in PyTorch")
-        checkpoint = reference.load(request.choice)
+        checkpoint = reference.load(request.choice, progress)
         macs = checkpoint.describe().macs
         others[BASELINE] = reference.eager_session(checkpoint, threads=request.run.threads)
     progress.stage("timing")
@@ -167,7 +167,7 @@ def _reference(each: _Found, request: InspectRequest, progress: Progress) -> Ref
             doubt=manifest.golden.doubt,
         )
     progress.stage("computing the reference")
-    checkpoint = reference.load(request.choice)
+    checkpoint = reference.load(request.choice, progress)
     return reference.make(
         checkpoint,
         checkpoint.describe(),

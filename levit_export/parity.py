@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from levit_export.core import Session, Signature, Tensors, Tolerance, Verdict
+from levit_export.core import Session, Signature, Tensors, Tolerance, Tolerances, Verdict
 from levit_export.errors import RuntimeFailedError
 from levit_export.samples import Samples
 from levit_export.weights import WeightAudit
@@ -50,6 +50,7 @@ class OutputParity:
     top5_agreement: float
     decided_flips: int
     undecided_flips: int
+    tolerance: Tolerance
     failures: tuple[str, ...] = ()
 
 
@@ -62,7 +63,6 @@ class ParityReport:
     runtime: str
     samples: int
     outputs: tuple[OutputParity, ...] = ()
-    tolerance: Tolerance | None = None
     weights: WeightAudit | None = None
 
 
@@ -126,7 +126,7 @@ def _row_shape(parts: list[np.ndarray], first: np.ndarray) -> tuple[int, ...]:
 
 
 def compare(
-    reference: Session, candidate: Session, samples: Samples, tolerance: Tolerance
+    reference: Session, candidate: Session, samples: Samples, tolerances: Tolerances
 ) -> ParityReport:
     """Run both sessions on ``samples`` and compare what they answer.
 
@@ -140,7 +140,7 @@ def compare(
         collect(reference, samples),
         outputs,
         samples,
-        tolerance,
+        tolerances,
         expected=reference.signature,
         runtime=candidate.runtime,
     )
@@ -150,7 +150,7 @@ def compare_outputs(
     reference: Tensors,
     candidate: Tensors,
     samples: Samples,
-    tolerance: Tolerance,
+    tolerances: Tolerances,
     *,
     expected: Signature,
     runtime: str,
@@ -163,7 +163,13 @@ def compare_outputs(
     missing = [s.name for s in expected.outputs if s.name not in candidate]
     general += [f"output {name!r} is missing" for name in missing]
     outputs = tuple(
-        _compare_output(spec.name, reference[spec.name], candidate[spec.name], samples, tolerance)
+        _compare_output(
+            spec.name,
+            reference[spec.name],
+            candidate[spec.name],
+            samples,
+            tolerances[spec.name],
+        )
         for spec in expected.outputs
         if spec.name in candidate and len(samples)
     )
@@ -176,7 +182,6 @@ def compare_outputs(
         runtime=runtime,
         samples=len(samples),
         outputs=outputs,
-        tolerance=tolerance,
     )
 
 
@@ -192,7 +197,7 @@ def _compare_output(
     tolerance: Tolerance,
 ) -> OutputParity:
     if refused := _unfit(reference, candidate, samples):
-        return _incomparable(name, refused)
+        return _incomparable(name, refused, tolerance)
     r = reference.reshape(len(reference), -1).astype(np.float64)
     c = candidate.reshape(len(candidate), -1).astype(np.float64)
     error = np.abs(c - r).max(axis=1)
@@ -217,6 +222,7 @@ def _compare_output(
         top5_agreement=_agreement(r, c, 5),
         decided_flips=decided,
         undecided_flips=undecided,
+        tolerance=tolerance,
         failures=tuple(failures),
     )
 
@@ -238,7 +244,7 @@ def _unfit(reference: np.ndarray, candidate: np.ndarray, samples: Samples) -> st
     return ""
 
 
-def _incomparable(name: str, failure: str) -> OutputParity:
+def _incomparable(name: str, failure: str, tolerance: Tolerance) -> OutputParity:
     nan = float("nan")
     return OutputParity(
         name=name,
@@ -253,6 +259,7 @@ def _incomparable(name: str, failure: str) -> OutputParity:
         top5_agreement=0.0,
         decided_flips=0,
         undecided_flips=0,
+        tolerance=tolerance,
         failures=(failure,),
     )
 

@@ -141,7 +141,7 @@ def export(request: ExportRequest, progress: Progress | None = None) -> Report:
     with ExitStack() as stack:
         other = stack.enter_context(helper.helper()) if _worth_helping(jobs) else None
         progress.stage("loading the checkpoint")
-        checkpoint = reference.load(request.choice)
+        checkpoint = reference.load(request.choice, progress)
         output = request.output or Path("exported", checkpoint.name)
         _refuse_output(output)
         stage = stack.enter_context(atomic.staged(output))

@@ -50,7 +50,7 @@ def prepare(
         ) from error
     return Prepared(
         info=checkpoint.describe(),
-        signature=signature_of(side, config.classes, batch),
+        signature=signature_of(config, batch),
         passes=records,
         fingerprints=fingerprints,
         program=program,

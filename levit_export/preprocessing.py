@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any, Literal
+
 import numpy as np
 
 from levit_export.core import Preprocessing
 from levit_export.errors import DataError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 
 RECIPES: dict[str, Preprocessing] = {
     "fair": Preprocessing("fair", resize=256, crop=224),
@@ -18,7 +24,46 @@ RECIPES: dict[str, Preprocessing] = {
         std=(0.5, 0.5, 0.5),
     ),
 }
-"""``fair``: the authors' evaluation transform. ``digits``: the bundled model's own."""
+"""``fair``: the authors' evaluation transform. ``digits``: the bundled model's own.
+
+Recipes called ``timm`` and ``transformers`` come from a checkpoint's own settings.
+"""
+
+
+def from_fields(
+    name: str,
+    *,
+    resize: int,
+    crop: int,
+    interpolation: str,
+    mean: Any,
+    std: Any,
+    centre: Literal["rounded", "floored"] = "rounded",
+) -> Preprocessing:
+    """A recipe from what a configuration file says; ImageNet's mean and deviation if None.
+
+    Raises ``ValueError`` for what cannot be a recipe.
+    """
+    if interpolation not in ("bicubic", "bilinear"):
+        raise ValueError(f"interpolation {interpolation!r} (known: bicubic, bilinear)")
+    if not 0 < crop <= resize:
+        raise ValueError(f"resize to {resize}, then crop to {crop}")
+    means = IMAGENET_MEAN if mean is None else tuple(map(float, mean))
+    deviations = IMAGENET_STD if std is None else tuple(map(float, std))
+    numbers = (*means, *deviations)
+    if len(means) != 3 or len(deviations) != 3 or not all(map(math.isfinite, numbers)):
+        raise ValueError(f"mean {mean}, std {std}: three finite numbers each are needed")
+    if min(deviations) <= 0:
+        raise ValueError(f"std {std}: positive numbers are needed")
+    return Preprocessing(
+        name,
+        resize=resize,
+        crop=crop,
+        interpolation=interpolation,  # type: ignore[arg-type]
+        mean=means,
+        std=deviations,
+        centre=centre,
+    )
 
 
 def for_image_size(recipe: Preprocessing, image_size: int) -> Preprocessing:
@@ -64,10 +109,11 @@ def resize_and_crop(recipe: Preprocessing, pixels: np.ndarray) -> np.ndarray:
     if recipe.resize_mode == "exact":
         width = height = recipe.resize
     else:
-        scale = recipe.resize / min(width, height)
+        short, size = min(width, height), recipe.resize
         # Truncated, as torchvision's Resize does it.
-        width, height = int(width * scale), int(height * scale)
+        width, height = int(size * width / short), int(size * height / short)
     filters = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
     image = image.resize((width, height), filters[recipe.interpolation])
-    left, top = round((width - recipe.crop) / 2), round((height - recipe.crop) / 2)
+    settle = round if recipe.centre == "rounded" else math.floor
+    left, top = settle((width - recipe.crop) / 2), settle((height - recipe.crop) / 2)
     return np.asarray(image.crop((left, top, left + recipe.crop, top + recipe.crop)))

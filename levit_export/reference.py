@@ -7,8 +7,8 @@ module that was exported: a cache that went stale there would agree with itself
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,13 +16,16 @@ import numpy as np
 
 from levit_export import parity, samples, tolerance
 from levit_export.checking import Reference
-from levit_export.core import Fingerprints, ModelInfo, Tolerance
+from levit_export.core import Fingerprints, ModelInfo, Tolerance, Tolerances
 from levit_export.errors import UsageError
+from levit_export.progress import Progress, Silent
+from levit_export.zoo import LOGITS
 
 if TYPE_CHECKING:
-    from levit_export.checkpoints import Checkpoint
+    from levit_export.checkpoints import Checkpoint, Choices
     from levit_export.samples import Samples
     from levit_export.targets.eager import EagerSession
+    from levit_export.zoo import Variant
 
 DIGITS = "held-out UCI digits"
 REFERENCE_BATCH = 16
@@ -32,18 +35,27 @@ SHOWN_REAL = 16
 
 @dataclass(frozen=True)
 class ModelChoice:
-    """Which weights: the bundled digits model, a checkpoint file, or a variant with a seed."""
+    """Which weights: the bundled digits model, a checkpoint, published ones, or random ones.
+
+    ``pretrained`` fetches those published for ``model``, from the cache alone when ``offline``.
+    The rest settles what a checkpoint leaves open; see ``checkpoints.Choices``.
+    """
 
     model: str | None = None
     checkpoint: Path | None = None
+    pretrained: bool = False
+    offline: bool = False
     random_seed: int | None = None
     image_size: int | None = None
+    resize_bias: bool = False
+    activation: str | None = None
     labels: tuple[str, ...] = ()
 
     @property
     def is_default(self) -> bool:
         """Whether nothing was chosen, so that the bundled model is meant."""
-        return self.model is None and self.checkpoint is None and self.random_seed is None
+        sources = (self.model, self.checkpoint, self.random_seed)
+        return not self.pretrained and sources == (None, None, None)
 
 
 @dataclass(frozen=True)
@@ -53,40 +65,80 @@ class Overrides:
     atol: float | None = None
     rtol: float | None = None
 
-    def apply(self, derived: Tolerance) -> Tolerance:
+    def apply(self, derived: Tolerances) -> Tolerances:
         """``derived``, or what was given; the record says which."""
         if self.atol is None and self.rtol is None:
             return derived
-        return Tolerance(self.atol or 0.0, (self.rtol or 0.0,), "given")
+        given = Tolerance(self.atol or 0.0, (self.rtol or 0.0,), "given")
+        return dict.fromkeys(derived, given)
 
 
-def load(choice: ModelChoice) -> Checkpoint:
+def load(choice: ModelChoice, progress: Progress | None = None) -> Checkpoint:
     """The checkpoint that a choice stands for."""
     from levit_export import checkpoints
     from levit_export.zoo import VARIANTS, variant
 
+    _refuse_contradictions(choice)
+    if choice.pretrained:
+        return _published(choice, progress or Silent())
     wanted = None if choice.model is None else variant(choice.model)
-    if choice.checkpoint is not None and choice.random_seed is not None:
-        raise UsageError(
-            "--checkpoint and --random-weights contradict each other", remedy="Give one of them."
-        )
+    choices = _choices(choice, wanted)
     if choice.checkpoint is not None:
-        return checkpoints.load(
-            choice.checkpoint, model=wanted, image_size=choice.image_size, labels=choice.labels
-        )
+        return checkpoints.load(choice.checkpoint, choices)
     if choice.random_seed is not None:
-        return checkpoints.randomised(
-            wanted or VARIANTS[0],
-            choice.random_seed,
-            image_size=choice.image_size,
-            labels=choice.labels,
-        )
+        return checkpoints.randomised(wanted or VARIANTS[0], choice.random_seed, choices)
     if wanted not in (None, VARIANTS[0]):
         raise UsageError(
             f"--model {choice.model} names an architecture, but no weights were given",
-            remedy="Add --checkpoint FILE, or --random-weights 0 for a dry run.",
+            remedy="Add --pretrained, --checkpoint FILE, or --random-weights 0 for a dry run.",
         )
-    return checkpoints.bundled(image_size=choice.image_size, labels=choice.labels)
+    return checkpoints.bundled(choices)
+
+
+def _refuse_contradictions(choice: ModelChoice) -> None:
+    given = {
+        "--checkpoint": choice.checkpoint is not None,
+        "--random-weights": choice.random_seed is not None,
+        "--pretrained": choice.pretrained,
+    }
+    named = [name for name, is_given in given.items() if is_given]
+    if len(named) > 1:
+        raise UsageError(
+            f"{' and '.join(named)} contradict each other", remedy="Give one of them."
+        )
+    if choice.pretrained and choice.model is None:
+        raise UsageError(
+            "--pretrained does not say which model",
+            remedy="Add --model levit_256, or another of levit-export models.",
+        )
+    if choice.offline and not choice.pretrained:
+        raise UsageError(
+            "--offline is about --pretrained weights", remedy="Add --pretrained, or leave it out."
+        )
+
+
+def _published(choice: ModelChoice, progress: Progress) -> Checkpoint:
+    from levit_export import checkpoints, published
+    from levit_export.zoo import variant
+
+    wanted = published.parse(choice.model or "")
+    path = published.fetch(wanted, offline=choice.offline, progress=progress)
+    # A repository's config.json and preprocessor_config.json stand beside the weights.
+    place = path.parent if isinstance(wanted.source, published.HubModel) else path
+    checkpoint = checkpoints.load(place, _choices(choice, variant(wanted.variant)))
+    return replace(checkpoint, source=wanted.name, licence=wanted.licence or checkpoint.licence)
+
+
+def _choices(choice: ModelChoice, wanted: Variant | None) -> Choices:
+    from levit_export.checkpoints import Choices
+
+    return Choices(
+        model=wanted,
+        image_size=choice.image_size,
+        resize_bias=choice.resize_bias,
+        activation=choice.activation,
+        labels=choice.labels,
+    )
 
 
 def eager_session(
@@ -95,10 +147,9 @@ def eager_session(
     """A fresh build of the checkpoint as a session."""
     from levit_export.targets.eager import EagerSession, signature_of
 
-    config = checkpoint.config
     return EagerSession(
         checkpoint.build(),
-        signature_of(config.image_size, config.classes, None),
+        signature_of(checkpoint.config, None),
         arithmetic=arithmetic,  # type: ignore[arg-type]
         threads=threads,
     )
@@ -134,7 +185,10 @@ def make(
             if precision == "fp32"
             else _answers(eager_session(checkpoint, arithmetic=precision, threads=threads), inputs)
         )
-        derived = tolerance.derive(_only(rounded), _only(exact), precision=precision)
+        derived = {
+            name: tolerance.derive(rounded[name], values, precision=precision)
+            for name, values in exact.items()
+        }
         tolerances[precision] = (overrides or Overrides()).apply(derived)
     return Reference(
         signature=session.signature,
@@ -145,18 +199,12 @@ def make(
         doubt=info.doubt,
         images=images,
         dataset=DIGITS if images is not None else "",
-        predictions=None if images is None else _only(_answers(session, images)).argmax(1),
+        predictions=None if images is None else _answers(session, images)[LOGITS].argmax(1),
     )
 
 
 def _answers(session: EagerSession, inputs: Samples) -> dict[str, np.ndarray]:
     return parity.collect(session, inputs, batch=REFERENCE_BATCH)
-
-
-def _only(outputs: Mapping[str, np.ndarray]) -> np.ndarray:
-    """The value of a mapping that has one."""
-    (value,) = outputs.values()
-    return value
 
 
 def _held_out(checkpoint: Checkpoint) -> Samples | None:

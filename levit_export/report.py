@@ -132,7 +132,8 @@ def _parity(parity: ParityReport) -> dict[str, Any]:
     for key, reduce in worst.items():
         values = [output[key] for output in outputs]
         summary[key] = reduce(values) if values else None
-    summary["tolerance"] = None if parity.tolerance is None else asdict(parity.tolerance)
+    worst_output = max(parity.outputs, key=lambda output: output.worst_ratio, default=None)
+    summary["tolerance"] = None if worst_output is None else asdict(worst_output.tolerance)
     summary["weights"] = None if parity.weights is None else asdict(parity.weights)
     summary["outputs"] = outputs
     return summary

@@ -25,14 +25,18 @@ from levit_export.core import (
     Signature,
     Target,
     Tensors,
+    TensorSpec,
 )
 from levit_export.errors import ArtifactError, LevitExportError, RuntimeFailedError
 from levit_export.targets.quiet import first_line, quiet
+from levit_export.zoo import DISTILL, LOGITS
 
 if TYPE_CHECKING:
     import torch
 
 __all__ = ["FakeTarget", "assert_conforms", "randomize_"]
+
+OUTPUTS = (LOGITS, DISTILL)
 
 
 class FakeTarget:
@@ -109,12 +113,13 @@ class _FakeSession:
 
         try:
             with torch.no_grad():
-                logits = self._module(torch.from_numpy(inputs["input"]))
+                outputs = self._module(torch.from_numpy(inputs["input"]))
         except Exception as error:
             raise RuntimeFailedError(
                 f"the program failed: {first_line(error)}", remedy="Check the input's shape."
             ) from error
-        return {"logits": logits.numpy()}
+        values = outputs if isinstance(outputs, tuple) else (outputs,)
+        return {name: value.numpy() for name, value in zip(OUTPUTS, values, strict=False)}
 
 
 def _read(path: Path) -> torch.export.ExportedProgram:
@@ -130,13 +135,17 @@ def _read(path: Path) -> torch.export.ExportedProgram:
 
 
 def _signature(program: torch.export.ExportedProgram) -> Signature:
-    from levit_export.targets.eager import signature_of
-
     nodes = {node.name: node for node in program.graph.nodes}
     (taken,) = (nodes[n].meta["val"].shape for n in program.graph_signature.user_inputs)
-    (given,) = (nodes[n].meta["val"].shape for n in program.graph_signature.user_outputs)
+    given = (nodes[n].meta["val"].shape for n in program.graph_signature.user_outputs)
     batch = taken[0] if isinstance(taken[0], int) else None
-    return signature_of(int(taken[2]), int(given[1]), batch)
+    return Signature(
+        (TensorSpec("input", (batch, *map(int, taken[1:]))),),
+        tuple(
+            TensorSpec(name, (batch, int(shape[1])))
+            for name, shape in zip(OUTPUTS, given, strict=False)
+        ),
+    )
 
 
 def assert_conforms(target: Target, folder: Path) -> None:

@@ -161,40 +161,73 @@ def _refuse_image_size(image_size: int, stride: int) -> None:
 class Variant:
     """A model with a name. ``parameters`` and ``macs`` are published figures, never computed.
 
+    ``top1`` is the published accuracy in percent, None where nobody trained the model.
     ``weights`` is the file name of the published checkpoint; its last eight hex digits are the
-    start of the file's SHA-256 (torch.hub's convention).
+    start of the file's SHA-256 (torch.hub's convention). ``dialects`` are the forms in which its
+    checkpoints are found.
     """
 
     name: str
     title: str
-    config: LevitConfig
+    config: Config
     parameters: str
     macs: str
-    top1: float
+    top1: float | None
     top1_on: str
     licence: str
+    dialects: tuple[str, ...]
     weights: str = ""
 
 
-def _imagenet(
-    name: str,
-    config: LevitConfig,
-    *,
-    parameters: str,
-    macs: str,
-    top1: float,
-    weights: str,
+LEVIT_DIALECTS = ("fair", "timm", "transformers")
+
+
+def _paper(
+    name: str, config: LevitConfig, *, parameters: str, macs: str, top1: float, weights: str
 ) -> Variant:
     return Variant(
         name=name,
-        title=name.replace("levit_", "LeViT-").upper().replace("LEVIT", "LeViT"),
+        title=f"LeViT-{name.removeprefix('levit_').upper()}",
         config=config,
         parameters=parameters,
         macs=macs,
         top1=top1,
         top1_on="ImageNet (paper)",
         licence="Apache-2.0",
+        dialects=LEVIT_DIALECTS,
         weights=weights,
+    )
+
+
+def _untrained(name: str, config: LevitConfig, *, parameters: str) -> Variant:
+    """A size that timm defines and nobody published weights for; SiLU, one head unless said."""
+    return Variant(
+        name=name,
+        title=f"LeViT-{name.removeprefix('levit_')} (timm, untrained)",
+        config=config,
+        parameters=parameters,
+        macs="",
+        top1=None,
+        top1_on="",
+        licence="Apache-2.0",
+        dialects=("fair", "timm"),
+    )
+
+
+def _grafted(
+    name: str, stages: int, layers: int, *, parameters: str, macs: str, top1: float
+) -> Variant:
+    titles = {0: "DeiT-S", 4: "ResNet-50"}
+    return Variant(
+        name=name,
+        title=titles.get(stages, f"{stages} ResNet-50 stages, {layers} DeiT-S layers"),
+        config=GraftedConfig(stages, layers),
+        parameters=parameters,
+        macs=macs,
+        top1=top1,
+        top1_on="ImageNet (paper, table 1)",
+        licence="Apache-2.0" if stages < 4 else "BSD-3-Clause",
+        dialects=("grafted",),
     )
 
 
@@ -208,8 +241,9 @@ VARIANTS: tuple[Variant, ...] = (
         top1=99.2,
         top1_on="360 held-out UCI digits",
         licence="Apache-2.0",
+        dialects=LEVIT_DIALECTS,
     ),
-    _imagenet(
+    _paper(
         "levit_128s",
         LevitConfig((128, 256, 384), 16, (4, 6, 8), (2, 3, 4)),
         parameters="7.8M",
@@ -217,7 +251,7 @@ VARIANTS: tuple[Variant, ...] = (
         top1=76.6,
         weights="LeViT-128S-96703c44.pth",
     ),
-    _imagenet(
+    _paper(
         "levit_128",
         LevitConfig((128, 256, 384), 16, (4, 8, 12), (4, 4, 4)),
         parameters="9.2M",
@@ -225,7 +259,7 @@ VARIANTS: tuple[Variant, ...] = (
         top1=78.6,
         weights="LeViT-128-b88c2750.pth",
     ),
-    _imagenet(
+    _paper(
         "levit_192",
         LevitConfig((192, 288, 384), 32, (3, 5, 6), (4, 4, 4)),
         parameters="10.9M",
@@ -233,7 +267,7 @@ VARIANTS: tuple[Variant, ...] = (
         top1=80.0,
         weights="LeViT-192-92712e41.pth",
     ),
-    _imagenet(
+    _paper(
         "levit_256",
         LevitConfig((256, 384, 512), 32, (4, 6, 8), (4, 4, 4)),
         parameters="18.9M",
@@ -241,7 +275,7 @@ VARIANTS: tuple[Variant, ...] = (
         top1=81.6,
         weights="LeViT-256-13b5763e.pth",
     ),
-    _imagenet(
+    _paper(
         "levit_384",
         LevitConfig((384, 512, 768), 32, (6, 9, 12), (4, 4, 4)),
         parameters="39.1M",
@@ -249,6 +283,59 @@ VARIANTS: tuple[Variant, ...] = (
         top1=82.6,
         weights="LeViT-384-9bdaf2e2.pth",
     ),
+    _untrained(
+        "levit_256d",
+        LevitConfig((256, 384, 512), 32, (4, 6, 8), (4, 8, 6), two_heads=False, activation="silu"),
+        parameters="26.211M",
+    ),
+    _untrained(
+        "levit_384_s8",
+        LevitConfig((384, 512, 768), 32, (6, 9, 12), (4, 4, 4), activation="silu", stem_stride=8),
+        parameters="39.119M",
+    ),
+    _untrained(
+        "levit_512_s8",
+        LevitConfig(
+            (512, 640, 896),
+            64,
+            (8, 10, 14),
+            (4, 4, 4),
+            two_heads=False,
+            activation="silu",
+            stem_stride=8,
+        ),
+        parameters="74.047M",
+    ),
+    _untrained(
+        "levit_512",
+        LevitConfig(
+            (512, 768, 1024), 64, (8, 12, 16), (4, 4, 4), two_heads=False, activation="silu"
+        ),
+        parameters="95.174M",
+    ),
+    _untrained(
+        "levit_512d",
+        LevitConfig(
+            (512, 640, 768), 64, (8, 10, 12), (4, 8, 6), two_heads=False, activation="silu"
+        ),
+        parameters="92.498M",
+    ),
+    Variant(
+        name="vit_pytorch_levit",
+        title="LeViT of vit-pytorch (another network)",
+        config=VitPytorchConfig((256, 384, 512), (4, 6, 8), (4, 4, 4)),
+        parameters="17.348972M",
+        macs="",
+        top1=None,
+        top1_on="",
+        licence="MIT",
+        dialects=("vit-pytorch",),
+    ),
+    _grafted("deit_s", 0, 12, parameters="22.0M", macs="4576M", top1=79.9),
+    _grafted("resnet50_1_deit_9", 1, 9, parameters="17.1M", macs="4209M", top1=80.6),
+    _grafted("resnet50_2_deit_6", 2, 6, parameters="13.1M", macs="4136M", top1=80.9),
+    _grafted("resnet50_3_deit_3", 3, 3, parameters="15.1M", macs="4515M", top1=80.1),
+    _grafted("resnet50", 4, 0, parameters="25.5M", macs="4119M", top1=78.4),
 )
 
 
@@ -259,3 +346,29 @@ def variant(name: str) -> Variant:
         if known.name == wanted:
             return known
     raise UnknownNameError("model", name, (known.name for known in VARIANTS))
+
+
+def variant_of(config: Config) -> Variant | None:
+    """The named variant with these dimensions; classes, heads and image size may differ."""
+    return next((known for known in VARIANTS if _body(known.config) == _body(config)), None)
+
+
+def _body(config: Config) -> tuple[object, ...]:
+    if isinstance(config, LevitConfig):
+        sizes = (config.dims, config.key_dim, config.heads, config.depths, config.stem_stride)
+        return ("levit", *sizes)
+    if isinstance(config, GraftedConfig):
+        return ("grafted", config.stages, config.layers, config.dim, config.mlp_ratio)
+    values = (config.key_dim, config.value_dim, config.mlp_ratio)
+    return ("vit-pytorch", config.dims, config.heads, config.depths, *values)
+
+
+def usual_activation(config: LevitConfig) -> str:
+    """The activation of the known size with these dimensions, Hardswish where there is none.
+
+    No tensor tells it: timm's own sizes have SiLU, the paper's Hardswish.
+    """
+    known = variant_of(config)
+    return (
+        known.config.activation if known and isinstance(known.config, LevitConfig) else "hardswish"
+    )

@@ -158,8 +158,11 @@ def few(expected: Reference, count: int) -> Reference:
         samples=expected.samples.first(count),
         outputs={name: rows[:count] for name, rows in expected.outputs.items()},
         tolerances={
-            precision: replace(tolerance, rtol=tolerance.rtol[:count])
-            for precision, tolerance in expected.tolerances.items()
+            precision: {
+                name: replace(tolerance, rtol=tolerance.rtol[:count])
+                for name, tolerance in tolerances.items()
+            }
+            for precision, tolerances in expected.tolerances.items()
         },
     )
 

@@ -40,8 +40,23 @@ def _signature(*names: str, batch: int | None = None) -> Signature:
     return Signature((TensorSpec("input", (batch, 3, 1, 1)),), outputs)
 
 
+class _Everywhere(dict[str, Tolerance]):
+    """One tolerance for every output that is asked for."""
+
+    def __init__(self, tolerance: Tolerance) -> None:
+        super().__init__()
+        self.only = tolerance
+
+    def __missing__(self, name: str) -> Tolerance:
+        return self.only
+
+
 def _given(rtol: float, *, atol: float = 0.0) -> Tolerance:
     return Tolerance(atol, (rtol,), "given")
+
+
+def _everywhere(rtol: float) -> _Everywhere:
+    return _Everywhere(_given(rtol))
 
 
 def _compare(
@@ -55,7 +70,7 @@ def _compare(
         {"logits": reference},
         {} if candidate is None else {"logits": candidate},
         _samples(len(reference)),
-        tolerance or _given(1e-3),
+        _Everywhere(tolerance or _given(1e-3)),
         expected=_signature("logits"),
         runtime="fake 1.0",
         doubt=doubt,
@@ -142,7 +157,7 @@ def test_outputs_that_were_not_asked_for_do_not_matter() -> None:
         {"logits": LOGITS},
         {"tap": np.zeros(3), "logits": LOGITS},
         _samples(4),
-        _given(0.0),
+        _everywhere(0.0),
         expected=_signature("logits"),
         runtime="",
     )
@@ -175,7 +190,7 @@ def test_one_missing_output_of_two_fails() -> None:
         {"logits": LOGITS, "tokens": LOGITS},
         {"logits": LOGITS},
         _samples(4),
-        _given(0.0),
+        _everywhere(0.0),
         expected=_signature("logits", "tokens"),
         runtime="",
     )
@@ -189,7 +204,7 @@ def test_one_wrong_output_of_two_fails_under_its_name() -> None:
         {"logits": LOGITS, "tokens": LOGITS},
         {"logits": LOGITS, "tokens": LOGITS * 1.5},
         _samples(4),
-        _given(2.0**-10),
+        _everywhere(2.0**-10),
         expected=_signature("logits", "tokens"),
         runtime="",
     )
@@ -254,7 +269,7 @@ def test_a_reference_that_is_not_finite_fails(value: float) -> None:
 def test_no_samples_fail(outputs: dict[str, np.ndarray]) -> None:
     """Without samples nothing was compared, which is no pass."""
     report = compare_outputs(
-        outputs, outputs, _samples(0), _given(1.0), expected=_signature("logits"), runtime=""
+        outputs, outputs, _samples(0), _everywhere(1.0), expected=_signature("logits"), runtime=""
     )
     assert report.verdict == "fail"
     assert report.reason.startswith("no samples were compared")
@@ -264,7 +279,7 @@ def test_no_samples_fail(outputs: dict[str, np.ndarray]) -> None:
 def test_no_outputs_fail() -> None:
     """A reference without outputs has nothing to hold a candidate against."""
     report = compare_outputs(
-        {}, {"logits": LOGITS}, _samples(4), _given(1.0), expected=_signature(), runtime=""
+        {}, {"logits": LOGITS}, _samples(4), _everywhere(1.0), expected=_signature(), runtime=""
     )
     assert (report.verdict, report.reason) == ("fail", "the reference has no outputs")
 
@@ -621,7 +636,7 @@ def test_a_fake_is_a_session() -> None:
 
 def test_two_sessions_that_agree_pass() -> None:
     """``compare`` runs both and passes a candidate with a fixed batch against an open one."""
-    report = compare(FakeSession(_answer), FakeSession(_answer, 3), _samples(7), _given(0.0))
+    report = compare(FakeSession(_answer), FakeSession(_answer, 3), _samples(7), _everywhere(0.0))
     assert (report.verdict, report.samples) == ("pass", 7)
 
 
@@ -632,7 +647,7 @@ def test_an_export_that_only_pretends_to_be_dynamic_fails() -> None:
         return _answer(np.repeat(images[:1], len(images), axis=0))
 
     report = compare(
-        FakeSession(_answer), FakeSession(first_of_each_batch), _samples(7), _given(1e-3)
+        FakeSession(_answer), FakeSession(first_of_each_batch), _samples(7), _everywhere(1e-3)
     )
     assert report.verdict == "fail"
 
@@ -657,7 +672,7 @@ def test_answers_that_are_not_a_row_for_each_image_fail(
         FakeSession(_answer),
         FakeSession(lambda images: {"logits": form(_answer(images)["logits"])}),
         _samples(7),
-        _given(1e-3),
+        _everywhere(1e-3),
     )
     assert (report.verdict, report.samples, report.runtime) == ("fail", 7, "fake 1.0")
     assert report.reason.startswith(f"output 'logits' has shape {shape} for a batch of {batch}.")
@@ -669,7 +684,7 @@ def test_a_candidate_whose_runtime_fails_fails() -> None:
     def broken(_: np.ndarray) -> dict[str, np.ndarray]:
         raise RuntimeFailedError("fake 1.0 failed on a.onnx", remedy="Check the input.")
 
-    report = compare(FakeSession(_answer), FakeSession(broken), _samples(7), _given(1e-3))
+    report = compare(FakeSession(_answer), FakeSession(broken), _samples(7), _everywhere(1e-3))
     assert (report.verdict, report.reason) == (
         "fail",
         "fake 1.0 failed on a.onnx. Check the input.",
@@ -679,7 +694,7 @@ def test_a_candidate_whose_runtime_fails_fails() -> None:
 def test_two_sessions_without_samples_fail() -> None:
     """``compare`` with nothing to compare fails without running anything."""
     candidate = FakeSession(_answer)
-    report = compare(FakeSession(_answer), candidate, _samples(0), _given(1.0))
+    report = compare(FakeSession(_answer), candidate, _samples(0), _everywhere(1.0))
     assert report.verdict == "fail"
     assert "no samples were compared" in report.reason
     assert candidate.given == []
@@ -689,4 +704,4 @@ def test_a_check_that_did_not_run_is_neither() -> None:
     """``not_run`` keeps the reason and claims no samples."""
     report = not_run("openvino not installed")
     assert (report.verdict, report.reason) == ("not-run", "openvino not installed")
-    assert (report.samples, report.outputs, report.tolerance) == (0, (), None)
+    assert (report.samples, report.outputs) == (0, ())

@@ -31,10 +31,9 @@ OUTPUT = OutputParity(
     top5_agreement=0.75,
     decided_flips=0,
     undecided_flips=1,
+    tolerance=Tolerance(0.0, (1e-5,), "derived", {"lambda": 6.3}),
 )
-PARITY = ParityReport(
-    "pass", "", "a runtime", 26, (OUTPUT,), Tolerance(0.0, (1e-5,), "derived", {"lambda": 6.3})
-)
+PARITY = ParityReport("pass", "", "a runtime", 26, (OUTPUT,))
 TIMING = TimingReport(
     "pass", runtime="a runtime", threads=2, batch=1, load_s=0.5, efficiency=0.5, seconds=(0.1, 0.2)
 )
@@ -146,7 +145,7 @@ def test_numbers_that_json_cannot_hold() -> None:
     broken = replace(
         OUTPUT, max_abs=math.nan, worst_ratio=math.inf, snr_db=-math.inf, failures=("NaN",)
     )
-    failed = ParityReport("fail", "NaN", "a runtime", 26, (broken,), PARITY.tolerance)
+    failed = ParityReport("fail", "NaN", "a runtime", 26, (broken,))
     content = strict(replace(REPORT, artifacts=(replace(ARTIFACT, parity=failed),)))
     found = content["artifacts"][0]["parity"]
     for section in (found, found["outputs"][0]):
@@ -163,7 +162,7 @@ def test_incomparable_output() -> None:
         {"logits": logits},
         {"logits": logits * np.nan},
         samples,
-        Tolerance(0.0, (1e-3,), "given"),
+        {"logits": Tolerance(0.0, (1e-3,), "given")},
         expected=signature,
         runtime="a runtime",
     )

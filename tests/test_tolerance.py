@@ -267,7 +267,8 @@ def test_a_given_tolerance_replaces_the_derived_one(
     overrides: Overrides, atol: float, rtol: float
 ) -> None:
     """What a user gives is used alone, zero included, and the record says so."""
-    given_one = overrides.apply(derive(_exact(), _exact(), precision="fp32"))
+    derived = {"logits": derive(_exact(), _exact(), precision="fp32")}
+    given_one = overrides.apply(derived)["logits"]
     assert given_one == Tolerance(atol, (rtol,), "given")
     assert given_one.derivation == {}
     assert dataclasses.asdict(given_one)["origin"] == "given"

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from levit_export.architectures.layers import LinearBN, Residual
+from levit_export.architectures.layers import Residual
 
 
 def count_parameters(module: nn.Module) -> int:
@@ -28,14 +28,11 @@ def count_macs(module: nn.Module, input_shape: tuple[int, ...]) -> int:
 
 
 def dead_branches(module: nn.Module) -> tuple[int, int]:
-    """How many residual branches contribute exactly zero, and how many there are."""
-    last = [
-        [layer for layer in branch.modules() if isinstance(layer, LinearBN)][-1:]
-        for branch in module.modules()
-        if isinstance(branch, Residual)
-    ]
-    norms = [layers[0].bn for layers in last if layers]
-    dead = sum(
-        isinstance(n, nn.BatchNorm1d) and not n.weight.any() and not n.bias.any() for n in norms
-    )
-    return dead, len(norms)
+    """How many residual branches contribute exactly zero, and how many there are.
+
+    A branch does when all weights of its last layer are zero; an untrained LeViT's BatchNorm is.
+    """
+    branches = [branch for branch in module.modules() if isinstance(branch, Residual)]
+    last = [[part for part in b.modules() if part._parameters][-1:] for b in branches]
+    dead = sum(not any(p.any() for p in layer.parameters()) for layers in last for layer in layers)
+    return dead, len(branches)

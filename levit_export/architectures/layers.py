@@ -34,6 +34,12 @@ class ConvBN(nn.Sequential):
         nn.init.constant_(norm.weight, bn_weight)
         self.add_module("bn", norm)
 
+    def single(self) -> nn.Module:
+        """A new layer of these dimensions with the BatchNorm inside, its weights not set."""
+        conv = cast("nn.Conv2d", self.c)
+        kernel, stride = conv.kernel_size[0], conv.stride[0]
+        return nn.Conv2d(conv.in_channels, conv.out_channels, kernel, stride, padding=kernel // 2)
+
 
 class LinearBN(nn.Sequential):
     """Linear without bias, then BatchNorm over channels: ``(B, N, C_in) -> (B, N, C_out)``.
@@ -54,6 +60,11 @@ class LinearBN(nn.Sequential):
         normalised: torch.Tensor = cast("nn.BatchNorm1d", self.bn)(x.flatten(0, 1))
         return normalised.reshape(-1, *x.shape[1:])
 
+    def single(self) -> nn.Module:
+        """A new layer of these dimensions with the BatchNorm inside, its weights not set."""
+        linear = cast("nn.Linear", self.c)
+        return nn.Linear(linear.in_features, linear.out_features)
+
 
 class BNLinear(nn.Sequential):
     """BatchNorm1d, then Linear with bias: ``(B, C) -> (B, classes)``. The classifier heads."""
@@ -62,6 +73,11 @@ class BNLinear(nn.Sequential):
         super().__init__()
         self.add_module("bn", nn.BatchNorm1d(in_features))
         self.add_module("l", nn.Linear(in_features, out_features))
+
+    def single(self) -> nn.Module:
+        """A new layer of these dimensions with the BatchNorm inside, its weights not set."""
+        linear = cast("nn.Linear", self.l)
+        return nn.Linear(linear.in_features, linear.out_features)
 
 
 class Residual(nn.Module):
@@ -73,3 +89,10 @@ class Residual(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x + cast("torch.Tensor", self.m(x))
+
+
+def without_norms_(module: nn.Module) -> None:
+    """Put a single layer in the place of every pair, as in checkpoints that were saved fused."""
+    for name, pair in list(module.named_modules()):
+        if isinstance(pair, ConvBN | LinearBN | BNLinear):
+            module.set_submodule(name, pair.single())

@@ -18,7 +18,13 @@ from typing import cast
 import torch
 from torch import nn
 
-from levit_export.architectures.layers import BNLinear, ConvBN, LinearBN, Residual
+from levit_export.architectures.layers import (
+    BNLinear,
+    ConvBN,
+    LinearBN,
+    Residual,
+    without_norms_,
+)
 from levit_export.zoo import LevitConfig
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
@@ -189,9 +195,13 @@ def attend(
     return cast("torch.Tensor", proj(joined))
 
 
-def _stem(width: int, activation: Callable[[], nn.Module]) -> nn.Sequential:
-    """Four 3x3 convolutions of stride 2, the activation between them (paper §4.1)."""
-    widths = (3, width // 8, width // 4, width // 2, width)
+def _stem(width: int, stride: int, activation: Callable[[], nn.Module]) -> nn.Sequential:
+    """3x3 convolutions of stride 2, each twice as wide, the activation between them.
+
+    Four of them for a stride of 16 (paper §4.1), three for timm's stride of 8.
+    """
+    count = stride.bit_length() - 1
+    widths = (3, *(width >> below for below in reversed(range(count))))
     layers: list[nn.Module] = []
     for below, above in itertools.pairwise(widths):
         layers += [ConvBN(below, above), activation()]
@@ -215,11 +225,13 @@ class Levit(nn.Module):
         super().__init__()
         self.config = config
         activation = ACTIVATIONS[config.activation]
-        self.patch_embed = _stem(config.dims[0], activation)
+        self.patch_embed = _stem(config.dims[0], config.stem_stride, activation)
         self.blocks = nn.Sequential(*_blocks(config, activation))
         self.head = BNLinear(config.dims[-1], config.classes)
         if config.two_heads:
             self.head_dist = BNLinear(config.dims[-1], config.classes)
+        if config.fused:
+            without_norms_(self)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         tokens = self.patch_embed(input).flatten(2).transpose(1, 2)

@@ -9,45 +9,82 @@ from importlib import resources
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from levit_export import preprocessing
+from levit_export.architectures import build
 from levit_export.architectures.census import count_macs, count_parameters, dead_branches
-from levit_export.architectures.levit import Levit
 from levit_export.architectures.random_weights import randomize_
-from levit_export.checkpoints import fair
-from levit_export.checkpoints.reading import read_tensors, refuse_unusable, sha256_of
+from levit_export.checkpoints import fair, grafted, huggingface, timm, vit_pytorch
+from levit_export.checkpoints.fitting import described, refuse_misfit
+from levit_export.checkpoints.found import Dialect, Found, Stored
+from levit_export.checkpoints.labels import labels_for
+from levit_export.checkpoints.reading import read, refuse_unusable, sha256_of
+from levit_export.checkpoints.resizing import holds_positions, resized
 from levit_export.core import ModelInfo, Preprocessing
 from levit_export.errors import CheckpointError, UsageError
-from levit_export.zoo import VARIANTS, LevitConfig, Variant
+from levit_export.zoo import (
+    VARIANTS,
+    Config,
+    GraftedConfig,
+    LevitConfig,
+    Variant,
+    VitPytorchConfig,
+    variant_of,
+)
 
-__all__ = ["Checkpoint", "bundled", "load", "randomised"]
+__all__ = ["DIALECTS", "Checkpoint", "Choices", "bundled", "load", "randomised"]
 
-LISTED = 10
-DERIVED = ("attention_bias_idxs", "num_batches_tracked")
-"""Buffers that follow from the shapes or play no part at inference; they may be absent."""
+CUSTOM = {
+    LevitConfig: "levit_custom",
+    VitPytorchConfig: "vit_pytorch_custom",
+    GraftedConfig: "grafted_custom",
+}
+"""What a network of no known size is called."""
+
+DIALECTS: tuple[Dialect, ...] = (fair, timm, huggingface, vit_pytorch, grafted)
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What a user may settle that a file leaves open.
+
+    ``image_size`` other than the trained one is refused unless ``resize_bias`` allows
+    interpolation. ``activation`` overrides what the size of the model suggests.
+    """
+
+    model: Variant | None = None
+    image_size: int | None = None
+    resize_bias: bool = False
+    activation: str | None = None
+    labels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Tensors as they were stored, and everything needed to rebuild their model from them."""
+    """Tensors as they were stored, under our names, and what is needed to rebuild their model.
+
+    ``remarks`` say what was found and what was chosen, a sentence each.
+    """
 
     name: str
     dialect: str
     source: str
     sha256: str
-    config: LevitConfig
+    config: Config
     tensors: Mapping[str, torch.Tensor]
     labels: tuple[str, ...]
     preprocessing: Preprocessing
     licence: str
+    remarks: tuple[str, ...] = ()
 
-    def build(self) -> Levit:
+    def build(self) -> nn.Module:
         """A fresh float32 module in eval mode that holds exactly these tensors.
 
         Built anew on every call: a module that was used before may carry stale state.
         """
         with torch.device("meta"):  # weights that are about to be replaced need no values
-            module = Levit(self.config)
+            module = build(self.config)
         own = {
             name: torch.zeros_like(t, device="cpu") if t.is_meta else t
             for name, t in module.state_dict().items()
@@ -70,74 +107,149 @@ class Checkpoint:
             checkpoint_sha256=self.sha256,
             parameters=count_parameters(module),
             macs=count_macs(module.to("meta"), (3, side, side)),
-            heads=1 + self.config.two_heads,
+            heads=self.config.head_count,
             config=vars(self.config),
             labels=self.labels,
             preprocessing=self.preprocessing,
             licence=self.licence,
+            remarks=self.remarks,
             doubt=f"{dead} of {branches} residual branches contribute exactly zero (untrained)"
             if dead
             else "",
         )
 
 
-def load(
-    path: Path,
-    *,
-    model: Variant | None = None,
-    image_size: int | None = None,
-    labels: tuple[str, ...] = (),
-) -> Checkpoint:
-    """Read a checkpoint, find out which model it is, and hold it against ``model`` if given."""
-    tensors = read_tensors(path)
-    if not fair.recognises(tensors):
-        shown = ", ".join(list(tensors)[:3])
-        raise CheckpointError(
-            f"{path} is no LeViT checkpoint of a known form ({len(tensors)} tensors: {shown}, …)",
-            remedy="Known forms: the authors' (patch_embed.…, blocks.…, head.…).",
-        )
-    refuse_unusable(tensors, str(path))
-    found = fair.infer_config(tensors, str(path))
-    config = found if model is None else _as_asked(model, found)
-    _refuse_misfit(tensors, config, str(path))
-    if image_size not in (None, config.image_size):
-        raise UsageError(
-            f"--imgsz {image_size} does not fit {path}, trained at {config.image_size}: "
-            "its attention-bias tables hold one entry for each offset of that grid",
-            remedy=f"Export at {config.image_size}, or fine-tune at {image_size}.",
-        )
-    named = model or _variant_of(config)
-    recipe = preprocessing.RECIPES["digits" if config == VARIANTS[0].config else "fair"]
+def load(path: Path, choices: Choices | None = None) -> Checkpoint:
+    """Read a checkpoint, find out what it is, and hold it against the network of that name."""
+    choices = choices or Choices()
+    stored = read(path)
+    refuse_unusable(stored.tensors, str(path))
+    found = _settled(_understood(stored, path), choices, path)
+    refuse_misfit(found, str(path))
+    if choices.image_size not in (None, found.config.image_size):
+        found = _at_size(found, choices, path)
+    named = choices.model or variant_of(found.config)
+    config = found.config
     return Checkpoint(
-        name=named.name if named else "levit_custom",
-        dialect=fair.NAME,
+        name=named.name if named else CUSTOM[type(config)],
+        dialect=found.dialect,
         source=path.name,
-        sha256=sha256_of(path),
+        sha256=sha256_of(*stored.files),
         config=config,
-        tensors=tensors,
-        labels=_labels(labels, config.classes),
-        preprocessing=preprocessing.for_image_size(recipe, config.image_size),
+        tensors=found.tensors,
+        labels=labels_for(config, choices.labels or found.labels),
+        preprocessing=_preprocessing(found, config),
         licence=named.licence if named else "",
+        remarks=(_said(found, named, stored), *stored.remarks, *found.remarks),
     )
 
 
-def bundled(*, image_size: int | None = None, labels: tuple[str, ...] = ()) -> Checkpoint:
+def _understood(stored: Stored, path: Path) -> Found:
+    """What the one dialect that knows these names makes of them."""
+    known = [dialect for dialect in DIALECTS if dialect.recognises(stored.tensors)]
+    if len(known) == 1:
+        return known[0].understand(stored, str(path))
+    shown = ", ".join(list(stored.tensors)[:3])
+    if not known:
+        raise CheckpointError(
+            f"{path} is no checkpoint of a known form ({len(stored.tensors)} tensors: {shown}, …)",
+            remedy="Known forms: the authors' LeViT (patch_embed.…, blocks.…), timm's "
+            "(stem.…, stages.…), transformers' (levit.encoder.…), vit-pytorch's "
+            "(conv_embedding.…, backbone.…), ResNet-50 and DeiT-S and their graftings.",
+        )
+    names = " and ".join(dialect.NAME for dialect in known)
+    raise CheckpointError(
+        f"{path} holds the tensors of several models: {names}",
+        remedy="Save the state dict of one model.",
+    )
+
+
+def _settled(found: Found, choices: Choices, path: Path) -> Found:
+    """``found`` with what the user chose, and a remark on what no tensor tells."""
+    config = found.config
+    if choices.model is not None:
+        config = _as_asked(choices.model, config, path)
+    if choices.activation is not None:
+        return replace(found, config=_with_activation(config, choices.activation, str(path)))
+    if found.activation_said or not isinstance(config, LevitConfig):
+        return replace(found, config=config)
+    remark = (
+        f"no tensor tells the activation: {config.activation} is taken, as in the known model "
+        "of this size"
+        if variant_of(config)
+        else f"no tensor tells the activation: {config.activation} is assumed; "
+        "--activation says another"
+    )
+    return replace(found, config=config, remarks=(*found.remarks, remark))
+
+
+def _with_activation(config: Config, activation: str, source: str) -> Config:
+    if not isinstance(config, LevitConfig):
+        raise UsageError(
+            f"--activation is for LeViT; {source} is {described(config)}", remedy="Leave it out."
+        )
+    return replace(config, activation=activation)
+
+
+def _as_asked(model: Variant, found: Config, path: Path) -> Config:
+    """``model`` with the classes, heads and image size found in the file."""
+    if type(model.config) is not type(found):
+        raise CheckpointError(
+            f"{path} is {described(found)}, not {model.name}",
+            remedy="Leave out --model to let the file decide.",
+        )
+    free = ("classes", "two_heads", "image_size", "fused", "distill_classes")
+    taken = {name: value for name, value in vars(found).items() if name in free}
+    return replace(model.config, **taken)
+
+
+def _at_size(found: Found, choices: Choices, path: Path) -> Found:
+    size = choices.image_size or found.config.image_size
+    if holds_positions(found) and not choices.resize_bias:
+        raise UsageError(
+            f"--imgsz {size} does not fit {path}, trained at {found.config.image_size}: "
+            "it learned a number for each position of that grid",
+            remedy=f"Export at {found.config.image_size}, fine-tune at {size}, or accept "
+            "interpolated tables with --resize-bias.",
+        )
+    return resized(found, size)
+
+
+def _preprocessing(found: Found, config: Config) -> Preprocessing:
+    recipe = found.preprocessing or preprocessing.RECIPES[_recipe(config)]
+    return preprocessing.for_image_size(recipe, config.image_size)
+
+
+def _recipe(config: Config) -> str:
+    return "digits" if config == VARIANTS[0].config else "fair"
+
+
+def _said(found: Found, named: Variant | None, stored: Stored) -> str:
+    """What was found, in one sentence."""
+    kinds = {str(t.dtype).removeprefix("torch.") for t in stored.tensors.values()} - {"int64"}
+    what = described(found.config)
+    name = "" if named is None else f"{named.name}, "
+    return f"{found.dialect} checkpoint: {name}{what}, stored as {' and '.join(sorted(kinds))}"
+
+
+def bundled(choices: Choices | None = None) -> Checkpoint:
     """The digits model that travels with the package."""
     file = resources.files("levit_export.data") / "levit_digits.safetensors"
     with resources.as_file(file) as path:
-        return load(path, model=VARIANTS[0], image_size=image_size, labels=labels)
+        return load(path, replace(choices or Choices(), model=VARIANTS[0]))
 
 
-def randomised(
-    model: Variant, seed: int, *, image_size: int | None = None, labels: tuple[str, ...] = ()
-) -> Checkpoint:
+def randomised(model: Variant, seed: int, choices: Choices | None = None) -> Checkpoint:
     """``model`` with seeded weights that exercise every branch; for dry runs and tests."""
-    config = replace(model.config, image_size=image_size or model.config.image_size)
-    tensors = randomize_(Levit(config), seed).state_dict()
+    choices = choices or Choices()
+    config = replace(model.config, image_size=choices.image_size or model.config.image_size)
+    if choices.activation is not None:
+        config = _with_activation(config, choices.activation, model.name)
+    tensors = randomize_(build(config), seed).state_dict()
     digest = hashlib.sha256()
     for name, tensor in tensors.items():
         digest.update(name.encode() + tensor.numpy().tobytes())
-    recipe = preprocessing.RECIPES["digits" if config == VARIANTS[0].config else "fair"]
+    recipe = preprocessing.RECIPES[_recipe(config)]
     return Checkpoint(
         name=model.name,
         dialect="random",
@@ -145,77 +257,7 @@ def randomised(
         sha256=digest.hexdigest(),
         config=config,
         tensors=tensors,
-        labels=_labels(labels, config.classes),
+        labels=labels_for(config, choices.labels),
         preprocessing=preprocessing.for_image_size(recipe, config.image_size),
         licence=model.licence,
     )
-
-
-def _labels(given: tuple[str, ...], classes: int) -> tuple[str, ...]:
-    if given and len(given) != classes:
-        raise UsageError(
-            f"{len(given)} labels for {classes} classes",
-            remedy="Give one label on each line, in the order of the classes.",
-        )
-    return given or tuple(str(index) for index in range(classes))
-
-
-def _variant_of(config: LevitConfig) -> Variant | None:
-    """The named variant with these dimensions; classes, heads and image size may differ."""
-    for known in VARIANTS:
-        if _same_body(known.config, config):
-            return known
-    return None
-
-
-def _same_body(one: LevitConfig, other: LevitConfig) -> bool:
-    return (one.dims, one.key_dim, one.heads, one.depths) == (
-        other.dims,
-        other.key_dim,
-        other.heads,
-        other.depths,
-    )
-
-
-def _as_asked(model: Variant, found: LevitConfig) -> LevitConfig:
-    """``model`` with the classes, heads and image size found in the file."""
-    return replace(
-        model.config,
-        classes=found.classes,
-        two_heads=found.two_heads,
-        image_size=found.image_size,
-    )
-
-
-def _refuse_misfit(tensors: Mapping[str, torch.Tensor], config: LevitConfig, source: str) -> None:
-    """Raise unless the tensors are exactly those that ``config`` has, derived buffers aside."""
-    with torch.device("meta"):
-        expected = Levit(config).state_dict()
-    lines = [
-        f"{name}: expected {list(expected[name].shape)}, found {list(tensor.shape)}"
-        for name, tensor in tensors.items()
-        if name in expected and tensor.shape != expected[name].shape
-    ]
-    lines += [f"{name}: unexpected" for name in tensors if name not in expected]
-    lines += [
-        f"{name}: not the table that the grid gives"
-        for name, tensor in tensors.items()
-        if name.endswith("attention_bias_idxs")
-        and name in expected
-        and tensor.shape == expected[name].shape
-        and not torch.equal(tensor, expected[name])
-    ]
-    lines += [
-        f"{name}: missing"
-        for name in expected
-        if name not in tensors and not name.endswith(DERIVED)
-    ]
-    if lines:
-        shown = "; ".join(lines[:LISTED])
-        rest = f"; and {len(lines) - LISTED} more" if len(lines) > LISTED else ""
-        raise CheckpointError(
-            f"{source} does not fit a LeViT of dims {list(config.dims)}, depths "
-            f"{list(config.depths)}, heads {list(config.heads)}, {config.classes} classes: "
-            f"{shown}{rest}",
-            remedy="Leave out --model to let the shapes decide, or give the checkpoint's own.",
-        )

@@ -3,21 +3,36 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
+from levit_export.checkpoints.found import Found, Stored, Tensors
 from levit_export.errors import CheckpointError
-from levit_export.zoo import STEM_STRIDE, LevitConfig
+from levit_export.zoo import LevitConfig, usual_activation
 
 NAME = "fair"
-STEM = "patch_embed.6.c.weight"
+STEMS = ("patch_embed.0.c.weight", "patch_embed.0.weight")
+"""The first convolution's weight, with its BatchNorm beside it or inside."""
+MOST_CONVOLUTIONS = 5
+"""One more than any stem has, so that a fifth is found and refused."""
 
 
-def recognises(tensors: Mapping[str, torch.Tensor]) -> bool:
+def recognises(tensors: Tensors) -> bool:
     """Whether the tensors have this dialect's names."""
-    return STEM in tensors and any(name.startswith("blocks.0.m.qkv.") for name in tensors)
+    has_stem = any(stem in tensors for stem in STEMS)
+    return has_stem and any(name.startswith("blocks.0.m.qkv.") for name in tensors)
+
+
+def understand(stored: Stored, source: str) -> Found:
+    """Configuration and tensors, whose names are ours."""
+    config = infer_config(stored.tensors, source)
+    return Found(
+        dialect=f"{NAME} (fused)" if config.fused else NAME,
+        config=replace(config, activation=usual_activation(config)),
+        tensors=stored.tensors,
+        theirs={},
+    )
 
 
 @dataclass(frozen=True)
@@ -29,7 +44,7 @@ class _Stage:
     depth: int
 
 
-def infer_config(tensors: Mapping[str, torch.Tensor], source: str) -> LevitConfig:
+def infer_config(tensors: Tensors, source: str) -> LevitConfig:
     """The configuration whose shapes are these, Hardswish assumed.
 
     An attention block has as many bias rows as heads and ``side ** 2`` offsets; its ``qkv`` has
@@ -45,9 +60,13 @@ def infer_config(tensors: Mapping[str, torch.Tensor], source: str) -> LevitConfi
         ) from error
 
 
-def _config(tensors: Mapping[str, torch.Tensor]) -> LevitConfig:
+def _config(tensors: Tensors) -> LevitConfig:
     stages = _stages(tensors)
-    classes = tensors["head.l.weight"].shape[0]
+    classes = _weight(tensors, "head", "l").shape[0]
+    convolutions = sum(
+        _has(tensors, f"patch_embed.{2 * index}", "c") for index in range(MOST_CONVOLUTIONS)
+    )
+    stride = 2**convolutions
     sizes = [classes, *(n for s in stages for n in (s.dim, s.heads, s.key_dim, s.side))]
     if min(sizes) < 1:
         raise ValueError("a tensor without elements")
@@ -56,22 +75,34 @@ def _config(tensors: Mapping[str, torch.Tensor]) -> LevitConfig:
         key_dim=stages[0].key_dim,
         heads=tuple(s.heads for s in stages),
         depths=tuple(s.depth for s in stages),
-        image_size=STEM_STRIDE * stages[0].side,
+        image_size=stride * stages[0].side,
         classes=classes,
-        two_heads="head_dist.l.weight" in tensors,
+        two_heads=_has(tensors, "head_dist", "l"),
+        stem_stride=stride,
+        fused=STEMS[1] in tensors,
     )
 
 
-def _stages(tensors: Mapping[str, torch.Tensor]) -> list[_Stage]:
+def _has(tensors: Tensors, layer: str, inner: str) -> bool:
+    return f"{layer}.{inner}.weight" in tensors or f"{layer}.weight" in tensors
+
+
+def _weight(tensors: Tensors, layer: str, inner: str) -> torch.Tensor:
+    """A layer's weight, with its BatchNorm beside it or inside."""
+    inside = tensors.get(f"{layer}.weight")
+    return tensors[f"{layer}.{inner}.weight"] if inside is None else inside
+
+
+def _stages(tensors: Tensors) -> list[_Stage]:
     stages: list[_Stage] = []
     index, fresh = 0, True
     indices = {int(n.split(".")[1]) for n in tensors if n.startswith("blocks.")}
     for index in sorted(indices):
-        if f"blocks.{index}.kv.c.weight" in tensors:
+        if _has(tensors, f"blocks.{index}.kv", "c"):
             fresh = True
-        qkv = tensors.get(f"blocks.{index}.m.qkv.c.weight")
-        if qkv is None:
+        if not _has(tensors, f"blocks.{index}.m.qkv", "c"):
             continue
+        qkv = _weight(tensors, f"blocks.{index}.m.qkv", "c")
         heads, offsets = tensors[f"blocks.{index}.m.attention_biases"].shape
         if fresh:
             side = math.isqrt(offsets)

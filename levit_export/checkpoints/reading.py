@@ -1,153 +1,158 @@
-"""Tensors from a file, without running anything that the file may ask for."""
+"""Tensors from a file or a folder, without running anything that it may ask for."""
 
 from __future__ import annotations
 
-import argparse
 import hashlib
-import pickle
-import re
-import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from levit_export.errors import CheckpointError, UnsafeCheckpointError
+from levit_export.checkpoints.folders import Folder, look_into
+from levit_export.checkpoints.kinds import cannot_be_read, kind_of, size_of
+from levit_export.checkpoints.limits import FILE_BYTES, refuse_count
+from levit_export.checkpoints.pickles import read_pickle
+from levit_export.checkpoints.safetensors_file import read_safetensors
+from levit_export.checkpoints.unwrapping import (
+    refuse_large,
+    unwrap,
+    unwrap_with_remarks,
+    without_prefixes,
+)
+from levit_export.errors import CheckpointError
+
+__all__ = [
+    "Stored",
+    "read",
+    "read_tensors",
+    "refuse_unusable",
+    "sha256_of",
+    "unwrap",
+    "without_prefixes",
+]
 
 Tensors = dict[str, torch.Tensor]
 
-WRAPPERS = ("model_ema", "state_dict_ema", "model", "state_dict")
-"""Keys under which training scripts put the weights, the averaged ones first."""
+
+@dataclass(frozen=True)
+class Stored:
+    """What a checkpoint holds, as it was stored; only wrappers and their prefixes are gone.
+
+    ``config`` and ``preprocessor`` are ``config.json`` and ``preprocessor_config.json`` of a
+    folder. ``file`` is the weight file, ``files`` all that hold weights: the index and its shards,
+    where there are several. ``remarks`` are sentences on what was chosen among several.
+    """
+
+    tensors: Tensors
+    config: Mapping[str, Any] | None
+    preprocessor: Mapping[str, Any] | None
+    file: Path
+    files: tuple[Path, ...]
+    remarks: tuple[str, ...]
+
+    @property
+    def sha256(self) -> str:
+        """Hex digest of the weight file; of the index and its shards one after the other."""
+        return sha256_of(*self.files)
 
 
-PREFIXES = ("module.", "_orig_mod.")
-"""Of DistributedDataParallel and torch.compile."""
-
-
-def sha256_of(path: Path) -> str:
-    """Hex digest of a file, read in pieces."""
+def sha256_of(*paths: Path) -> str:
+    """Hex digest of a file, or of several put together, read in pieces."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
+    for path in paths:
+        try:
+            with path.open("rb") as file:
+                while piece := file.read(1 << 20):
+                    digest.update(piece)
+        except OSError as error:
+            raise cannot_be_read(path, error) from error
     return digest.hexdigest()
 
 
-def read_tensors(path: Path) -> Tensors:
-    """All tensors of a ``.safetensors`` file or a ``torch.save`` file.
+def read(path: Path) -> Stored:
+    """What a checkpoint file, or a folder that ``save_pretrained`` wrote, holds.
 
-    Raises ``CheckpointError`` when the file cannot be read as one, and ``UnsafeCheckpointError``
-    when a pickle asks for more than tensors; nothing of it is executed then.
+    Raises ``CheckpointError`` when it cannot be read, declares more than it holds or leaves open
+    which weights are meant, and ``UnsafeCheckpointError`` when a pickle asks for more than
+    tensors; nothing of it is executed then.
     """
-    if path.is_dir():
-        raise CheckpointError(f"{path} is a folder", remedy="Give the checkpoint file inside it.")
-    if not path.exists():
-        raise CheckpointError(f"{path} does not exist", remedy="Check the path.")
     try:
-        with path.open("rb") as file:
-            head = file.read(16)
-    except OSError as error:
+        is_folder = path.is_dir()
+    except (OSError, ValueError) as error:
+        raise cannot_be_read(path, error) from error
+    if is_folder:
+        return _read_folder(look_into(path))
+    tensors, remarks = _read_file(path)
+    return Stored(tensors, None, None, path, (path,), remarks)
+
+
+def read_tensors(path: Path) -> Tensors:
+    """The tensors that :func:`read` finds."""
+    return read(path).tensors
+
+
+def _read_folder(folder: Folder) -> Stored:
+    if folder.shards:
+        tensors = without_prefixes(_read_shards(folder), folder.file)
+        files, remarks = (folder.file, *folder.shards), folder.remarks
+    else:
+        tensors, chosen = _read_file(folder.file)
+        files, remarks = (folder.file,), folder.remarks + chosen
+    return Stored(tensors, folder.config, folder.preprocessor, folder.file, files, remarks)
+
+
+def _read_file(path: Path) -> tuple[Tensors, tuple[str, ...]]:
+    content = _content(path)
+    tensors, remarks = unwrap_with_remarks(content, path)
+    refuse_large(tensors, size_of(path), path)
+    return tensors, remarks
+
+
+def _content(path: Path) -> object:
+    kind = kind_of(path)
+    return read_safetensors(path) if kind == "safetensors" else read_pickle(path, kind)
+
+
+def _read_shards(folder: Folder) -> Tensors:
+    """All tensors of the shards, each with exactly those that the index places in it."""
+    if sum(size_of(shard) for shard in folder.shards) > FILE_BYTES:
         raise CheckpointError(
-            f"{path} cannot be read: {error.strerror}", remedy="Check its permissions."
-        ) from error
-    if not head:
-        raise CheckpointError(f"{path} is empty", remedy="Copy the checkpoint again.")
-    if path.suffix == ".safetensors" or head[8:9] == b"{":
-        return _read_safetensors(path)
-    return unwrap(_read_pickle(path), path)
-
-
-def _read_safetensors(path: Path) -> Tensors:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        tensors: Tensors = load_file(path)
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
-        raise CheckpointError(
-            f"{path} is not a whole safetensors file: {error}",
-            remedy="Copy it again, or write it again with safetensors.torch.save_file.",
-        ) from error
-    return without_prefixes(tensors, path)
-
-
-def _read_pickle(path: Path) -> object:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about pickle protocols; what matters raises
-            # Training scripts keep their arguments beside the weights. A namespace holds values
-            # and runs nothing.
-            with torch.serialization.safe_globals([argparse.Namespace]):
-                return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        wanted = re.search(r"GLOBAL (\S+)", str(error))
-        if wanted is None:
-            detail = re.search(r"WeightsUnpickler error:\s*(.+)", str(error))
-            raise _unreadable(path, detail[1] if detail else "no pickle") from error
-        raise UnsafeCheckpointError(
-            f"{path} is a pickle that asks for more than tensors ({wanted[1]}); "
-            "nothing of it was executed",
-            remedy="Where it was trained, save the bare weights: "
-            "safetensors.torch.save_file(model.state_dict(), 'model.safetensors').",
-        ) from error
-    except Exception as error:  # a damaged file raises whatever its bytes lead to
-        raise _unreadable(path, str(error) or type(error).__name__) from error
-
-
-def _unreadable(path: Path, reason: str) -> CheckpointError:
-    return CheckpointError(
-        f"{path} is not a whole PyTorch checkpoint: {reason.splitlines()[0][:200]}",
-        remedy="Copy it again, or save the weights as safetensors.",
-    )
-
-
-def unwrap(content: object, path: Path) -> Tensors:
-    """The state dict inside what a training script saved, ``module.`` prefixes removed."""
-    while isinstance(content, Mapping):
-        inner = next((key for key in WRAPPERS if _holds_something(content.get(key))), None)
-        if inner is None:
-            break
-        content = content[inner]
-    if not isinstance(content, Mapping) or not content:
-        raise CheckpointError(
-            f"{path} holds a {type(content).__name__}, not a dictionary of tensors",
-            remedy="Save model.state_dict(), not the model.",
+            f"{folder.file} names more than {FILE_BYTES:,} bytes, more than any LeViT needs",
+            remedy="Give the folder of a LeViT.",
         )
-    strangers = [str(k) for k, v in content.items() if not isinstance(v, torch.Tensor)]
-    if strangers:
-        raise CheckpointError(
-            f"{path} holds {len(strangers)} entries that are no tensors, first {strangers[0]!r}",
-            remedy="Save model.state_dict() alone, or under the key 'model'.",
-        )
-    return without_prefixes({str(name): tensor for name, tensor in content.items()}, path)
-
-
-def _holds_something(value: object) -> bool:
-    return isinstance(value, Mapping) and bool(value)
-
-
-def without_prefixes(tensors: Tensors, path: Path) -> Tensors:
-    """The tensors without the prefixes that wrappers of a model put before every name."""
-    renamed: Tensors = {}
-    for name, tensor in tensors.items():
-        bare = name
-        while bare.startswith(PREFIXES):
-            bare = bare.split(".", 1)[1]
-        if bare in renamed:
+    tensors: Tensors = {}
+    for shard, expected in folder.shards.items():
+        content = _content(shard)
+        found = content if isinstance(content, Mapping) else {}
+        odd = sorted(map(ascii, _symmetric_difference(found, expected)))
+        if odd:
             raise CheckpointError(
-                f"{path} holds {bare} twice, with and without a prefix",
-                remedy="Save the state dict of one model.",
+                f"{shard} and {folder.file.name} disagree on {len(odd)} tensors, first {odd[0]}",
+                remedy="Copy the folder again; it mixes two saves.",
             )
-        renamed[bare] = tensor
-    return renamed
+        tensors |= {name: found[name] for name in expected}
+    odd = [name for name, tensor in tensors.items() if not isinstance(tensor, torch.Tensor)]
+    if odd:
+        raise CheckpointError(
+            f"{folder.file} names {odd[0]}, which is no tensor", remedy="Copy the folder again."
+        )
+    refuse_count(len(tensors), folder.file)
+    return tensors
+
+
+def _symmetric_difference(one: Iterable[Any], other: Iterable[Any]) -> set[Any]:
+    return set(one) ^ set(other)
 
 
 def refuse_unusable(tensors: Mapping[str, torch.Tensor], source: str) -> None:
     """Raise when a tensor cannot be a weight: its type, NaN, infinity, a negative variance."""
-    odd = [k for k, t in tensors.items() if t.layout is not torch.strided or not _is_plain(t)]
+    odd = [k for k, t in tensors.items() if not _is_plain(t)]
     if odd:
+        first = tensors[odd[0]]
         raise CheckpointError(
-            f"{source} holds {odd[0]} as {tensors[odd[0]].dtype} ({tensors[odd[0]].layout})",
+            f"{source} holds {odd[0]} as {first.dtype} ({first.layout}, {first.device})",
             remedy="Save dense float64, float32, float16 or bfloat16 weights.",
         )
     bad = [k for k, t in tensors.items() if not t.to(torch.float32).isfinite().all()]
@@ -165,10 +170,9 @@ def refuse_unusable(tensors: Mapping[str, torch.Tensor], source: str) -> None:
 
 
 def _is_plain(tensor: torch.Tensor) -> bool:
-    return tensor.dtype in (
-        torch.float64,
-        torch.float32,
-        torch.float16,
-        torch.bfloat16,
-        torch.int64,
+    return (
+        tensor.layout is torch.strided
+        and tensor.device.type == "cpu"
+        and tensor.dtype
+        in {torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64}
     )

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from levit_export.zoo import ACTIVATIONS
+
 if TYPE_CHECKING:
     from levit_export.core import RunOptions
     from levit_export.reference import ModelChoice, Overrides
@@ -35,8 +37,14 @@ def model_options(command: CommandT) -> CommandT:
             "-m", "--model", help="A model of the zoo; `levit-export models` lists them."
         ),
         click.option(
-            "-c", "--checkpoint", type=EXISTING, help="Trained weights: .safetensors or .pth."
+            "-c",
+            "--checkpoint",
+            type=EXISTING,
+            help="Trained weights: a .safetensors, .pth or .bin file, or a folder with its "
+            "config.json.",
         ),
+        click.option("--pretrained", is_flag=True, help="Fetch the weights published for --model."),
+        click.option("--offline", is_flag=True, help="Take --pretrained weights from the cache."),
         click.option(
             "--random-weights",
             type=click.IntRange(min=0),
@@ -44,6 +52,16 @@ def model_options(command: CommandT) -> CommandT:
             help="Seeded random weights, for a dry run of a model you have not trained yet.",
         ),
         click.option("--imgsz", type=POSITIVE, help="Side of the input image in pixels."),
+        click.option(
+            "--resize-bias",
+            is_flag=True,
+            help="Let --imgsz interpolate what was learned per position (an approximation).",
+        ),
+        click.option(
+            "--activation",
+            type=click.Choice(ACTIVATIONS),
+            help="What the checkpoint does not tell.  [default: that of the known size]",
+        ),
         click.option("--labels", type=EXISTING, help="A text file with one class name a line."),
     )(command)
 
@@ -126,8 +144,12 @@ def model_choice(params: dict[str, Any]) -> ModelChoice:
     return ModelChoice(
         model=params["model"],
         checkpoint=params["checkpoint"],
+        pretrained=params["pretrained"],
+        offline=params["offline"],
         random_seed=params["random_weights"],
         image_size=params["imgsz"],
+        resize_bias=params["resize_bias"],
+        activation=params["activation"],
         labels=read_labels(params["labels"]),
     )
 

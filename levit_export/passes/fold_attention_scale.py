@@ -6,19 +6,32 @@ the multiplication of every score map, one per block, becomes none.
 
 from __future__ import annotations
 
+from typing import Protocol, runtime_checkable
+
 import torch
 from torch import nn
 
-from levit_export.architectures.layers import LinearBN
-from levit_export.architectures.levit import Attention, AttentionSubsample
+from levit_export.architectures.layers import ConvBN, LinearBN
 from levit_export.errors import PassError
 from levit_export.passes.base import Matched, NotApplicable, Outcome, Pass
+
+SCALABLE = (nn.Linear, nn.Conv2d, nn.BatchNorm1d, nn.BatchNorm2d)
+
+
+@runtime_checkable
+class ScaledAttention(Protocol):
+    """An attention that multiplies its scores by ``scale`` and can tell where its q is made."""
+
+    scale: float
+
+    def query_rows(self) -> tuple[nn.Module, torch.Tensor]:
+        """The layer that makes q, and a mask over its output rows that belong to q."""
 
 
 def _scale_rows(layer: nn.Module, rows: torch.Tensor, s: float) -> None:
     """Multiply the outputs ``rows`` of an affine layer, or of its BatchNorm, by ``s``."""
-    last = layer.bn if isinstance(layer, LinearBN) else layer
-    if not isinstance(last, nn.Linear | nn.BatchNorm1d) or last.bias is None:
+    last = layer.bn if isinstance(layer, ConvBN | LinearBN) else layer
+    if not isinstance(last, SCALABLE) or last.bias is None:
         raise PassError(
             f"q is made by a {type(layer).__name__}, which this pass does not know how to scale",
             remedy="Export with --skip-pass fold_attention_scale.",
@@ -30,7 +43,7 @@ def _scale_rows(layer: nn.Module, rows: torch.Tensor, s: float) -> None:
 @torch.no_grad()
 def apply(module: nn.Module) -> Outcome:
     """Scale the q of every attention of ``module`` in place and set its own scale to 1."""
-    blocks = [m for m in module.modules() if isinstance(m, Attention | AttentionSubsample)]
+    blocks = [m for m in module.modules() if isinstance(m, ScaledAttention)]
     if not blocks:
         return NotApplicable("no attention in the model")
     blocks = [block for block in blocks if block.scale != 1.0]

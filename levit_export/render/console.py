@@ -120,6 +120,8 @@ def print_report(screen: Screen, report: Report) -> None:
             f"[dim]{escape(source)}[/dim]",
             highlight=False,
         )
+        for remark in report.model.remarks:
+            out.print(Text(remark, style="dim"))
     if report.passes:
         out.print(_passes(report))
     out.print(_artifacts(report))
@@ -141,7 +143,8 @@ def _notes(report: Report) -> Iterator[str]:
         if artifact.timing is not None and artifact.timing.verdict == "not-run":
             yield f"{artifact.id}: not timed: {artifact.timing.reason}"
         yield from (f"{artifact.id}: {note}" for note in artifact.notes)
-    if any(a.parity.tolerance and a.parity.tolerance.origin == "given" for a in report.artifacts):
+    outputs = [output for artifact in report.artifacts for output in artifact.parity.outputs]
+    if any(output.tolerance.origin == "given" for output in outputs):
         yield "held against a tolerance that was given (--atol, --rtol), not the derived one"
     runtimes = {a.parity.runtime for a in report.artifacts if a.parity.runtime}
     if runtimes:
@@ -286,7 +289,8 @@ def print_plan(screen: Screen, lines: Sequence[str]) -> None:
 def print_models(screen: Screen, variants: Sequence[Variant]) -> None:
     """The zoo as a table."""
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for heading in ("model", "parameters", "MACs", "image", "classes", "top-1", "licence"):
+    headings = ("model", "parameters", "MACs", "image", "classes", "top-1", "licence", "dialects")
+    for heading in headings:
         table.add_column(heading)
     for known in variants:
         table.add_row(
@@ -295,8 +299,9 @@ def print_models(screen: Screen, variants: Sequence[Variant]) -> None:
             known.macs,
             str(known.config.image_size),
             str(known.config.classes),
-            f"{known.top1} % {known.top1_on}",
+            f"{known.top1} % {known.top1_on}" if known.top1 else "untrained",
             known.licence,
+            ", ".join(known.dialects),
         )
     screen.out.print(table)
 

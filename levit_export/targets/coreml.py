@@ -40,6 +40,7 @@ from levit_export.targets.availability import needs
 from levit_export.targets.coreml_package import write_package
 from levit_export.targets.metadata import PREFIX, metadata, passes_in, refuse_precision
 from levit_export.targets.quiet import first_line, quiet
+from levit_export.zoo import DISTILL, LOGITS
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -61,6 +62,11 @@ DEPLOYMENT_TARGETS = {
     "macOS15": "iOS18",
 }
 """What ``--deployment-target`` takes, and the iOS release of the same specification version."""
+
+SAID_OF_OUTPUTS = {
+    LOGITS: "Logits, one for each class",
+    DISTILL: "Logits of the distillation head",
+}
 
 PREVIEW = "com.apple.coreml.model.preview.type"
 LOGGERS = ("coremltools", "torch.onnx")
@@ -315,6 +321,9 @@ def _convert(model: Prepared, options: ExportOptions) -> Any:
     if options.classifier:
         program = _with_softmax(program, taken)
         settings = {"classifier_config": ct.ClassifierConfig(list(model.info.labels))}
+    # Names are numbered by a counter of the process that ct.convert empties when it ends, not when
+    # it begins: whatever built a program before would show in the file.
+    lean.coremltools("converters.mil").Builder.name_count.clear()
     return ct.convert(
         program.run_decompositions({}),
         inputs=[ct.TensorType(name=taken.name, shape=taken.shape, dtype=np.float32)],
@@ -335,7 +344,10 @@ def _output(spec: TensorSpec) -> Any:
 
 
 def _with_softmax(program: ExportedProgram, taken: TensorSpec) -> ExportedProgram:
-    """The program with a softmax behind it: a classifier gives probabilities, not logits."""
+    """The program with a softmax behind its logits: all that a classifier gives is their labels.
+
+    A distillation head's own output is left out.
+    """
     import torch
 
     class Probabilities(torch.nn.Module):
@@ -344,8 +356,9 @@ def _with_softmax(program: ExportedProgram, taken: TensorSpec) -> ExportedProgra
             self.logits = program.module()
 
         def forward(self, input: torch.Tensor) -> torch.Tensor:
-            result: torch.Tensor = self.logits(input).softmax(dim=-1)
-            return result
+            outputs = self.logits(input)
+            logits: torch.Tensor = outputs[0] if isinstance(outputs, tuple) else outputs
+            return logits.softmax(dim=-1)
 
     return torch.export.export(Probabilities(), (torch.zeros([d or 1 for d in taken.shape]),))
 
@@ -355,14 +368,15 @@ def _describe(specification: Any, model: Prepared, options: ExportOptions) -> No
     info = model.info
     description = specification.description
     description.metadata.shortDescription = (
-        f"{info.name}: LeViT image classifier, {len(info.labels)} classes"
+        f"{info.name}: image classifier, {len(info.labels)} classes"
     )
     description.metadata.author = "levit-export"
     description.metadata.license = info.licence
     description.metadata.versionString = info.checkpoint_sha256[:12]
     description.input[0].shortDescription = info.preprocessing.in_words()
     if not options.classifier:
-        description.output[0].shortDescription = "Logits, one for each class"
+        for output in description.output:
+            output.shortDescription = SAID_OF_OUTPUTS[output.name]
 
 
 def _labels(said: Mapping[str, str], path: Path) -> tuple[str, ...]:
@@ -398,7 +412,7 @@ def _as_arrays(outputs: Any, labels: tuple[str, ...]) -> dict[str, np.ndarray]:
 
 
 def _classifier_signature(model: Prepared) -> Signature:
-    (logits,) = model.signature.outputs
+    logits = model.signature.outputs[0]
     return Signature(model.signature.inputs, (TensorSpec(PROBABILITIES, logits.shape),))
 
 

@@ -13,16 +13,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from levit_export.core import Signature, Tensors, TensorSpec
 from levit_export.errors import RuntimeFailedError
+from levit_export.zoo import Config
 
 Arithmetic = Literal["fp64", "fp32", "fp16"]
 _DTYPES = {"fp64": torch.float64, "fp32": torch.float32, "fp16": torch.float32}
 
 
-def signature_of(image_size: int, classes: int, batch: int | None) -> Signature:
-    """``input (batch, 3, side, side)`` to ``logits (batch, classes)``."""
+def signature_of(config: Config, batch: int | None) -> Signature:
+    """``input (batch, 3, side, side)`` to ``logits (batch, classes)`` and what else there is."""
+    side = config.image_size
     return Signature(
-        inputs=(TensorSpec("input", (batch, 3, image_size, image_size)),),
-        outputs=(TensorSpec("logits", (batch, classes)),),
+        inputs=(TensorSpec("input", (batch, 3, side, side)),),
+        outputs=tuple(TensorSpec(name, (batch, width)) for name, width in config.outputs),
     )
 
 

@@ -17,7 +17,7 @@ from safetensors.torch import save, save_file
 from levit_export import checkpoints
 from levit_export.architectures.levit import Levit
 from levit_export.architectures.random_weights import randomize_
-from levit_export.checkpoints import reading
+from levit_export.checkpoints import Choices, reading
 from levit_export.errors import (
     CheckpointError,
     LevitExportError,
@@ -150,7 +150,7 @@ def test_fine_tuned(tmp_path: Path, model: checkpoints.Variant | None) -> None:
     """Another number of classes, one head and another image size are read from the file."""
     config = replace(variant("levit_128s").config, classes=7, two_heads=False, image_size=160)
     file = written(tmp_path, tensors_of(config))
-    found = checkpoints.load(file, model=model, labels=tuple("abcdefg"))
+    found = checkpoints.load(file, Choices(model=model, labels=tuple("abcdefg")))
     assert (found.name, found.config) == ("levit_128s", config)
     assert found.labels == tuple("abcdefg")
     assert found.preprocessing.crop == 160
@@ -184,7 +184,7 @@ def test_order_of_the_tensors_does_not_matter(tmp_path: Path, tiny: Tensors) -> 
 def test_image_size_that_was_not_trained(tmp_path: Path, tiny: Tensors) -> None:
     """Another image size than the trained one is refused, with both and the reason."""
     with pytest.raises(UsageError, match=r"--imgsz 64 .* trained at 32"):
-        checkpoints.load(written(tmp_path, tiny), image_size=64)
+        checkpoints.load(written(tmp_path, tiny), Choices(image_size=64))
 
 
 def misfit(tmp_path: Path, tensors: Tensors) -> str:
@@ -198,19 +198,19 @@ def misfit(tmp_path: Path, tensors: Tensors) -> str:
 def test_missing_keys(tmp_path: Path, tiny: Tensors) -> None:
     """A missing tensor is named."""
     fewer = {k: v for k, v in tiny.items() if k != "head.bn.running_var"}
-    assert misfit(tmp_path, fewer).endswith("classes: head.bn.running_var: missing")
+    assert misfit(tmp_path, fewer).endswith("two heads: head.bn.running_var: missing")
 
 
 def test_unexpected_keys(tmp_path: Path, tiny: Tensors) -> None:
     """A tensor that the model has no place for is named."""
     more = {**tiny, "extra.weight": torch.ones(1)}
-    assert misfit(tmp_path, more).endswith("classes: extra.weight: unexpected")
+    assert misfit(tmp_path, more).endswith("two heads: extra.weight: unexpected")
 
 
 def test_misshaped_keys(tmp_path: Path, tiny: Tensors) -> None:
     """A tensor of the wrong shape is named with both shapes."""
     changed = {**tiny, "head.l.bias": torch.ones(5)}
-    assert misfit(tmp_path, changed).endswith("classes: head.l.bias: expected [3], found [5]")
+    assert misfit(tmp_path, changed).endswith("two heads: head.l.bias: expected [3], found [5]")
 
 
 def test_long_lists_are_cut(tmp_path: Path, tiny: Tensors) -> None:
@@ -260,7 +260,7 @@ def test_whole_module(tmp_path: Path) -> None:
 def test_labels_that_do_not_fit(tmp_path: Path, tiny: Tensors) -> None:
     """A number of labels other than the number of classes is refused with both."""
     with pytest.raises(UsageError, match="2 labels for 3 classes"):
-        checkpoints.load(written(tmp_path, tiny), labels=("a", "b"))
+        checkpoints.load(written(tmp_path, tiny), Choices(labels=("a", "b")))
 
 
 def test_random_weights() -> None:

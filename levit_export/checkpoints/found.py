@@ -1,0 +1,54 @@
+"""What a dialect makes of a file, and what it has to offer to be one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from levit_export.checkpoints.reading import Stored
+from levit_export.core import Preprocessing
+from levit_export.zoo import Config
+
+__all__ = ["Dialect", "Found", "Stored", "Tensors", "renamed"]
+
+Tensors = Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Found:
+    """A file understood: the configuration, and its tensors under the names of our module.
+
+    ``theirs`` is what the file calls, or would call, each tensor of the module; a tensor that no
+    module of this dialect has keeps its own name. ``activation_said`` tells whether the file
+    itself names the activation.
+    """
+
+    dialect: str
+    config: Config
+    tensors: Tensors
+    theirs: Mapping[str, str]
+    labels: tuple[str, ...] = ()
+    preprocessing: Preprocessing | None = None
+    remarks: tuple[str, ...] = ()
+    activation_said: bool = False
+
+
+class Dialect(Protocol):
+    """A form in which checkpoints are published; a module of this package is one."""
+
+    NAME: str
+
+    def recognises(self, tensors: Tensors) -> bool:
+        """Whether the tensors have this dialect's names."""
+
+    def understand(self, stored: Stored, source: str) -> Found:
+        """Configuration and tensors. Raises ``CheckpointError`` where the shapes fit nothing."""
+
+
+def renamed(tensors: Tensors, theirs: Mapping[str, str]) -> dict[str, torch.Tensor]:
+    """The tensors under our names; those that ``theirs`` does not know keep their own."""
+    ours = {name: own for own, name in theirs.items()}
+    return {ours.get(name, name): tensor for name, tensor in tensors.items()}

@@ -1,0 +1,144 @@
+"""timm's checkpoints: ``levit_*`` (tokens) and ``levit_conv_*`` (maps), files and Hub folders."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from levit_export.checkpoints import fair
+from levit_export.checkpoints.found import Found, Stored, Tensors, renamed
+from levit_export.checkpoints.levit_names import Outline, Place, Spelling, count, tensor_names
+from levit_export.core import Preprocessing
+from levit_export.errors import CheckpointError, UsageError
+from levit_export.preprocessing import from_fields
+from levit_export.zoo import LevitConfig, usual_activation
+
+NAME = "timm"
+STEM = "stem.conv1.linear.weight"
+ACTIVATIONS = {"hard_swish": "hardswish", "silu": "silu", "swish": "silu", "gelu": "gelu"}
+"""timm's names of activations, and ours."""
+
+
+def recognises(tensors: Tensors) -> bool:
+    """Whether the tensors have this dialect's names."""
+    return STEM in tensors and any(n.startswith("stages.0.blocks.0.attn.qkv.") for n in tensors)
+
+
+def _block(place: Place) -> str:
+    return {
+        "stem": f"stem.conv{place.index + 1}",
+        "attention": f"stages.{place.stage}.blocks.{place.index}.attn",
+        "mlp": f"stages.{place.stage}.blocks.{place.index}.mlp",
+        "shrink": f"stages.{place.stage}.downsample.attn_downsample",
+        "shrink_mlp": f"stages.{place.stage}.downsample.mlp",
+        "head": "head_dist" if place.index else "head",
+    }[place.part]
+
+
+SPELLING = Spelling(
+    block=_block,
+    layers={
+        "qkv": "qkv",
+        "kv": "kv",
+        "q": "q.ln",
+        "proj": "proj.ln",
+        "up": "ln1",
+        "down": "ln2",
+    },
+    conv="linear",
+    linear="linear",
+    norm="bn",
+)
+
+
+def names(outline: Outline) -> dict[str, str]:
+    """For each tensor of our module, what timm calls it."""
+    return tensor_names(outline, SPELLING)
+
+
+def outline(tensors: Tensors) -> Outline:
+    """Which layers the names speak of."""
+    stages = count(tensors, "stages.{}.")
+    return Outline(
+        convolutions=sum(f"stem.conv{i}.linear.weight" in tensors for i in range(1, 5)),
+        depths=tuple(count(tensors, f"stages.{stage}.blocks.{{}}.") for stage in range(stages)),
+        two_heads="head_dist.linear.weight" in tensors,
+    )
+
+
+def understand(stored: Stored, source: str) -> Found:
+    """Configuration and tensors; 1x1 convolutions over maps are linear layers over tokens."""
+    theirs = names(outline(stored.tensors))
+    named = renamed(stored.tensors, theirs)
+    maps = [
+        name
+        for name, tensor in named.items()
+        if name.startswith("blocks.") and tensor.dim() == 4 and tensor.shape[2:] == (1, 1)
+    ]
+    tensors = named | {name: named[name][:, :, 0, 0] for name in maps}
+    config = fair.infer_config(tensors, source)
+    described = stored.config or {}
+    activation, said = _activation(described, config)
+    return Found(
+        dialect=f"{NAME} ({'maps' if maps else 'tokens'})",
+        config=LevitConfig(**{**vars(config), "activation": activation}),
+        tensors=tensors,
+        theirs=theirs,
+        labels=_labels(described),
+        preprocessing=_preprocessing(described, config.image_size, source),
+        activation_said=said,
+    )
+
+
+def _activation(said: Mapping[str, Any], config: LevitConfig) -> tuple[str, bool]:
+    """The activation that ``config.json`` asks for, else that of timm's model of this size."""
+    arguments = said.get("model_args")
+    given = arguments.get("act_layer") if isinstance(arguments, Mapping) else None
+    if given is None:
+        return usual_activation(config), False
+    if given not in ACTIVATIONS:
+        raise UsageError(
+            f"config.json asks for the activation {given!r}",
+            remedy=f"Known: {', '.join(ACTIVATIONS)}; override it with --activation.",
+        )
+    return ACTIVATIONS[given], True
+
+
+def _pretrained(said: Mapping[str, Any]) -> Mapping[str, Any]:
+    inner = said.get("pretrained_cfg")
+    return inner if isinstance(inner, Mapping) else {}
+
+
+def _labels(said: Mapping[str, Any]) -> tuple[str, ...]:
+    labels = said.get("label_names", _pretrained(said).get("label_names"))
+    return tuple(map(str, labels)) if isinstance(labels, list) else ()
+
+
+def _preprocessing(said: Mapping[str, Any], side: int, source: str) -> Preprocessing:
+    """Evaluation transform of timm: shorter side to ``floor(side / crop_pct)``, centre crop."""
+    fields = _pretrained(said)
+    try:
+        share = float(fields.get("crop_pct", 0.9))
+        return from_fields(
+            NAME,
+            resize=int(side / share),
+            crop=side,
+            interpolation=fields.get("interpolation", "bicubic"),
+            mean=fields.get("mean"),
+            std=fields.get("std"),
+        )
+    except (TypeError, ValueError, ZeroDivisionError, OverflowError) as error:
+        raise CheckpointError(
+            f"the config.json of {source} describes a preprocessing that cannot be: {error}",
+            remedy="Mend pretrained_cfg (crop_pct, interpolation, mean, std).",
+        ) from error
+
+
+def to_theirs(tensors: Tensors, outline: Outline, *, maps: bool) -> dict[str, Any]:
+    """Our tensors as timm stores them; ``maps`` for ``levit_conv_*``. The inverse of reading."""
+    theirs = names(outline)
+    out = {}
+    for name, tensor in tensors.items():
+        is_layer = name.startswith("blocks.") and name.endswith(".c.weight")
+        out[theirs[name]] = tensor[:, :, None, None] if maps and is_layer else tensor
+    return out

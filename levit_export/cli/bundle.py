@@ -1,0 +1,70 @@
+"""``levit-export bundle``: one file for the device, with its own check inside."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from levit_export.cli import options
+from levit_export.cli.verb import Verb
+
+
+@click.command(cls=Verb)
+@click.argument("folder", type=options.EXISTING)
+@click.option(
+    "-o", "--output", type=options.EXISTING, help="The zip to write.  [default: FOLDER.zip]"
+)
+@click.option(
+    "-f",
+    "--format",
+    "formats",
+    multiple=True,
+    default=("all",),
+    show_default=True,
+    help="Formats to take; repeat it or separate with commas.",
+)
+@click.option("--allow-failed", is_flag=True, help="Bundle an export that failed its check.")
+@click.option("-v", "--verbose", is_flag=True, help="Show tracebacks and warnings.")
+@click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
+def bundle(
+    folder: Path,
+    output: Path | None,
+    formats: tuple[str, ...],
+    *,
+    allow_failed: bool,
+    verbose: bool,
+    quiet: bool,
+) -> int:
+    """Pack an export directory into one zip for the device, with golden vectors and verifiers.
+
+    The same export gives the same bytes. Inside, `python verify.py` checks files, preprocessing
+    and outputs with NumPy and the runtime alone.
+    """
+    from levit_export.bundle import file_entry, read_manifest
+    from levit_export.packaging import contents, write
+
+    del verbose  # which Verb reads
+    wanted = _wanted(formats)
+    path = output or folder.absolute().with_name(folder.absolute().name + ".zip")
+    write(folder, path, wanted, allow_failed=allow_failed)
+    chosen = contents.choose(read_manifest(folder), wanted, allow_failed=allow_failed)
+    if chosen.verdict != "pass":
+        said = "failed its check" if chosen.verdict == "fail" else "has a check that was not run"
+        click.echo(f"notice: this export {said}; the bundle's README says so", err=True)
+    if not quiet:
+        entry = file_entry(path)
+        click.echo(f"{path}  {entry.bytes:,} bytes  sha256 {entry.sha256}")
+        click.echo(f"holds {', '.join(a.path for a in chosen.artifacts)}")
+        click.echo("on the device: unzip it, then python verify.py --format NAME")
+    return 0
+
+
+def _wanted(formats: tuple[str, ...]) -> tuple[str, ...] | None:
+    from levit_export.core import FORMAT_ALIASES
+
+    given = [name.strip().lower() for value in formats for name in value.split(",")]
+    names = [name for name in given if name]
+    if not names or "all" in names:
+        return None
+    return tuple(dict.fromkeys(FORMAT_ALIASES.get(name, name) for name in names))

@@ -1,0 +1,1 @@
+"""Licence texts that are copied into every bundle."""

@@ -1,0 +1,1 @@
+"""Programs that are copied into every bundle and import nothing of this package."""

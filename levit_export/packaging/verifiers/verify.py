@@ -1,0 +1,579 @@
+"""Check a bundle of levit-export on the machine that is to run it.
+
+    python verify.py [--format onnx]                    files, pixels, outputs
+    python verify.py --input fed.npy --sample gradient  what an app fed for a golden image
+
+Needs NumPy and the runtime of the format (onnxruntime, openvino, or coremltools on macOS); with
+Pillow the resize is checked as well. Exit status: 0 pass, 1 fail, 2 bad usage, 3 not run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import itertools
+import json
+import platform
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+SCHEMA = 1
+UNLISTED = ("bundle.json", "SHA256SUMS")
+LEFT_BY_OTHERS = (".DS_Store", "__pycache__")
+ROUNDOFF = {"fp64": 2.0**-53, "fp32": 2.0**-24, "fp16": 2.0**-11}
+STATUS = {"pass": 0, "fail": 1, "not run": 3}
+
+Arrays = dict[str, np.ndarray]
+Run = Callable[[np.ndarray], Arrays]
+
+
+class Line(NamedTuple):
+    """One check: its verdict, its name, and what was seen."""
+
+    verdict: str
+    check: str
+    detail: str = ""
+
+
+class NotABundleError(Exception):
+    """The folder cannot be verified at all."""
+
+
+# Files
+
+
+def read_json(path: Path) -> Any:
+    """Parsed JSON of a file that has to be there."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise NotABundleError(f"{path} cannot be read: {error}") from error
+
+
+def read_description(folder: Path) -> Any:
+    """``bundle.json``, if it is of the schema that this program knows."""
+    content = read_json(folder / "bundle.json")
+    is_ours = isinstance(content, dict) and content.get("format") == "levit-export bundle"
+    if not is_ours or content.get("schema") != SCHEMA:
+        raise NotABundleError(f"{folder / 'bundle.json'} is not of bundle format {SCHEMA}")
+    return content
+
+
+def check_files(folder: Path, described: Any) -> Iterator[Line]:
+    """Every file there, as described, and no other."""
+    wanted = described["files"]
+    present = {
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if not (path.is_dir() and not path.is_symlink())
+        and not any(part in LEFT_BY_OTHERS for part in path.relative_to(folder).parts)
+    }
+    for name in sorted(present - set(wanted) - set(UNLISTED)):
+        yield Line("fail", "files", f"{name} does not belong to the bundle")
+    for name, entry in sorted(wanted.items()):
+        path = folder / name
+        if name not in present:
+            yield Line("fail", "files", f"{name} is missing")
+        elif path.is_symlink() or not path.is_file():
+            yield Line("fail", "files", f"{name} is a link or no file")
+        elif (found := sha256_of(path)) != (entry["sha256"], entry["bytes"]):
+            yield Line("fail", "files", f"{name} was altered: SHA-256 {found[0][:12]}…")
+
+
+def sha256_of(path: Path) -> tuple[str, int]:
+    """Hash and size of a file."""
+    digest, size = hashlib.sha256(), 0
+    with path.open("rb") as file:
+        for chunk in iter(lambda: file.read(1 << 20), b""):
+            digest.update(chunk)
+            size += len(chunk)
+    return digest.hexdigest(), size
+
+
+def load(path: Path) -> np.ndarray:
+    """An array of the bundle."""
+    array: np.ndarray = np.load(path, allow_pickle=False)
+    return array
+
+
+# From pixels to the model's input
+
+
+def check_images(folder: Path, described: Any, manifest: Any) -> Iterator[Line]:
+    """Golden pixels, resized and normalised here, have to be the golden input."""
+    recipe, spec = manifest["model"]["preprocessing"], manifest["signature"]["inputs"][0]
+    inputs = load(folder / "golden/input.npy")
+    resized = 0
+    for name, image in sorted(described["images"].items()):
+        cropped = load(folder / f"golden/cropped/{name}.npy")
+        pixels = load(folder / f"golden/pixels/{name}.npy")
+        again = resize(recipe, pixels) if image["resized"] else pixels
+        if again is not None:
+            resized += image["resized"]
+            if not np.array_equal(again, cropped):
+                yield Line("fail", "resize", f"{name}: {levels_apart(again, cropped)}")
+        if image["row"] is not None:
+            wanted = inputs[image["row"]]
+            if not np.array_equal(feed(recipe, spec, cropped), wanted):
+                yield Line(
+                    "fail", "normalisation", f"{name}: {explain(wanted, cropped, recipe, spec)}"
+                )
+    if any(image["resized"] for image in described["images"].values()) and not resized:
+        yield Line("note", "resize", "not repeated here: Pillow is not installed")
+
+
+def feed(recipe: Any, spec: Any, cropped: np.ndarray) -> np.ndarray:
+    """uint8 ``(H, W, 3)`` to the input without its batch: ``(p / 255 - mean) / std``, NCHW.
+
+    A model with a uint8 input normalises by itself and takes the pixels as they are.
+    """
+    if spec["dtype"] == "uint8":
+        return cropped if spec["shape"][-1] == 3 else cropped.transpose(2, 0, 1)
+    scaled = (cropped.astype(np.float64) / 255 - recipe["mean"]) / recipe["std"]
+    result: np.ndarray = scaled.transpose(2, 0, 1).astype(spec["dtype"])
+    return result
+
+
+def resize(recipe: Any, pixels: np.ndarray, **other: Any) -> np.ndarray | None:
+    """The uint8 RGB image that the recipe sees; None without Pillow."""
+    try:
+        from PIL import Image
+    except ImportError:
+        return None
+    recipe = {**recipe, **other}
+    image = Image.fromarray(pixels).convert("RGB")
+    width, height = image.size
+    if recipe["resize_mode"] == "exact":
+        width = height = recipe["resize"]
+    else:
+        scale = recipe["resize"] / min(width, height)
+        width, height = int(width * scale), int(height * scale)
+    image = image.resize((width, height), Image.Resampling[recipe["interpolation"].upper()])
+    crop = recipe["crop"]
+    left, top = round((width - crop) / 2), round((height - crop) / 2)
+    return np.asarray(image.crop((left, top, left + crop, top + crop)))
+
+
+def levels_apart(one: np.ndarray, other: np.ndarray) -> str:
+    """How far two uint8 images lie apart."""
+    if one.shape != other.shape:
+        return f"has shape {one.shape}, expected {other.shape}"
+    apart = np.abs(one.astype(int) - other.astype(int))
+    return f"differs by up to {apart.max()} of 255 levels, {apart.mean():.2f} on average"
+
+
+# What an app did wrong
+
+
+def geometries() -> dict[str, Callable[[np.ndarray], np.ndarray]]:
+    """What happens to ``(H, W, 3)`` images on their way."""
+    return {
+        "": lambda image: image,
+        "mirrored left to right": lambda image: image[:, ::-1],
+        "upside down": lambda image: image[::-1],
+        "rows and columns are exchanged": lambda image: image.transpose(1, 0, 2),
+    }
+
+
+def scalings(recipe: Any) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
+    """What happens to pixel values ``(H, W, 3)``, 0 to 255, on their way."""
+    mean, std = np.array(recipe["mean"]), np.array(recipe["std"])
+
+    def once(p: np.ndarray) -> np.ndarray:
+        result: np.ndarray = (p / 255 - mean) / std
+        return result
+
+    return {
+        "": once,
+        "normalised twice": lambda p: (once(p) - mean) / std,
+        "normalised twice, divided by 255 both times": lambda p: once(once(p)),
+        "not normalised: values are 0 to 255": lambda p: p,
+        "divided by 255, but mean and std are not applied": lambda p: p / 255,
+        "divided by 255 twice": lambda p: once(p / 255),
+        "not divided by 255 before mean and std": lambda p: (p - mean) / std,
+        "the mean is not subtracted": lambda p: p / 255 / std,
+        "not divided by std": lambda p: p / 255 - mean,
+        "mean and std are in BGR order": lambda p: (p / 255 - mean[::-1]) / std[::-1],
+        "normalised with ImageNet's mean and std": lambda p: (
+            (p / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+        ),
+        "scaled to -1..1": lambda p: p / 127.5 - 1,
+    }
+
+
+CHANNELS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "": lambda image: image,
+    "channels look swapped: BGR": lambda image: image[..., ::-1],
+}
+LAYOUTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "": lambda image: image.transpose(2, 0, 1),
+    "laid out as NHWC, the model takes NCHW": lambda image: image.reshape(3, *image.shape[:2]),
+}
+
+
+def histories(recipe: Any, spec: Any) -> list[tuple[str, Callable[[np.ndarray], np.ndarray]]]:
+    """Every combination of the mistakes above, those with fewest first; the first is right."""
+    values: dict[str, Callable[[np.ndarray], np.ndarray]] = scalings(recipe)
+    if spec["dtype"] == "uint8":
+        wrong = values.pop("")
+        values.pop("not normalised: values are 0 to 255")
+        values = {"": lambda p: p, "normalised, which the model does by itself": wrong, **values}
+    layouts = LAYOUTS
+    if spec["shape"][-1] == 3 and spec["shape"][1] != 3:
+        layouts = {"": lambda image: image}
+
+    def chain(steps: tuple[Callable[[np.ndarray], np.ndarray], ...]) -> Any:
+        def run(image: np.ndarray) -> np.ndarray:
+            for step in steps:
+                image = step(image)
+            return image
+
+        return run
+
+    kinds = (geometries(), CHANNELS, values, layouts)
+    combined = [
+        ("; ".join(filter(None, words)), len([word for word in words if word]), chain(steps))
+        for words, steps in (
+            zip(*choice, strict=True) for choice in itertools.product(*(k.items() for k in kinds))
+        )
+    ]
+    return [(words, run) for words, _, run in sorted(combined, key=lambda each: each[1])]
+
+
+def roundings(recipe: Any, values: np.ndarray, unit: float) -> float:
+    """Largest error of ``(p / 255 - mean) / std`` in arithmetic of this unit roundoff.
+
+    Three operations and three rounded constants, none of whose results exceeds the larger of
+    ``(1 + mean) / std`` and the values themselves; 8 in place of 6 leaves room for second order.
+    """
+    largest = (1 + max(recipe["mean"])) / min(recipe["std"])
+    return float(8 * unit * max(largest, np.abs(values).max()))
+
+
+def explain(fed: np.ndarray, cropped: np.ndarray, recipe: Any, spec: Any) -> str:
+    """What was done to ``cropped`` to give ``fed``; empty when it was the right thing."""
+    shape = feed(recipe, spec, cropped).shape
+    prefix = ""
+    if fed.shape != shape and sorted(fed.shape) == sorted(shape) and fed.shape[-1] == 3:
+        prefix, fed = "laid out as NHWC, the model takes NCHW", fed.transpose(2, 0, 1)
+    if fed.shape != shape:
+        return f"shape {fed.shape}, the model takes {shape}"
+    if not np.isfinite(fed).all():
+        return "holds NaN or infinity"
+    image = cropped.astype(np.float64)
+    found = [(words, run(image)) for words, run in histories(recipe, spec)]
+    exact = spec["dtype"] == "uint8"
+    for remark, unit in (("", ROUNDOFF["fp32"]), ("computed in float16", ROUNDOFF["fp16"])):
+        for words, values in found:
+            bound = 0.0 if exact and not words else roundings(recipe, values, unit)
+            if np.abs(fed - values).max() <= bound:
+                return "; ".join(filter(None, (prefix, words, remark)))
+    words, values = min(found, key=lambda each: float(np.abs(fed - each[1]).mean()))
+    unit_level = np.ptp(found[0][1]) / max(np.ptp(image), 1)
+    apart = np.abs(fed - values) / unit_level
+    said = (
+        f"other pixels: up to {apart.max():.1f} levels of 255 apart, {apart.mean():.2f} on "
+        "average: look at resize, crop and interpolation"
+    )
+    return "; ".join(filter(None, (prefix, words, said)))
+
+
+def explain_resize(fed: np.ndarray, pixels: np.ndarray, recipe: Any, spec: Any) -> str:
+    """Which other resize of the pixels gives ``fed`` within half a level; empty if none does."""
+    others: dict[str, dict[str, Any]] = {
+        f"resized with {kind} in place of {recipe['interpolation']}": {"interpolation": kind}
+        for kind in ("nearest", "bilinear", "bicubic", "lanczos", "box")
+        if kind != recipe["interpolation"]
+    }
+    if recipe["resize_mode"] == "shorter-side":
+        others["the aspect ratio was not kept"] = {
+            "resize_mode": "exact",
+            "resize": recipe["crop"],
+        }
+        others["resized straight to the crop's size"] = {"resize": recipe["crop"]}
+    else:
+        others["the aspect ratio was kept and the sides cropped"] = {"resize_mode": "shorter-side"}
+    for words, other in others.items():
+        image = resize(recipe, pixels, **other)
+        if image is not None and not explain(fed, image, recipe, spec):
+            return words
+    return ""
+
+
+def check_input(folder: Path, described: Any, manifest: Any, file: Path, name: str) -> Line:
+    """Hold the tensor that an app fed for a golden image against the recipe."""
+    if name not in described["images"]:
+        known = ", ".join(sorted(described["images"]))
+        raise NotABundleError(f"no golden image is called {name!r}; known: {known}")
+    recipe, spec = manifest["model"]["preprocessing"], manifest["signature"]["inputs"][0]
+    cropped = load(folder / f"golden/cropped/{name}.npy")
+    fed = read_fed(file, feed(recipe, spec, cropped))
+    problem = explain(fed, cropped, recipe, spec)
+    if "other pixels" in problem and described["images"][name]["resized"]:
+        pixels = load(folder / f"golden/pixels/{name}.npy")
+        problem = explain_resize(fed, pixels, recipe, spec) or problem
+    if problem:
+        return Line("fail", "input", f"{name}: {problem}")
+    is_grey = (cropped == cropped[..., :1]).all()
+    hint = "; this image is grey and cannot show swapped channels" if is_grey else ""
+    return Line("pass", "input", f"{name} was preprocessed as it should be{hint}")
+
+
+def read_fed(file: Path, like: np.ndarray) -> np.ndarray:
+    """A ``.npy`` array, or raw little-endian numbers of the input's type; without its batch."""
+    try:
+        if file.suffix == ".npy":
+            fed = load(file)
+        else:
+            fed = np.fromfile(file, like.dtype.newbyteorder("<"))
+            fed = fed.reshape(like.shape) if fed.size == like.size else fed
+    except (OSError, ValueError, EOFError) as error:
+        raise NotABundleError(f"{file} cannot be read: {error}") from error
+    if fed.ndim == 4 and len(fed) == 1:
+        fed = fed[0]
+    if fed.dtype.kind not in "fu" or not fed.size:
+        raise NotABundleError(f"{file} holds {fed.dtype} of shape {fed.shape}, not an image")
+    return fed.astype(np.float64)
+
+
+# Outputs
+
+
+def onnx(path: Path, manifest: Any, units: str) -> tuple[str, Run]:
+    """Load into ONNX Runtime on the CPU."""
+    import onnxruntime
+
+    del manifest, units
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    taken = session.get_inputs()[0].name
+    names = [output.name for output in session.get_outputs()]
+    return f"onnxruntime {onnxruntime.__version__}", lambda batch: dict(
+        zip(names, session.run(None, {taken: batch}), strict=True)
+    )
+
+
+def openvino(path: Path, manifest: Any, units: str) -> tuple[str, Run]:
+    """Compile for the CPU, in float32: some processors would compute in bfloat16 otherwise."""
+    import openvino as ov
+
+    del manifest, units
+    compiled = ov.Core().compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+
+    def run(batch: np.ndarray) -> Arrays:
+        results = compiled([batch])
+        return {min(port.get_names()): np.array(results[port]) for port in compiled.outputs}
+
+    return f"openvino {ov.__version__.split('-')[0]}", run
+
+
+def coreml(path: Path, manifest: Any, units: str) -> tuple[str, Run]:
+    """Load into Core ML; a classifier's probabilities come in the order of the labels."""
+    if platform.system() != "Darwin":
+        raise ImportError("Core ML runs on macOS only")
+    import coremltools
+
+    model = coremltools.models.MLModel(
+        str(path), compute_units=coremltools.ComputeUnit[units.upper()]
+    )
+    taken, labels = manifest["signature"]["inputs"][0]["name"], manifest["model"]["labels"]
+
+    def run(batch: np.ndarray) -> Arrays:
+        arrays = {}
+        for name, value in model.predict({taken: batch}).items():
+            if isinstance(value, dict):
+                row = [value[label] for label in labels]
+                arrays["probabilities"] = np.array([row], np.float32)
+            elif isinstance(value, np.ndarray):
+                arrays[name] = value
+        return arrays
+
+    return f"Core ML ({units})", run
+
+
+RUNTIMES = {"onnx": onnx, "openvino": openvino, "coreml": coreml}
+
+
+def check_artifact(folder: Path, manifest: Any, artifact: Any, units: str) -> Iterator[Line]:
+    """Golden inputs through the runtime, held against the reference's outputs."""
+    check = f"outputs of {artifact['path']}"
+    opened = RUNTIMES.get(artifact["format"])
+    if opened is None:
+        yield Line("not run", check, f"this program knows no runtime for {artifact['format']}")
+        return
+    try:
+        runtime, run = opened(folder / artifact["path"], manifest, units)
+    except ImportError as error:
+        yield Line("not run", check, str(error))
+        return
+    except Exception as error:
+        yield Line("fail", check, f"cannot be loaded: {str(error).strip().splitlines()[-1][:200]}")
+        return
+    try:
+        outputs = collect(run, load(folder / "golden/input.npy"), manifest)
+    except Exception as error:
+        yield Line("fail", check, f"{runtime}: {str(error).strip()[:200] or type(error).__name__}")
+        return
+    reference, allowed = expected(folder, manifest, artifact["precision"], outputs)
+    failures = [
+        f"{name}: {problem}"
+        for name in reference
+        for problem in compare(reference[name], outputs.get(name), allowed[name], manifest)
+    ]
+    if not reference:
+        failures.append("nothing was compared")
+    rows = len(manifest["golden"]["samples"])
+    for failure in failures:
+        yield Line("fail", check, f"{runtime}: {failure}")
+    if not failures:
+        worst = max(
+            float((distances(reference[n], outputs[n]) / allowed[n]).max()) for n in reference
+        )
+        yield Line("pass", check, f"{runtime}: {rows} samples, {worst:.0%} of the tolerance")
+
+
+def collect(run: Run, inputs: np.ndarray, manifest: Any) -> Arrays:
+    """Every output for every row, fed in the model's own batch size, the last one filled up."""
+    size = manifest["signature"]["inputs"][0]["shape"][0] or 1
+    parts: dict[str, list[np.ndarray]] = {}
+    for start in range(0, len(inputs), size):
+        piece = inputs[start : start + size]
+        filled = np.concatenate([piece, np.repeat(piece[-1:], size - len(piece), axis=0)])
+        for name, value in run(np.ascontiguousarray(filled)).items():
+            if value.shape[:1] != (size,):
+                raise ValueError(f"{name} has shape {value.shape} for a batch of {size}")
+            parts.setdefault(name, []).append(value[: len(piece)])
+    return {name: np.concatenate(values) for name, values in parts.items()}
+
+
+def expected(
+    folder: Path, manifest: Any, precision: str, outputs: Arrays
+) -> tuple[Arrays, Arrays]:
+    """Reference outputs and, for each row, the distance ``atol + rtol_i * max|reference_i|``.
+
+    For a classifier of a model that gives logits z, p = softmax(z) and ``|dp| <= max|dz| / 2``.
+    """
+    names = [spec["name"] for spec in manifest["signature"]["outputs"]]
+    reference = {name: load(folder / f"golden/{name}.npy").astype(np.float64) for name in names}
+    tolerances = manifest["golden"]["tolerances"][precision]
+    allowed = {
+        name: tolerances[name]["atol"] + np.array(tolerances[name]["rtol"]) * peaks(rows)
+        for name, rows in reference.items()
+    }
+    if set(outputs) == {"probabilities"} and names != ["probabilities"] and len(names) == 1:
+        ((_, z),), ((_, distance),) = reference.items(), allowed.items()
+        p = np.exp(z - z.max(axis=1, keepdims=True))
+        p /= p.sum(axis=1, keepdims=True)
+        bound = distance / 2 + ROUNDOFF[precision] * p.max(axis=1)
+        return {"probabilities": p}, {"probabilities": bound}
+    return reference, allowed
+
+
+def peaks(rows: np.ndarray) -> np.ndarray:
+    """The largest magnitude of each row."""
+    largest: np.ndarray = np.abs(rows.reshape(len(rows), -1)).max(axis=1)
+    return largest
+
+
+def distances(reference: np.ndarray, candidate: np.ndarray) -> np.ndarray:
+    """``max|candidate_i - reference_i|`` of each row i."""
+    return peaks(candidate.astype(np.float64) - reference)
+
+
+def compare(
+    reference: np.ndarray, candidate: np.ndarray | None, allowed: np.ndarray, manifest: Any
+) -> Iterator[str]:
+    """Why one output does not pass."""
+    if candidate is None:
+        yield "the output is missing"
+    elif candidate.shape != reference.shape or not reference.size:
+        yield f"shape {candidate.shape}, expected {reference.shape}"
+    elif candidate.dtype.kind != "f":
+        yield f"type {candidate.dtype}, expected floating point"
+    elif not (np.isfinite(allowed).all() and np.isfinite(reference).all()):
+        yield "the reference or its tolerance holds NaN or infinity"
+    elif not np.isfinite(candidate).all():
+        yield "holds NaN or infinity"
+    else:
+        error = distances(reference, candidate)
+        for row in np.flatnonzero(~(error <= allowed))[:3]:
+            sample = manifest["golden"]["samples"][row]
+            yield f"error {error[row]:.2e} on {sample} exceeds the tolerance {allowed[row]:.2e}"
+
+
+# The command line
+
+
+def verify(folder: Path, formats: list[str], units: str) -> Iterator[Line]:
+    """Files first; damaged ones are not loaded."""
+    described = read_description(folder)
+    damaged = list(check_files(folder, described))
+    yield from damaged or [Line("pass", "files", f"{len(described['files'])} as described")]
+    if damaged:
+        return
+    manifest = read_json(folder / "manifest.json")
+    wrong = list(check_images(folder, described, manifest))
+    yield from wrong
+    if not any(line.verdict == "fail" for line in wrong):
+        yield Line("pass", "pixels", f"{len(described['images'])} images give the golden input")
+    known = [artifact["format"] for artifact in manifest["artifacts"]]
+    for name in formats:
+        if name not in known:
+            raise NotABundleError(f"the bundle holds no {name!r}; known: {', '.join(known)}")
+    for artifact in manifest["artifacts"]:
+        if not formats or artifact["format"] in formats:
+            yield from check_artifact(folder, manifest, artifact, units)
+
+
+def conclude(lines: list[Line]) -> str:
+    """The worst verdict; nothing checked is not a pass."""
+    found = {line.verdict for line in lines}
+    return next((worst for worst in ("fail", "not run", "pass") if worst in found), "not run")
+
+
+def arguments() -> argparse.Namespace:
+    """What was asked for."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
+    parser.add_argument("folder", nargs="?", type=Path, default=Path(__file__).resolve().parent)
+    parser.add_argument("--format", default="", help="onnx, openvino, coreml; commas; [all]")
+    parser.add_argument("--input", type=Path, help="the tensor an app fed, .npy or raw numbers")
+    parser.add_argument("--sample", default="gradient", help="the golden image it was made of")
+    units = ("cpu_only", "cpu_and_ne", "cpu_and_gpu", "all")
+    parser.add_argument("--compute-units", default="cpu_only", choices=units)
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Check, print a line for each check, and return the exit status."""
+    asked = arguments()
+    formats = [name.strip() for name in asked.format.split(",") if name.strip()]
+    lines = []
+    try:
+        if asked.input is not None:
+            described, manifest = (
+                read_description(asked.folder),
+                read_json(asked.folder / "manifest.json"),
+            )
+            found = iter(
+                [check_input(asked.folder, described, manifest, asked.input, asked.sample)]
+            )
+        else:
+            found = verify(asked.folder, formats, asked.compute_units)
+        for line in found:
+            lines.append(line)
+            sys.stdout.write(f"{line.verdict:8}{line.check}: {line.detail}\n")
+    except (NotABundleError, OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        sys.stderr.write(f"error: {error if str(error) else type(error).__name__}\n")
+        return 2
+    verdict = conclude(lines)
+    sys.stdout.write(f"{verdict}\n")
+    if verdict == "not run" and not formats:
+        sys.stdout.write("name the formats of this device to check them alone: --format onnx\n")
+    return STATUS[verdict]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

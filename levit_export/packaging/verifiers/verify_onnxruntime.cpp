@@ -1,0 +1,65 @@
+// Check the ONNX model of a bundle with ONNX Runtime's C++ API, without Python.
+//
+//   sha256sum -c SHA256SUMS
+//   g++ -std=c++17 -O2 verify_onnxruntime.cpp -I ORT/include -L ORT/lib -lonnxruntime
+//       -Wl,-rpath,ORT/lib -o verify_onnxruntime                       (one line)
+//   ./verify_onnxruntime . onnx-fp32/MODEL.onnx
+//
+// ORT is an unpacked release of ONNX Runtime, or the prefix of the package libonnxruntime-dev
+// (there the headers lie in include/onnxruntime). Exit status: 0 pass, 1 fail, 2 could not be run.
+
+#include <onnxruntime_cxx_api.h>
+
+#include "golden.hpp"
+
+namespace {
+
+golden::Array copy(const Ort::Value& value) {
+    auto info = value.GetTensorTypeAndShapeInfo();
+    golden::Array array;
+    array.shape = info.GetShape();
+    if (info.GetElementType() != ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT) {
+        array.type = "not float32";
+        return array;
+    }
+    array.type = "<f4";
+    const char* start = reinterpret_cast<const char*>(value.GetTensorData<float>());
+    array.bytes.assign(start, start + info.GetElementCount() * sizeof(float));
+    return array;
+}
+
+int check(const golden::fs::path& bundle, const golden::fs::path& model) {
+    Ort::Env environment(ORT_LOGGING_LEVEL_WARNING, "verify");
+    Ort::SessionOptions options;
+    Ort::Session session(environment, model.c_str(), options);
+    Ort::AllocatorWithDefaultOptions allocator;
+    Ort::MemoryInfo memory = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
+
+    std::string taken = session.GetInputNameAllocated(0, allocator).get();
+    auto type = session.GetInputTypeInfo(0);
+    auto info = type.GetTensorTypeAndShapeInfo();
+    std::vector<int64_t> shape = info.GetShape();
+    shape[0] = shape[0] < 1 ? 1 : shape[0];  // an open batch
+    std::vector<std::string> names;
+    for (size_t i = 0; i < session.GetOutputCount(); ++i)
+        names.push_back(session.GetOutputNameAllocated(i, allocator).get());
+    std::vector<const char*> wanted;
+    for (const std::string& name : names) wanted.push_back(name.c_str());
+
+    auto run = [&](const std::vector<char>& images) {
+        const char* input_name = taken.c_str();
+        Ort::Value input = Ort::Value::CreateTensor(
+            memory, const_cast<char*>(images.data()), images.size(), shape.data(), shape.size(),
+            info.GetElementType());
+        auto values = session.Run(Ort::RunOptions{nullptr}, &input_name, &input, 1,
+                                  wanted.data(), wanted.size());
+        std::map<std::string, golden::Array> outputs;
+        for (size_t i = 0; i < values.size(); ++i) outputs[names[i]] = copy(values[i]);
+        return outputs;
+    };
+    return golden::verify(bundle, model, shape[0], run);
+}
+
+}  // namespace
+
+int main(int count, char** arguments) { return golden::main(count, arguments, check); }

@@ -1,0 +1,253 @@
+"""Bundles: their bytes, what is in them, and when none is made."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_exports import COREML, ONNX, OPENVINO, OUTPUTS, make_export
+
+from levit_export import bundle, packaging
+from levit_export.errors import BundleError, OutputError, UnknownNameError, UsageError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_two_exports_give_the_same_bytes(tmp_path: Path) -> None:
+    """A second export, in another folder at another time, is bundled byte for byte the same."""
+    one = make_export(tmp_path / "one")
+    other = make_export(tmp_path / "elsewhere" / "other")
+    for path in other.rglob("*"):
+        os.utime(path, (1e9, 1e9))
+    first = packaging.write(one, tmp_path / "one.zip").read_bytes()
+    assert packaging.write(other, tmp_path / "other.zip").read_bytes() == first
+
+
+def test_source_date_epoch(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every entry has the date of ``SOURCE_DATE_EPOCH``, in UTC whatever the time zone."""
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    path = packaging.write(tiny, tmp_path / "dated.zip")
+    with zipfile.ZipFile(path) as file:
+        assert {info.date_time for info in file.infolist()} == {(2023, 11, 14, 22, 13, 20)}
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "0")
+    packaging.write(tiny, path)
+    with zipfile.ZipFile(path) as file:
+        assert {info.date_time for info in file.infolist()} == {(1980, 1, 1, 0, 0, 0)}
+
+
+@pytest.mark.parametrize("value", ["yesterday", "-1", "1.5", "99999999999", "1_0", "٣"])
+def test_source_date_epoch_that_is_no_date(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    """A date that a zip cannot say is refused with the value, and nothing is written."""
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", value)
+    with pytest.raises(UsageError, match="SOURCE_DATE_EPOCH is"):
+        packaging.write(tiny, tmp_path / "dated.zip")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_programs_read_it(zipped: Path) -> None:
+    """It is an ordinary zip: stored entries in a fixed order, plain files, good checksums."""
+    with zipfile.ZipFile(zipped) as file:
+        assert file.testzip() is None
+        infos = file.infolist()
+    names = [info.filename for info in infos]
+    assert names == ["bundle.json", "SHA256SUMS", *sorted(names[2:])]
+    assert {info.compress_type for info in infos} == {zipfile.ZIP_STORED}
+    assert {info.external_attr >> 16 for info in infos} == {0o100644}
+
+
+def test_sums_list_every_file(unpacked: Path) -> None:
+    """``SHA256SUMS`` names every file but itself, with its hash, as ``sha256sum -c`` reads it."""
+    lines = (unpacked / "SHA256SUMS").read_text(encoding="utf-8").splitlines()
+    listed = {line[66:]: line[:64] for line in lines}
+    present = {
+        path.relative_to(unpacked).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in unpacked.rglob("*")
+        if path.is_file() and path.name != "SHA256SUMS"
+    }
+    assert listed == present
+
+
+def test_description_holds_hash_and_size_of_every_file(unpacked: Path) -> None:
+    """``bundle.json`` describes every file, the recipe in words and the recipe in numbers."""
+    content = json.loads((unpacked / "bundle.json").read_text(encoding="utf-8"))
+    for name, entry in content["files"].items():
+        raw = (unpacked / name).read_bytes()
+        assert entry == {"sha256": hashlib.sha256(raw).hexdigest(), "bytes": len(raw)}
+    assert "shorter side to 20 px" in content["preprocessing"]["words"]
+    assert content["preprocessing"]["numbers"]["mean"] == [0.485, 0.456, 0.406]
+    assert content["images"]["gradient"] == {"row": 9, "resized": False}
+    assert content["images"]["real-1"] == {"row": 11, "resized": True}
+    assert content["images"]["resize-landscape"] == {"row": None, "resized": True}
+
+
+def test_what_a_bundle_unpacks_to_is_an_export(zipped: Path, tiny: Path) -> None:
+    """An opened bundle is an undamaged export directory, gone when the block ends."""
+    with packaging.open_bundle(zipped) as folder:
+        manifest = bundle.read_manifest(folder)
+        assert bundle.damage(folder, manifest) == []
+        assert manifest == bundle.read_manifest(tiny)
+        assert (folder / ONNX).read_bytes() == (tiny / ONNX).read_bytes()
+    assert not folder.exists()
+
+
+def test_formats(tiny: Path, tmp_path: Path) -> None:
+    """Only the formats asked for are inside, and only their programs; the manifest says so."""
+    path = packaging.write(tiny, tmp_path / "some.zip", ("openvino",))
+    with packaging.open_bundle(path) as folder:
+        manifest = bundle.read_manifest(folder)
+        assert [a.path for a in manifest.artifacts] == [OPENVINO]
+        assert (folder / OPENVINO).with_suffix(".bin").is_file()
+        assert not (folder / ONNX).exists()
+        assert not (folder / COREML).exists()
+        programs = {p.name for p in folder.iterdir() if p.name.startswith("verify")}
+    assert programs == {"verify.py", "verify_openvino.cpp"}
+
+
+def test_unknown_format(tiny: Path, tmp_path: Path) -> None:
+    """A format that the export does not hold is refused with those that it does."""
+    with pytest.raises(UnknownNameError, match="Did you mean 'onnx'"):
+        packaging.write(tiny, tmp_path / "some.zip", ("onx",))
+
+
+def test_failed_export(tmp_path: Path) -> None:
+    """An export that failed is refused; when it is allowed, the bundle's README says it failed."""
+    failed = make_export(tmp_path / "failed", verdicts={"onnx": "fail"})
+    with pytest.raises(BundleError, match="failed its check: onnx-fp32"):
+        packaging.write(failed, tmp_path / "f.zip")
+    assert not (tmp_path / "f.zip").exists()
+    with packaging.open_bundle(
+        packaging.write(failed, tmp_path / "f.zip", allow_failed=True)
+    ) as folder:
+        assert "FAILED" in (folder / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_format_that_failed_is_left_out(tmp_path: Path) -> None:
+    """Formats that passed can be bundled without the one that failed."""
+    failed = make_export(tmp_path / "failed", verdicts={"coreml": "fail"})
+    with packaging.open_bundle(packaging.write(failed, tmp_path / "f.zip", ("onnx",))) as folder:
+        assert bundle.read_manifest(folder).verdict == "pass"
+        assert "FAILED" not in (folder / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_failure_that_no_artifact_explains(export: Path, tmp_path: Path) -> None:
+    """An export that failed for another reason than an artifact is refused in every format."""
+    content = json.loads((export / "manifest.json").read_text(encoding="utf-8"))
+    content["verdict"] = "fail"
+    (export / "manifest.json").write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(BundleError, match="failed its check"):
+        packaging.write(export, tmp_path / "f.zip", ("onnx",))
+
+
+def test_unchecked_export(tmp_path: Path) -> None:
+    """An export whose check was not run is bundled, and its README says so."""
+    unchecked = make_export(tmp_path / "unchecked", verdicts={"coreml": "not-run"})
+    with packaging.open_bundle(packaging.write(unchecked, tmp_path / "f.zip")) as folder:
+        assert "was not run" in (folder / "README.md").read_text(encoding="utf-8")
+
+
+def test_damaged_export(export: Path, tmp_path: Path) -> None:
+    """An export whose files are not as they were written is refused with the file's name."""
+    (export / ONNX).write_bytes(b"x")
+    with pytest.raises(BundleError, match=ONNX):
+        packaging.write(export, tmp_path / "f.zip")
+
+
+def test_golden_inputs_that_pixels_do_not_give(export: Path, tmp_path: Path) -> None:
+    """An export whose golden inputs are not what the recipe makes of the pixels is refused."""
+    inputs = np.load(export / "golden" / "input.npy")
+    inputs[9] = inputs[9][::-1]
+    np.save(export / "golden" / "input.npy", inputs)
+    entry = bundle.file_entry(export / "golden" / "input.npy")
+    content = json.loads((export / "manifest.json").read_text(encoding="utf-8"))
+    content["files"]["golden/input.npy"] = vars(entry)
+    (export / "manifest.json").write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(BundleError, match="golden input of gradient"):
+        packaging.write(export, tmp_path / "f.zip")
+
+
+def test_an_earlier_bundle_stays(export: Path, tmp_path: Path, zipped: Path) -> None:
+    """When writing fails half way, the bundle that was there stays and nothing is left beside."""
+    output = tmp_path / "out" / "b.zip"
+    output.parent.mkdir()
+    shutil.copy(zipped, output)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("levit_export.packaging.storage.SIZE_LIMIT", 100_000)
+        with pytest.raises(BundleError, match="exceed"):
+            packaging.write(export, output)
+    assert output.read_bytes() == zipped.read_bytes()
+    assert list(output.parent.iterdir()) == [output]
+    packaging.write(export, output, ("onnx",))
+    assert output.stat().st_size < zipped.stat().st_size
+
+
+def test_places_that_are_refused(export: Path, tmp_path: Path) -> None:
+    """A bundle is not put inside its export, and replaces neither folders nor other files."""
+    with pytest.raises(OutputError, match="inside the export"):
+        packaging.write(export, export / "b.zip")
+    with pytest.raises(OutputError, match="is no file"):
+        packaging.write(export, tmp_path)
+    other = tmp_path / "thesis.zip"
+    other.write_bytes(b"PK\3\4 my thesis, and some more of it to fill a header" * 3)
+    with pytest.raises(OutputError, match="is no bundle"):
+        packaging.write(export, other)
+    assert other.read_bytes().startswith(b"PK\3\4 my thesis")
+
+
+def test_images_are_the_pixels(unpacked: Path) -> None:
+    """Each PNG decodes to the pixels of the array beside it."""
+    found = sorted((unpacked / "golden" / "images").iterdir())
+    assert len(found) == 10
+    for path in found:
+        pixels = np.load(unpacked / "golden" / "pixels" / f"{path.stem}.npy")
+        with Image.open(path) as image:
+            np.testing.assert_array_equal(np.asarray(image), pixels)
+
+
+def test_grey_png(tmp_path: Path) -> None:
+    """A grey image of more than one deflate block is written as a grey PNG."""
+    from levit_export.packaging import png
+
+    pixels = np.random.default_rng(0).integers(0, 256, (300, 400), dtype=np.uint8)
+    (tmp_path / "grey.png").write_bytes(png.encode(pixels))
+    with Image.open(tmp_path / "grey.png") as image:
+        assert image.mode == "L"
+        np.testing.assert_array_equal(np.asarray(image), pixels)
+
+
+def test_allowances_are_the_manifests(unpacked: Path) -> None:
+    """The arrays for C++ and Swift hold ``atol + rtol_i * max|reference_i|`` of the manifest."""
+    manifest = bundle.read_manifest(unpacked)
+    for name in OUTPUTS:
+        tolerance = manifest.golden.tolerances["fp32"][name]
+        reference = np.load(unpacked / "golden" / f"{name}.npy")
+        allowed = np.load(unpacked / "golden" / "allowed" / "fp32" / f"{name}.npy")
+        np.testing.assert_array_equal(
+            allowed, np.broadcast_to(tolerance.allowed(reference), len(reference))
+        )
+
+
+def test_model_card(unpacked: Path) -> None:
+    """The card names formats, sizes, recipe, verdicts and tolerances, all from the manifest."""
+    card = (unpacked / "README.md").read_text(encoding="utf-8")
+    size = (unpacked / ONNX).stat().st_size
+    assert f"| ONNX Runtime | fp32 | `{ONNX}` | {size:,} bytes | pass |" in card
+    assert "shorter side to 20 px" in card
+    assert "- input `input`: float32 [1, 3, 16, 16]" in card
+    assert "| fp32 | `distill` |" in card
+    assert "not stated" in (unpacked / "LICENCES.md").read_text(encoding="utf-8")
+
+
+def test_licence_text_is_the_repositorys() -> None:
+    """The licence that travels with the programs is the one in the repository."""
+    copied = ROOT / "levit_export" / "packaging" / "licences" / "Apache-2.0.txt"
+    assert copied.read_bytes() == (ROOT / "LICENSE").read_bytes()

@@ -1,0 +1,167 @@
+"""A small export directory made by hand: a linear model, its golden vectors, real tolerances."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from levit_export import bundle, preprocessing, samples
+from levit_export.atomic import MANIFEST
+from levit_export.bundle import ArtifactEntry, GoldenEntry, Manifest
+from levit_export.core import (
+    ModelInfo,
+    Preprocessing,
+    Signature,
+    TensorSpec,
+    Tolerance,
+    Verdict,
+)
+from levit_export.samples import Samples
+
+RECIPE = Preprocessing("tiny", resize=20, crop=16)
+CLASSES = ("ant", "bee", "cat", "doe")
+OUTPUTS = {"logits": 4, "distill": 3}
+ONNX = "onnx-fp32/tiny.onnx"
+OPENVINO = "openvino-fp32/tiny.xml"
+COREML = "coreml-fp16/tiny.mlpackage"
+SHAPE = (3, 16, 16)
+
+
+def weights(output: str) -> np.ndarray:
+    """Seeded weights ``(classes, 768)`` of one output."""
+    generator = np.random.default_rng(len(output))
+    matrix = generator.standard_normal((OUTPUTS[output], int(np.prod(SHAPE))))
+    return (matrix / 28).astype(np.float32)
+
+
+def golden_samples() -> Samples:
+    """Noise, adversarial images, and two photographs that have to be resized."""
+    generator = np.random.default_rng(5)
+    photographs = generator.integers(0, 256, (2, 30, 41, 3), dtype=np.uint8)
+    real = samples.from_images(RECIPE, photographs, np.array([1, 2]))
+    return samples.make(RECIPE).joined(real)
+
+
+def build_onnx(path: Path) -> None:
+    """``logits`` and ``distill``, each a product with the flattened image."""
+    nodes = [helper.make_node("Flatten", ["input"], ["flat"])]
+    tensors = []
+    for name in OUTPUTS:
+        nodes.append(helper.make_node("Gemm", ["flat", f"w_{name}"], [name], transB=1))
+        tensors.append(numpy_helper.from_array(weights(name), f"w_{name}"))
+    taken = [helper.make_tensor_value_info("input", TensorProto.FLOAT, [1, *SHAPE])]
+    given = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, width])
+        for name, width in OUTPUTS.items()
+    ]
+    graph = helper.make_graph(nodes, "tiny", taken, given, tensors)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(model.SerializeToString(deterministic=True))
+
+
+def build_openvino(path: Path, source: Path) -> None:
+    """The same as OpenVINO IR."""
+    import openvino
+
+    path.parent.mkdir(parents=True)
+    openvino.save_model(openvino.convert_model(source), path, compress_to_fp16=False)
+
+
+def make_export(
+    folder: Path,
+    *,
+    openvino: bool = False,
+    verdicts: dict[str, Verdict] | None = None,
+) -> Path:
+    """Write the export. Its Core ML package is a stand-in that no test executes."""
+    build_onnx(folder / ONNX)
+    paths = [ONNX, COREML]
+    if openvino:
+        build_openvino(folder / OPENVINO, folder / ONNX)
+        paths.append(OPENVINO)
+    package = folder / COREML / "Data" / "weight.bin"
+    package.parent.mkdir(parents=True)
+    package.write_bytes(bytes(range(256)))
+    (folder / "labels.txt").write_text("".join(f"{name}\n" for name in CLASSES), encoding="utf-8")
+    golden = golden_samples()
+    flat = golden.inputs.reshape(len(golden), -1).astype(np.float64)
+    outputs = {name: (flat @ weights(name).T).astype(np.float32) for name in OUTPUTS}
+    bundle.write_golden(folder, golden, outputs)
+    write_manifest(folder, paths, golden, verdicts or {})
+    return folder
+
+
+def write_manifest(
+    folder: Path, paths: list[str], golden: Samples, verdicts: dict[str, Verdict]
+) -> None:
+    """``manifest.json`` for what lies in ``folder``; everything passes but for ``verdicts``."""
+    entries = []
+    for path in paths:
+        format_, precision = Path(path).parts[0].split("-")
+        entries.append(ArtifactEntry(format_, precision, path, verdicts.get(format_, "pass")))
+    found = {entry.verdict for entry in entries}
+    (folder / MANIFEST).unlink(missing_ok=True)
+    manifest = Manifest(
+        schema=bundle.SCHEMA,
+        verdict="fail" if "fail" in found else "not-run" if "not-run" in found else "pass",
+        model=model_info(),
+        signature=Signature(
+            (TensorSpec("input", (1, *SHAPE)),),
+            tuple(TensorSpec(name, (1, width)) for name, width in OUTPUTS.items()),
+        ),
+        passes=(),
+        artifacts=tuple(entries),
+        golden=GoldenEntry(
+            samples=golden.names,
+            labels=tuple(int(label) for label in golden.labels),
+            pixels=tuple(golden.pixels),
+            tolerances={"fp32": tolerances(golden), "fp16": tolerances(golden)},
+            weights={},
+        ),
+        toolchain={"levit-export": "0.1.0"},
+        files=bundle.list_files(folder),
+    )
+    bundle.write_manifest(folder, manifest)
+
+
+def tolerances(golden: Samples) -> dict[str, Tolerance]:
+    """Rounding of a product of n terms: at most ``n u sum_j |w_j x_j|``, the reference's own too.
+
+    The bound of Higham, Accuracy and Stability of Numerical Algorithms, section 3.1.
+    """
+    flat = np.abs(golden.inputs.reshape(len(golden), -1).astype(np.float64))
+    found = {}
+    for name in OUTPUTS:
+        sums = (flat @ np.abs(weights(name)).T.astype(np.float64)).max()
+        found[name] = Tolerance(float((flat.shape[1] + 1) * 2.0**-24 * sums), (0.0,), "derived")
+    return found
+
+
+def model_info() -> ModelInfo:
+    """A description of the model; no checkpoint exists."""
+    return ModelInfo(
+        name="tiny",
+        dialect="fair",
+        checkpoint="tiny.safetensors",
+        checkpoint_sha256="0" * 64,
+        parameters=5376,
+        macs=5376,
+        heads=2,
+        config={},
+        labels=CLASSES,
+        preprocessing=RECIPE,
+    )
+
+
+def fed(cropped: np.ndarray) -> np.ndarray:
+    """What the recipe makes of cropped pixels."""
+    return preprocessing.normalise(RECIPE, cropped)
+
+
+def load_onnx(folder: Path) -> onnx.ModelProto:
+    """The ONNX file of an export or of an unpacked bundle."""
+    return onnx.load(folder / ONNX)
