@@ -148,12 +148,16 @@ class PassRecord:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A model ready for every target: passes applied, shapes static but for the batch."""
+    """A model ready for every target: passes applied, shapes static but for the batch.
+
+    ``blocks`` says what users call the block that a module, given by its path, is.
+    """
 
     info: ModelInfo
     signature: Signature
     passes: tuple[PassRecord, ...]
     fingerprints: Fingerprints
+    blocks: Mapping[str, str]
     program: ExportedProgram
 
     @property
@@ -162,12 +166,26 @@ class Prepared:
         return self.signature.batch is None
 
 
+CALIBRATED = ("int8",)
+"""Precisions that round activations to a grid, which real images have to fit."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Real inputs ``(n, 3, H, W)`` float32 that a quantiser may look at, and where they are from."""
+
+    inputs: np.ndarray
+    source: str
+
+
 @dataclass(frozen=True)
 class ExportOptions:
     """What a user may ask of an export. Each target reads what concerns it.
 
-    ``batch`` None leaves the batch open. ``opset`` and ``simplify`` are ONNX's,
-    ``deployment_target`` and ``classifier`` Core ML's.
+    ``batch`` None leaves the batch open. ``calibration`` is needed for the precisions of
+    ``CALIBRATED``; blocks of ``keep``, by the names that users see, stay in the format's own float
+    precision. ``opset`` and ``simplify`` are ONNX's, ``deployment_target`` and ``classifier``
+    Core ML's.
     """
 
     precision: str = "fp32"
@@ -176,6 +194,8 @@ class ExportOptions:
     simplify: bool = True
     deployment_target: str = "iOS16"
     classifier: bool = False
+    calibration: Calibration | None = None
+    keep: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

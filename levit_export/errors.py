@@ -11,6 +11,8 @@ two, ``remedy`` the third, so that a renderer can set them apart.
     │   └── MissingDependencyError a package or platform that the request needs is absent
     ├── CheckpointError            a checkpoint that cannot be read or does not fit
     │   └── UnsafeCheckpointError  a pickle that asks to run code
+    ├── DownloadError              published weights that cannot be had
+    │   └── WrongHashError         a file whose content is not what was published
     ├── PassError                  a pass that refused, or matched nothing
     │   └── PassProofError         a pass that changed the function it was to preserve (status 1)
     ├── TargetError                an exporter or a runtime failed
@@ -81,6 +83,14 @@ class CheckpointError(LevitExportError):
 
 class UnsafeCheckpointError(CheckpointError):
     """A pickle that asks to import or run code; nothing of it was executed."""
+
+
+class DownloadError(LevitExportError):
+    """Published weights that cannot be had: no network, no such file, not in the cache."""
+
+
+class WrongHashError(DownloadError):
+    """A file whose SHA-256 is not the published one."""
 
 
 class PassError(LevitExportError):

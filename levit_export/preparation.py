@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from levit_export import weights
+from levit_export.architectures.blocks import block_names
 from levit_export.architectures.levit import AttentionBias
 from levit_export.checkpoints import Checkpoint
 from levit_export.core import Fingerprints, PassRecord, Prepared
@@ -53,6 +54,7 @@ def prepare(
         signature=signature_of(config, batch),
         passes=records,
         fingerprints=fingerprints,
+        blocks=block_names(config),
         program=program,
     )
 

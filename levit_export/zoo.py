@@ -13,6 +13,9 @@ from levit_export.errors import UnknownNameError, UsageError
 STEM_STRIDES = (16, 8)
 ACTIVATIONS = ("hardswish", "silu", "gelu", "relu")
 
+LARGEST_GRID = 64
+"""Tokens along a side. An attention table has as many entries as its fourth power."""
+
 LOGITS = "logits"
 DISTILL = "distill"
 """Names of a model's outputs."""
@@ -123,6 +126,11 @@ class GraftedConfig:
                 f"{self.stages} ResNet-50 stages with {self.layers} DeiT-S layers are no grafting",
                 remedy="The paper's pairs are 0+12, 1+9, 2+6, 3+3 and 4+0.",
             )
+        if self.dim % self.heads:
+            raise UsageError(
+                f"{self.dim} channels do not divide among {self.heads} heads",
+                remedy="DeiT has 64 channels a head.",
+            )
         _refuse_image_size(self.image_size, 32 if self.stages == 4 else 16)
 
     @property
@@ -154,6 +162,12 @@ def _refuse_image_size(image_size: int, stride: int) -> None:
             f"image size {image_size} does not divide by the stem's stride {stride}",
             remedy=f"Use a multiple of {stride}, such as "
             f"{max(stride, image_size // stride * stride)}.",
+        )
+    if image_size // stride > LARGEST_GRID:
+        raise UsageError(
+            f"image size {image_size} makes a grid of {image_size // stride} tokens a side; "
+            "attention tables grow with the fourth power of that",
+            remedy=f"{stride * LARGEST_GRID} is the largest that is supported.",
         )
 
 

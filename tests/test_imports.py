@@ -21,6 +21,9 @@ HEAVY = (
     "coremltools",
     "rich",
     "cattrs",
+    "requests",
+    "huggingface_hub",
+    "filelock",
 )
 VERBS = sorted(cli.commands)
 EAGER = {"LevitExportError", "__version__"}

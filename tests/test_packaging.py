@@ -11,7 +11,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-DATA = {"LICENSE-digits.md", "digits.npz", "levit_digits.safetensors"}
+DATA = {
+    "LICENSE-digits.md",
+    "LICENSE-imagenet-labels.md",
+    "digits.npz",
+    "imagenet_labels.txt",
+    "levit_digits.safetensors",
+}
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from levit_export.architectures.layers import Residual
+from levit_export.architectures.layers import Residual, last_layer
 
 
 def count_parameters(module: nn.Module) -> int:
@@ -33,6 +33,5 @@ def dead_branches(module: nn.Module) -> tuple[int, int]:
     A branch does when all weights of its last layer are zero; an untrained LeViT's BatchNorm is.
     """
     branches = [branch for branch in module.modules() if isinstance(branch, Residual)]
-    last = [[part for part in b.modules() if part._parameters][-1:] for b in branches]
-    dead = sum(not any(p.any() for p in layer.parameters()) for layers in last for layer in layers)
+    dead = sum(not any(p.any() for p in last_layer(b).parameters()) for b in branches)
     return dead, len(branches)

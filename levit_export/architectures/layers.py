@@ -91,6 +91,14 @@ class Residual(nn.Module):
         return x + cast("torch.Tensor", self.m(x))
 
 
+def last_layer(branch: Residual) -> nn.Linear:
+    """The layer that makes what a residual branch adds; a BatchNorm where there is one.
+
+    Whatever its type, it has a ``weight`` that all of its output is multiplied by.
+    """
+    return cast("nn.Linear", [part for part in branch.modules() if part._parameters][-1])
+
+
 def without_norms_(module: nn.Module) -> None:
     """Put a single layer in the place of every pair, as in checkpoints that were saved fused."""
     for name, pair in list(module.named_modules()):

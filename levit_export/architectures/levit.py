@@ -46,16 +46,13 @@ def attention_bias_index(query_side: int, key_side: int, stride: int) -> tuple[t
 
     Returns the index, int64 ``(query_side**2, key_side**2)``, and the number of offsets.
     """
-    queries = list(itertools.product(range(query_side), repeat=2))
-    keys = list(itertools.product(range(key_side), repeat=2))
-    number: dict[tuple[int, int], int] = {}
-    index = [
-        number.setdefault((abs(stride * qy - ky), abs(stride * qx - kx)), len(number))
-        for qy, qx in queries
-        for ky, kx in keys
-    ]
     # On the CPU also where modules are built without storage: it follows from the arguments alone.
-    return torch.tensor(index, device="cpu").view(len(queries), len(keys)), len(number)
+    queries = stride * torch.arange(query_side, device="cpu")
+    keys = torch.arange(key_side, device="cpu")
+    distance = (queries[:, None] - keys).abs()  # of rows, and as well of columns
+    # The first query stands at offset 0, so its keys show every offset in row-major order.
+    index = distance[:, None, :, None] * key_side + distance[None, :, None, :]
+    return index.reshape(query_side**2, key_side**2), key_side**2
 
 
 class AttentionBias(nn.Module):

@@ -110,6 +110,9 @@ class VitPytorchLevit(nn.Module):
     ``(B, distill_classes)``: the two heads may differ in width and are not averaged.
     """
 
+    residual_gain = 0.25
+    """What seeded weights of its branches, which nothing normalises, are multiplied by."""
+
     def __init__(self, config: VitPytorchConfig) -> None:
         super().__init__()
         self.config = config

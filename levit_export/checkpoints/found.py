@@ -10,6 +10,7 @@ import torch
 
 from levit_export.checkpoints.reading import Stored
 from levit_export.core import Preprocessing
+from levit_export.errors import CheckpointError
 from levit_export.zoo import Config
 
 __all__ = ["Dialect", "Found", "Stored", "Tensors", "renamed"]
@@ -51,4 +52,13 @@ class Dialect(Protocol):
 def renamed(tensors: Tensors, theirs: Mapping[str, str]) -> dict[str, torch.Tensor]:
     """The tensors under our names; those that ``theirs`` does not know keep their own."""
     ours = {name: own for own, name in theirs.items()}
-    return {ours.get(name, name): tensor for name, tensor in tensors.items()}
+    found: dict[str, torch.Tensor] = {}
+    for name, tensor in tensors.items():
+        own = ours.get(name, name)
+        if own in found:
+            raise CheckpointError(
+                f"{name} and another tensor of the file are the same part of the model",
+                remedy="Save the state dict of one model.",
+            )
+        found[own] = tensor
+    return found

@@ -18,8 +18,9 @@ JSON_BYTES = 16 << 20
 """Of a ``config.json`` or a safetensors header; 1,000 labels in both directions take 60 KB."""
 
 PICKLE_BYTES = 64 << 20
-PICKLE_OPERATIONS = 2_000_000
-"""An operation takes at most some 220 bytes of memory (an empty set), 440 MB together."""
+PICKLE_OPERATIONS = 1_000_000
+"""An operation takes at most some 220 bytes of memory (an empty set), 220 MB together.
+Five thousand tensors take 200,000."""
 
 VIEWS = 4
 """Tensors may together have this many times the bytes of their file: weights appear again as

@@ -43,7 +43,9 @@ def model_options(command: CommandT) -> CommandT:
             help="Trained weights: a .safetensors, .pth or .bin file, or a folder with its "
             "config.json.",
         ),
-        click.option("--pretrained", is_flag=True, help="Fetch the weights published for --model."),
+        click.option(
+            "--pretrained", is_flag=True, help="Fetch the weights published for --model."
+        ),
         click.option("--offline", is_flag=True, help="Take --pretrained weights from the cache."),
         click.option(
             "--random-weights",

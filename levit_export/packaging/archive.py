@@ -23,7 +23,7 @@ from typing import Any, BinaryIO
 from levit_export import bundle
 from levit_export.atomic import MANIFEST
 from levit_export.bundle import GOLDEN, FileEntry, Manifest
-from levit_export.errors import BundleError, OutputError, UsageError
+from levit_export.errors import BundleError, ManifestError, OutputError, UsageError
 from levit_export.packaging import arrays, contents, description, names, storage
 from levit_export.packaging.contents import REQUIRED, Source
 from levit_export.packaging.description import DESCRIPTION, SUMS, UNLISTED, Description
@@ -174,7 +174,7 @@ def unpack(path: Path, folder: Path) -> Manifest:
             entries, manifest = _examine(file)
             for entry, wanted in entries:
                 _extract(file, entry, wanted, folder / entry.name)
-    except BundleError as error:
+    except ManifestError as error:
         raise BundleError(f"{path}: {error.what}", remedy=error.remedy) from error
     except OSError as error:
         raise BundleError(

@@ -1,23 +1,6 @@
-"""What can go wrong between a name and its file.
-
-::
-
-    LevitExportError
-    └── DownloadError       published weights that cannot be had
-        └── WrongHashError  a file whose content is not what was published
-"""
+"""Why a transfer failed, in words."""
 
 from __future__ import annotations
-
-from levit_export.errors import LevitExportError
-
-
-class DownloadError(LevitExportError):
-    """Published weights that cannot be had: no network, no such file, not in the cache."""
-
-
-class WrongHashError(DownloadError):
-    """A file whose SHA-256 is not the published one."""
 
 
 def reason(error: BaseException) -> str:

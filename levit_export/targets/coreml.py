@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from levit_export import lean, mil
+from levit_export import lean, mil, naming
 from levit_export.core import (
     PROBABILITIES,
     Artifact,
@@ -324,8 +324,10 @@ def _convert(model: Prepared, options: ExportOptions) -> Any:
     # Names are numbered by a counter of the process that ct.convert empties when it ends, not when
     # it begins: whatever built a program before would show in the file.
     lean.coremltools("converters.mil").Builder.name_count.clear()
+    lowered = program.run_decompositions({})
+    naming.rename(lowered, model.blocks)
     return ct.convert(
-        program.run_decompositions({}),
+        lowered,
         inputs=[ct.TensorType(name=taken.name, shape=taken.shape, dtype=np.float32)],
         convert_to="mlprogram",
         compute_precision=precision,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from levit_export import naming
 from levit_export.core import (
     Artifact,
     Availability,
@@ -200,6 +201,8 @@ def _convert(model: Prepared, opset: int) -> ModelProto:
             remedy="Try --opset 18, or report the model.",
         ) from error
     proto: ModelProto = program.model_proto  # type: ignore[union-attr]
+    # The program as torch.onnx lowered it: its values' names are those of the graph.
+    _rename(proto, naming.names(program.exported_program.graph.nodes, model.blocks).values)  # type: ignore[union-attr]
     written = {o.domain: o.version for o in proto.opset_import}[""]
     if written != opset:
         raise ExportFailedError(
@@ -207,6 +210,18 @@ def _convert(model: Prepared, opset: int) -> ModelProto:
             remedy=f"Use --opset {written}.",
         )
     return proto
+
+
+def _rename(proto: ModelProto, values: Mapping[str, str]) -> None:
+    """Give inner values the names that say where in the network they are; nodes follow theirs."""
+    kept = {value.name for value in (*proto.graph.input, *proto.graph.output)}
+    new = {old: name for old, name in values.items() if old not in kept}
+    for node in proto.graph.node:
+        node.input[:] = [new.get(name, name) for name in node.input]
+        node.output[:] = [new.get(name, name) for name in node.output]
+        node.name = f"node_{node.output[0]}"
+    for value in proto.graph.value_info:
+        value.name = new.get(value.name, value.name)
 
 
 def _finish(proto: ModelProto, model: Prepared, precision: str) -> None:

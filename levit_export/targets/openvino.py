@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from levit_export import naming
 from levit_export.core import (
     Artifact,
     Availability,
@@ -57,12 +58,15 @@ class OpenvinoTarget:
     def export(self, model: Prepared, path: Path, options: ExportOptions) -> Artifact:
         """Write ``path`` and the ``.bin`` beside it; float32 weights stay float32."""
         import openvino
+        from openvino.frontend.pytorch.fx_decoder import TorchFXPythonDecoder
 
         try:
             with quiet("openvino"):
-                graph = openvino.convert_model(model.program)
+                decoder = TorchFXPythonDecoder.from_exported_program(model.program)
+                values = naming.names(decoder.pt_module.graph.nodes, model.blocks).values
+                graph = openvino.convert_model(decoder)
                 _shape(graph, model.signature)
-                _name(graph, model)
+                _name(graph, model, values)
                 pairs = metadata(model, options.precision, ("openvino",))
                 for key in sorted(pairs):
                     graph.set_rt_info(pairs[key], [SECTION, key.removeprefix(PREFIX)])
@@ -212,10 +216,11 @@ def _shape(graph: openvino.Model, signature: Signature) -> None:
     )
 
 
-def _name(graph: openvino.Model, model: Prepared) -> None:
-    """Name inputs and outputs, and number what the converter names from a global counter.
+def _name(graph: openvino.Model, model: Prepared, values: Mapping[str, str]) -> None:
+    """Name inputs, outputs and inner values, and number what a global counter named.
 
-    That counter makes two exports of one process differ.
+    That counter makes two exports of one process differ. The converter calls a node after the
+    value of the program, ``conv_1/aten.convolution/Add``; of a value's nodes the last is the value.
     """
     for ports, specs in (
         (graph.inputs, model.signature.inputs),
@@ -224,10 +229,18 @@ def _name(graph: openvino.Model, model: Prepared) -> None:
         for port, spec in zip(ports, specs, strict=True):
             port.get_tensor().set_names({spec.name})
     graph.set_friendly_name(model.info.name)
+    last: dict[str, Any] = {}
     for index, node in enumerate(graph.get_ordered_ops()):
         kind = node.get_type_name()
-        if re.fullmatch(rf"{kind}_\d+", node.get_friendly_name()):
+        name = node.get_friendly_name()
+        value, _, rest = name.partition("/")
+        if re.fullmatch(rf"{kind}_\d+", name):
             node.set_friendly_name(f"{kind}_{index}")
+        elif value in values and kind != "Constant":
+            node.set_friendly_name(f"{values[value]}/{rest}")
+            last[values[value]] = node
+    for value, node in last.items():
+        node.set_friendly_name(value)
 
 
 def _read(core: openvino.Core, path: Path) -> openvino.Model:

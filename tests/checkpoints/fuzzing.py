@@ -8,12 +8,16 @@ foreign exception ends it with status 1, a crash or an allocation beyond the lim
 from __future__ import annotations
 
 import collections
+import io
 import json
 import random
 import resource
 import shutil
 import sys
+import zipfile
 from pathlib import Path
+
+import hostile_files as hostile
 
 from levit_export.checkpoints import reading
 from levit_export.errors import LevitExportError
@@ -99,11 +103,28 @@ def _one(subject: Path, here: Path, seed: int) -> str:
     else:
         victim = here.with_name(here.name + subject.suffix)
         victim.write_bytes(subject.read_bytes())
-    victim.write_bytes(damaged(victim.read_bytes(), generator))
+    content = victim.read_bytes()
+    if content.startswith(b"PK") and generator.random() < 0.7:
+        victim.write_bytes(_with_damaged_pickle(content, generator))
+    else:
+        victim.write_bytes(damaged(content, generator))
     try:
         return outcome(here if subject.is_dir() else victim)
     except BaseException as error:
         raise AssertionError(f"{subject.name}, seed {seed}") from error
+
+
+def _with_damaged_pickle(content: bytes, generator: random.Random) -> bytes:
+    """The archive packed anew, so that its check sums let the damage pass."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        names = {name.partition("/")[2]: name for name in archive.namelist()}
+        program = archive.read(names.pop("data.pkl"))
+        storages = {
+            name.removeprefix("data/"): archive.read(full)
+            for name, full in names.items()
+            if name.startswith("data/")
+        }
+    return hostile.archive(damaged(program, generator), storages)
 
 
 if __name__ == "__main__":

@@ -494,6 +494,10 @@ HOSTILE_PICKLES: dict[str, tuple[object, str]] = {
         {str(n): hostile.tensor(1, (500,), (0,)) for n in range(40)},
         "declares tensors of",
     ),
+    "stride 0 beside": (
+        {"model": {"a": hostile.tensor(1, (1,), (1,))}, "b": hostile.tensor(1, (10**9,), (0,))},
+        "declares tensors of",
+    ),
     "huge storage": ({"a": hostile.tensor(10**12, (1,), (1,))}, "elements in"),
     "beyond": ({"a": hostile.tensor(1, (2,), (1,))}, "beyond its storage"),
     "offset": ({"a": hostile.tensor(1, (1,), (1,), 1)}, "beyond its storage"),
@@ -511,9 +515,9 @@ HOSTILE_PICKLES: dict[str, tuple[object, str]] = {
         "two types",
     ),
     "bytearray": ({"a": hostile.Calls(bytearray, 10**12)}, "bytes of no text"),
-    "deep key": (deep(1_000_000), "a key that is neither"),
-    "deep value": (b"\x80\x02}X\x01\0\0\0a)" + b"\x85" * 1_000_000 + b"s.", "no tensors"),
-    "copies": (copying(5000), "pickle operations"),
+    "deep key": (deep(200_000), "a key that is neither"),
+    "deep value": (b"\x80\x02}X\x01\0\0\0a)" + b"\x85" * 200_000 + b"s.", "no tensors"),
+    "copies": (copying(2000), "pickle operations"),
     "many": (b"\x80\x02" + b"]" * (limits.PICKLE_OPERATIONS + 1) + b".", "pickle operations"),
     "itself": (itself(), "wrappers in wrappers"),
     "memo": (b"\x80\x02h\x09.", "not a whole"),
@@ -572,7 +576,7 @@ def test_compressed_entries(tmp_path: Path) -> None:
     """A bomb of compressed zeros is refused unopened."""
     content = hostile.archive({}, {"0": bytes(1 << 24)}, compression=zipfile.ZIP_DEFLATED)
     assert len(content) < 1 << 16
-    assert "compressed" in complaint(write(tmp_path / "w.pth", content))
+    assert "entries are compressed" in complaint(write(tmp_path / "w.pth", content))
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
@@ -719,7 +723,7 @@ def test_memory_is_bounded(tmp_path: Path) -> None:
     one = {**GOOD, "shape": [10**12], "data_offsets": [0, 4 * 10**12]}
     files = [write(tmp_path / "w.safetensors", hostile.safetensors({"a": one}, bytes(4)))]
     for case, (content, _) in HOSTILE_PICKLES.items():
-        for form in (hostile.archive, hostile.legacy):
+        for form in (hostile.archive,) if case == "many" else (hostile.archive, hostile.legacy):
             name = f"{case.replace(' ', '-')}-{form.__name__}.pth"
             files.append(write(tmp_path / name, form(content)))
     done = subprocess.run(

@@ -100,6 +100,13 @@ def test_what_a_bundle_unpacks_to_is_an_export(zipped: Path, tiny: Path) -> None
     assert not folder.exists()
 
 
+def test_an_unpacked_bundle_is_bundled_again(zipped: Path, tmp_path: Path) -> None:
+    """What was unpacked is an export like the first: bundled, it gives the first's bytes."""
+    with packaging.open_bundle(zipped) as folder:
+        again = packaging.write(folder, tmp_path / "again.zip")
+    assert again.read_bytes() == zipped.read_bytes()
+
+
 def test_formats(tiny: Path, tmp_path: Path) -> None:
     """Only the formats asked for are inside, and only their programs; the manifest says so."""
     path = packaging.write(tiny, tmp_path / "some.zip", ("openvino",))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,7 +16,10 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
-from tiny_exports import COREML, ONNX, RECIPE, fed
+from tiny_exports import COREML, ONNX, RECIPE, fed, make_export
+
+from levit_export import packaging, preprocessing
+from levit_export.core import Preprocessing
 
 RUN = (
     "import runpy, sys; sys.path.append(sys.argv[1]); sys.argv = sys.argv[2:]; "
@@ -180,7 +184,7 @@ MISTAKES: list[tuple[Callable[[np.ndarray], np.ndarray], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("mistake", "message"), MISTAKES[:3:2], ids=lambda value: str(value)[:20])
+@pytest.mark.parametrize(("mistake", "message"), MISTAKES[:3:2], ids=["swapped", "twice"])
 def test_golden_inputs_with_a_mistake(
     verify: Verify, unpacked: Path, mistake: Callable[[np.ndarray], np.ndarray], message: str
 ) -> None:
@@ -262,6 +266,22 @@ def test_another_resize(
     assert line.detail.startswith(f"resize-landscape: {message}")
 
 
+@pytest.mark.parametrize("mode", ["shorter-side", "exact"])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_resize_is_the_toolchains(diagnose: Any, mode: Any, interpolation: Any) -> None:
+    """``verify.py`` spells the preprocessing out again; both give the same pixels and tensors."""
+    recipe = Preprocessing("r", 21, 16, mode, interpolation, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    spec = {"dtype": "float32", "shape": [1, 3, 16, 16]}
+    generator = np.random.default_rng(0)
+    for shape in ((37, 22, 3), (9, 40), (16, 16, 3)):
+        pixels = generator.integers(0, 256, shape, dtype=np.uint8)
+        cropped = diagnose.resize(vars(recipe), pixels)
+        np.testing.assert_array_equal(cropped, preprocessing.resize_and_crop(recipe, pixels))
+        np.testing.assert_array_equal(
+            diagnose.feed(vars(recipe), spec, cropped), preprocessing.apply(recipe, pixels)
+        )
+
+
 def test_layout_with_its_shape(diagnose: Any, unpacked: Path) -> None:
     """A tensor of shape (H, W, 3) is called NHWC, together with what else is wrong."""
     cropped = np.load(unpacked / "golden" / "cropped" / "gradient.npy")
@@ -299,6 +319,27 @@ def test_model_that_normalises_by_itself(diagnose: Any, unpacked: Path, dtype: s
         assert line.verdict == "pass"
     else:
         assert "normalised, which the model does by itself" in line.detail
+
+
+@pytest.fixture
+def raw(tmp_path: Path) -> Path:
+    """The unpacked bundle of a model that takes uint8 pixels."""
+    export = make_export(tmp_path / "raw", raw=True)
+    shutil.unpack_archive(packaging.write(export, tmp_path / "raw.zip"), tmp_path / "u", "zip")
+    return tmp_path / "u"
+
+
+def test_bundle_of_a_model_that_normalises_by_itself(verify: Verify, raw: Path) -> None:
+    """A model with a uint8 input is fed the cropped pixels; its card says not to normalise."""
+    status, said = verify(raw, "onnx", "--format", "onnx")
+    assert status == 0, said
+    assert "8 samples" in said
+    assert "do not divide" in (raw / "README.md").read_text(encoding="utf-8")
+    path = raw / "golden" / "input.npy"
+    np.save(path, np.load(path)[:, ::-1])
+    vouch(raw)
+    status, said = verify(raw, "onnx", "--format", "onnx")
+    assert (status, "gradient: channels look swapped: BGR" in said) == (1, True)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,163 @@
+"""The C++ programs of a bundle, compiled against the runtimes' own headers and run.
+
+OpenVINO's wheel carries its headers. ONNX Runtime's does not: Debian 13's ``libonnxruntime-dev``
+or an unpacked release of ONNX Runtime has them; ``ONNXRUNTIME_INCLUDE`` names the folder.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_exports import ONNX, OPENVINO, make_export
+
+from levit_export import packaging
+from levit_export.packaging import verifiers
+
+COMPILER = shutil.which("g++") or shutil.which("c++")
+SOURCES = Path(verifiers.__file__).parent
+HEADERS = (
+    os.environ.get("ONNXRUNTIME_INCLUDE", ""),
+    "/usr/include/onnxruntime",
+    "/usr/local/include/onnxruntime",
+    "/usr/local/include",
+)
+
+pytestmark = [
+    pytest.mark.skipif(COMPILER is None, reason="no C++ compiler (apt-get install g++)"),
+    pytest.mark.skipif(sys.platform != "linux", reason="the libraries' names are Linux's"),
+]
+
+
+def package(name: str) -> Path:
+    """The folder of an installed package."""
+    spec = find_spec(name)
+    assert spec is not None
+    assert spec.origin is not None
+    return Path(spec.origin).parent
+
+
+def build(program: Path, *options: object) -> Path:
+    """Compile the program of this name with warnings as errors."""
+    source = SOURCES / f"{program.name}.cpp"
+    command = [COMPILER, "-std=c++17", "-Wall", "-Wextra", "-Werror", source, *options]
+    done = subprocess.run(
+        [*map(str, command), "-o", str(program)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return program
+
+
+@pytest.fixture(scope="session")
+def openvino_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``verify_openvino``, built with what the wheel carries."""
+    folder = package("openvino")
+    if not (folder / "include" / "openvino" / "openvino.hpp").is_file():
+        pytest.skip("this openvino wheel carries no headers")
+    (library,) = (folder / "libs").glob("libopenvino.so.*")
+    program = tmp_path_factory.mktemp("cpp") / "verify_openvino"
+    return build(program, "-isystem", folder / "include", library, f"-Wl,-rpath,{folder / 'libs'}")
+
+
+@pytest.fixture(scope="session")
+def onnxruntime_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``verify_onnxruntime``, built with headers of the system and the wheel's library."""
+    found = [h for h in HEADERS if h and (Path(h) / "onnxruntime_cxx_api.h").is_file()]
+    if not found:
+        pytest.skip(
+            "no onnxruntime_cxx_api.h: install libonnxruntime-dev (Debian 13 or later), or unpack "
+            "a release of ONNX Runtime and set ONNXRUNTIME_INCLUDE to its include folder"
+        )
+    folder = tmp_path_factory.mktemp("cpp")
+    (library,) = (package("onnxruntime") / "capi").glob("libonnxruntime.so.*")
+    (folder / "libonnxruntime.so.1").symlink_to(library)
+    (folder / "libonnxruntime.so").symlink_to(library)
+    options = ("-L", folder, "-lonnxruntime", f"-Wl,-rpath,{folder}")
+    return build(folder / "verify_onnxruntime", "-isystem", found[0], *options)
+
+
+@pytest.fixture(params=["openvino", "onnxruntime"])
+def program(request: pytest.FixtureRequest) -> tuple[Path, str]:
+    """Each program, and the model that it is for."""
+    path: Path = request.getfixturevalue(f"{request.param}_program")
+    return path, OPENVINO if request.param == "openvino" else ONNX
+
+
+def run(program: tuple[Path, str], folder: Path, model: str = "") -> tuple[int, str]:
+    """Status and words of a program on an unpacked bundle."""
+    path, own = program
+    done = subprocess.run(
+        [path, folder, folder / (model or own)], capture_output=True, text=True, check=False
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_whole_bundle(program: tuple[Path, str], unpacked: Path) -> None:
+    """Both outputs of a whole bundle pass, and its eight images give the golden input."""
+    status, said = run(program, unpacked)
+    assert status == 0, said
+    assert "pass    pixels: 8 images" in said
+    assert "pass    logits: 12 samples" in said
+    assert "pass    distill: 12 samples" in said
+
+
+def test_swapped_channels(program: tuple[Path, str], unpacked: Path) -> None:
+    """A golden input whose channels are swapped fails by its pixels and by its outputs."""
+    path = unpacked / "golden" / "input.npy"
+    inputs = np.load(path)
+    inputs[9] = inputs[9][::-1].copy()
+    np.save(path, inputs)
+    status, said = run(program, unpacked)
+    assert status == 1
+    assert "fail    normalisation: gradient differs" in said
+    assert "fail    logits: error" in said
+    assert "on gradient exceeds" in said
+
+
+def test_nan(program: tuple[Path, str], unpacked: Path) -> None:
+    """An answer that is NaN fails; it is not a small distance."""
+    path = unpacked / "golden" / "input.npy"
+    inputs = np.load(path)
+    inputs[0, 0, 0, 0] = np.nan
+    np.save(path, inputs)
+    status, said = run(program, unpacked)
+    assert (status, "fail    logits: error nan on normal-0" in said) == (1, True), said
+
+
+def test_missing_output(program: tuple[Path, str], unpacked: Path) -> None:
+    """An output that the bundle has a tolerance for and the model does not give is a failure."""
+    allowed = unpacked / "golden" / "allowed" / "fp32"
+    shutil.copy(allowed / "logits.npy", allowed / "other.npy")
+    status, said = run(program, unpacked)
+    assert (status, "fail    other: the output is missing" in said) == (1, True)
+
+
+def test_model_that_normalises_by_itself(onnxruntime_program: Path, tmp_path: Path) -> None:
+    """A model with a uint8 input is fed pixels, and pixels are what its images have to give."""
+    export = make_export(tmp_path / "raw", raw=True)
+    folder = tmp_path / "unpacked"
+    shutil.unpack_archive(packaging.write(export, tmp_path / "raw.zip"), folder, "zip")
+    status, said = run((onnxruntime_program, ONNX), folder)
+    assert (status, "pass    pixels: 8 images" in said) == (0, True), said
+    path = folder / "golden" / "input.npy"
+    np.save(path, np.load(path)[:, ::-1])
+    status, said = run((onnxruntime_program, ONNX), folder)
+    assert (status, "fail    normalisation: gradient" in said) == (1, True)
+
+
+def test_what_cannot_be_read(program: tuple[Path, str], unpacked: Path) -> None:
+    """Damaged arrays and models, and missing ones, are errors with a reason: status 2."""
+    for model in ("labels.txt", "nowhere.xml"):
+        status, said = run(program, unpacked, model)
+        assert (status, "error: " in said) == (2, True)
+    path = unpacked / "golden" / "input.npy"
+    for content in (b"", path.read_bytes()[:-1], b"\x93NUMPY\x02\x00" + bytes(200)):
+        path.write_bytes(content)
+        status, said = run(program, unpacked)
+        assert (status, "input.npy" in said) == (2, True)
