@@ -172,7 +172,7 @@ CALIBRATED = ("int8",)
 
 @dataclass(frozen=True)
 class Calibration:
-    """Real inputs ``(n, 3, H, W)`` float32 that a quantiser may look at, and where they are from."""
+    """Real inputs ``(n, 3, H, W)`` float32 that a quantiser may look at, and their source."""
 
     inputs: np.ndarray
     source: str

@@ -1,9 +1,9 @@
 """Give the values of a captured program names that say where in the network they are.
 
-``torch.export`` numbers what it captures, ``linear_17``, and each converter lowers the program once
-more and numbers anew. Here every value gets a name of its block, ``stage2_block0_attention_softmax``,
-from the modules that it came from. That is how a block is found again in a file of any format: to
-leave it in float32, or to look at what it computes.
+``torch.export`` numbers what it captures, ``linear_17``, and each converter lowers the program
+once more and numbers anew. Here every value gets a name of its block, such as
+``stage2_block0_attention_softmax``, from the modules that it came from. That is how a block is
+found again in a file of any format: to leave it in float32, or to look at what it computes.
 
 A *tap* is such a value under the name that users see, ``stage2.block0.attention.softmax``. Of each
 block there is ``out``, what it hands on, and of attentions ``scores``, what goes into the softmax
@@ -59,21 +59,15 @@ def names(nodes: Iterable[Node], blocks: Mapping[str, str]) -> Names:
 def rename(program: ExportedProgram, blocks: Mapping[str, str]) -> None:
     """Give the values of ``program`` their names, in place."""
     found = names(program.graph.nodes, blocks).values
-    nodes = [node for node in program.graph.nodes if node.name in found]
-    for number, node in enumerate(nodes):  # out of the way first: names may be exchanged
-        found_name = found[node.name]
-        node.meta["levit_export_name"] = found_name
-        node._rename(f"levit_export_{number}")
-    renamed: dict[str, str] = {}
-    for node in nodes:
-        wanted = node.meta.pop("levit_export_name")
-        node._rename(wanted)
-        renamed[wanted] = node.name
-    back = {new: old for old, new in found.items()}
-    by_old = {back[wanted]: name for wanted, name in renamed.items()}
-    for spec in program.graph_signature.output_specs:
+    nodes = {node.name: node for node in program.graph.nodes if node.name in found}
+    for number, node in enumerate(nodes.values()):  # out of the way first: names may be exchanged
+        node._rename(f"levit_export_{number}")  # noqa: SLF001 - the public way copies the node
+    for before, node in nodes.items():
+        node._rename(found[before])  # noqa: SLF001
+    for spec in program.graph_signature.output_specs:  # which knows its outputs by name
         argument: Any = spec.arg
-        argument.name = by_old.get(argument.name, argument.name)
+        if argument.name in nodes:
+            argument.name = nodes[argument.name].name
     program.graph_module.recompile()
 
 

@@ -35,7 +35,9 @@ class OutputParity:
     ``max_rel`` is the largest ``max|c - r| / max|r|`` of a row; ``worst_ratio`` the largest share
     of its allowance that a row used, above 1 where it failed; ``worst_sample`` names that row.
     Agreements are shares of rows. A *decided* flip changed top-1 although the reference's margin
-    exceeds twice the largest error on all other rows; an undecided one is a near-tie.
+    exceeds twice the largest error on all other rows; an undecided one is a near-tie. ``errors``
+    are the largest ``|c - r|`` of each row and ``scales`` its largest ``|r|``, so that another
+    tolerance can be applied later.
     """
 
     name: str
@@ -51,6 +53,8 @@ class OutputParity:
     decided_flips: int
     undecided_flips: int
     tolerance: Tolerance
+    errors: tuple[float, ...] = ()
+    scales: tuple[float, ...] = ()
     failures: tuple[str, ...] = ()
 
 
@@ -223,6 +227,8 @@ def _compare_output(
         decided_flips=decided,
         undecided_flips=undecided,
         tolerance=tolerance,
+        errors=tuple(error.tolist()),
+        scales=tuple(np.abs(r).max(axis=1).tolist()),
         failures=tuple(failures),
     )
 

@@ -1,4 +1,4 @@
-"""What users call the parts of a network: ``stem.0``, ``stage1.block0.attention``, ``shrink1.mlp``.
+"""What users call the parts of a network: ``stem.0``, ``stage1.block0.mlp``, ``shrink1.mlp``.
 
 Stages are counted from 1 as in the paper, blocks and convolutions from 0. ``shrink1`` stands
 between ``stage1`` and ``stage2``. The names are the same for every representation of a model.

@@ -96,7 +96,10 @@ def last_layer(branch: Residual) -> nn.Linear:
 
     Whatever its type, it has a ``weight`` that all of its output is multiplied by.
     """
-    return cast("nn.Linear", [part for part in branch.modules() if part._parameters][-1])
+    parts = branch.modules()
+    return cast(
+        "nn.Linear", [p for p in parts if any(True for _ in p.parameters(recurse=False))][-1]
+    )
 
 
 def without_norms_(module: nn.Module) -> None:

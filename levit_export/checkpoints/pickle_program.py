@@ -119,6 +119,7 @@ class Machine:
     def run(self, stream: IO[bytes]) -> object:
         """What the pickle at the stream's position describes; the stream is left behind it."""
         self.stack, self.marks, self.memo = [], [], {}
+        argument: Any
         for operation, argument, _ in pickletools.genops(stream):
             self.spend(1)
             name = operation.name

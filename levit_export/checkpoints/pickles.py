@@ -78,7 +78,7 @@ def _check_legacy(path: Path) -> None:
     machine = Machine(path, size := size_of(path))
     with path.open("rb") as file:
         stream = io.BytesIO(file.read(PICKLE_BYTES))
-        if stream.getbuffer()[:1] != b"\x80":
+        if bytes(stream.getbuffer()[:1]) != b"\x80":
             raise ValueError("no pickle")
         if machine.run(stream) != MAGIC or machine.run(stream) != PROTOCOL:
             raise ValueError("a pickle, but not one of torch.save")

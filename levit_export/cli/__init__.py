@@ -9,6 +9,7 @@ import click
 
 from levit_export._version import __version__
 from levit_export.cli.bench import bench
+from levit_export.cli.bundle import bundle
 from levit_export.cli.check import check
 from levit_export.cli.doctor import doctor
 from levit_export.cli.export import export
@@ -35,7 +36,7 @@ def cli() -> None:
     """  # noqa: D301 - click reads the backspace
 
 
-for command in (export, check, bench, models, doctor):
+for command in (export, check, bench, bundle, models, doctor):
     cli.add_command(command)
 
 

@@ -14,8 +14,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from levit_export.progress import Progress, Silent
 from levit_export.errors import DownloadError, WrongHashError
+from levit_export.progress import Progress, Silent
 from levit_export.published.names import HashedFile, HubModel, Published, known_names, parse
 from levit_export.published.transfer import Transfer
 

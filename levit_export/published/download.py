@@ -14,9 +14,9 @@ from pathlib import Path
 import requests
 
 from levit_export._version import __version__
+from levit_export.errors import DownloadError
 from levit_export.progress import Progress
 from levit_export.published.cache import unusable
-from levit_export.errors import DownloadError
 from levit_export.published.failures import reason
 from levit_export.published.transfer import Transfer
 

@@ -13,10 +13,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from levit_export.errors import LevitExportError, MissingDependencyError
+from levit_export.errors import (
+    DownloadError,
+    LevitExportError,
+    MissingDependencyError,
+    WrongHashError,
+)
 from levit_export.progress import Progress
 from levit_export.published.cache import disk_errors, locked, sha256_of, unusable
-from levit_export.errors import DownloadError, WrongHashError
 from levit_export.published.failures import reason
 from levit_export.published.names import HubModel
 from levit_export.published.transfer import Transfer

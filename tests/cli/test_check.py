@@ -137,7 +137,10 @@ def test_check_of_damaged_golden_vectors(cli: Cli, copied: Path) -> None:
         (lambda m: m["artifacts"][0].update(path="a\\..\\b"), "outside the directory"),
         (lambda m: m["artifacts"][0].update(precision="fp16"), "no tolerance"),
         (lambda m: m.update(artifacts=[]), "no artifacts"),
-        (lambda m: m["golden"]["tolerances"]["fp32"]["logits"].update(rtol=[1.0, 1.0]), "2 tolerances"),
+        (
+            lambda m: m["golden"]["tolerances"]["fp32"]["logits"].update(rtol=[1.0, 1.0]),
+            "2 tolerances",
+        ),
     ],
 )
 def test_check_of_a_bad_manifest(cli: Cli, copied: Path, edit: Edit, message: str) -> None:
