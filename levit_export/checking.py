@@ -79,7 +79,7 @@ def as_probabilities(reference: Reference) -> Reference:
     tolerances = {}
     for precision, of_output in reference.tolerances.items():
         tolerance = of_output[LOGITS]
-        allowed = tolerance.allowed(logits) / 2 / p.max(axis=1) + UNIT_ROUNDOFF[precision]
+        allowed = tolerance.allowed(logits) / 2 / p.max(axis=1) + _roundoff(precision)
         tolerances[precision] = {
             PROBABILITIES: replace(tolerance, atol=0.0, rtol=tuple(allowed.tolist()))
         }
@@ -90,6 +90,11 @@ def as_probabilities(reference: Reference) -> Reference:
         outputs={PROBABILITIES: p},
         tolerances=tolerances,
     )
+
+
+def _roundoff(precision: str) -> float:
+    """Of the type that the answer has; quantised models answer in float16 at the coarsest."""
+    return UNIT_ROUNDOFF.get(precision, UNIT_ROUNDOFF["fp16"])
 
 
 @dataclass(frozen=True)
@@ -131,7 +136,8 @@ def check(row: Row, reference: Reference) -> tuple[ParityReport, Accuracy | None
             runtime=session.runtime,
             doubt=expected.doubt,
         )
-    digests = expected.weights.get(row.artifact.precision, {})
+    artifact = row.artifact
+    digests = expected.weights.get(artifact.id, expected.weights.get(artifact.precision, {}))
     return parity.with_weights(report, _audit(row.artifact, digests)), accuracy
 
 
@@ -139,7 +145,8 @@ def _audit(artifact: Artifact, digests: Mapping[str, str]) -> WeightAudit:
     if not digests:
         return WeightAudit(0, unread=NO_DIGESTS)
     try:
-        return weights.audit(digests, target(artifact.format).constants(artifact))
+        stored = target(artifact.format).constants(artifact)
+        return weights.audit(digests, stored, artifact.precision)
     except MissingDependencyError as error:
         return WeightAudit(len(digests), unread=str(error))
 

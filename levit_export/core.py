@@ -150,7 +150,8 @@ class PassRecord:
 class Prepared:
     """A model ready for every target: passes applied, shapes static but for the batch.
 
-    ``blocks`` says what users call the block that a module, given by its path, is.
+    ``blocks`` says what users call the block that a module, given by its path, is. ``weights`` are
+    the tensors that artifacts must hold, empty when exporters make others of them.
     """
 
     info: ModelInfo
@@ -158,6 +159,7 @@ class Prepared:
     passes: tuple[PassRecord, ...]
     fingerprints: Fingerprints
     blocks: Mapping[str, str]
+    weights: Mapping[str, np.ndarray]
     program: ExportedProgram
 
     @property

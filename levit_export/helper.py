@@ -62,7 +62,7 @@ class Helper:
         """Hand over ``jobs``; returns when they have been read."""
         program = io.BytesIO()
         _save(model.program, program)
-        bare = replace(model, program=None)  # type: ignore[arg-type]
+        bare = replace(model, weights={}, program=None)  # type: ignore[arg-type]
         message = (tuple(jobs), folder, bare, program.getvalue())
         try:
             pickle.dump(message, _pipe(self._process.stdin))

@@ -7,11 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from levit_export import bundle, checking, machine, parity, reference, report
 from levit_export.atomic import MANIFEST
 from levit_export.bundle import Manifest
 from levit_export.checking import Reference, Row
-from levit_export.core import Artifact, Fingerprints, RunOptions, Session, Verdict
+from levit_export.core import CALIBRATED, Artifact, RunOptions, Session, Verdict
 from levit_export.errors import ArtifactError, UsageError
 from levit_export.parity import ParityReport
 from levit_export.pipeline import BASELINE, TOOLCHAIN
@@ -31,7 +33,7 @@ class InspectRequest:
     """What ``check`` and ``bench`` may be asked for.
 
     ``choice`` names the model of bare artifacts; for a directory it replaces the golden outputs by
-    a fresh reference.
+    a fresh reference. ``data`` are the images that a bare ``int8`` artifact was calibrated on.
     """
 
     paths: tuple[Path, ...]
@@ -40,6 +42,8 @@ class InspectRequest:
     plan: TimingPlan = field(default_factory=TimingPlan)
     seed: int = 0
     overrides: Overrides = field(default_factory=Overrides)
+    data: Path | None = None
+    calibration_images: int = 200
 
 
 @dataclass(frozen=True)
@@ -167,24 +171,34 @@ def _reference(each: _Found, request: InspectRequest, progress: Progress) -> Ref
             doubt=manifest.golden.doubt,
         )
     progress.stage("computing the reference")
+    from levit_export.preparation import fingerprint
+
     checkpoint = reference.load(request.choice, progress)
-    return reference.make(
+    precisions = {artifact.precision for artifact in each.artifacts}
+    weights = _weights(checkpoint, each)
+    expected = reference.make(
         checkpoint,
         checkpoint.describe(),
-        {artifact.precision for artifact in each.artifacts},
-        fingerprints=_fingerprints(checkpoint, each),
+        precisions,
+        fingerprints=fingerprint(weights),
         seed=request.seed,
         overrides=request.overrides,
+        calibration=reference.calibration(
+            checkpoint, request.data, count=request.calibration_images, seed=request.seed
+        )
+        if precisions & set(CALIBRATED)
+        else None,
     )
+    return reference.with_quantised_weights(expected, weights, each.artifacts)
 
 
-def _fingerprints(checkpoint: Checkpoint, each: _Found) -> Fingerprints:
-    """Digests of the weights that the artifacts must hold, rewritten by the passes they name.
+def _weights(checkpoint: Checkpoint, each: _Found) -> dict[str, np.ndarray]:
+    """The weights that the artifacts must hold, rewritten by the passes they name.
 
     None for files that are not ours, or that name other passes than one another.
     """
     from levit_export.passes import PASSES
-    from levit_export.preparation import fingerprint, rewrite
+    from levit_export.preparation import rewrite, weights_of
 
     named = {artifact.passes for artifact in each.artifacts}
     if each.manifest is not None:
@@ -192,7 +206,7 @@ def _fingerprints(checkpoint: Checkpoint, each: _Found) -> Fingerprints:
     if len(named) != 1 or (applied := named.pop()) is None:
         return {}
     module, _ = rewrite(checkpoint, skip=[p.name for p in PASSES if p.name not in applied])
-    return fingerprint(module)
+    return weights_of(module)
 
 
 def _macs(found: Sequence[_Found]) -> int:

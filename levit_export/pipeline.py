@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from levit_export import atomic, bundle, checking, helper, machine, parity, reference, report
 from levit_export.bundle import ArtifactEntry, GoldenEntry, Manifest
 from levit_export.checking import Reference, Row
-from levit_export.core import Artifact, ExportOptions, Prepared, RunOptions
+from levit_export.core import (
+    CALIBRATED,
+    Artifact,
+    Calibration,
+    ExportOptions,
+    Prepared,
+    RunOptions,
+)
 from levit_export.errors import MissingDependencyError, OutputError, UsageError
 from levit_export.helper import Helper, Job
 from levit_export.parity import ParityReport
@@ -38,18 +47,22 @@ TOOLCHAIN = (
     "coremltools",
 )
 BASELINE = "PyTorch eager"
+TO_BE_READ = Calibration(np.empty((0, 3, 0, 0), np.float32), "to be read with the checkpoint")
+FEW_IMAGES = 100
+"""Fewer images than this do not show a quantiser the range of a network's values."""
 
 
 @dataclass(frozen=True)
 class ExportRequest:
     """Everything the ``export`` verb may be asked for.
 
-    ``precision`` None means each target's default.
+    ``precisions`` are the artifacts to make of a format; one that is not named is made in its
+    default precision. ``data`` are the images that ``int8`` is calibrated on.
     """
 
     choice: ModelChoice = field(default_factory=ModelChoice)
     formats: tuple[str, ...] = ("onnx", "openvino", "coreml")
-    precision: str | None = None
+    precisions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     options: ExportOptions = field(default_factory=ExportOptions)
     skip: tuple[str, ...] = ()
     seed: int = 0
@@ -58,12 +71,24 @@ class ExportRequest:
     run: RunOptions = field(default_factory=RunOptions)
     plan: TimingPlan = field(default_factory=TimingPlan)
     overrides: Overrides = field(default_factory=Overrides)
+    data: Path | None = None
+    calibration_images: int = 200
     output: Path | None = None
 
 
 def plan(request: ExportRequest) -> list[Job]:
     """The artifacts that a request stands for, each known to be possible here."""
-    jobs = list(dict.fromkeys(_job(name, request) for name in request.formats))
+    kinds = dict.fromkeys(target(name).name for name in request.formats)
+    jobs = [
+        _job(name, precision, request)
+        for name in kinds
+        for precision in request.precisions.get(name, target(name).precisions[:1])
+    ]
+    if idle := [name for name in request.precisions if name not in kinds]:
+        raise UsageError(
+            f"a precision was given for {idle[0]}, which is not exported",
+            remedy=f"Add --format {idle[0]}, or leave the precision out.",
+        )
     if not jobs:
         raise UsageError("no format was given", remedy="Leave out --format for all of them.")
     if request.options.classifier and "coreml" not in {job.format for job in jobs}:
@@ -94,9 +119,8 @@ def failed(output: Path) -> Path:
     return output.with_name(output.name + ".failed")
 
 
-def _job(name: str, request: ExportRequest) -> Job:
+def _job(name: str, precision: str, request: ExportRequest) -> Job:
     kind = target(name)
-    precision = request.precision or kind.precisions[0]
     if precision not in kind.precisions:
         raise UsageError(
             f"{kind.name} cannot be exported as {precision}",
@@ -108,6 +132,8 @@ def _job(name: str, request: ExportRequest) -> Job:
             f"{kind.name} cannot be exported here: {available.reason}", remedy=available.fix
         )
     options = replace(request.options, precision=precision)
+    if precision in CALIBRATED and (request.data is not None or request.choice.is_digits):
+        options = replace(options, calibration=TO_BE_READ)
     kind.refuse(options)
     kind.runs(request.run)
     return Job(kind.name, options)
@@ -142,6 +168,8 @@ def export(request: ExportRequest, progress: Progress | None = None) -> Report:
         other = stack.enter_context(helper.helper()) if _worth_helping(jobs) else None
         progress.stage("loading the checkpoint")
         checkpoint = reference.load(request.choice, progress)
+        calibration = _calibration(jobs, checkpoint, request)
+        jobs = [_calibrated(job, calibration) for job in jobs]
         output = request.output or Path("exported", checkpoint.name)
         _refuse_output(output)
         stage = stack.enter_context(atomic.staged(output))
@@ -158,8 +186,10 @@ def export(request: ExportRequest, progress: Progress | None = None) -> Report:
             seed=request.seed,
             threads=machine.usable_cores() - (other is not None),
             overrides=request.overrides,
+            calibration=calibration,
         )
         artifacts = _export_all(jobs, other, model, stage.path, progress)
+        expected = reference.with_quantised_weights(expected, model.weights, artifacts)
         result = _examine(
             artifacts,
             stage.path,
@@ -174,6 +204,25 @@ def export(request: ExportRequest, progress: Progress | None = None) -> Report:
         _describe(stage.path, model, expected, artifacts, result)
         stage.commit(final)
     return result
+
+
+def _calibration(
+    jobs: Sequence[Job], checkpoint: Checkpoint, request: ExportRequest
+) -> Calibration | None:
+    """The images that some of the jobs need, read with the checkpoint's preprocessing."""
+    if not any(job.options.precision in CALIBRATED for job in jobs):
+        return None
+    return reference.calibration(
+        checkpoint, request.data, count=request.calibration_images, seed=request.seed
+    )
+
+
+def _calibrated(job: Job, calibration: Calibration | None) -> Job:
+    if job.options.precision not in CALIBRATED:
+        return job
+    options = replace(job.options, calibration=calibration)
+    target(job.format).refuse(options)
+    return replace(job, options=options)
 
 
 def _worth_helping(jobs: Sequence[Job]) -> bool:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -32,7 +33,8 @@ def prepare(
     side = config.image_size
     module, records = rewrite(checkpoint, skip=skip)
     # Before the exporters touch the module.
-    fingerprints = fingerprint(module)
+    tensors = weights_of(module)
+    fingerprints = fingerprint(tensors)
     # An example of 1 would be taken for a dimension that broadcasts.
     example = torch.zeros(batch or 2, 3, side, side)
     shapes = (
@@ -55,6 +57,7 @@ def prepare(
         passes=records,
         fingerprints=fingerprints,
         blocks=block_names(config),
+        weights=tensors,
         program=program,
     )
 
@@ -67,8 +70,8 @@ def rewrite(
     return apply_passes(checkpoint.build(), PASSES, input_shape=(3, side, side), skip=skip)
 
 
-def fingerprint(module: nn.Module) -> Fingerprints:
-    """The digests of the rewritten weights, by precision.
+def weights_of(module: nn.Module) -> dict[str, np.ndarray]:
+    """The rewritten weights by name.
 
     None when a pass was left out that the exporters then do in their own way: they fold BatchNorm
     and gather tables themselves, and the result is no tensor of ours.
@@ -77,9 +80,15 @@ def fingerprint(module: nn.Module) -> Fingerprints:
         is_norm = isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d)
         if is_norm or (isinstance(part, AttentionBias) and part.baked_bias is None):
             return {}
-    tensors = {
+    return {
         name: tensor.numpy()
         for name, tensor in module.state_dict().items()
         if tensor.is_floating_point()
     }
+
+
+def fingerprint(tensors: Mapping[str, np.ndarray]) -> Fingerprints:
+    """The digests of rewritten weights, by precision."""
+    if not tensors:
+        return {}
     return {precision: weights.fingerprints(tensors, precision) for precision in weights.ROUNDED}

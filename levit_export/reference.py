@@ -7,16 +7,16 @@ module that was exported: a cache that went stale there would agree with itself
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from levit_export import parity, samples, tolerance
+from levit_export import parity, samples, tolerance, weights
 from levit_export.checking import Reference
-from levit_export.core import Fingerprints, ModelInfo, Tolerance, Tolerances
+from levit_export.core import CALIBRATED, Artifact, Calibration, Fingerprints, ModelInfo, Tolerance, Tolerances
 from levit_export.errors import UsageError
 from levit_export.progress import Progress, Silent
 from levit_export.zoo import LOGITS
@@ -56,6 +56,12 @@ class ModelChoice:
         """Whether nothing was chosen, so that the bundled model is meant."""
         sources = (self.model, self.checkpoint, self.random_seed)
         return not self.pretrained and sources == (None, None, None)
+
+    @property
+    def is_digits(self) -> bool:
+        """Whether the weights are those of the bundled model, which brings its own images."""
+        named = (self.model or "levit_digits").lower().replace("-", "_")
+        return named == "levit_digits" and not self.pretrained and self.checkpoint is None
 
 
 @dataclass(frozen=True)
@@ -155,6 +161,25 @@ def eager_session(
     )
 
 
+def calibration(
+    checkpoint: Checkpoint, data: Path | None, *, count: int, seed: int = 0
+) -> Calibration | None:
+    """Real inputs for a quantiser: of ``data``, or the bundled model's own; None without either.
+
+    The bundled model's are from the side it was trained on, never the images it is judged by.
+    """
+    from levit_export import images
+
+    if data is None:
+        if not _is_digits(checkpoint.preprocessing.name):
+            return None
+        pixels, labels = samples.calibration_digits()
+        chosen = samples.from_images(checkpoint.preprocessing, pixels, labels).first(count)
+        return Calibration(chosen.inputs, f"{len(chosen)} UCI digits of the training side")
+    found = images.open_images(data, labels=checkpoint.labels)
+    return images.calibration(found, checkpoint.preprocessing, count, seed)
+
+
 def make(
     checkpoint: Checkpoint,
     info: ModelInfo,
@@ -164,10 +189,12 @@ def make(
     seed: int = 0,
     threads: int | None = None,
     overrides: Overrides | None = None,
+    calibration: Calibration | None = None,
 ) -> Reference:
     """Samples, the fresh model's answers to them, and the tolerance for each of ``precisions``.
 
-    ``fingerprints`` are those of the weights that the artifacts must hold, if they must.
+    ``fingerprints`` are those of the weights that the artifacts must hold, if they must;
+    ``calibration`` is what activations were quantised by, if they were.
 
     A model that comes with real images is held against them as well.
     """
@@ -180,11 +207,10 @@ def make(
     exact = _answers(eager_session(checkpoint, arithmetic="fp64", threads=threads), inputs)
     tolerances = {}
     for precision in sorted(precisions):
-        rounded = (
-            outputs
-            if precision == "fp32"
-            else _answers(eager_session(checkpoint, arithmetic=precision, threads=threads), inputs)
-        )
+        rounded = outputs
+        if precision != "fp32":
+            other = rounded_session(checkpoint, precision, calibration, threads=threads)
+            rounded = _answers(other, inputs)
         derived = {
             name: tolerance.derive(rounded[name], values, precision=precision)
             for name, values in exact.items()
@@ -203,13 +229,63 @@ def make(
     )
 
 
+def with_quantised_weights(
+    expected: Reference, weights_of_model: Mapping[str, np.ndarray], artifacts: Iterable[Artifact]
+) -> Reference:
+    """``expected`` with what each quantised artifact holds for each tensor, as digests by its id.
+
+    Only what lies near enough to the tensor is taken for it, so an audit by these digests fails
+    where it must.
+    """
+    from levit_export.targets import simulated, target
+
+    found = {
+        artifact.id: weights.settled(
+            weights_of_model,
+            target(artifact.format).constants(artifact),
+            simulated.BITS[artifact.precision],
+        )
+        for artifact in artifacts
+        if weights_of_model and artifact.precision in simulated.BITS
+    }
+    return replace(expected, weights={**expected.weights, **found})
+
+
+def rounded_session(
+    checkpoint: Checkpoint,
+    precision: str,
+    calibration: Calibration | None,
+    *,
+    threads: int | None = None,
+) -> EagerSession:
+    """A fresh build that computes as roughly as an artifact of ``precision`` does."""
+    from levit_export.targets import simulated
+    from levit_export.targets.eager import EagerSession, signature_of
+
+    if precision not in simulated.BITS:
+        return eager_session(checkpoint, arithmetic=precision, threads=threads)
+    if precision in CALIBRATED and calibration is None:
+        raise UsageError(
+            f"the tolerance of {precision} follows from the images that calibrated it",
+            remedy="Give them with --data.",
+        )
+    used = calibration if precision in CALIBRATED else None
+    module = simulated.quantise_(checkpoint.build(), precision, used)
+    return EagerSession(module, signature_of(checkpoint.config, None), threads=threads)
+
+
 def _answers(session: EagerSession, inputs: Samples) -> dict[str, np.ndarray]:
     return parity.collect(session, inputs, batch=REFERENCE_BATCH)
 
 
 def _held_out(checkpoint: Checkpoint) -> Samples | None:
     """The real images that belong to the model, or None."""
-    if checkpoint.preprocessing.name != "digits":
+    if not _is_digits(checkpoint.preprocessing.name):
         return None
     pixels, labels = samples.held_out_digits()
     return samples.from_images(checkpoint.preprocessing, pixels, labels)
+
+
+def _is_digits(recipe: str) -> bool:
+    """Whether a preprocessing is that of the bundled model and of others for its images."""
+    return recipe == "digits"

@@ -107,8 +107,17 @@ def from_images(recipe: Preprocessing, pixels: np.ndarray, labels: np.ndarray) -
 
 def held_out_digits() -> tuple[np.ndarray, np.ndarray]:
     """The bundled model's held-out images, uint8 ``(360, 8, 8)``, and their labels."""
+    return _digits("heldout")
+
+
+def calibration_digits() -> tuple[np.ndarray, np.ndarray]:
+    """Images that the bundled model was trained on, uint8 ``(200, 8, 8)``, and their labels."""
+    return _digits("calibration")
+
+
+def _digits(part: str) -> tuple[np.ndarray, np.ndarray]:
     from importlib import resources
 
     with (resources.files("levit_export.data") / "digits.npz").open("rb") as file:
         digits = np.load(file)
-        return digits["heldout_images"], digits["heldout_labels"]
+        return digits[f"{part}_images"], digits[f"{part}_labels"]

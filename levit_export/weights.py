@@ -57,10 +57,16 @@ def fingerprints(tensors: Mapping[str, np.ndarray], precision: str) -> dict[str,
         }
 
 
-def audit(expected: Mapping[str, str], stored: Iterable[np.ndarray]) -> WeightAudit:
-    """Which of the ``expected`` tensors the ``stored`` constants of a file do not hold."""
+def audit(
+    expected: Mapping[str, str], stored: Iterable[np.ndarray], precision: str = "fp32"
+) -> WeightAudit:
+    """Which of the ``expected`` tensors the ``stored`` constants of a file do not hold.
+
+    A converter may leave some tensors of a float16 file in float32; they are rounded here.
+    """
+    rounded = ROUNDED.get(precision, np.float32)
     present = {
-        fingerprint(array): array.shape
+        fingerprint(array.astype(rounded)): array.shape
         for array in stored
         if np.issubdtype(array.dtype, np.floating)
     }
@@ -72,3 +78,33 @@ def audit(expected: Mapping[str, str], stored: Iterable[np.ndarray]) -> WeightAu
         if digest not in known and prod(shape) > 1
     )
     return WeightAudit(len(expected), missing, tuple(sorted(strange)))
+
+
+def settled(
+    tensors: Mapping[str, np.ndarray], stored: Iterable[np.ndarray], bits: int
+) -> dict[str, str]:
+    """The digests of what a quantised file holds for each tensor.
+
+    A tensor is in the file when a constant of its shape lies within one step of its coarsest grid,
+    ``max|w| / (2**(bits - 1) - 1)``, everywhere. Where none does, the digest is that of the tensor
+    itself, which an audit will miss.
+    """
+    by_shape: dict[tuple[int, ...], list[np.ndarray]] = {}
+    for array in stored:
+        if np.issubdtype(array.dtype, np.floating):
+            plain = np.squeeze(array).astype(np.float32)
+            by_shape.setdefault(plain.shape, []).append(plain)
+    return {name: _nearest(np.squeeze(t), by_shape, bits) for name, t in tensors.items()}
+
+
+def _nearest(
+    tensor: np.ndarray, by_shape: Mapping[tuple[int, ...], list[np.ndarray]], bits: int
+) -> str:
+    candidates = list(by_shape.get(tensor.shape, []))
+    if tensor.ndim == 2:
+        candidates += [other.T for other in by_shape.get(tensor.shape[::-1], [])]
+    distances = [float(np.abs(other - tensor).max()) for other in candidates]
+    step = float(np.abs(tensor).max()) / (2 ** (bits - 1) - 1)
+    if not distances or min(distances) > step:
+        return fingerprint(tensor)
+    return fingerprint(candidates[distances.index(min(distances))])

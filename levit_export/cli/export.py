@@ -23,7 +23,25 @@ from levit_export.cli.verb import Verb, status_of
     show_default=True,
     help="onnx, openvino, coreml, or all; repeat it or separate with commas.",
 )
-@click.option("--precision", help="fp32, or fp16 for Core ML.  [default: the format's own]")
+@click.option(
+    "--precision",
+    help="fp32, fp16, int8, w8, w6, w4; or for each format: onnx=int8,coreml=fp16.  "
+    "[default: fp32, for coreml fp16]",
+)
+@click.option("--half", "alias", flag_value="fp16", hidden=True)
+@click.option("--int8", "alias", flag_value="int8", hidden=True)
+@click.option(
+    "--data",
+    type=options.EXISTING,
+    help="Images to calibrate int8 on: a folder, of classes or not, or an .npz file.",
+)
+@click.option(
+    "--num-samples",
+    type=options.POSITIVE,
+    default=200,
+    show_default=True,
+    help="How many of them.",
+)
 @click.option("-b", "--batch", type=options.POSITIVE, help="Fixed batch size.  [default: 1]")
 @click.option("--dynamic", is_flag=True, help="Leave the batch size open.")
 @click.option("--opset", type=options.POSITIVE, default=18, show_default=True, help="ONNX only.")
@@ -78,10 +96,11 @@ def export(ctx: click.Context, /, **_: Any) -> int:
 
 
 def _request(params: dict[str, Any]) -> Any:
+    from levit_export import precisions
     from levit_export.core import ExportOptions
     from levit_export.errors import UsageError
     from levit_export.pipeline import ExportRequest
-    from levit_export.targets import TARGETS
+    from levit_export.targets import TARGETS, target
 
     if params["dynamic"] and params["batch"] is not None:
         raise UsageError(
@@ -96,7 +115,10 @@ def _request(params: dict[str, Any]) -> Any:
     return ExportRequest(
         choice=options.model_choice(params),
         formats=tuple(names),
-        precision=params["precision"],
+        precisions=precisions.parse(
+            params["precision"] or params["alias"],
+            {target(name).name: target(name).precisions for name in names},
+        ),
         options=ExportOptions(
             batch=None if params["dynamic"] else params["batch"] or 1,
             opset=params["opset"],
@@ -111,5 +133,7 @@ def _request(params: dict[str, Any]) -> Any:
         run=options.run(params),
         plan=options.plan(params),
         overrides=options.overrides(params),
+        data=params["data"],
+        calibration_images=params["num_samples"],
         output=output,
     )
