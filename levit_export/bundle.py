@@ -47,13 +47,14 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class ArtifactEntry:
-    """One artifact, its path relative to the directory."""
+    """One artifact, its path relative to the directory. ``keep`` are blocks left in float."""
 
     format: str
     precision: str
     path: str
     verdict: Verdict
     notes: tuple[str, ...] = ()
+    keep: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -259,6 +260,7 @@ def artifacts(folder: Path, manifest: Manifest) -> list[Artifact]:
             folder / entry.path,
             manifest.signature,
             notes=entry.notes,
+            keep=entry.keep,
         )
         for entry in manifest.artifacts
     ]

@@ -49,6 +49,7 @@ class Reference:
     """What the artifacts are held against: samples, the answers to them, tolerances by precision.
 
     ``images`` are labelled inputs for accuracy, with the reference's own predictions.
+    ``overflows`` are blocks with values beyond float16, and how large these are.
     """
 
     signature: Signature
@@ -60,6 +61,7 @@ class Reference:
     images: Samples | None = None
     dataset: str = ""
     predictions: np.ndarray | None = None
+    overflows: Mapping[str, float] = field(default_factory=dict)
 
     def matching(self, signature: Signature) -> Reference:
         """This reference, as probabilities where that is what ``signature`` gives."""
@@ -138,7 +140,23 @@ def check(row: Row, reference: Reference) -> tuple[ParityReport, Accuracy | None
         )
     artifact = row.artifact
     digests = expected.weights.get(artifact.id, expected.weights.get(artifact.precision, {}))
-    return parity.with_weights(report, _audit(row.artifact, digests)), accuracy
+    report = parity.with_weights(report, _audit(artifact, digests))
+    if report.verdict == "fail" and (cause := overflow_in(artifact, expected)):
+        report = replace(report, reason=f"{report.reason}; {cause}")
+    return report, accuracy
+
+
+def overflow_in(artifact: Artifact, expected: Reference) -> str:
+    """Which block of a float16 artifact meets values that float16 does not hold, or empty."""
+    found = {b: peak for b, peak in expected.overflows.items() if b not in artifact.keep}
+    if not found or not target(artifact.format).computes_in_half(artifact.precision):
+        return ""
+    block, peak = next(iter(found.items()))
+    more = f" (and {len(found) - 1} more blocks)" if len(found) > 1 else ""
+    return (
+        f"{block} reaches {peak:.3g}{more}, float16 ends at 65504: leave it in float32 with "
+        f"--keep {block}, or let --precision {artifact.format}=auto find out"
+    )
 
 
 def _audit(artifact: Artifact, digests: Mapping[str, str]) -> WeightAudit:

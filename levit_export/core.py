@@ -213,7 +213,8 @@ class RunOptions:
 class Artifact:
     """A model on disk in one format and precision. ``path`` is a file or a package folder.
 
-    ``passes`` are those that the file says went into it; None when the file is not ours.
+    ``passes`` are those that the file says went into it; None when the file is not ours. ``keep``
+    are the blocks that were left in the format's own float precision.
     """
 
     format: str
@@ -222,6 +223,7 @@ class Artifact:
     signature: Signature
     notes: tuple[str, ...] = ()
     passes: tuple[str, ...] | None = None
+    keep: tuple[str, ...] = ()
 
     @property
     def id(self) -> str:
@@ -268,6 +270,9 @@ class Target(Protocol):
     @property
     def precisions(self) -> tuple[str, ...]:
         """What ``--precision`` may ask of it; the first is its default."""
+
+    def computes_in_half(self, precision: str) -> bool:
+        """Whether an artifact of ``precision`` holds inner values as float16 somewhere."""
 
     def can_export(self) -> Availability:
         """Whether this machine can write the format."""

@@ -49,7 +49,8 @@ def run(job: Job, model: Prepared, folder: Path) -> Artifact:
     kind = target(job.format)
     place = folder / f"{kind.name}-{job.options.precision}"
     place.mkdir()
-    return kind.export(model, place / (model.info.name + kind.suffix), job.options)
+    made = kind.export(model, place / (model.info.name + kind.suffix), job.options)
+    return replace(made, keep=job.options.keep)
 
 
 class Helper:

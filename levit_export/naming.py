@@ -42,7 +42,7 @@ def tap_value(tap: str) -> str:
 def names(nodes: Iterable[Node], blocks: Mapping[str, str]) -> Names:
     """The names of a lowered program's values. ``blocks`` are its blocks by module path."""
     calls = [node for node in nodes if node.op == "call_function"]
-    owners = {node: _block_of(node, blocks) for node in calls}
+    owners = {node: block_of(node, blocks) for node in calls}
     last = {block: node for node, block in owners.items()}
     values: dict[str, str] = {}
     taps: dict[str, str] = {}
@@ -86,7 +86,7 @@ def _paths(node: Node) -> list[str]:
     return [path for path, _ in stack.values()]
 
 
-def _block_of(node: Node, blocks: Mapping[str, str]) -> str:
+def block_of(node: Node, blocks: Mapping[str, str]) -> str:
     """The block that a value belongs to: that of the innermost module that is one, or empty."""
     return next((blocks[path] for path in reversed(_paths(node)) if path in blocks), "")
 

@@ -57,7 +57,7 @@ class ExportRequest:
     """Everything the ``export`` verb may be asked for.
 
     ``precisions`` are the artifacts to make of a format; one that is not named is made in its
-    default precision. ``data`` are the images that ``int8`` is calibrated on.
+    default precision. ``keep`` are the blocks that stay in a format's float precision. ``data`` are the images that ``int8`` is calibrated on.
     """
 
     choice: ModelChoice = field(default_factory=ModelChoice)
@@ -73,6 +73,7 @@ class ExportRequest:
     overrides: Overrides = field(default_factory=Overrides)
     data: Path | None = None
     calibration_images: int = 200
+    keep: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     output: Path | None = None
 
 
@@ -136,7 +137,7 @@ def _job(name: str, precision: str, request: ExportRequest) -> Job:
         options = replace(options, calibration=TO_BE_READ)
     kind.refuse(options)
     kind.runs(request.run)
-    return Job(kind.name, options)
+    return Job(kind.name, replace(options, keep=request.keep.get(kind.name, ())))
 
 
 def describe(request: ExportRequest, jobs: Sequence[Job]) -> list[str]:
@@ -160,6 +161,7 @@ def export(request: ExportRequest, progress: Progress | None = None) -> Report:
     When a check fails, the directory becomes ``<output>.failed`` and an earlier export at
     ``<output>`` stays as it was.
     """
+    from levit_export import ranges
     from levit_export.preparation import prepare
 
     progress = progress or Silent()
@@ -190,6 +192,9 @@ def export(request: ExportRequest, progress: Progress | None = None) -> Report:
         )
         artifacts = _export_all(jobs, other, model, stage.path, progress)
         expected = reference.with_quantised_weights(expected, model.weights, artifacts)
+        if any(target(a.format).computes_in_half(a.precision) for a in artifacts):
+            found = ranges.overflows(model, expected.samples.inputs)
+            expected = replace(expected, overflows=found)
         result = _examine(
             artifacts,
             stage.path,
@@ -352,4 +357,5 @@ def _entry(artifact: Artifact, path: str, result: Report) -> ArtifactEntry:
         path=path,
         verdict=verdict,
         notes=artifact.notes,
+        keep=artifact.keep,
     )

@@ -16,7 +16,15 @@ import numpy as np
 
 from levit_export import parity, samples, tolerance, weights
 from levit_export.checking import Reference
-from levit_export.core import CALIBRATED, Artifact, Calibration, Fingerprints, ModelInfo, Tolerance, Tolerances
+from levit_export.core import (
+    CALIBRATED,
+    Artifact,
+    Calibration,
+    Fingerprints,
+    ModelInfo,
+    Tolerance,
+    Tolerances,
+)
 from levit_export.errors import UsageError
 from levit_export.progress import Progress, Silent
 from levit_export.zoo import LOGITS

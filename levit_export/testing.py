@@ -46,6 +46,11 @@ class FakeTarget:
     suffix = ".pt2"
     precisions = ("fp32",)
 
+    def computes_in_half(self, precision: str) -> bool:
+        """No."""
+        del precision
+        return False
+
     def can_export(self) -> Availability:
         """Always: torch is a requirement of this package."""
         return Availability(ok=True)

@@ -28,6 +28,12 @@ from levit_export.cli.verb import Verb, status_of
     help="fp32, fp16, int8, w8, w6, w4; or for each format: onnx=int8,coreml=fp16.  "
     "[default: fp32, for coreml fp16]",
 )
+@click.option(
+    "--keep",
+    multiple=True,
+    metavar="BLOCK",
+    help="Leave a block, such as stage1.block0.mlp, in float; repeatable.",
+)
 @click.option("--half", "alias", flag_value="fp16", hidden=True)
 @click.option("--int8", "alias", flag_value="int8", hidden=True)
 @click.option(
@@ -133,6 +139,7 @@ def _request(params: dict[str, Any]) -> Any:
         run=options.run(params),
         plan=options.plan(params),
         overrides=options.overrides(params),
+        keep={target(name).name: params["keep"] for name in names},
         data=params["data"],
         calibration_images=params["num_samples"],
         output=output,

@@ -84,6 +84,10 @@ class CoremlTarget:
     suffix = ".mlpackage"
     precisions = ("fp16", "fp32")
 
+    def computes_in_half(self, precision: str) -> bool:
+        """All but float32: compressed weights are computed with in float16."""
+        return precision != "fp32"
+
     def can_export(self) -> Availability:
         """Needs torch and coremltools."""
         return needs("torch", "coremltools")

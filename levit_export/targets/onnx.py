@@ -49,6 +49,10 @@ class OnnxTarget:
     suffix = ".onnx"
     precisions = ("fp32",)
 
+    def computes_in_half(self, precision: str) -> bool:
+        """Only where it was asked for."""
+        return precision == "fp16"
+
     def can_export(self) -> Availability:
         """Needs torch, onnx and onnxscript."""
         return needs("torch", "onnx", "onnxscript")

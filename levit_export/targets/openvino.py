@@ -40,6 +40,11 @@ class OpenvinoTarget:
     suffix = ".xml"
     precisions = ("fp32",)
 
+    def computes_in_half(self, precision: str) -> bool:
+        """No: float16 weights are computed with in float32, as parity is measured."""
+        del precision
+        return False
+
     def can_export(self) -> Availability:
         """Needs torch and openvino."""
         return needs("torch", "openvino")

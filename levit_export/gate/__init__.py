@@ -1,0 +1,22 @@
+"""The gate of a build: every question asked of a report, each answered pass, fail or not run.
+
+Pure: reports in, checks out. How they are written down is ``render``'s.
+"""
+
+from __future__ import annotations
+
+from levit_export.gate.baseline import Slack, compare, refuse_other_model
+from levit_export.gate.checks import Check, of_report, overall
+from levit_export.gate.recheck import recheck
+from levit_export.gate.saved import read_report
+
+__all__ = [
+    "Check",
+    "Slack",
+    "compare",
+    "of_report",
+    "overall",
+    "read_report",
+    "recheck",
+    "refuse_other_model",
+]

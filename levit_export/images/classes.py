@@ -1,0 +1,87 @@
+"""From the names of class folders to the model's classes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from importlib import resources
+
+from levit_export.errors import DataError
+from levit_export.images.image_set import listed
+from levit_export.labels import imagenet_labels
+
+SYNSET = re.compile(r"n\d{8}")
+
+
+def classes_of(
+    folders: Sequence[str], labels: Sequence[str], source: str
+) -> tuple[dict[str, int], str]:
+    """The class of each folder, and a sentence on how it was found.
+
+    In this order: ImageNet's synset ids where the labels are ImageNet's; the model's labels, or
+    one of the synonyms that a label lists; torchvision's rule, by which the i-th name in sorted
+    order is class i, which needs a folder for each class. Raises ``DataError`` for names that
+    fit none of them: a class that is missing would shift all behind it.
+    """
+    if all(SYNSET.fullmatch(name) for name in folders) and tuple(labels) == imagenet_labels():
+        return _by_synset(folders, source), "class folders are ImageNet's synset ids"
+    known = _names(labels)
+    found = {name: known[_plain(name)] for name in folders if _plain(name) in known}
+    if len(found) == len(folders):
+        _refuse_doubles(found, source)
+        return found, _said_of_names(found, labels)
+    unknown = [name for name in folders if name not in found]
+    if found or len(folders) != len(labels):
+        raise DataError(
+            f"{source} has {len(folders)} class folders, the model {len(labels)} classes, and "
+            f"{len(unknown)} folders have no class's name: {listed(unknown)}",
+            remedy=f"Name folders after the model's labels ({listed(list(labels))}), or have one "
+            "for each class in sorted order, empty ones included.",
+        )
+    ordered = {name: index for index, name in enumerate(sorted(folders))}
+    return ordered, "class folders are taken in sorted order, as torchvision takes them"
+
+
+def _by_synset(folders: Sequence[str], source: str) -> dict[str, int]:
+    file = resources.files("levit_export.data") / "imagenet_synsets.txt"
+    places = {name: i for i, name in enumerate(file.read_text(encoding="ascii").split())}
+    if unknown := [name for name in folders if name not in places]:
+        raise DataError(
+            f"{len(unknown)} class folders of {source} are no classes of ILSVRC2012: "
+            f"{listed(unknown)}",
+            remedy="Move them elsewhere: the model cannot answer with these classes.",
+        )
+    return {name: places[name] for name in folders}
+
+
+def _names(labels: Sequence[str]) -> dict[str, int]:
+    """Labels, and what they list between commas where it stands for one class only."""
+    owners: dict[str, set[int]] = {}
+    for index, label in enumerate(labels):
+        for part in label.split(","):
+            owners.setdefault(_plain(part), set()).add(index)
+    single = {name: next(iter(found)) for name, found in owners.items() if len(found) == 1}
+    return single | {_plain(label): index for index, label in enumerate(labels)}
+
+
+def _plain(name: str) -> str:
+    return name.strip().lower().replace("_", " ")
+
+
+def _refuse_doubles(found: dict[str, int], source: str) -> None:
+    first: dict[int, str] = {}
+    for name, index in found.items():
+        if index in first:
+            raise DataError(
+                f"{source} has two folders for class {index}: {first[index]}, {name}",
+                remedy="Put their images into one.",
+            )
+        first[index] = name
+
+
+def _said_of_names(found: dict[str, int], labels: Sequence[str]) -> str:
+    said = "class folders are named as the model's labels"
+    numbered = tuple(labels) == tuple(str(i) for i in range(len(labels)))
+    if numbered and [found[name] for name in sorted(found)] != sorted(found.values()):
+        said += "; they are numbers, and sorted as text, as torchvision does, they would be others"
+    return said
