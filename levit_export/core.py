@@ -174,10 +174,14 @@ CALIBRATED = ("int8",)
 
 @dataclass(frozen=True)
 class Calibration:
-    """Real inputs ``(n, 3, H, W)`` float32 that a quantiser may look at, and their source."""
+    """Real inputs ``(n, 3, H, W)`` float32 that a quantiser may look at, and their source.
+
+    ``labels`` are their classes ``(n,)``, -1 where one is not known.
+    """
 
     inputs: np.ndarray
     source: str
+    labels: np.ndarray | None = None
 
 
 @dataclass(frozen=True)

@@ -95,7 +95,7 @@ def _label(node: Node, block: str, *, is_last: bool) -> tuple[str, bool]:
     """What a value is called, and whether it is a tap."""
     operator = _operator(node)
     if not block:
-        return (operator, operator == POOL) if operator != POOL else ("pool", True)
+        return ("pool", True) if operator == POOL else (f"model.{operator}", False)
     if is_last:
         is_inner = all(user.op != "output" for user in node.users)
         return (block if block.startswith("stem.") else f"{block}.out"), is_inner

@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from levit_export import atomic, bundle, checking, helper, machine, parity, reference, report
+from levit_export import (
+    atomic,
+    bundle,
+    checking,
+    helper,
+    machine,
+    parity,
+    reference,
+    report,
+    search,
+)
 from levit_export.bundle import ArtifactEntry, GoldenEntry, Manifest
 from levit_export.checking import Reference, Row
 from levit_export.core import (
@@ -22,12 +32,14 @@ from levit_export.core import (
     Prepared,
     RunOptions,
 )
-from levit_export.errors import MissingDependencyError, OutputError, UsageError
+from levit_export.errors import MissingDependencyError, OutputError, UnknownNameError, UsageError
 from levit_export.helper import Helper, Job
 from levit_export.parity import ParityReport
+from levit_export.precisions import AUTO
 from levit_export.progress import Progress, Silent
 from levit_export.reference import ModelChoice, Overrides
 from levit_export.report import Accuracy, Report
+from levit_export.search import Found, Promise
 from levit_export.targets import target
 from levit_export.targets.metadata import versions
 from levit_export.timing import TimingPlan, TimingReport
@@ -57,7 +69,8 @@ class ExportRequest:
     """Everything the ``export`` verb may be asked for.
 
     ``precisions`` are the artifacts to make of a format; one that is not named is made in its
-    default precision. ``keep`` are the blocks that stay in a format's float precision. ``data`` are the images that ``int8`` is calibrated on.
+    default precision. ``keep`` are the blocks that stay in a format's float precision. ``data``
+    are the images that ``int8`` is calibrated on and that ``auto`` keeps ``promise`` on.
     """
 
     choice: ModelChoice = field(default_factory=ModelChoice)
@@ -74,6 +87,7 @@ class ExportRequest:
     data: Path | None = None
     calibration_images: int = 200
     keep: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    promise: Promise = field(default_factory=Promise)
     output: Path | None = None
 
 
@@ -122,10 +136,10 @@ def failed(output: Path) -> Path:
 
 def _job(name: str, precision: str, request: ExportRequest) -> Job:
     kind = target(name)
-    if precision not in kind.precisions:
+    if precision not in (*kind.precisions, AUTO):
         raise UsageError(
             f"{kind.name} cannot be exported as {precision}",
-            remedy=f"It can be: {', '.join(kind.precisions)}.",
+            remedy=f"It can be: {', '.join((*kind.precisions, AUTO))}.",
         )
     available = kind.can_export()
     if not available.ok:
@@ -135,9 +149,22 @@ def _job(name: str, precision: str, request: ExportRequest) -> Job:
     options = replace(request.options, precision=precision)
     if precision in CALIBRATED and (request.data is not None or request.choice.is_digits):
         options = replace(options, calibration=TO_BE_READ)
-    kind.refuse(options)
+    if precision == AUTO:
+        search.order(kind.name, request.promise.prefer)
+        kind.refuse(replace(options, precision=kind.precisions[0]))
+        _refuse_no_images(request)
+    else:
+        kind.refuse(options)
     kind.runs(request.run)
     return Job(kind.name, replace(options, keep=request.keep.get(kind.name, ())))
+
+
+def _refuse_no_images(request: ExportRequest) -> None:
+    if request.data is None and not request.choice.is_digits:
+        raise UsageError(
+            "--precision auto measures accuracy, and there are no images to measure it on",
+            remedy="Give --data DIR with images of the kind that the model will see.",
+        )
 
 
 def describe(request: ExportRequest, jobs: Sequence[Job]) -> list[str]:
@@ -177,6 +204,10 @@ def export(request: ExportRequest, progress: Progress | None = None) -> Report:
         stage = stack.enter_context(atomic.staged(output))
         progress.stage("fusing, proving and capturing the graph")
         model = prepare(checkpoint, batch=request.options.batch, skip=request.skip)
+        _refuse_unknown_blocks(jobs, model)
+        jobs, searches = _settled(
+            jobs, model, checkpoint, calibration, request=request, progress=progress
+        )
         if other is not None:
             other.start(jobs[1:], model, stage.path)
         progress.stage("computing the reference")
@@ -204,6 +235,7 @@ def export(request: ExportRequest, progress: Progress | None = None) -> Report:
             request=request,
             progress=progress,
         )
+        result = replace(result, searches=searches)
         final = failed(output) if result.verdict == "fail" else output
         result = replace(result, output=final)
         _describe(stage.path, model, expected, artifacts, result)
@@ -211,11 +243,50 @@ def export(request: ExportRequest, progress: Progress | None = None) -> Report:
     return result
 
 
+def _refuse_unknown_blocks(jobs: Sequence[Job], model: Prepared) -> None:
+    known = dict.fromkeys(model.blocks.values())
+    for job in jobs:
+        for block in job.options.keep:
+            if block not in known:
+                raise UnknownNameError("block", block, known)
+
+
+def _settled(
+    jobs: Sequence[Job],
+    model: Prepared,
+    checkpoint: Checkpoint,
+    calibration: Calibration | None,
+    *,
+    request: ExportRequest,
+    progress: Progress,
+) -> tuple[list[Job], dict[str, Found]]:
+    """The jobs with a precision found for those that ask for it, and what the searches saw."""
+    from levit_export import auto
+
+    settled: list[Job] = []
+    searches: dict[str, Found] = {}
+    for job in jobs:
+        if job.options.precision != AUTO:
+            settled.append(job)
+            continue
+        found_job, searches[job.format] = auto.settle(
+            job,
+            model,
+            checkpoint,
+            calibration,
+            request.promise,
+            run=request.run,
+            progress=progress,
+        )
+        settled.append(found_job)
+    return settled, searches
+
+
 def _calibration(
     jobs: Sequence[Job], checkpoint: Checkpoint, request: ExportRequest
 ) -> Calibration | None:
     """The images that some of the jobs need, read with the checkpoint's preprocessing."""
-    if not any(job.options.precision in CALIBRATED for job in jobs):
+    if not any(job.options.precision in (*CALIBRATED, AUTO) for job in jobs):
         return None
     return reference.calibration(
         checkpoint, request.data, count=request.calibration_images, seed=request.seed
@@ -245,7 +316,20 @@ def _export_all(
     here = jobs if other is None else jobs[:1]
     progress.stage(f"exporting {', '.join(job.format for job in jobs)}")
     artifacts = [helper.run(job, model, folder) for job in here]
-    return artifacts if other is None else [*artifacts, *other.results()]
+    made = artifacts if other is None else [*artifacts, *other.results()]
+    return [_with_calibration_note(artifact, jobs) for artifact in made]
+
+
+def _with_calibration_note(artifact: Artifact, jobs: Sequence[Job]) -> Artifact:
+    """Where the ranges of an artifact's activations come from, and whether that is little."""
+    used = {(job.format, job.options.precision): job.options.calibration for job in jobs}
+    images = used[artifact.format, artifact.precision]
+    if images is None:
+        return artifact
+    few = len(images.inputs) < FEW_IMAGES
+    warning = f"; fewer than {FEW_IMAGES} images may not show the range of the values"
+    note = f"calibrated on {images.source}{warning if few else ''}"
+    return replace(artifact, notes=(*artifact.notes, note))
 
 
 def _examine(

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 from levit_export.core import FORMAT_ALIASES
 from levit_export.errors import UnknownNameError, UsageError
+
+AUTO = "auto"
+"""The precision that a search finds."""
 
 
 def parse(text: str | None, formats: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
@@ -37,9 +42,35 @@ def parse(text: str | None, formats: Mapping[str, Sequence[str]]) -> dict[str, t
 
 
 def _known(precision: str, name: str, known: Sequence[str]) -> str:
-    if precision.lower() not in known:
+    if precision.lower() not in (AUTO, *known):
         raise UsageError(
             f"{name} cannot be exported as {precision}",
-            remedy=f"It can be: {', '.join(known)}.",
+            remedy=f"It can be: {', '.join((*known, AUTO))}.",
         )
     return precision.lower()
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Formats, the precisions of each, and the blocks that stay in float."""
+
+    precisions: Mapping[str, tuple[str, ...]]
+    keep: Mapping[str, tuple[str, ...]]
+
+
+def read_recipe(path: Path) -> Recipe:
+    """What an earlier export was made with: its folder, or the manifest in it."""
+    from levit_export.bundle import read_manifest
+
+    manifest = read_manifest(path if path.is_dir() else path.parent)
+    wanted: dict[str, tuple[str, ...]] = {}
+    keep: dict[str, tuple[str, ...]] = {}
+    for entry in manifest.artifacts:
+        if entry.format in keep and keep[entry.format] != entry.keep:
+            raise UsageError(
+                f"{path} holds two artifacts of {entry.format} with different blocks in float",
+                remedy="Export them one after the other with --precision and --keep.",
+            )
+        wanted[entry.format] = (*wanted.get(entry.format, ()), entry.precision)
+        keep[entry.format] = entry.keep
+    return Recipe(wanted, keep)

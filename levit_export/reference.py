@@ -30,6 +30,8 @@ from levit_export.progress import Progress, Silent
 from levit_export.zoo import LOGITS
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from levit_export.checkpoints import Checkpoint, Choices
     from levit_export.samples import Samples
     from levit_export.targets.eager import EagerSession
@@ -169,6 +171,13 @@ def eager_session(
     )
 
 
+def session_of(checkpoint: Checkpoint, module: nn.Module) -> EagerSession:
+    """A module of this checkpoint's network, whatever was done to it, as a session."""
+    from levit_export.targets.eager import EagerSession, signature_of
+
+    return EagerSession(module, signature_of(checkpoint.config, None))
+
+
 def calibration(
     checkpoint: Checkpoint, data: Path | None, *, count: int, seed: int = 0
 ) -> Calibration | None:
@@ -183,7 +192,8 @@ def calibration(
             return None
         pixels, labels = samples.calibration_digits()
         chosen = samples.from_images(checkpoint.preprocessing, pixels, labels).first(count)
-        return Calibration(chosen.inputs, f"{len(chosen)} UCI digits of the training side")
+        source = f"{len(chosen)} UCI digits of the training side"
+        return Calibration(chosen.inputs, source, chosen.labels)
     found = images.open_images(data, labels=checkpoint.labels)
     return images.calibration(found, checkpoint.preprocessing, count, seed)
 
@@ -277,8 +287,11 @@ def rounded_session(
             f"the tolerance of {precision} follows from the images that calibrated it",
             remedy="Give them with --data.",
         )
-    used = calibration if precision in CALIBRATED else None
-    module = simulated.quantise_(checkpoint.build(), precision, used)
+    module = checkpoint.build()
+    ranges = None
+    if precision in CALIBRATED and calibration is not None:
+        ranges = simulated.ranges_of(module, calibration)
+    simulated.quantise_(module, precision, ranges)
     return EagerSession(module, signature_of(checkpoint.config, None), threads=threads)
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from levit_export.core import ModelInfo, PassRecord, Verdict
 from levit_export.machine import Machine
 from levit_export.parity import ParityReport
+from levit_export.proportions import wilson
+from levit_export.search import Found
 from levit_export.timing import TimingReport
 
 SCHEMA = 1
@@ -18,18 +20,63 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Top-1 on labelled images, and how many of the predictions are the reference's."""
+    """How an artifact classifies images, and whether as the reference does.
+
+    ``correct`` (and ``top5_correct``, where there are more than 5 classes) are counts of
+    ``images``, None without labels; what concerns the reference is None where there was none.
+    ``agreement`` is the share of images with the reference's top-1, ``flips`` the number of the
+    others, of which ``lost`` only the reference has right and ``gained`` only the artifact.
+    ``mcnemar_p`` is the p of that split, ``drop`` what the gate compares with ``max_drop``: points
+    of top-1 below the reference, or without labels 100 less the agreement in percent. ``skipped``
+    images could not be read, of which the first are named.
+    """
 
     dataset: str
     images: int
-    correct: int
-    reference_correct: int
-    agreement: float
+    correct: int | None
+    reference_correct: int | None
+    agreement: float | None
+    top5_correct: int | None = None
+    flips: int | None = None
+    lost: int | None = None
+    gained: int | None = None
+    mcnemar_p: float | None = None
+    drop: float | None = None
+    max_drop: float | None = None
+    skipped: int = 0
+    skipped_names: tuple[str, ...] = ()
+    fingerprint: str = ""
+    runtime: str = ""
+    remarks: tuple[str, ...] = ()
 
     @property
-    def top1(self) -> float:
+    def top1(self) -> float | None:
         """Percent of images classified correctly."""
-        return 100 * self.correct / self.images
+        return None if self.correct is None else 100 * self.correct / self.images
+
+    @property
+    def top5(self) -> float | None:
+        """Percent of images whose class is among the five best."""
+        return None if self.top5_correct is None else 100 * self.top5_correct / self.images
+
+    @property
+    def top1_interval(self) -> tuple[float, float] | None:
+        """The 95 % interval of :attr:`top1`, in percent."""
+        if self.correct is None:
+            return None
+        low, high = wilson(self.correct, self.images)
+        return 100 * low, 100 * high
+
+    @property
+    def agreement_interval(self) -> tuple[float, float] | None:
+        """The 95 % interval of ``agreement``, as shares."""
+        return None if self.flips is None else wilson(self.images - self.flips, self.images)
+
+    @property
+    def exceeded(self) -> bool:
+        """Whether the drop is larger than was allowed."""
+        gated = self.drop is not None and self.max_drop is not None
+        return gated and self.drop > self.max_drop  # type: ignore[operator]
 
 
 @dataclass(frozen=True)
@@ -56,7 +103,8 @@ class ArtifactReport:
 class Report:
     """A run: the verdict over all artifacts, and where and with what it was reached.
 
-    ``baselines`` are timings of what is no artifact, such as eager PyTorch in the same run.
+    ``baselines`` are timings of what is no artifact, such as eager PyTorch in the same run;
+    ``searches`` what the search for a precision saw, by format.
     """
 
     verdict: Verdict
@@ -66,6 +114,7 @@ class Report:
     baselines: Mapping[str, TimingReport]
     machine: Machine
     toolchain: Mapping[str, str]
+    searches: Mapping[str, Found] = field(default_factory=dict)
     output: Path | None = None
 
 
@@ -86,11 +135,23 @@ def to_json(report: Report) -> dict[str, Any]:
         "passes": [asdict(record) for record in report.passes],
         "artifacts": [_artifact(artifact) for artifact in report.artifacts],
         "baselines": {name: _timing(timing) for name, timing in report.baselines.items()},
+        "searches": {name: asdict(found) for name, found in report.searches.items()},
         "machine": asdict(report.machine),
         "toolchain": dict(report.toolchain),
         "output": None if report.output is None else str(report.output),
     }
     return _finite(content)  # type: ignore[no-any-return]
+
+
+def accuracy_to_json(accuracy: Accuracy) -> dict[str, Any]:
+    """The accuracy section of an artifact, with its intervals."""
+    return {
+        **asdict(accuracy),
+        "top1": accuracy.top1,
+        "top5": accuracy.top5,
+        "top1_interval": accuracy.top1_interval,
+        "agreement_interval": accuracy.agreement_interval,
+    }
 
 
 def _artifact(artifact: ArtifactReport) -> dict[str, Any]:
@@ -102,9 +163,7 @@ def _artifact(artifact: ArtifactReport) -> dict[str, Any]:
         "sha256": artifact.sha256,
         "notes": list(artifact.notes),
         "parity": _parity(artifact.parity),
-        "accuracy": None
-        if artifact.accuracy is None
-        else {**asdict(artifact.accuracy), "top1": artifact.accuracy.top1},
+        "accuracy": None if artifact.accuracy is None else accuracy_to_json(artifact.accuracy),
         "timing": None if artifact.timing is None else _timing(artifact.timing),
     }
 

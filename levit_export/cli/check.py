@@ -2,42 +2,282 @@
 
 from __future__ import annotations
 
+import json
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from levit_export.cli import options
-from levit_export.cli.output import present, refuse_unwritable
+from levit_export.cli.output import write_or_print
 from levit_export.cli.verb import Verb, status_of
+
+if TYPE_CHECKING:
+    from levit_export.gate import Check, Slack
+    from levit_export.render.console import Screen
+    from levit_export.report import Report
+
+FILES = {"json_file": "--json", "junit": "--junit", "markdown": "--markdown"}
+SLACKS = ("parity_slack", "size_slack", "latency_slack")
+SUMMARY = "GITHUB_STEP_SUMMARY"
+
+
+def _gate_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """What to compare with, and where else to say it."""
+    declared = (
+        click.option("--baseline", type=options.EXISTING, help="An earlier report.json."),
+        click.option(
+            "--parity-slack",
+            type=click.FloatRange(min=1),
+            help="How many times the baseline's share of its tolerance may be used.  [default: 2]",
+        ),
+        click.option(
+            "--size-slack",
+            type=click.FloatRange(min=0),
+            help="Percent by which a file may be larger than in the baseline.  [default: 1]",
+        ),
+        click.option(
+            "--latency-slack",
+            type=click.FloatRange(min=0),
+            help="Time as well: percent by which the latency, relative to eager PyTorch or matrix "
+            "products in the same run, may exceed the baseline's.",
+        ),
+        click.option(
+            "--recheck",
+            type=options.EXISTING,
+            metavar="REPORT",
+            help="Judge a saved report by --atol and --rtol; nothing is run.",
+        ),
+        click.option("--junit", metavar="FILE", help="Write JUnit XML; - is stdout."),
+        click.option(
+            "--markdown",
+            metavar="FILE",
+            help="Write a summary; appended when FILE is $GITHUB_STEP_SUMMARY.",
+        ),
+    )
+    for option in reversed(declared):
+        command = option(command)
+    return command
 
 
 @click.command(cls=Verb)
-@click.argument("paths", nargs=-1, required=True, type=options.EXISTING)
+@click.argument("paths", nargs=-1, type=options.EXISTING)
 @options.model_options
 @options.parity_options
+@_gate_options
 @options.run_options
+@options.timing_options
 @options.output_options
 @click.pass_context
 def check(ctx: click.Context, /, paths: tuple[Path, ...], **_: Any) -> int:
-    """Hold export directories or single artifacts against their reference.
+    """Hold export directories, bundles or single artifacts against their reference.
 
-    A directory carries its own reference and needs no PyTorch. A single file needs --checkpoint.
+    A directory or a bundle (.zip) carries its own reference and needs no PyTorch. A single file
+    needs --checkpoint. With --baseline, each is held against an earlier report as well.
     """
-    from levit_export import inspection
+    from levit_export.errors import LevitExportError
+    from levit_export.render import annotations
+
+    try:
+        return _check(ctx.params, paths)
+    except LevitExportError as error:
+        if _in_github_actions():
+            click.echo(annotations.annotation("error", str(error), title="levit-export"), err=True)
+        raise
+
+
+def _check(params: dict[str, Any], paths: tuple[Path, ...]) -> int:
+    from levit_export import gate
     from levit_export.render import console
 
-    params = ctx.params
-    refuse_unwritable(params["json_file"])
-    request = inspection.InspectRequest(
-        paths=paths,
-        choice=options.model_choice(params),
-        run=options.run(params),
-        seed=params["seed"],
-        overrides=options.overrides(params),
-    )
+    _refuse(params, paths)
+    slack = _slack(params)
+    baseline = None if params["baseline"] is None else gate.read_report(params["baseline"])
+    if baseline is not None and slack.latency is not None:
+        gate.refuse_untimed(baseline)
     screen = console.Screen(quiet=params["quiet"])
-    with screen.progress() as progress:
-        report = inspection.check(request, progress)
-    present(screen, report, params["json_file"])
+    run = _recheck if params["recheck"] is not None else _run
+    report, folder = run(params, screen, paths, baseline)
+    checks = gate.of_report(report.artifacts)
+    if baseline is not None:
+        checks += gate.compare(report, baseline, slack)
+    report = replace(report, verdict=gate.overall(checks))
+    _present(screen, params, report, checks)
+    _annotate(checks, folder)
     return status_of(report.verdict, allow_not_run=params["allow_not_run"])
+
+
+def _refuse(params: dict[str, Any], paths: tuple[Path, ...]) -> None:
+    """Raise for options that contradict each other or lead nowhere, before anything is run."""
+    from levit_export.errors import OutputError, UsageError
+
+    if params["baseline"] is None and any(params[name] is not None for name in SLACKS):
+        raise UsageError("a slack is about a baseline", remedy="Add --baseline REPORT.")
+    for name in SLACKS:
+        if params[name] is not None and not math.isfinite(params[name]):
+            raise UsageError(
+                f"--{name.replace('_', '-')} {params[name]} accepts anything",
+                remedy="Give a finite number.",
+            )
+    if not paths and params["recheck"] is None:
+        raise UsageError(
+            "nothing to check was given", remedy="Give an export directory, a bundle or a file."
+        )
+    if params["recheck"] is not None:
+        _refuse_recheck(params, paths)
+    given = {option: params[name] for name, option in FILES.items() if params[name] is not None}
+    if len([file for file in given.values() if file == "-"]) > 1:
+        raise UsageError(
+            f"{' and '.join(given)} cannot share standard output", remedy="Give files."
+        )
+    for option, file in given.items():
+        path = Path(file)
+        if file != "-" and (path.is_dir() or not path.absolute().parent.is_dir()):
+            raise OutputError(
+                f"{option} {file} is a folder, or its folder does not exist",
+                remedy="Give a file in a folder that exists, or - for standard output.",
+            )
+
+
+def _refuse_recheck(params: dict[str, Any], paths: tuple[Path, ...]) -> None:
+    from levit_export.errors import UsageError
+
+    if paths or not options.model_choice(params).is_default:
+        raise UsageError(
+            "--recheck runs nothing, so it takes neither paths nor a model",
+            remedy="Leave them out, or leave out --recheck.",
+        )
+    if params["atol"] is None and params["rtol"] is None:
+        raise UsageError(
+            "--recheck without a tolerance repeats the report", remedy="Add --rtol or --atol."
+        )
+
+
+def _slack(params: dict[str, Any]) -> Slack:
+    from levit_export.gate import Slack
+
+    given = {name: params[f"{name}_slack"] for name in ("parity", "size", "latency")}
+    return Slack(**{name: value for name, value in given.items() if value is not None})
+
+
+def _run(
+    params: dict[str, Any], screen: Screen, paths: tuple[Path, ...], baseline: Report | None
+) -> tuple[Report, Path | None]:
+    """Check what is at ``paths``, and time it when the baseline's latency is asked about."""
+    from levit_export import gate, inspection
+    from levit_export.cli.places import opened
+
+    with opened(paths) as places:
+        request = inspection.InspectRequest(
+            paths=places.paths,
+            choice=options.model_choice(params),
+            run=options.run(params),
+            plan=options.plan(params),
+            seed=params["seed"],
+            overrides=options.overrides(params),
+        )
+        with screen.progress() as progress:
+            report = places.renamed(inspection.check(request, progress))
+            if baseline is not None:
+                gate.refuse_other_model(report, baseline)
+            if baseline is None or params["latency_slack"] is None or report.verdict == "fail":
+                return report, places.folder
+            timed = gate.confirmed(
+                lambda: _joined(report, places.renamed(inspection.bench(request, progress))),
+                baseline,
+                _slack(params),
+            )
+            return timed, places.folder
+
+
+def _joined(report: Report, timed: Report) -> Report:
+    """The report of a check, joined by the latencies of the same artifacts."""
+    rows = zip(report.artifacts, timed.artifacts, strict=True)
+    artifacts = tuple(replace(found, timing=other.timing) for found, other in rows)
+    return replace(report, artifacts=artifacts, baselines=timed.baselines)
+
+
+def _recheck(
+    params: dict[str, Any], _: Screen, __: tuple[Path, ...], baseline: Report | None
+) -> tuple[Report, Path | None]:
+    """The saved report, judged by the tolerance that was given."""
+    from levit_export import gate
+    from levit_export.core import Tolerance
+
+    options.overrides(params)  # which refuses what is not finite
+    saved = gate.read_report(params["recheck"])
+    if baseline is not None:
+        gate.refuse_other_model(saved, baseline)
+    tolerance = Tolerance(params["atol"] or 0.0, (params["rtol"] or 0.0,), "given")
+    folder = saved.output or params["recheck"].parent
+    return replace(gate.recheck(saved, tolerance), output=None), folder
+
+
+def _present(
+    screen: Screen, params: dict[str, Any], report: Report, checks: Sequence[Check]
+) -> None:
+    """The report and the gate's answers: on the screen, and in every form that was asked for."""
+    from levit_export.render import junit, markdown
+    from levit_export.render.console import print_report
+    from levit_export.report import to_json
+
+    title = "levit-export check" if report.model is None else report.model.name
+    if not screen.quiet and all(params[name] != "-" for name in FILES):
+        print_report(screen, report)
+        _print_baseline(screen, checks)
+    if params["json_file"] is not None:
+        content = {**to_json(report), "checks": [asdict(check) for check in checks]}
+        text = json.dumps(content, indent=1, allow_nan=False)
+        write_or_print(text + "\n", params["json_file"])
+    if params["junit"] is not None:
+        write_or_print(junit.render(title, checks), params["junit"])
+    if params["markdown"] is not None:
+        _write_or_append(markdown.render(title, report, checks), params["markdown"])
+
+
+def _print_baseline(screen: Screen, checks: Sequence[Check]) -> None:
+    """What the comparison with the baseline found, the rest being in the table."""
+    compared = [check for check in checks if check.name not in ("parity", "weights")]
+    for found in compared:
+        if found.verdict != "pass" or found.reason:
+            line = f"{found.verdict}  {found.artifact} {found.name}: {found.reason}"
+            screen.out.print(line, markup=False, highlight=False, soft_wrap=True)
+    if compared:
+        passed = sum(found.verdict == "pass" for found in compared)
+        line = f"{passed} of {len(compared)} checks against the baseline pass"
+        screen.out.print(line, highlight=False)
+
+
+def _write_or_append(text: str, destination: str) -> None:
+    """The steps of a GitHub job share one summary, so it is appended to."""
+    from levit_export.errors import OutputError
+
+    summary = os.environ.get(SUMMARY)
+    if not summary or Path(destination).absolute() != Path(summary).absolute():
+        write_or_print(text, destination)
+        return
+    try:
+        with Path(destination).open("a", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise OutputError(
+            f"{destination} cannot be written: {error.strerror or error}",
+            remedy="Give another file, or - for standard output.",
+        ) from error
+
+
+def _in_github_actions() -> bool:
+    return os.environ.get("GITHUB_ACTIONS") == "true"
+
+
+def _annotate(checks: Sequence[Check], folder: Path | None) -> None:
+    """On standard error, which the runner reads too; standard output may hold a report."""
+    from levit_export.render import annotations
+
+    if _in_github_actions():
+        for line in annotations.of_checks(checks, folder):
+            click.echo(line, err=True)

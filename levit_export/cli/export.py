@@ -25,7 +25,7 @@ from levit_export.cli.verb import Verb, status_of
 )
 @click.option(
     "--precision",
-    help="fp32, fp16, int8, w8, w6, w4; or for each format: onnx=int8,coreml=fp16.  "
+    help="fp32, fp16, int8, w8, w6, w4, auto; or for each format: onnx=int8,coreml=fp16.  "
     "[default: fp32, for coreml fp16]",
 )
 @click.option(
@@ -34,12 +34,31 @@ from levit_export.cli.verb import Verb, status_of
     metavar="BLOCK",
     help="Leave a block, such as stage1.block0.mlp, in float; repeatable.",
 )
+@click.option(
+    "--max-drop",
+    type=click.FloatRange(min=0),
+    default=0.5,
+    show_default=True,
+    help="Points of accuracy that --precision auto may lose on the images of --data.",
+)
+@click.option(
+    "--prefer",
+    type=click.Choice(("latency", "size")),
+    default="latency",
+    show_default=True,
+    help="What --precision auto saves.",
+)
+@click.option(
+    "--recipe",
+    type=options.EXISTING,
+    help="The precisions and blocks in float of an earlier export: its folder or manifest.",
+)
 @click.option("--half", "alias", flag_value="fp16", hidden=True)
 @click.option("--int8", "alias", flag_value="int8", hidden=True)
 @click.option(
     "--data",
     type=options.EXISTING,
-    help="Images to calibrate int8 on: a folder, of classes or not, or an .npz file.",
+    help="Images for int8 and auto: a folder, of classes or not, or an .npz file.",
 )
 @click.option(
     "--num-samples",
@@ -106,25 +125,27 @@ def _request(params: dict[str, Any]) -> Any:
     from levit_export.core import ExportOptions
     from levit_export.errors import UsageError
     from levit_export.pipeline import ExportRequest
-    from levit_export.targets import TARGETS, target
+    from levit_export.search import Promise
+    from levit_export.targets import target
 
     if params["dynamic"] and params["batch"] is not None:
         raise UsageError(
             f"--dynamic and --batch {params['batch']} contradict each other",
             remedy="Give one of them.",
         )
-    given = (name.strip() for value in params["formats"] for name in value.split(","))
-    names = [name for name in given if name]
-    if "all" in (name.lower() for name in names):
-        names = [kind.name for kind in TARGETS]
+    names = _formats(params["formats"])
+    chosen = {name: target(name).precisions for name in names}
+    wanted = precisions.parse(params["precision"] or params["alias"], chosen)
+    keep = dict.fromkeys(chosen, params["keep"])
+    if params["recipe"] is not None:
+        _refuse_beside_recipe(params)
+        recipe = precisions.read_recipe(params["recipe"])
+        names, wanted, keep = list(recipe.precisions), dict(recipe.precisions), dict(recipe.keep)
     output: Path | None = params["output"]
     return ExportRequest(
         choice=options.model_choice(params),
         formats=tuple(names),
-        precisions=precisions.parse(
-            params["precision"] or params["alias"],
-            {target(name).name: target(name).precisions for name in names},
-        ),
+        precisions=wanted,
         options=ExportOptions(
             batch=None if params["dynamic"] else params["batch"] or 1,
             opset=params["opset"],
@@ -139,8 +160,30 @@ def _request(params: dict[str, Any]) -> Any:
         run=options.run(params),
         plan=options.plan(params),
         overrides=options.overrides(params),
-        keep={target(name).name: params["keep"] for name in names},
+        keep=keep,
+        promise=Promise(params["max_drop"], params["prefer"]),
         data=params["data"],
         calibration_images=params["num_samples"],
         output=output,
     )
+
+
+def _refuse_beside_recipe(params: dict[str, Any]) -> None:
+    from levit_export.errors import UsageError
+
+    beside = [f"--{name}" for name in ("precision", "keep") if params[name]]
+    if beside:
+        raise UsageError(
+            f"--recipe and {' and '.join(beside)} contradict each other",
+            remedy="Give one of them.",
+        )
+
+
+def _formats(given: tuple[str, ...]) -> list[str]:
+    """The formats that ``--format`` names, each by its own name."""
+    from levit_export.targets import TARGETS, target
+
+    names = [name.strip() for value in given for name in value.split(",") if name.strip()]
+    if "all" in (name.lower() for name in names):
+        return [kind.name for kind in TARGETS]
+    return list(dict.fromkeys(target(name).name for name in names))

@@ -1,4 +1,4 @@
-"""Has an artifact become slower, beyond what the machine and its noise explain?
+"""Whether an artifact became slower than the machine and its noise explain.
 
 With ``a`` the medians of the artifact and ``r`` those of what was measured in the same run, eager
 PyTorch or the machine's matrix product, now and then (in the baseline)
@@ -7,8 +7,8 @@ PyTorch or the machine's matrix product, now and then (in the baseline)
 
 A machine that is slower as a whole slows ``a_now`` and ``r_now`` alike. An artifact has regressed
 when the 95 % bootstrap interval of ``growth`` (Efron 1979) lies above ``1 + slack``: rounds are
-drawn again within each run, the same ones of both its series. Of the matrix products a report has the
-median rate alone, so their own spread is not in the interval.
+drawn again within each run, the same ones of both its series. Of the matrix products a report has
+the median rate alone, so their own spread is not in the interval.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ def _beside_eager(report: Report, timed: TimingReport) -> Series | None:
 
 
 def _beside_products(_: Report, timed: TimingReport) -> Series | None:
-    """efficiency = ideal / median, so ``ideal`` is what the products alone would take."""
+    """As efficiency = ideal / median, ``ideal`` is what the products alone would take."""
     if timed.efficiency is None:
         return None
     seconds = np.array(timed.seconds)
@@ -140,12 +140,12 @@ def _beside_products(_: Report, timed: TimingReport) -> Series | None:
 
 
 def _growth(against: str, now: Series, then: Series) -> Growth:
-    ratios = [float(np.median(a) / np.median(r)) for a, r in (now, then)]
+    here, there = (float(np.median(a) / np.median(r)) for a, r in (now, then))
     generator = np.random.default_rng(0)
     drawn = [_redrawn(series, generator) for series in (now, then)]
     tails = (1 - LEVEL) / 2, (1 + LEVEL) / 2
     low, high = np.quantile(drawn[0] / drawn[1], tails)
-    return Growth(against, *ratios, low=float(low), high=float(high))
+    return Growth(against, here, there, low=float(low), high=float(high))
 
 
 def _redrawn(series: Series, generator: np.random.Generator) -> np.ndarray:

@@ -93,7 +93,7 @@ def _inconsistencies(report: Report) -> Iterator[str]:
                 yield f"has {rows} errors of {artifact.id} {output.name!r} and not as many scales"
             numbers = (*output.errors, *output.scales)
             if not all(0 <= number < math.inf for number in numbers):
-                yield f"has an error or a scale of {artifact.id} {output.name!r} that is no distance"
+                yield f"has errors or scales of {artifact.id} {output.name!r} below 0 or infinite"
     timings = [(a.id, a.timing) for a in report.artifacts if a.timing is not None]
     for name, timing in (*timings, *report.baselines.items()):
         if timing.verdict not in ("pass", "not-run"):

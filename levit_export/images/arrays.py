@@ -102,10 +102,8 @@ def open_archive(
 def _header(archive: zipfile.ZipFile, name: str, path: Path) -> _Header:
     """The header of an array whose declared size is the size that it has."""
     if f"{name}.npy" not in archive.namelist():
-        raise DataError(
-            f"{path} holds no array {name!r}, but {', '.join(archive.namelist()[:5]) or 'nothing'}",
-            remedy=REMEDY,
-        )
+        held = ", ".join(archive.namelist()[:5]) or "nothing"
+        raise DataError(f"{path} holds no array {name!r}, but {held}", remedy=REMEDY)
     with archive.open(f"{name}.npy") as stream:
         try:
             version = np.lib.format.read_magic(stream)  # type: ignore[no-untyped-call]

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 LARGEST_PIXELS = 2**26
 """Pixels of the largest image that is decoded: 8192 x 8192, some 200 MB as RGB."""
 
-SUFFIXES = frozenset(".bmp .gif .jfif .jpeg .jpg .pgm .png .pnm .ppm .tif .tiff .webp".split())
+_USUAL = (".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+SUFFIXES = frozenset((*_USUAL, ".pgm", ".pnm", ".ppm"))
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """What Pillow may take a file for, whatever its suffix; EPS, for one, would start Ghostscript."""
 
@@ -41,7 +42,7 @@ TO_EIGHT_BIT = 257
 
 def decode(path: Path) -> np.ndarray:
     """The pixels ``(H, W, 3)`` of an image file; raises ``UnreadableImageError``."""
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     _refuse_strange_files(path)
     try:
@@ -53,7 +54,7 @@ def decode(path: Path) -> np.ndarray:
                 return np.asarray(_upright(_rgb(image), _orientation(image)))
     except (UnreadableImageError, KeyboardInterrupt):
         raise
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         raise UnreadableImageError("no image of a known format") from error
     except Exception as error:  # decoders of damaged files raise anything
         text = (str(error).strip().splitlines() or [""])[0][:200]
@@ -85,7 +86,7 @@ def _refuse_strange_files(path: Path) -> None:
 
 
 def _rgb(image: Image) -> Image:
-    from PIL import Image as pillow
+    from PIL.Image import fromarray
 
     if image.mode == "F":
         raise UnreadableImageError("floating-point pixels, whose white is not known")
@@ -96,7 +97,7 @@ def _rgb(image: Image) -> Image:
         raise UnreadableImageError(
             f"integers from {levels.min()} to {levels.max()}, whose white is not known"
         )
-    return pillow.fromarray(np.round(levels / TO_EIGHT_BIT).astype(np.uint8)).convert("RGB")
+    return fromarray(np.round(levels / TO_EIGHT_BIT).astype(np.uint8)).convert("RGB")
 
 
 def _orientation(image: Image) -> int:

@@ -154,15 +154,11 @@ def _by_list(root: Path, file: Path, classes: int) -> ImageSet:
                     remedy="List every image once.",
                 )
             entries[entry.name] = entry
-    ignored = sum(len(names) for names in _unlisted(root, set(entries)))
+    ignored = len(set(_walk(root).images) - set(entries))
     remarks = [f"classes are from {file.name}"]
     if ignored:
         remarks.append(f"{ignored} images are not in {file.name} and are left out")
     return _image_set(root, list(entries.values()), str(root), remarks)
-
-
-def _unlisted(root: Path, names: set[str]) -> Iterator[set[str]]:
-    yield set(_walk(root).images) - names
 
 
 def _is_heading(line: str) -> bool:

@@ -24,13 +24,18 @@ _OPSETS = {"CoreML5": 6, "CoreML6": 7, "CoreML7": 8, "CoreML8": 9}
 
 @dataclass(frozen=True)
 class Graph:
-    """Inputs, ops in order, outputs, and the declared type of every name."""
+    """Inputs, ops in order, outputs, and the declared type of every name.
+
+    ``parts`` are the constants that serve only to store others, or to put activations on a grid:
+    packed numbers, scales, offsets, palettes.
+    """
 
     inputs: Mapping[str, TensorType]
     nodes: tuple[Node, ...]
     outputs: tuple[str, ...]
     types: Mapping[str, DeclaredType]
     constants: Mapping[str, Value]
+    parts: frozenset[str]
     op_types: Counter[str]
 
 
@@ -44,6 +49,10 @@ class _Builder:
     types: dict[str, DeclaredType] = field(default_factory=dict)
     constants: dict[str, Value] = field(default_factory=dict)
     nodes: list[Node] = field(default_factory=list)
+    stored: set[str] = field(default_factory=set)
+    """Names that ops of compression take."""
+    computed: set[str] = field(default_factory=set)
+    """Names that any other op takes."""
 
     def define(self, name: str, declared: DeclaredType) -> None:
         if not name or name in self.types:
@@ -94,6 +103,7 @@ def read_graph(function: Any, reader: Reader, *, specification: int) -> Graph:
         tuple(block.outputs),
         builder.types,
         builder.constants,
+        frozenset(builder.stored - builder.computed - set(block.outputs)),
         Counter(operation.type for operation in block.operations),
     )
 
@@ -136,10 +146,16 @@ def _read_operation(message: Any, builder: _Builder) -> None:
     )
     for name, declared in outputs:
         builder.define(name, declared)
+    taken = {o.name for many in node.operands.values() for o in many}
+    (builder.stored if _is_compression(node.type) else builder.computed).update(taken)
     if node.names:
         builder.nodes.append(node)
     else:
         builder.constants.update(zip((n for n, _ in outputs), evaluate(node, {}), strict=True))
+
+
+def _is_compression(type_: str) -> bool:
+    return type_.startswith("constexpr_") or type_ in ("quantize", "dequantize")
 
 
 def _read_constant(

@@ -49,10 +49,15 @@ class Program:
     def constants(self) -> Mapping[str, np.ndarray]:
         """Constant tensors by name, those of compressed weights decompressed.
 
-        A float16 tensor comes as float32 numbers that float16 can represent.
+        What compressed weights are stored as (packed numbers, scales, offsets, palettes) is not
+        among them. A float16 tensor comes as float32 numbers that float16 can represent.
         """
         found = self._graph.constants
-        return {name: value for name, value in found.items() if isinstance(value, np.ndarray)}
+        return {
+            name: value
+            for name, value in found.items()
+            if isinstance(value, np.ndarray) and name not in self._graph.parts
+        }
 
     def run(self, inputs: Mapping[str, Any], taps: Iterable[str] = ()) -> dict[str, Any]:
         """Evaluate the program.

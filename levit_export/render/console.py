@@ -17,6 +17,7 @@ from rich.text import Text
 from levit_export.core import Availability
 from levit_export.parity import NOT_ASKED
 from levit_export.progress import Silent
+from levit_export.render import accuracy
 from levit_export.report import ArtifactReport, Report
 from levit_export.timing import TimingReport
 
@@ -143,6 +144,7 @@ def _notes(report: Report) -> Iterator[str]:
         if artifact.timing is not None and artifact.timing.verdict == "not-run":
             yield f"{artifact.id}: not timed: {artifact.timing.reason}"
         yield from (f"{artifact.id}: {note}" for note in artifact.notes)
+    yield from accuracy.notes(report)
     outputs = [output for artifact in report.artifacts for output in artifact.parity.outputs]
     if any(output.tolerance.origin == "given" for output in outputs):
         yield "held against a tolerance that was given (--atol, --rtol), not the derived one"
@@ -214,6 +216,8 @@ def _columns(report: Report) -> Iterator[Column]:
         yield "weights", _weights_cell, nothing
     if any(a.accuracy for a in report.artifacts):
         yield "top-1", _accuracy_cell, nothing
+        for heading, cell in accuracy.columns(report):
+            yield heading, cell, nothing
     yield "size", lambda a: f"{a.bytes / 1e6:.2f} MB" if a.bytes else "–", nothing
     if report.baselines or any(a.timing for a in report.artifacts):
         yield "latency", lambda a: _latency_cell(a.timing), _latency_cell
@@ -247,8 +251,8 @@ def _weights_cell(artifact: ArtifactReport) -> str:
 
 
 def _accuracy_cell(artifact: ArtifactReport) -> str:
-    accuracy = artifact.accuracy
-    return "–" if accuracy is None else f"{accuracy.correct}/{accuracy.images}"
+    found = artifact.accuracy
+    return "–" if found is None or found.correct is None else f"{found.correct}/{found.images}"
 
 
 def _latency_cell(timing: TimingReport | None) -> str:

@@ -1,14 +1,15 @@
 """What a quantiser does to a network, in PyTorch: the yardstick for quantised artifacts.
 
 Weights of linear layers and convolutions go to a symmetric grid per output channel, with
-``s = max|w_channel| / (2**(bits - 1) - 1)`` and ``w -> s * round(w / s)``. For ``int8`` the inputs
-of these layers go to an 8-bit grid as well, over the range ``[lo, hi]`` that real images gave them:
-``s = (hi - lo) / 255`` and ``x -> s * round(clamp(x, lo, hi) / s)``. What lies outside is clipped,
+``s = max|w_channel| / (2**(bits - 1) - 1)`` and ``w -> s * round(w / s)``. For ``int8`` the
+inputs of these layers go to an 8-bit grid as well, over the range ``[lo, hi]`` that real images
+gave them: ``s = (hi - lo) / 255`` and ``x -> s * round(clamp(x, lo, hi) / s)``. What lies outside is clipped,
 as it is in the artifact.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -23,16 +24,56 @@ CALIBRATION_BATCH = 16
 Layer = nn.Linear | nn.Conv2d
 
 
+Ranges = Mapping[str, tuple[float, float]]
+"""Least and largest input of each layer, by the layer's path."""
+
+
 @torch.no_grad()
-def quantise_(module: nn.Module, precision: str, calibration: Calibration | None) -> nn.Module:
-    """Do to ``module``, in place, what an artifact of ``precision`` does; returns it."""
-    layers = [part for part in module.modules() if isinstance(part, Layer)]
-    if calibration is not None:
-        for layer, (low, high) in _ranges(module, layers, calibration).items():
-            layer.register_forward_pre_hook(_Clipped(low, high))
-    for layer in layers:
+def quantise_(
+    module: nn.Module,
+    precision: str,
+    ranges: Ranges | None,
+    *,
+    only: Callable[[str], bool] = lambda _: True,
+) -> nn.Module:
+    """Do to ``module``, in place, what an artifact of ``precision`` does; returns it.
+
+    ``ranges`` are those of the inputs of its layers, where inputs are quantised; ``only`` says by
+    its path whether a layer is.
+    """
+    for path, layer in _layers(module):
+        if not only(path):
+            continue
+        if ranges is not None:
+            layer.register_forward_pre_hook(_Clipped(*ranges[path]))
         layer.weight.data = on_grid(layer.weight, BITS[precision])
     return module
+
+
+@torch.no_grad()
+def ranges_of(module: nn.Module, calibration: Calibration) -> Ranges:
+    """What the layers of ``module`` are given for the images, 0 included."""
+    found: dict[str, tuple[float, float]] = {}
+
+    def observe(path: str, x: torch.Tensor) -> None:
+        low, high = found.get(path, (0.0, 0.0))
+        found[path] = (min(low, float(x.min())), max(high, float(x.max())))
+
+    hooks = [
+        layer.register_forward_pre_hook(lambda _, inputs, path=path: observe(path, inputs[0]))
+        for path, layer in _layers(module)
+    ]
+    try:
+        for start in range(0, len(calibration.inputs), CALIBRATION_BATCH):
+            module(torch.from_numpy(calibration.inputs[start : start + CALIBRATION_BATCH]))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
+
+
+def _layers(module: nn.Module) -> list[tuple[str, Layer]]:
+    return [(path, part) for path, part in module.named_modules() if isinstance(part, Layer)]
 
 
 def on_grid(weight: torch.Tensor, bits: int) -> torch.Tensor:
@@ -54,24 +95,3 @@ class _Clipped:
     def __call__(self, _: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         x = inputs[0].clamp(self.low, self.high)
         return (torch.round(x / self.step) * self.step, *inputs[1:])
-
-
-def _ranges(
-    module: nn.Module, layers: list[Layer], calibration: Calibration
-) -> dict[Layer, tuple[float, float]]:
-    """Least and largest input of each layer over the images, 0 included."""
-    found = dict.fromkeys(layers, (0.0, 0.0))
-
-    def observe(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
-        low, high = found[layer]  # type: ignore[index]
-        x = inputs[0]
-        found[layer] = (min(low, float(x.min())), max(high, float(x.max())))  # type: ignore[index]
-
-    hooks = [layer.register_forward_pre_hook(observe) for layer in layers]
-    try:
-        for start in range(0, len(calibration.inputs), CALIBRATION_BATCH):
-            module(torch.from_numpy(calibration.inputs[start : start + CALIBRATION_BATCH]))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return found

@@ -62,7 +62,7 @@ def refused(cli: Cli, place: Path, tree: Tree, arguments: tuple[object, ...], *p
     ("arguments", "parts"),
     [
         (("--model", "levit_12s"), ("'levit_12s'", "Did you mean 'levit_128s'?")),
-        (("--model", "resnet50"), ("'resnet50'", "Known:", "levit_digits")),
+        (("--model", "resnet18"), ("'resnet18'", "Known:", "levit_digits")),
         (("--model", "levit_256"), ("levit_256", "no weights", "--checkpoint")),
         (("--format", "onx"), ("'onx'", "Did you mean 'onnx'?")),
         (("--format", "onnx,tflite"), ("'tflite'", "Known:")),
@@ -168,7 +168,7 @@ def write_training_state(file: Path, tensors: Tensors) -> None:
         (write_truncated_safetensors, ("not a whole safetensors file", "again")),
         (write_truncated_pickle, ("not a whole PyTorch checkpoint", "again")),
         (write_nan, ("NaN", "blocks.0.m.qkv.c.weight")),
-        (write_other_network, ("no LeViT checkpoint", "conv1.weight", "Known forms")),
+        (write_other_network, ("no checkpoint of a known form", "conv1.weight", "Known forms")),
         (write_one_number, ("Tensor", "state_dict()")),
         (write_training_state, ("'epoch'", "state_dict()")),
     ],

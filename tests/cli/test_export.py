@@ -85,7 +85,7 @@ def test_table_on_standard_output(exported: Exported) -> None:
     assert " % " in row
     assert "357/360" in row
     assert "86/86" in row
-    assert "2.87 MB" in row
+    assert "2.88 MB" in row
     assert " ms" in row
     (eager,) = [line for line in lines if line.startswith("PyTorch eager")]
     assert " ms" in eager

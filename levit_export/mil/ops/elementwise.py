@@ -126,10 +126,10 @@ def prelu(x: Array, alpha: Array) -> Array:
 
 
 def thresholded_relu(x: Array, alpha: Array) -> Array:
-    """``x`` where ``x >= alpha``, else 0."""
-    y = np.zeros(x.shape, dtype=x.dtype)
-    # Twice as fast as np.where, and without the 0 * inf of a product with the mask.
-    np.copyto(y, x, where=np.asarray(x >= _scalar(alpha)))
+    """0 where ``x < alpha``, else ``x``: a NaN, which is not below, stays one."""
+    y = x.copy()
+    # Faster than np.where, and without the 0 * inf of a product with the mask.
+    np.copyto(y, _ZERO, where=np.asarray(x < _scalar(alpha)))
     return y
 
 

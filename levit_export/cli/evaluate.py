@@ -1,0 +1,90 @@
+"""``levit-export evaluate``: accuracy on your own images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from levit_export.cli import options
+from levit_export.cli.output import present, refuse_unwritable
+from levit_export.cli.verb import Verb, status_of
+
+
+@click.command(cls=Verb)
+@click.argument("paths", nargs=-1, required=True, type=options.EXISTING)
+@click.option(
+    "-d",
+    "--data",
+    required=True,
+    help="Folder with a folder for each class, or with a list val.txt; folder of images; .npz; "
+    "or digits, the bundled images.",
+)
+@click.option(
+    "--limit", type=options.POSITIVE, help="So many images, evenly spread.  [default: all]"
+)
+@click.option(
+    "-b",
+    "--batch",
+    type=options.POSITIVE,
+    default=16,
+    show_default=True,
+    help="For PyTorch and for artifacts that leave it open.",
+)
+@click.option(
+    "--workers",
+    type=options.POSITIVE,
+    help="Processes that share the images; the result does not depend on it.  "
+    "[default: as many as pay]",
+)
+@click.option(
+    "--max-drop",
+    type=click.FloatRange(min=0, max=100),
+    metavar="POINTS",
+    help="Exit 1 when top-1 falls further below PyTorch's; on images without labels, when more "
+    "percent of the answers differ.",
+)
+@options.model_options
+@click.option(
+    "--threads",
+    type=options.POSITIVE,
+    default=1,
+    show_default=True,
+    help="CPU threads of each worker.",
+)
+@click.option("--device", default="CPU", show_default=True, help="OpenVINO's device.")
+@click.option(
+    "--compute-units",
+    default="cpu_only",
+    show_default=True,
+    help="Core ML's, on macOS: cpu_only, cpu_and_ne, cpu_and_gpu, all; comma-separated.",
+)
+@options.output_options
+@click.pass_context
+def evaluate(ctx: click.Context, /, paths: tuple[Path, ...], **_: Any) -> int:
+    """Measure top-1, top-5 and agreement with PyTorch on your own images.
+
+    A directory brings its recipe and labels; add --checkpoint for PyTorch's answers. A single
+    file needs --checkpoint. The directory's report.json is updated.
+    """
+    from levit_export import evaluation
+    from levit_export.render import console
+
+    params = ctx.params
+    refuse_unwritable(params["json_file"])
+    request = evaluation.EvaluateRequest(
+        paths=paths,
+        data=params["data"],
+        choice=options.model_choice(params),
+        run=options.run(params),
+        limit=params["limit"],
+        batch=params["batch"],
+        workers=params["workers"],
+        max_drop=params["max_drop"],
+    )
+    screen = console.Screen(quiet=params["quiet"])
+    with screen.progress() as progress:
+        report = evaluation.evaluate(request, progress)
+    present(screen, report, params["json_file"])
+    return status_of(report.verdict, allow_not_run=False)

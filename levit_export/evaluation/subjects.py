@@ -1,0 +1,130 @@
+"""What is evaluated together: artifacts of one recipe and one set of classes, and a reference."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from levit_export import bundle, checking, reference
+from levit_export.checking import Row
+from levit_export.core import ModelInfo, Preprocessing, RunOptions
+from levit_export.errors import ArtifactError, MissingDependencyError, UsageError
+from levit_export.evaluation.answers import Weights
+from levit_export.inspection import _find as find
+from levit_export.inspection import _Found as Found
+from levit_export.progress import Progress
+from levit_export.reference import ModelChoice
+from levit_export.targets.availability import needs
+
+if TYPE_CHECKING:
+    from levit_export.checkpoints import Checkpoint
+
+NO_REFERENCE = (
+    "agreement was not looked at: it is not known which checkpoint this is an export of; "
+    "add --checkpoint FILE"
+)
+NO_TORCH = "agreement was not looked at: PyTorch is not installed"
+OTHER_RECIPE = "images go through the export's recipe ({}), not the checkpoint's own ({})"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One path: its artifacts and ways to execute them, its recipe, classes and reference."""
+
+    found: Found
+    rows: tuple[Row, ...]
+    recipe: Preprocessing
+    labels: tuple[str, ...]
+    reference: Weights | None
+    remarks: tuple[str, ...]
+
+    @property
+    def shared(self) -> tuple[object, ...]:
+        """Subjects of which this is equal see the same inputs and one reference."""
+        sha256 = None if self.reference is None else self.reference.sha256
+        return self.recipe, self.labels, sha256, self.remarks
+
+
+def subjects(
+    paths: Sequence[Path], choice: ModelChoice, run: RunOptions, progress: Progress
+) -> list[Subject]:
+    """Everything at ``paths``; a bare artifact needs ``choice``, a directory has its own recipe.
+
+    Raises ``UsageError`` where it does not fit together, ``ArtifactError`` for a directory that
+    was altered.
+    """
+    found = [find(path) for path in dict.fromkeys(paths)]
+    checkpoint = None
+    if not choice.is_default:
+        if not (torch := needs("torch")).ok:
+            raise MissingDependencyError(
+                f"--checkpoint and --model need PyTorch: {torch.reason}", remedy=torch.fix
+            )
+        progress.stage("reading the checkpoint")
+        checkpoint = reference.load(choice, progress)
+    return [_subject(each, choice, checkpoint, run) for each in found]
+
+
+def _subject(
+    each: Found, choice: ModelChoice, checkpoint: Checkpoint | None, run: RunOptions
+) -> Subject:
+    rows = checking.rows(each.artifacts, run)
+    if each.manifest is None:
+        if checkpoint is None:
+            raise UsageError(
+                f"{each.artifacts[0].path} does not say which recipe and classes it has",
+                remedy="Add --checkpoint FILE (or --model levit_digits for the bundled model).",
+            )
+        own = Weights(choice, checkpoint.sha256)
+        return Subject(each, rows, checkpoint.preprocessing, checkpoint.labels, own, ())
+    if damage := bundle.damage(each.folder, each.manifest):
+        raise ArtifactError(
+            f"{each.folder} was altered after it was written: {'; '.join(damage[:3])}",
+            remedy="Copy it again, or export anew.",
+        )
+    info = each.manifest.model
+    labels = choice.labels or info.labels
+    if len(labels) != len(info.labels):
+        raise UsageError(
+            f"{len(labels)} labels for the {len(info.labels)} classes of {each.folder}",
+            remedy="Give one label on each line, in the order of the classes.",
+        )
+    weights, remarks = _reference(info, choice, checkpoint, each.folder)
+    return Subject(each, rows, info.preprocessing, labels, weights, remarks)
+
+
+def _reference(
+    info: ModelInfo, choice: ModelChoice, checkpoint: Checkpoint | None, folder: Path
+) -> tuple[Weights | None, tuple[str, ...]]:
+    """What a directory is held against: the model that was named, else the bundled one."""
+    if checkpoint is None:
+        if info.checkpoint_sha256 != _bundled_sha256():
+            return None, (NO_REFERENCE,)
+        if not needs("torch").ok:
+            return None, (NO_TORCH,)
+        return Weights(ModelChoice(), info.checkpoint_sha256), ()
+    if checkpoint.config.classes != len(info.labels):
+        raise UsageError(
+            f"the checkpoint has {checkpoint.config.classes} classes, the export in {folder} "
+            f"{len(info.labels)}",
+            remedy="Give the checkpoint that was exported.",
+        )
+    if checkpoint.config.image_size != info.preprocessing.crop:
+        raise UsageError(
+            f"the checkpoint takes {checkpoint.config.image_size} px, the export in {folder} "
+            f"{info.preprocessing.crop}",
+            remedy="Give the --imgsz that it was exported with.",
+        )
+    said: tuple[str, ...] = ()
+    if checkpoint.preprocessing != info.preprocessing:
+        names = info.preprocessing.in_words(), checkpoint.preprocessing.in_words()
+        said = (OTHER_RECIPE.format(*names),)
+    return Weights(choice, checkpoint.sha256), said
+
+
+def _bundled_sha256() -> str:
+    file = resources.files("levit_export.data") / "levit_digits.safetensors"
+    return bundle.file_entry(Path(str(file))).sha256

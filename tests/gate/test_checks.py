@@ -1,0 +1,89 @@
+"""The checks of a report by itself."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from gate_reports import artifact, output, parity_of, unrun
+
+from levit_export import gate
+from levit_export.gate.checks import labels
+from levit_export.parity import ParityReport
+from levit_export.weights import WeightAudit
+
+
+def answers(*artifacts: gate.checks.ArtifactReport) -> dict[tuple[str, str], tuple[str, str]]:
+    """Verdict and reason by artifact and name."""
+    found = gate.of_report(artifacts)
+    assert len({(c.artifact, c.name) for c in found}) == len(found)
+    return {(c.artifact, c.name): (c.verdict, c.reason) for c in found}
+
+
+def test_parity_and_weights_are_separate_checks() -> None:
+    """An artifact that passes has passed two checks, without a reason."""
+    assert answers(artifact()) == {
+        ("onnx-fp32", "parity"): ("pass", ""),
+        ("onnx-fp32", "weights"): ("pass", ""),
+    }
+
+
+def test_weights_that_are_not_there() -> None:
+    """A missing tensor fails the check of the weights alone, where the answers are close enough."""
+    audit = WeightAudit(3, missing=("head.weight",))
+    found = answers(replace(artifact(), parity=parity_of(output(), audit=audit)))
+    assert found["onnx-fp32", "parity"] == ("pass", "")
+    verdict, reason = found["onnx-fp32", "weights"]
+    assert verdict == "fail"
+    assert "head.weight" in reason
+
+
+def test_both_fail_with_their_own_reason() -> None:
+    """When both fail, each check says its own sentence."""
+    audit = WeightAudit(3, missing=("head.weight",))
+    found = answers(replace(artifact(), parity=parity_of(output(7.0), audit=audit)))
+    verdict, reason = found["onnx-fp32", "parity"]
+    assert verdict == "fail"
+    assert "exceeds the tolerance" in reason
+    assert "head.weight" not in reason
+    verdict, reason = found["onnx-fp32", "weights"]
+    assert verdict == "fail"
+    assert "exceeds" not in reason
+
+
+def test_weights_that_were_not_read() -> None:
+    """Weights that could not be looked for are not run, and leave the verdict to parity."""
+    audit = WeightAudit(3, unread="no reader")
+    found = gate.of_report([replace(artifact(), parity=parity_of(output(), audit=audit))])
+    assert [check.verdict for check in found] == ["pass", "not-run"]
+    assert "no reader" in found[1].reason
+    assert gate.overall(found) == "pass"
+
+
+def test_overall() -> None:
+    """What was not run is no pass, one failure fails, and nothing at all is not run."""
+    good, bad = artifact("onnx"), artifact("openvino", share=2.0)
+    assert gate.overall(gate.of_report([good])) == "pass"
+    assert gate.overall(gate.of_report([good, unrun(good)])) == "not-run"
+    assert gate.overall(gate.of_report([good, unrun(good), bad])) == "fail"
+    assert gate.overall([]) == "not-run"
+
+
+def test_a_failure_always_has_a_reason() -> None:
+    """A report that fails without saying why still fails, with words."""
+    silent = replace(artifact(), parity=ParityReport("fail", "", "", samples=0))
+    ((verdict, reason),) = answers(silent).values()
+    assert verdict == "fail"
+    assert reason
+
+
+def test_labels_tell_artifacts_apart() -> None:
+    """Artifacts of one id are told apart by path, and by device where the path is the same too."""
+    one = artifact()
+    other = replace(one, path="elsewhere/m.onnx")
+    on_gpu = replace(other, parity=replace(other.parity, runtime="a runtime (GPU)"))
+    assert labels([one]) == ("onnx-fp32",)
+    assert labels([one, other, on_gpu]) == (
+        "onnx-fp32 onnx-fp32/m.onnx",
+        "onnx-fp32 elsewhere/m.onnx CPU",
+        "onnx-fp32 elsewhere/m.onnx GPU",
+    )
