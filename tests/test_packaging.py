@@ -11,13 +11,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-DATA = {
-    "LICENSE-digits.md",
-    "LICENSE-imagenet-labels.md",
-    "digits.npz",
-    "imagenet_labels.txt",
-    "levit_digits.safetensors",
-}
+DATA = ("data", "packaging", "render")
+"""Folders of the package that hold files which are no Python."""
 
 
 @pytest.fixture(scope="module")
@@ -44,13 +39,17 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
 
 
 def test_the_wheel_holds_every_module_and_the_data(wheel: zipfile.ZipFile) -> None:
-    """Every Python file of the package is in the wheel, the bundled model, and nothing else."""
+    """Every Python file of the package is in the wheel, all of its data, and nothing else."""
+    package = ROOT / "levit_export"
+    files = {*package.rglob("*.py"), package / "py.typed"}
+    for folder in DATA:
+        files |= {path for path in (package / folder).rglob("*") if path.is_file()}
     sources = {
-        path.relative_to(ROOT).as_posix() for path in (ROOT / "levit_export").rglob("*.py")
-    } | {"levit_export/py.typed"}
-    data = {f"levit_export/data/{name}" for name in DATA}
+        path.relative_to(ROOT).as_posix() for path in files if "__pycache__" not in path.parts
+    }
     packed = {name for name in wheel.namelist() if ".dist-info/" not in name}
-    assert packed == sources | data
+    assert packed == sources
+    assert "levit_export/data/levit_digits.safetensors" in packed
 
 
 def test_the_wheel_gives_the_command(wheel: zipfile.ZipFile) -> None:

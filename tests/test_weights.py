@@ -187,3 +187,38 @@ def test_missing_weights_join_another_failure() -> None:
     failed = ParityReport("fail", "logits: off", "eager", samples=3)
     report = parity.with_weights(failed, WeightAudit(2, ("w",)))
     assert report.reason.startswith("logits: off; 1 of 2 weight tensors")
+
+
+def test_settled_takes_what_lies_within_a_step() -> None:
+    """A quantised tensor is found by nearness, transposed or with axes of length one."""
+    generator = np.random.default_rng(0)
+    tensors = {
+        "a": generator.standard_normal((6, 8)).astype(np.float32),
+        "b": generator.standard_normal((6, 8)).astype(np.float32),
+        "bias": generator.standard_normal(8).astype(np.float32),
+    }
+    step = np.abs(tensors["a"]).max() / 127
+    stored = [
+        (np.round(tensors["a"] / step) * step).T[None],
+        tensors["b"],
+        tensors["bias"].reshape(1, 8),
+    ]
+    digests = weights.settled(tensors, stored, 8)
+    assert weights.audit(digests, stored).missing == ()
+    assert digests["a"] == weights.fingerprint(stored[0])
+
+
+def test_settled_refuses_what_lies_further() -> None:
+    """A tensor that is further off than a step is not taken; the audit then names it."""
+    tensors = {"a": np.linspace(-1, 1, 12, dtype=np.float32).reshape(3, 4)}
+    for stored in ([tensors["a"] * 1.01], [tensors["a"][::-1].copy()], [], [np.zeros((4, 4))]):
+        digests = weights.settled(tensors, stored, 8)
+        assert weights.audit(digests, stored).missing == ("a",)
+
+
+def test_a_float16_file_may_hold_a_tensor_in_float32() -> None:
+    """What a converter left in float32 counts as its float16 rounding."""
+    tensor = np.linspace(-1, 1, 12, dtype=np.float32)
+    digests = weights.fingerprints({"a": tensor}, "fp16")
+    assert weights.audit(digests, [tensor], "fp16").missing == ()
+    assert weights.audit(digests, [tensor], "fp32").missing == ("a",)

@@ -53,8 +53,8 @@ from levit_export.cli.verb import Verb, status_of
     type=options.EXISTING,
     help="The precisions and blocks in float of an earlier export: its folder or manifest.",
 )
-@click.option("--half", "alias", flag_value="fp16", hidden=True)
-@click.option("--int8", "alias", flag_value="int8", hidden=True)
+@click.option("--half", "alias", flag_value="fp16", hidden=True, help="--precision fp16")
+@click.option("--int8", "alias", flag_value="int8", hidden=True, help="--precision int8")
 @click.option(
     "--data",
     type=options.EXISTING,

@@ -20,10 +20,13 @@ from typing import IO, Any
 from levit_export import launch
 from levit_export.errors import LevitExportError, RuntimeFailedError
 from levit_export.evaluation.answers import Answers, Task, answer, merge
-from levit_export.helper import _die_with_parent
+from levit_export.helper import GRACE_S, _die_with_parent
 
 STEP = None
 """The message that says that a group is done."""
+
+GONE = "gone"
+"""What stands for the message that did not come."""
 
 
 def run(task: Task, workers: int, advance: Callable[[], None] = lambda: None) -> Answers:
@@ -49,7 +52,11 @@ class _Worker:
 
     def died(self) -> RuntimeFailedError:
         """Why there is no answer, as far as the process could say."""
-        status = self.process.wait()
+        try:  # it closes its pipes a moment before it has a status of its own
+            status = self.process.wait(GRACE_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            status = self.process.wait()
         self.errors.seek(0)
         lines = self.errors.read().decode(errors="replace").strip().splitlines()
         said = f": {lines[-1][:300]}" if lines else ""
@@ -106,17 +113,28 @@ def _close(stream: IO[bytes]) -> None:
 def _collect(workers: Sequence[_Worker], advance: Callable[[], None]) -> list[Answers]:
     """Listen to all workers until each has answered; the first that failed ends it."""
     messages: queue.Queue[tuple[int, Any]] = queue.Queue()
-    for index, worker in enumerate(workers):
-        Thread(target=_listen, args=(index, worker, messages), daemon=True).start()
+    listeners = [
+        Thread(target=_listen, args=(index, worker, messages), daemon=True)
+        for index, worker in enumerate(workers)
+    ]
+    for listener in listeners:
+        listener.start()
     answers: dict[int, Answers] = {}
-    while len(answers) < len(workers):
-        index, message = messages.get()
-        if message is STEP:
-            advance()
-        elif isinstance(message, Answers):
-            answers[index] = message
-        else:
-            raise message
+    try:
+        while len(answers) < len(workers):
+            index, message = messages.get()
+            if message is STEP:
+                advance()
+            elif isinstance(message, Answers):
+                answers[index] = message
+            elif message is GONE:
+                raise workers[index].died()
+            else:
+                raise message
+    finally:
+        for worker, listener in zip(workers, listeners, strict=True):
+            worker.process.kill()
+            listener.join()
     return [answers[index] for index in range(len(workers))]
 
 
@@ -127,7 +145,7 @@ def _listen(index: int, worker: _Worker, messages: queue.Queue[tuple[int, Any]])
         try:
             message = pickle.load(_pipe(worker.process.stdout))  # noqa: S301 - our own process
         except Exception:
-            message = worker.died()
+            message = GONE
         messages.put((index, message))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +21,8 @@ from levit_export.images.image_set import UNKNOWN, Entry, ImageSet, Read, listed
 
 LISTS = ("val.txt", "labels.csv")
 """Files with a line ``name index`` (or ``name,index``) for each image; the first found counts."""
+
+INDEX = re.compile(r"-?[0-9]{1,9}")
 
 LARGEST_LIST = 2**28
 """Bytes; ImageNet's own list has 1.7 MB."""
@@ -165,7 +168,7 @@ def _is_heading(line: str) -> bool:
     """Whether a first line names columns: its last field is a word and its first no image."""
     first, last = _fields(line)
     is_image = PurePosixPath(first).suffix.lower() in SUFFIXES
-    return not is_image and not last.lstrip("-").isdecimal()
+    return bool(first) and not is_image and not INDEX.fullmatch(last)
 
 
 def _fields(line: str) -> tuple[str, str]:
@@ -177,7 +180,7 @@ def _fields(line: str) -> tuple[str, str]:
 
 def _listed_entry(line: str, where: str, classes: int) -> Entry:
     name, index = _fields(line)
-    if not name or not index.lstrip("-").isdecimal():
+    if not name or not INDEX.fullmatch(index):
         raise DataError(
             f"{where} is {line.strip()[:80]!r}, not a file and the number of its class",
             remedy="Write lines such as: images/cat.jpg 281",

@@ -19,7 +19,7 @@ def render(title: str, report: Report, checks: Sequence[Check]) -> str:
     """Verdict, a line for each artifact, then what did not pass and why."""
     parts = [f"## {MARKS[report.verdict]} {_escape(title)}", *_origin(report)]
     parts.append("\n".join(_table(report, checks)))
-    if wrong := [check for check in checks if check.verdict != "pass"]:
+    if wrong := [c for c in checks if c.verdict != "pass"]:
         parts.append("\n".join(_reasons(wrong)))
     remarks = [c for c in checks if c.verdict == "pass" and c.reason]
     parts += [f"{_escape(c.artifact)}: {_escape(c.reason)}" for c in remarks]
@@ -40,7 +40,7 @@ def _table(report: Report, checks: Sequence[Check]) -> Iterator[str]:
     names = list(dict.fromkeys(check.name for check in checks))
     answers = {(check.artifact, check.name): check.verdict for check in checks}
     known = dict(zip(labels(report.artifacts), report.artifacts, strict=True))
-    yield _row(["artifact", *names, "of tolerance", "size", "latency"])
+    yield _row(["artifact", *map(_escape, names), "of tolerance", "size", "latency"])
     yield _row(["---"] * (len(names) + 4))
     for label in dict.fromkeys([*known, *(check.artifact for check in checks)]):
         verdicts = (answers.get((label, name)) for name in names)

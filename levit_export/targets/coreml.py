@@ -12,12 +12,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from levit_export import lean, mil, naming
+from levit_export import lean, mil
 from levit_export.core import (
+    CALIBRATED,
     PROBABILITIES,
     Artifact,
     Availability,
@@ -37,13 +38,12 @@ from levit_export.errors import (
     UsageError,
 )
 from levit_export.targets.availability import needs
+from levit_export.targets.coreml_compression import COMPRESSED
+from levit_export.targets.coreml_conversion import DEPLOYMENT_TARGETS, convert, describe
+from levit_export.targets.coreml_names import resolve
 from levit_export.targets.coreml_package import write_package
 from levit_export.targets.metadata import PREFIX, metadata, passes_in, refuse_precision
 from levit_export.targets.quiet import first_line, quiet
-from levit_export.zoo import DISTILL, LOGITS
-
-if TYPE_CHECKING:
-    from torch.export import ExportedProgram
 
 EVALUATOR = "MIL reference evaluator"
 EVALUATOR_NOTE = (
@@ -51,22 +51,8 @@ EVALUATOR_NOTE = (
     "types; it cannot show what the Neural Engine's and the GPU's own kernels do"
 )
 COMPUTE_UNITS = ("cpu_only", "cpu_and_ne", "cpu_and_gpu", "all")
-DEPLOYMENT_TARGETS = {
-    "iOS15": "iOS15",
-    "iOS16": "iOS16",
-    "iOS17": "iOS17",
-    "iOS18": "iOS18",
-    "macOS12": "iOS15",
-    "macOS13": "iOS16",
-    "macOS14": "iOS17",
-    "macOS15": "iOS18",
-}
-"""What ``--deployment-target`` takes, and the iOS release of the same specification version."""
-
-SAID_OF_OUTPUTS = {
-    LOGITS: "Logits, one for each class",
-    DISTILL: "Logits of the distillation head",
-}
+EARLIEST = {"int8": "iOS17", "w8": "iOS16", "w6": "iOS16", "w4": "iOS16"}
+"""The first system that has the ops of a precision; float programs run since iOS 15."""
 
 PREVIEW = "com.apple.coreml.model.preview.type"
 LOGGERS = ("coremltools", "torch.onnx")
@@ -82,7 +68,7 @@ class CoremlTarget:
 
     name = "coreml"
     suffix = ".mlpackage"
-    precisions = ("fp16", "fp32")
+    precisions = ("fp16", "fp32", *COMPRESSED)
 
     def computes_in_half(self, precision: str) -> bool:
         """All but float32: compressed weights are computed with in float16."""
@@ -110,7 +96,9 @@ class CoremlTarget:
         )
 
     def refuse(self, options: ExportOptions) -> None:
-        """An open batch, an unknown deployment target, a classifier of several images."""
+        """An open batch, a deployment target that is unknown or too early, several images for a
+        classifier, none for a calibration.
+        """
         if options.batch is None:
             raise UsageError(
                 "a Core ML model with an open batch loses the Neural Engine (coremltools#1764)",
@@ -119,6 +107,12 @@ class CoremlTarget:
         if options.deployment_target not in DEPLOYMENT_TARGETS:
             raise UnknownNameError(
                 "deployment target", options.deployment_target, DEPLOYMENT_TARGETS
+            )
+        _refuse_early(options)
+        if options.precision in CALIBRATED and options.calibration is None:
+            raise UsageError(
+                f"{options.precision} is calibrated on real images, and there are none",
+                remedy="Give --data DIR with a few hundred of them, or use --precision w8.",
             )
         if options.classifier and options.batch != 1:
             raise UsageError(
@@ -149,11 +143,12 @@ class CoremlTarget:
                 "are repeated",
                 remedy="Give --labels with one distinct name a line.",
             )
+        asked, options = options, _raised(options)
         try:
             with quiet(*LOGGERS):
-                converted = _convert(model, options)
+                converted = convert(model, options)
                 specification = converted.get_spec()
-                _describe(specification, model, options)
+                describe(specification, model, options)
                 said = metadata(model, options.precision, ("coremltools",))
                 if options.classifier:
                     said[PREVIEW] = "imageClassifier"
@@ -166,7 +161,14 @@ class CoremlTarget:
                 remedy="Try another --deployment-target, or report the model.",
             ) from error
         signature = _classifier_signature(model) if options.classifier else model.signature
-        return Artifact(self.name, options.precision, path, signature)
+        return Artifact(
+            self.name,
+            options.precision,
+            path,
+            signature,
+            _notes(asked, options),
+            keep=options.keep,
+        )
 
     def inspect(self, path: Path) -> Artifact:
         """Signature and precision of a package."""
@@ -178,10 +180,23 @@ class CoremlTarget:
         return Artifact(self.name, precision, path, _signature(program), passes=passes)
 
     def constants(self, artifact: Artifact) -> Iterator[np.ndarray]:
-        """The program's constants, decompressed where they are stored compressed."""
+        """The program's constants, decompressed where they are stored compressed.
+
+        Compressed weights come as the program computes with them, rounded to float16; scales,
+        zero points and palettes do not come.
+        """
         with quiet(*LOGGERS):
             program = mil.load(artifact.path)
         yield from program.constants.values()
+
+    def values(self, artifact: Artifact) -> tuple[str, ...]:
+        """The names of all inner values, in the program's order: what ``open`` takes as taps."""
+        with quiet(*LOGGERS):
+            return mil.load(artifact.path).value_names
+
+    def taps(self, artifact: Artifact, taps: Mapping[str, str]) -> dict[str, str | None]:
+        """What the values of ``taps`` (see ``naming.Names.taps``) are called in the package."""
+        return resolve(self.values(artifact), taps)
 
     def remarks(self, artifact: Artifact, options: RunOptions) -> tuple[str, ...]:
         """Which ops Core ML would place where; elsewhere, what the evaluator cannot show."""
@@ -269,6 +284,38 @@ class CoremlSession:
         return _as_arrays(outputs, self._labels)
 
 
+def _refuse_early(options: ExportOptions) -> None:
+    """A deployment target before the ops of the precision, but for the one that is the default.
+
+    The default cannot be told from one that was asked for; it is raised, and a note says so.
+    """
+    earliest = EARLIEST.get(options.precision, "iOS15")
+    target = options.deployment_target
+    is_default = target == ExportOptions().deployment_target
+    if DEPLOYMENT_TARGETS[target] < earliest and not is_default:
+        raise UsageError(
+            f"the ops of Core ML's {options.precision} came with {earliest}, later than {target}",
+            remedy=f"Leave out --deployment-target, or give {earliest} or later.",
+        )
+
+
+def _raised(options: ExportOptions) -> ExportOptions:
+    """``options`` with a deployment target that has the ops of the precision."""
+    earliest = EARLIEST.get(options.precision, "iOS15")
+    if DEPLOYMENT_TARGETS[options.deployment_target] >= earliest:
+        return options
+    return replace(options, deployment_target=earliest)
+
+
+def _notes(asked: ExportOptions, done: ExportOptions) -> tuple[str, ...]:
+    if asked.deployment_target == done.deployment_target:
+        return ()
+    return (
+        f"runs on {done.deployment_target} and later, not on {asked.deployment_target}: "
+        f"{done.precision} needs ops that came with it",
+    )
+
+
 def placement(path: Path, unit: str) -> dict[str, int]:
     """How many ops Core ML would place on ``ane``, ``gpu`` and ``cpu``. macOS 14.4 or later.
 
@@ -313,76 +360,6 @@ def _load(path: Path, unit: str) -> Any:
             f"Core ML cannot load {path}: {first_line(error)}",
             remedy="Try an earlier --deployment-target, or export anew.",
         ) from error
-
-
-def _convert(model: Prepared, options: ExportOptions) -> Any:
-    ct = lean.coremltools()
-
-    (taken,) = model.signature.inputs
-    precision = {"fp16": ct.precision.FLOAT16, "fp32": ct.precision.FLOAT32}[options.precision]
-    settings: dict[str, Any] = {"outputs": [_output(spec) for spec in model.signature.outputs]}
-    program = model.program
-    if options.classifier:
-        program = _with_softmax(program, taken)
-        settings = {"classifier_config": ct.ClassifierConfig(list(model.info.labels))}
-    # Names are numbered by a counter of the process that ct.convert empties when it ends, not when
-    # it begins: whatever built a program before would show in the file.
-    lean.coremltools("converters.mil").Builder.name_count.clear()
-    lowered = program.run_decompositions({})
-    naming.rename(lowered, model.blocks)
-    return ct.convert(
-        lowered,
-        inputs=[ct.TensorType(name=taken.name, shape=taken.shape, dtype=np.float32)],
-        convert_to="mlprogram",
-        compute_precision=precision,
-        minimum_deployment_target=getattr(
-            ct.target, DEPLOYMENT_TARGETS[options.deployment_target]
-        ),
-        skip_model_load=True,
-        **settings,
-    )
-
-
-def _output(spec: TensorSpec) -> Any:
-    ct = lean.coremltools()
-
-    return ct.TensorType(name=spec.name, dtype=np.float32)
-
-
-def _with_softmax(program: ExportedProgram, taken: TensorSpec) -> ExportedProgram:
-    """The program with a softmax behind its logits: all that a classifier gives is their labels.
-
-    A distillation head's own output is left out.
-    """
-    import torch
-
-    class Probabilities(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.logits = program.module()
-
-        def forward(self, input: torch.Tensor) -> torch.Tensor:
-            outputs = self.logits(input)
-            logits: torch.Tensor = outputs[0] if isinstance(outputs, tuple) else outputs
-            return logits.softmax(dim=-1)
-
-    return torch.export.export(Probabilities(), (torch.zeros([d or 1 for d in taken.shape]),))
-
-
-def _describe(specification: Any, model: Prepared, options: ExportOptions) -> None:
-    """What Xcode shows of the model."""
-    info = model.info
-    description = specification.description
-    description.metadata.shortDescription = (
-        f"{info.name}: image classifier, {len(info.labels)} classes"
-    )
-    description.metadata.author = "levit-export"
-    description.metadata.license = info.licence
-    description.metadata.versionString = info.checkpoint_sha256[:12]
-    description.input[0].shortDescription = info.preprocessing.in_words()
-    if not options.classifier:
-        for output in description.output:
-            output.shortDescription = SAID_OF_OUTPUTS[output.name]
 
 
 def _labels(said: Mapping[str, str], path: Path) -> tuple[str, ...]:

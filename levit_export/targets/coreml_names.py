@@ -20,7 +20,6 @@ VISIT = "levit_export::visit"
 """Our pass in coremltools' registry."""
 
 BEFORE_ROUNDING = "common::add_fp16_cast"
-_NO_VALUES = ("const", "cast")
 
 
 def block_of(value: str, blocks: Iterable[str]) -> str:
@@ -76,7 +75,7 @@ def _sources(op: Any) -> Iterable[str]:
 
 
 def visiting(visit: Callable[[list[Any]], None]) -> Any:
-    """coremltools' pipeline, with ``visit`` called with the ops before they are rounded."""
+    """The pipeline of coremltools, with ``visit`` called with the ops before they are rounded."""
     pipeline = lean.coremltools().PassPipeline.DEFAULT
     pipeline.insert_pass(pipeline.passes.index(BEFORE_ROUNDING), _visit_pass())
     pipeline.set_options(VISIT, {"visit": visit})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,7 @@ import numpy as np
 
 from levit_export import naming
 from levit_export.core import (
+    CALIBRATED,
     Artifact,
     Availability,
     ExportOptions,
@@ -27,16 +28,20 @@ from levit_export.errors import (
     RuntimeFailedError,
     UsageError,
 )
+from levit_export.targets import onnx_precision, onnx_weights
 from levit_export.targets.availability import needs
-from levit_export.targets.metadata import PREFIX, metadata, passes_in
+from levit_export.targets.metadata import PREFIX, metadata, passes_in, refuse_precision
 from levit_export.targets.quiet import first_line, quiet
 
 if TYPE_CHECKING:
-    from onnx import ModelProto, ValueInfoProto
+    from onnx import GraphProto, ModelProto, ValueInfoProto
     from onnxruntime import InferenceSession
 
 OPSETS = range(18, 22)
 """What ``torch.onnx`` writes (18) and converts to; it does not go down. Each is tested."""
+
+INT8_OPSETS = range(18, 21)
+"""What ONNX Runtime quantises with calibration (facts of its documentation)."""
 
 ONE_FILE_LIMIT = 2 * 1024**3
 """Protobuf cannot hold a message of 2 GiB; above it ONNX needs external data."""
@@ -47,7 +52,7 @@ class OnnxTarget:
 
     name = "onnx"
     suffix = ".onnx"
-    precisions = ("fp32",)
+    precisions = ("fp32", "fp16", "int8", "w8")
 
     def computes_in_half(self, precision: str) -> bool:
         """Only where it was asked for."""
@@ -66,15 +71,27 @@ class OnnxTarget:
         return self.can_run()
 
     def refuse(self, options: ExportOptions) -> None:
-        """Opsets that the exporter cannot write."""
+        """Opsets that the exporter or the quantiser cannot write, and int8 without images."""
         if options.opset not in OPSETS:
             raise UsageError(
                 f"opset {options.opset} is not supported",
                 remedy=f"Use {OPSETS.start} to {OPSETS.stop - 1}; 18 is the default.",
             )
+        if options.precision == "int8" and options.opset not in INT8_OPSETS:
+            raise UsageError(
+                f"int8 at opset {options.opset}: ONNX Runtime's static quantisation ends at opset "
+                f"{INT8_OPSETS.stop - 1}",
+                remedy=f"Use --opset {OPSETS.start}, or --precision w8.",
+            )
+        if options.precision in CALIBRATED and options.calibration is None:
+            raise UsageError(
+                f"{options.precision} needs real images to fit its activations to",
+                remedy="Give them with --data DIR; a hundred or more.",
+            )
 
     def export(self, model: Prepared, path: Path, options: ExportOptions) -> Artifact:
         """Write one ``.onnx`` file with names ``input`` and ``logits`` and no external data."""
+        self.refuse(options)
         proto = _convert(model, options.opset)
         notes: tuple[str, ...] = ()
         if options.simplify:
@@ -82,6 +99,7 @@ class OnnxTarget:
 
             simplified = simplify(proto, _example(model.signature))
             proto, notes = simplified.model, tuple(filter(None, (simplified.note,)))
+        notes += onnx_precision.apply(proto, model, options)
         _finish(proto, model, options.precision)
         _check(proto)
         path.write_bytes(proto.SerializeToString(deterministic=True))
@@ -106,11 +124,15 @@ class OnnxTarget:
             tuple(_spec(v) for v in proto.graph.output),
         )
         said = {p.key: p.value for p in proto.metadata_props}
-        precision = said.get(PREFIX + "precision", "fp32")
+        precision = said.get(PREFIX + "precision", onnx_precision.found(proto.graph))
+        refuse_precision(precision, self.precisions, path)
         return Artifact(self.name, precision, path, signature, passes=passes_in(said))
 
     def constants(self, artifact: Artifact) -> Iterator[np.ndarray]:
-        """Initializers and the tensors of Constant nodes. ONNX Runtime does not give them out."""
+        """Initializers and the tensors of Constant nodes, dequantised.
+
+        ONNX Runtime does not give them out.
+        """
         try:
             import onnx
         except ImportError as error:
@@ -119,19 +141,16 @@ class OnnxTarget:
                 remedy="pip install onnx",
             ) from error
 
-        graph = onnx.load(artifact.path).graph
-        inner = (a.t for node in graph.node if node.op_type == "Constant" for a in node.attribute)
-        for tensor in (*graph.initializer, *inner):
-            yield onnx.numpy_helper.to_array(tensor)
+        yield from onnx_weights.stored(onnx.load(artifact.path).graph)
 
     def runs(self, options: RunOptions) -> tuple[RunOptions, ...]:
         """Once, on the CPU."""
         return (options,)
 
     def remarks(self, artifact: Artifact, options: RunOptions) -> tuple[str, ...]:
-        """None: what is checked is what ships."""
-        del artifact, options
-        return ()
+        """What ONNX Runtime's CPU kernels do otherwise than the file says."""
+        del options
+        return onnx_precision.REMARKS.get(artifact.precision, ())
 
     @contextmanager
     def open(
@@ -220,12 +239,35 @@ def _rename(proto: ModelProto, values: Mapping[str, str]) -> None:
     """Give inner values the names that say where in the network they are; nodes follow theirs."""
     kept = {value.name for value in (*proto.graph.input, *proto.graph.output)}
     new = {old: name for old, name in values.items() if old not in kept}
+    new |= _names_of_parts(proto.graph, new, kept)
     for node in proto.graph.node:
         node.input[:] = [new.get(name, name) for name in node.input]
         node.output[:] = [new.get(name, name) for name in node.output]
         node.name = f"node_{node.output[0]}"
-    for value in proto.graph.value_info:
+    for value in (*proto.graph.value_info, *proto.graph.initializer):
         value.name = new.get(value.name, value.name)
+
+
+def _names_of_parts(
+    graph: GraphProto, named: Mapping[str, str], kept: Collection[str]
+) -> dict[str, str]:
+    """Names for values that the exporter made within an operator, such as a layer's product.
+
+    They follow the value that they go into: the product of ``…_linear`` is ``…_linear_matmul``.
+    """
+    found: dict[str, str] = {}
+    taken = {*named.values(), *kept}
+    known = {**named, **dict.fromkeys(kept)}
+    goes_into: dict[str, str] = {}
+    for node in reversed(graph.node):
+        for name in node.output:
+            if name not in known and name in goes_into:
+                base = goes_into[name]
+                base = f"{found.get(base) or named.get(base, base)}_{node.op_type.lower()}"
+                found[name] = base if base not in taken else f"{base}_{len(taken)}"
+                taken.add(found[name])
+        goes_into |= dict.fromkeys(node.input, node.output[0])
+    return found
 
 
 def _finish(proto: ModelProto, model: Prepared, precision: str) -> None:

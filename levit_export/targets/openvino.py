@@ -21,7 +21,14 @@ from levit_export.core import (
     Tensors,
     TensorSpec,
 )
-from levit_export.errors import ArtifactError, ExportFailedError, RuntimeFailedError, UsageError
+from levit_export.errors import (
+    ArtifactError,
+    ExportFailedError,
+    LevitExportError,
+    RuntimeFailedError,
+    UsageError,
+)
+from levit_export.targets import openvino_constants, openvino_quantise
 from levit_export.targets.availability import needs
 from levit_export.targets.metadata import PREFIX, metadata, passes_in, refuse_precision
 from levit_export.targets.quiet import first_line, last_line, quiet
@@ -38,7 +45,7 @@ class OpenvinoTarget:
 
     name = "openvino"
     suffix = ".xml"
-    precisions = ("fp32",)
+    precisions = ("fp32", "fp16", "int8", "w8", "w4")
 
     def computes_in_half(self, precision: str) -> bool:
         """No: float16 weights are computed with in float32, as parity is measured."""
@@ -58,10 +65,11 @@ class OpenvinoTarget:
         return self.can_run()
 
     def refuse(self, options: ExportOptions) -> None:
-        """Nothing: every batch can be fixed or left open."""
+        """NNCF's precisions need NNCF, and int8 images; every batch can be fixed or left open."""
+        openvino_quantise.refuse(options)
 
     def export(self, model: Prepared, path: Path, options: ExportOptions) -> Artifact:
-        """Write ``path`` and the ``.bin`` beside it; float32 weights stay float32."""
+        """Write ``path`` and the ``.bin`` beside it."""
         import openvino
         from openvino.frontend.pytorch.fx_decoder import TorchFXPythonDecoder
 
@@ -72,11 +80,14 @@ class OpenvinoTarget:
                 graph = openvino.convert_model(decoder)
                 _shape(graph, model.signature)
                 _name(graph, model, values)
-                pairs = metadata(model, options.precision, ("openvino",))
+                _number(graph)  # NNCF goes through a graph by names
+                graph = openvino_quantise.convert(graph, model, options)
+                _number(graph)
+                pairs = metadata(model, options.precision, _packages(options.precision))
                 for key in sorted(pairs):
                     graph.set_rt_info(pairs[key], [SECTION, key.removeprefix(PREFIX)])
                 openvino.save_model(graph, path, compress_to_fp16=False)
-        except OSError:
+        except (OSError, LevitExportError):
             raise
         except Exception as error:
             raise ExportFailedError(
@@ -96,13 +107,10 @@ class OpenvinoTarget:
         return Artifact(self.name, precision, path, _signature(graph), passes=passes_in(said))
 
     def constants(self, artifact: Artifact) -> Iterator[np.ndarray]:
-        """The data of Constant nodes."""
+        """The data of Constant nodes, quantised weights as float32."""
         import openvino
 
-        graph = _read(openvino.Core(), artifact.path)
-        for node in graph.get_ops():
-            if node.get_type_name() == "Constant":
-                yield np.array(node.data)
+        yield from openvino_constants.values(_read(openvino.Core(), artifact.path))
 
     def runs(self, options: RunOptions) -> tuple[RunOptions, ...]:
         """Once, on ``options.device``, which must be one that OpenVINO sees."""
@@ -221,11 +229,24 @@ def _shape(graph: openvino.Model, signature: Signature) -> None:
     )
 
 
-def _name(graph: openvino.Model, model: Prepared, values: Mapping[str, str]) -> None:
-    """Name inputs, outputs and inner values, and number what a global counter named.
+def _packages(precision: str) -> tuple[str, ...]:
+    """What makes a file of that precision."""
+    return ("openvino", *("nncf",) * (precision in openvino_quantise.NNCF_PRECISIONS))
 
-    That counter makes two exports of one process differ. The converter calls a node after the
-    value of the program, ``conv_1/aten.convolution/Add``; of a value's nodes the last is the value.
+
+def _number(graph: openvino.Model) -> None:
+    """Number what a global counter named: it makes two exports of one process differ."""
+    for index, node in enumerate(graph.get_ordered_ops()):
+        kind = node.get_type_name()
+        if re.fullmatch(rf"{kind}_\d+", node.get_friendly_name()):
+            node.set_friendly_name(f"{kind}_{index}")
+
+
+def _name(graph: openvino.Model, model: Prepared, values: Mapping[str, str]) -> None:
+    """Name inputs, outputs and inner values.
+
+    The converter calls a node after the value of the program, ``conv_1/aten.convolution/Add``; of
+    a value's nodes the last is the value.
     """
     for ports, specs in (
         (graph.inputs, model.signature.inputs),
@@ -235,13 +256,9 @@ def _name(graph: openvino.Model, model: Prepared, values: Mapping[str, str]) -> 
             port.get_tensor().set_names({spec.name})
     graph.set_friendly_name(model.info.name)
     last: dict[str, Any] = {}
-    for index, node in enumerate(graph.get_ordered_ops()):
-        kind = node.get_type_name()
-        name = node.get_friendly_name()
-        value, _, rest = name.partition("/")
-        if re.fullmatch(rf"{kind}_\d+", name):
-            node.set_friendly_name(f"{kind}_{index}")
-        elif value in values and kind != "Constant":
+    for node in graph.get_ordered_ops():
+        value, _, rest = node.get_friendly_name().partition("/")
+        if value in values and node.get_type_name() != "Constant":
             node.set_friendly_name(f"{values[value]}/{rest}")
             last[values[value]] = node
     for value, node in last.items():

@@ -17,7 +17,7 @@ from levit_export.architectures.random_weights import randomize_
 from levit_export.core import UNIT_ROUNDOFF
 from levit_export.zoo import VARIANTS, LevitConfig
 
-PAPER = [known.name for known in VARIANTS if known.macs]
+PAPER = [known.name for known in VARIANTS if known.weights]
 CONFIGS = {known.name: known.config for known in VARIANTS}
 
 LAYERS = 2**6

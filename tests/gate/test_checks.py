@@ -28,7 +28,7 @@ def test_parity_and_weights_are_separate_checks() -> None:
 
 
 def test_weights_that_are_not_there() -> None:
-    """A missing tensor fails the check of the weights alone, where the answers are close enough."""
+    """A missing tensor fails the check of the weights alone where the answers are close."""
     audit = WeightAudit(3, missing=("head.weight",))
     found = answers(replace(artifact(), parity=parity_of(output(), audit=audit)))
     assert found["onnx-fp32", "parity"] == ("pass", "")

@@ -49,8 +49,14 @@ Edit = Callable[[dict[str, Any]], object]
         (lambda r: r["artifacts"][0].update(bytes="many"), "bytes"),
         (lambda r: r["artifacts"][0]["parity"].update(verdict="maybe"), "verdict"),
         (lambda r: r["artifacts"][0]["parity"]["outputs"][0].update(errors=[1.0]), "1 errors"),
-        (lambda r: r["artifacts"][0]["parity"]["outputs"][0]["scales"].__setitem__(0, -1), "below"),
-        (lambda r: r["artifacts"][0]["parity"]["outputs"][0]["errors"].__setitem__(0, None), "below"),
+        (
+            lambda r: r["artifacts"][0]["parity"]["outputs"][0]["scales"].__setitem__(0, -1),
+            "below",
+        ),
+        (
+            lambda r: r["artifacts"][0]["parity"]["outputs"][0]["errors"].__setitem__(0, None),
+            "below",
+        ),
         (lambda r: r["artifacts"][0]["timing"].update(seconds=[]), "no latencies"),
         (lambda r: r["artifacts"][0]["timing"].update(seconds=[0.0]), "no latencies"),
         (lambda r: r["artifacts"][0]["timing"].update(efficiency=-1), "efficiency"),

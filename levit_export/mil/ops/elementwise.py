@@ -127,7 +127,7 @@ def prelu(x: Array, alpha: Array) -> Array:
 
 def thresholded_relu(x: Array, alpha: Array) -> Array:
     """0 where ``x < alpha``, else ``x``: a NaN, which is not below, stays one."""
-    y = x.copy()
+    y: Array = np.array(x)
     # Faster than np.where, and without the 0 * inf of a product with the mask.
     np.copyto(y, _ZERO, where=np.asarray(x < _scalar(alpha)))
     return y

@@ -80,7 +80,11 @@ def timed(seconds: np.ndarray, efficiency: float | None = None) -> TimingReport:
 
 
 def artifact(
-    kind: str = "onnx", *, share: float = 0.25, size: int = 1000, timing: TimingReport | None = None
+    kind: str = "onnx",
+    *,
+    share: float = 0.25,
+    size: int = 1000,
+    timing: TimingReport | None = None,
 ) -> ArtifactReport:
     """An artifact that passes unless ``share`` exceeds 1."""
     found = parity_of(output(share), audit=WeightAudit(3))

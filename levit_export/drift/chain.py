@@ -1,0 +1,174 @@
+"""The stages before any file: the checkpoint's module, each pass, the captured program.
+
+(i) the module that is exported against one built fresh from the checkpoint's tensors, (ii) each
+pass against the module before it, both in float64, where a rewrite may differ by no more than
+``passes.proof.PROOF_BOUND``; (iii) the captured program in float32 against the prepared module.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from levit_export.architectures.blocks import block_names
+from levit_export.core import Calibration, Prepared
+from levit_export.drift import taps
+from levit_export.drift.comparing import Comparison
+from levit_export.drift.values import Row, Stage
+from levit_export.drift.yardstick import Exact, Rounded, Yardstick
+from levit_export.passes import PASSES
+from levit_export.passes.base import NotApplicable, Pass
+from levit_export.passes.proof import PROOF_BOUND
+from levit_export.samples import Samples
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.export import ExportedProgram
+
+    from levit_export.checkpoints import Checkpoint
+
+CHECKPOINT = "checkpoint"
+PROGRAM = "program"
+
+
+@dataclass(frozen=True)
+class Model:
+    """What the chain is about. ``module`` is the live one that was exported, if there is one."""
+
+    checkpoint: Checkpoint
+    samples: Samples
+    passes: tuple[Pass, ...] = PASSES
+    skip: tuple[str, ...] = ()
+    module: nn.Module | None = None
+
+    @property
+    def blocks(self) -> dict[str, str]:
+        """Public block names by module path."""
+        return block_names(self.checkpoint.config)
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The names of the outputs."""
+        return tuple(name for name, _ in self.checkpoint.config.outputs)
+
+    def exact(self, module: nn.Module) -> Exact:
+        """``module`` in float64 on the samples."""
+        return Exact(module, self.blocks, self.outputs, self.samples)
+
+
+def rewritten(model: Model) -> nn.Module:
+    """The prepared module in float32: the checkpoint's, with the passes applied and not proven."""
+    work = copy.deepcopy(model.module or model.checkpoint.build()).double()
+    for each in _applied(model):
+        each.apply(work)
+    return work.float().requires_grad_(requires_grad=False)
+
+
+def _applied(model: Model) -> Iterator[Pass]:
+    return (each for each in model.passes if each.name not in model.skip)
+
+
+def checkpoint_stage(model: Model) -> Stage:
+    """(i) Against a fresh build, in float64."""
+    fresh = model.exact(model.checkpoint.build())
+    live = copy.deepcopy(model.module or model.checkpoint.build()).double()
+    comparison = Comparison(fresh, PROOF_BOUND)
+    _compare(comparison, model, live)
+    against = "a fresh build of the checkpoint"
+    return Stage(CHECKPOINT, "checkpoint", against, comparison.rows(CHECKPOINT))
+
+
+def pass_stages(model: Model) -> Iterator[Stage]:
+    """(ii) Each pass against what it was given, in float64."""
+    work = copy.deepcopy(model.module or model.checkpoint.build()).double()
+    against = "the checkpoint's module"
+    for each in _applied(model):
+        before = model.exact(copy.deepcopy(work))
+        name = f"pass {each.name}"
+        if isinstance(each.apply(work), NotApplicable):
+            continue
+        comparison = Comparison(before, PROOF_BOUND)
+        _compare(comparison, model, work)
+        yield Stage(name, "pass", against, comparison.rows(name))
+        against = name
+
+
+def _compare(comparison: Comparison, model: Model, module: nn.Module) -> None:
+    exact = model.exact(module)
+    for index in range(len(model.samples)):
+        comparison.add(index, taps.arrays(exact.free(index)))
+
+
+def program_stage(
+    model: Model, program: ExportedProgram, exact: Exact, yardstick: Yardstick
+) -> Stage:
+    """(iii) The captured program in float32; ``exact`` is the prepared module."""
+    tapped = taps.ProgramTaps(program.module(), model.blocks)  # type: ignore[arg-type]
+    size = _batch(program)
+    comparison: Comparison | None = None
+    for index in range(len(model.samples)):
+        image = exact.image(index).float().expand(size, -1, -1, -1).contiguous()
+        values = {
+            name: value[:1].numpy() for name, value in tapped.values(image, model.outputs).items()
+        }
+        comparison = comparison or Comparison(
+            exact, yardstick.rtol, set(exact.names) - set(values)
+        )
+        comparison.add(index, values)
+    rows = () if comparison is None else comparison.rows(PROGRAM)
+    return Stage(PROGRAM, "program", "the prepared module", rows)
+
+
+def _batch(program: ExportedProgram) -> int:
+    """The batch that the program is fixed to; 1 where it is open."""
+    (name,) = program.graph_signature.user_inputs
+    (node,) = (node for node in program.graph.nodes if node.name == name)
+    first = node.meta["val"].shape[0]
+    return first if isinstance(first, int) else 1
+
+
+def precision_stage(exact: Exact, yardstick: Yardstick) -> Stage:
+    """(v) The prepared module as roughly computed as artifacts of a precision are, by PyTorch."""
+    name = f"{yardstick.precision} in PyTorch"
+    rows = []
+    before: float | None = None
+    for tap in exact.names:
+        accumulated = yardstick.accumulated[tap]
+        introduced, seen = yardstick.introduced[tap], yardstick.ranges[tap]
+        largest = accumulated.largest
+        rows.append(
+            Row(
+                tap=tap,
+                block=taps.block_of_tap(tap, exact.blocks),
+                stage=name,
+                status="ok",
+                accumulated=largest,
+                introduced=introduced.largest,
+                snr_db=accumulated.snr_db,
+                introduced_snr_db=introduced.snr_db,
+                growth=largest / before if largest is not None and before else None,
+                peak=seen.peak,
+                low=seen.low,
+                high=seen.high,
+                above_float16=seen.share_above,
+            )
+        )
+        before = largest
+    return Stage(name, "precision", "the prepared module in float64", tuple(rows))
+
+
+def prepared(model: Model, batch: int | None = 1) -> Prepared:
+    """The checkpoint as it is exported."""
+    from levit_export.preparation import prepare
+
+    return prepare(model.checkpoint, batch=batch, skip=model.skip)
+
+
+def rounded(model: Model, precision: str, calibration: Calibration | None = None) -> Rounded:
+    """The prepared module as ``precision`` has it; without images, the samples calibrate it."""
+    images = calibration or Calibration(model.samples.inputs, "the samples themselves")
+    return Rounded(rewritten(model), precision, images)

@@ -1,0 +1,136 @@
+"""Make the rows of a stage: what it computes at its taps, held against the stage before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from levit_export.drift import taps
+from levit_export.drift.distances import TINY, Distance, Range
+from levit_export.drift.values import Row, Status
+from levit_export.drift.yardstick import Exact
+
+
+@dataclass
+class _Found:
+    """What was gathered of one tap."""
+
+    accumulated: Distance = field(default_factory=Distance)
+    introduced: Distance = field(default_factory=Distance)
+    seen: Range = field(default_factory=Range)
+    is_inherited: bool = False
+    is_misshapen: bool = False
+
+
+class Comparison:
+    """Takes the taps of a stage one sample at a time, and gives its rows.
+
+    ``exact`` is the stage before, ``tolerances`` are ``rtol`` by tap with one number a sample.
+    ``fused`` are taps that the stage does not have.
+    """
+
+    def __init__(
+        self, exact: Exact, tolerances: Mapping[str, np.ndarray] | float, fused: Iterable[str] = ()
+    ) -> None:
+        self._exact = exact
+        self._tolerances = tolerances
+        self._fused = set(fused)
+        self._found = {name: _Found() for name in exact.names if name not in self._fused}
+
+    def add(self, index: int, values: Mapping[str, np.ndarray]) -> None:
+        """The stage's values for sample ``index``, each ``(1, ...)``."""
+        free = self._exact.free(index)
+        led = self._exact.led(index, taps.tensors(values, torch.float64))
+        is_broken = False
+        for name, found in self._found.items():
+            if name not in values:
+                continue
+            value, reference = values[name], led[name].numpy()
+            found.seen.add(value)
+            if value.size != reference.size:
+                found.is_misshapen = True
+                continue
+            if not np.isfinite(value).all():
+                found.is_inherited |= is_broken
+                is_broken = True
+                found.accumulated.add_failure(1)
+                found.introduced.add_failure(1)
+                continue
+            found.accumulated.add(value.reshape(reference.shape), free[name].numpy())
+            found.introduced.add(value.reshape(reference.shape), reference)
+
+    def rows(self, stage: str) -> tuple[Row, ...]:
+        """The rows, in the network's order."""
+        made: list[Row] = []
+        before: float | None = None
+        skipped: tuple[str, ...] = ()
+        for name in self._exact.names:
+            block = taps.block_of_tap(name, self._exact.blocks)
+            found = self._found.get(name)
+            if found is None:
+                made.append(Row(name, block, stage, "fused"))
+                skipped += (name,)
+                continue
+            row = self._row(name, block, stage, found, before, skipped)
+            made.append(row)
+            before, skipped = row.accumulated, ()
+        return tuple(made)
+
+    def _row(
+        self,
+        name: str,
+        block: str,
+        stage: str,
+        found: _Found,
+        before: float | None,
+        skipped: tuple[str, ...],
+    ) -> Row:
+        share, tolerance, sample = self._worst(name, found)
+        accumulated, seen = found.accumulated.largest, found.seen
+        return Row(
+            tap=name,
+            block=block,
+            stage=stage,
+            status=_status(found, share),
+            accumulated=accumulated,
+            introduced=found.introduced.largest,
+            tolerance=tolerance,
+            of_tolerance=share,
+            snr_db=found.accumulated.snr_db,
+            introduced_snr_db=found.introduced.snr_db,
+            growth=accumulated / before if accumulated is not None and before else None,
+            peak=seen.peak,
+            low=None if seen.peak is None else seen.low,
+            high=None if seen.peak is None else seen.high,
+            above_float16=seen.share_above,
+            not_finite=seen.not_finite,
+            sample=sample,
+            fused_before=skipped,
+        )
+
+    def _worst(self, name: str, found: _Found) -> tuple[float | None, float | None, str]:
+        """Share of the tolerance, the tolerance and the sample where most of it is used."""
+        errors = np.array(found.introduced.errors)
+        if not errors.size:
+            return None, None, ""
+        allowed = (
+            np.full(errors.shape, self._tolerances)
+            if isinstance(self._tolerances, float)
+            else self._tolerances[name][: errors.size]
+        )
+        shares = errors / np.maximum(allowed, TINY)
+        worst = int(shares.argmax())
+        return float(shares[worst]), float(allowed[worst]), self._exact.samples.names[worst]
+
+
+def _status(found: _Found, share: float | None) -> Status:
+    if found.is_misshapen:
+        return "shape"
+    if share is None:
+        return "missing"
+    if found.seen.not_finite:
+        return "inherited" if found.is_inherited else "not-finite"
+    return "exceeds" if share > 1 else "ok"

@@ -1,0 +1,236 @@
+// The page: what was chosen goes through decoder, recipe and model, and is shown.
+
+import { Bundle } from "./bundle.js";
+import { check } from "./checks.js";
+import { decode } from "./decode.js";
+import { Model, RUNTIME, breathe, ranked } from "./model.js";
+import { feed, resizeAndCrop } from "./recipe.js";
+
+const SHOWN = 5;
+const MOST_EXAMPLES = 16;
+const part = (id) => document.getElementById(id);
+const made = (tag, fields = {}, ...children) => {
+  const element = Object.assign(document.createElement(tag), fields);
+  element.append(...children);
+  return element;
+};
+
+const page = { bundle: null, model: null, artifact: null, address: null };
+
+/** One task at a time: `ready` to take another, `busy`, or `failed`. */
+function enter(state, text) {
+  document.documentElement.dataset.state = state;
+  part("status").textContent = text;
+  const isReady = state !== "busy" && page.model !== null;
+  for (const id of ["file", "again", "variant"]) part(id).disabled = !isReady;
+  for (const button of part("examples").children) button.disabled = !isReady;
+}
+
+async function task(text, work) {
+  if (document.documentElement.dataset.state === "busy") return;
+  enter("busy", text);
+  try {
+    enter("ready", await work());
+  } catch (error) {
+    enter("failed", error.message || String(error));
+  }
+}
+
+// Start
+
+function describe({ manifest, described, input, artifacts }) {
+  const { model } = manifest;
+  document.title = `${model.name} in the browser`;
+  part("name").textContent = model.name;
+  const figures = `${model.labels.length} classes, ${(model.parameters / 1e6).toFixed(2)} M parameters`;
+  part("about").textContent = `${figures}, on ${RUNTIME} (WebAssembly, one thread)`;
+  part("recipe").textContent = `Preprocessing: ${described.preprocessing.words}.`;
+  if (input.dtype === "uint8") part("recipe").textContent += " The model normalises by itself.";
+  const warning = {
+    fail: "This export failed its check. Do not ship it.",
+    "not-run": "A check of this export was not run: it is not known to be right.",
+  }[manifest.verdict];
+  part("warning").hidden = !warning;
+  part("warning").textContent = warning ?? "";
+  part("variant-row").hidden = artifacts.length < 2;
+  part("variant").append(...artifacts.map((each) => new Option(each.path, each.path)));
+}
+
+function offerExamples({ described }) {
+  const names = Object.keys(described.images).filter((name) => described.images[name].row !== null);
+  // Photographs first: they show more than black and white squares.
+  names.sort((one, other) => other.startsWith("real-") - one.startsWith("real-"));
+  for (const name of names.slice(0, MOST_EXAMPLES)) {
+    const source = `../golden/images/${encodeURIComponent(name)}.png`;
+    const picture = made("img", { src: source, alt: name, loading: "lazy" });
+    const button = made("button", { type: "button", title: name, disabled: true }, picture);
+    button.addEventListener("click", () => task("Reading…", () => classifyExample(name)));
+    part("examples").append(button);
+  }
+  part("examples-box").hidden = !names.length;
+}
+
+async function load(artifact) {
+  const buffer = await page.bundle.file(artifact.path);
+  part("status").textContent = "Starting the runtime…";
+  await breathe();
+  const model = await Model.open(buffer, page.bundle.manifest);
+  await page.model?.close();
+  Object.assign(page, { model, artifact });
+}
+
+// Classify
+
+async function classifyExample(name) {
+  const file = await page.bundle.file(`golden/images/${name}.png`);
+  // A golden image of the model's size is not resized again.
+  return classify(new Blob([file], { type: "image/png" }), page.bundle.described.images[name].resized);
+}
+
+async function classify(blob, isResized = true) {
+  const { bundle, model } = page;
+  const before = performance.now();
+  const image = await decode(blob);
+  const decoded = performance.now();
+  const cropped = isResized ? resizeAndCrop(bundle.recipe, image) : image;
+  const row = feed(bundle.recipe, bundle.input, cropped);
+  const prepared = performance.now();
+  const found = ranked(await model.run([row]), bundle.labels.length);
+  showPictures(blob, cropped);
+  showClasses(found.slice(0, SHOWN));
+  part("remark").hidden = !image.transparent;
+  part("remark").textContent = image.transparent
+    ? "This image has transparent pixels; browsers change the colour beneath them, so the answer may differ from PyTorch's."
+    : "";
+  part("latency").textContent = "Measuring…";
+  part("answer").hidden = false;
+  const times = await model.time(row);
+  part("latency").textContent = latency(times, decoded - before, prepared - decoded);
+  const [best] = found;
+  return `Answer: ${bundle.labels[best.place]}, ${percent(best.share)}.`;
+}
+
+const percent = (share) => `${(100 * share).toFixed(1)} %`;
+const milliseconds = (time) => `${time.toFixed(time < 10 ? 2 : 0)} ms`;
+
+function latency(times, decoding, preparing) {
+  const middle = (times[(times.length - 1) >> 1] + times[times.length >> 1]) / 2;
+  const span = `${milliseconds(times[0])} to ${milliseconds(times.at(-1))}`;
+  return (
+    `Model: ${milliseconds(middle)} (median of ${times.length} runs, ${span}; batch ${page.model.batch}). ` +
+    `Decoding ${milliseconds(decoding)}, preprocessing ${milliseconds(preparing)}.`
+  );
+}
+
+function showPictures(blob, cropped) {
+  if (page.address) URL.revokeObjectURL(page.address);
+  page.address = URL.createObjectURL(blob);
+  part("shown").src = page.address;
+  const { width, height, data } = cropped;
+  const pixels = new ImageData(width, height);
+  for (let from = 0, to = 0; from < data.length; from += 3, to += 4) {
+    pixels.data.set([data[from], data[from + 1], data[from + 2], 255], to);
+  }
+  Object.assign(part("seen"), { width, height });
+  part("seen").getContext("2d").putImageData(pixels, 0, 0);
+}
+
+function showClasses(found) {
+  const items = found.map(({ place, share }) => {
+    const bar = made("span", { className: "bar" });
+    bar.style.width = `${100 * share}%`;
+    const label = made("span", { className: "label", textContent: page.bundle.labels[place] });
+    const item = made("li", {}, bar, label);
+    item.append(made("span", { className: "share", textContent: percent(share) }));
+    Object.assign(item.dataset, { place, share });
+    return item;
+  });
+  part("classes").replaceChildren(...items);
+}
+
+// Check
+
+async function verify() {
+  part("checks").replaceChildren();
+  part("verdict").className = "quiet";
+  part("verdict").textContent = "Checking…";
+  const found = [];
+  for await (const line of check(page.bundle, page.model, page.artifact)) {
+    found.push(line);
+    const text = made("span", {}, line.name, made("small", { textContent: line.detail }));
+    const mark = made("span", { className: `mark ${line.verdict}`, textContent: line.verdict });
+    const item = made("li", {}, mark, text);
+    item.dataset.verdict = line.verdict;
+    part("checks").append(item);
+    await breathe();
+  }
+  return conclude(found);
+}
+
+/** A check that was not run is no pass. */
+function conclude(found) {
+  const count = (verdict) => found.filter((line) => line.verdict === verdict).length;
+  const [passed, failed] = [count("pass"), count("fail")];
+  const verdict = failed ? "fail" : passed === found.length && passed ? "pass" : "not run";
+  const text = {
+    pass: `All ${passed} checks pass: this browser gives PyTorch's answers within the tolerance.`,
+    fail: `${failed} of ${found.length} checks failed.`,
+    "not run": `${passed} of ${found.length} checks pass, the others were not run.`,
+  }[verdict];
+  part("verdict").className = verdict === "not run" ? "quiet" : verdict;
+  part("verdict").textContent = text;
+  return verdict === "fail" ? `Golden vectors: ${text}` : "Ready for an image.";
+}
+
+// Events
+
+function listen() {
+  part("file").addEventListener("change", (event) => {
+    const [file] = event.target.files;
+    if (file) task("Reading…", () => classify(file));
+    event.target.value = ""; // so that the same file can be chosen again
+  });
+  part("again").addEventListener("click", () => task("Checking…", verify));
+  part("variant").addEventListener("change", (event) =>
+    task("Loading the model…", async () => {
+      await load(page.bundle.artifacts.find((each) => each.path === event.target.value));
+      part("answer").hidden = true;
+      return verify();
+    }),
+  );
+  listenForDrops();
+}
+
+/** Anywhere: a drop beside the field would leave the page for the image. */
+function listenForDrops() {
+  const over = (isOver) => part("drop").classList.toggle("over", isOver);
+  addEventListener("dragover", (event) => {
+    event.preventDefault();
+    over(true);
+  });
+  addEventListener("dragleave", (event) => event.relatedTarget || over(false));
+  addEventListener("drop", (event) => {
+    event.preventDefault();
+    over(false);
+    const file = [...event.dataTransfer.files].find((each) => each.type.startsWith("image/"));
+    if (!page.model) return;
+    task("Reading…", async () => {
+      if (!file) throw new Error("That is no image file.");
+      return classify(file);
+    });
+  });
+}
+
+async function start() {
+  page.bundle = await Bundle.open();
+  describe(page.bundle);
+  offerExamples(page.bundle);
+  await load(page.bundle.artifacts[0]);
+  part("status").textContent = "Checking the golden vectors…";
+  return verify();
+}
+
+part("not-started").hidden = true;
+part("app").hidden = false;
+listen();
+task("Loading the model…", start);

@@ -1,0 +1,71 @@
+// The bundle that this page is part of: its descriptions and files, each held against its hash.
+
+import { parse } from "./npy.js";
+
+const ROOT = new URL("../", import.meta.url);
+
+async function bytes(name) {
+  const address = new URL(name.split("/").map(encodeURIComponent).join("/"), ROOT);
+  const answer = await fetch(address, { cache: "no-cache" });
+  if (!answer.ok) throw new Error(`${name} cannot be had: the server answered ${answer.status}.`);
+  return answer.arrayBuffer();
+}
+
+const json = async (name) => JSON.parse(new TextDecoder().decode(await bytes(name)));
+
+async function sha256(buffer) {
+  const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", buffer));
+  return Array.from(digest, (byte) => byte.toString(16).padStart(2, "0")).join("");
+}
+
+/** Everything the page reads; `altered` names the files that are not as described. */
+export class Bundle {
+  constructor(described, manifest) {
+    Object.assign(this, { described, manifest, altered: new Set(), read: new Set() });
+    this.recipe = manifest.model.preprocessing;
+    this.input = manifest.signature.inputs[0];
+    this.labels = manifest.model.labels;
+    this.artifacts = manifest.artifacts.filter((artifact) => artifact.format === "onnx");
+  }
+
+  static async open() {
+    const [described, manifest] = await Promise.all([json("bundle.json"), json("manifest.json")]);
+    if (described.format !== "levit-export bundle" || described.schema !== 1) {
+      throw new Error("bundle.json is not of bundle format 1.");
+    }
+    return new Bundle(described, manifest);
+  }
+
+  /** Whether this browser can hash: it does so on https and on localhost alone. */
+  get hashes() {
+    return Boolean(globalThis.crypto?.subtle);
+  }
+
+  /** A file's bytes, whose hash is compared where the browser can do it. */
+  async file(name) {
+    const buffer = await bytes(name);
+    const wanted = this.described.files[name];
+    const isRight = wanted && wanted.bytes === buffer.byteLength;
+    if (!isRight || (this.hashes && (await sha256(buffer)) !== wanted.sha256)) this.altered.add(name);
+    this.read.add(name);
+    return buffer;
+  }
+
+  async array(name) {
+    try {
+      return parse(await this.file(name));
+    } catch (error) {
+      throw new Error(`${name} ${error.message}`);
+    }
+  }
+
+  /** A golden image as an RGB image; grey is repeated over the channels. */
+  async image(name) {
+    const { shape, data } = await this.array(name);
+    const [height, width] = shape;
+    if (shape.length === 3) return { width, height, data };
+    const rgb = new Uint8Array(3 * data.length);
+    data.forEach((value, place) => rgb.fill(value, 3 * place, 3 * place + 3));
+    return { width, height, data: rgb };
+  }
+}

@@ -1,0 +1,133 @@
+"""Plots as SVG that takes its colours from the page, and its words too.
+
+matplotlib draws in stand-in colours, which become the CSS variables of report.css: one drawing
+serves light, dark and paper. Text stays text. The same values give the same bytes.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree as ET
+
+from levit_export.render.html.markup import Markup, element
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+WIDTH = 400
+"""Points across: the text is legible when a telephone shows it at 350 pixels."""
+
+POINTS_PER_INCH = 72
+SERIES = 6
+COLOURS = {
+    name: f"#0101{number:02x}"
+    for number, name in enumerate(
+        ("ink", "muted", "line", "warn", "band", *(f"series-{n}" for n in range(SERIES))), start=1
+    )
+}
+"""Stand-ins by the name of the CSS variable that replaces them."""
+
+STYLE: dict[str, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "levit-export",
+    "text.parse_math": False,
+    "font.family": "DejaVu Sans",
+    "font.size": 10,
+    "text.color": COLOURS["ink"],
+    "axes.edgecolor": COLOURS["line"],
+    "axes.labelcolor": COLOURS["muted"],
+    "axes.facecolor": "none",
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "figure.facecolor": "none",
+    "grid.color": COLOURS["line"],
+    "grid.linewidth": 0.6,
+    "savefig.facecolor": "none",
+    "xtick.color": COLOURS["line"],
+    "ytick.color": COLOURS["line"],
+    "xtick.labelcolor": COLOURS["muted"],
+    "ytick.labelcolor": COLOURS["muted"],
+    "xtick.labelsize": 9.5,
+    "ytick.labelsize": 9.5,
+}
+NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
+HOW_TO_GET = "pip install matplotlib"
+
+
+def plot(
+    draw: Callable[[Axes], None], *, name: str, title: str, description: str, height: float
+) -> Markup:
+    """The drawing of ``draw``, ``height`` points tall, with ``description`` for who cannot see it.
+
+    ``name`` is unique on the page. Without matplotlib, a sentence that says how to get the plot.
+    """
+    try:
+        drawing = _drawn(draw, height)
+    except ImportError:
+        words = f"“{title}” is not drawn: matplotlib is not installed. To have plots: "
+        return element("p", words, element("code", HOW_TO_GET), kind="note")
+    svg = _adopted(drawing, name, title, description)
+    return element("figure", svg, element("figcaption", title), kind="plot")
+
+
+def colour(number: int) -> str:
+    """The stand-in of a series."""
+    return COLOURS[f"series-{number % SERIES}"]
+
+
+def _drawn(draw: Callable[[Axes], None], height: float) -> str:
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    out = io.StringIO()
+    with mpl.rc_context(), warnings.catch_warnings():
+        # The page's font has the glyphs; matplotlib's own only measures them.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        mpl.rcdefaults()
+        settings: Any = mpl.rcParams  # its keys' types differ from version to version
+        settings.update(STYLE)
+        size = (WIDTH / POINTS_PER_INCH, height / POINTS_PER_INCH)
+        figure = Figure(figsize=size, layout="constrained")
+        draw(figure.subplots())
+        figure.savefig(out, format="svg", metadata=NO_METADATA)
+    return out.getvalue()
+
+
+def _adopted(drawing: str, name: str, title: str, description: str) -> Markup:
+    """A drawing as part of a page: its identifiers its own, its colours the page's."""
+    root = ET.fromstring(drawing)  # noqa: S314 (written by matplotlib a moment ago)
+    for found in list(root):
+        if found.tag.endswith("metadata"):
+            root.remove(found)
+    for found in root.iter():
+        found.tag = found.tag.rpartition("}")[2]
+        attributes = {key.rpartition("}")[2]: value for key, value in found.attrib.items()}
+        found.attrib.clear()
+        found.attrib.update({key: _owned(key, value, name) for key, value in attributes.items()})
+    viewbox = root.attrib["viewBox"]
+    root.attrib.clear()
+    root.attrib.update({"viewBox": viewbox, "role": "img", "aria-label": title})
+    for position, (tag, words) in enumerate((("title", title), ("desc", description))):
+        said = ET.Element(tag)
+        said.text = words
+        root.insert(position, said)
+    return Markup(_coloured(ET.tostring(root, encoding="unicode")))
+
+
+def _owned(key: str, value: str, name: str) -> str:
+    if key == "id":
+        return f"{name}-{value}"
+    if key == "href":
+        return f"#{name}-{value.removeprefix('#')}"
+    return value.replace("url(#", f"url(#{name}-")
+
+
+def _coloured(svg: str) -> str:
+    names = {stand_in: name for name, stand_in in COLOURS.items()}
+    return re.sub("#0101[0-9a-f]{2}", lambda found: f"var(--{names[found[0]]})", svg)

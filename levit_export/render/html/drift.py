@@ -1,0 +1,168 @@
+"""Where along the network an artifact departs from PyTorch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from levit_export.render.html import drawing, wording
+from levit_export.render.html.markup import (
+    Column,
+    Markup,
+    bullets,
+    element,
+    folded,
+    section,
+    table,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from levit_export.drift.values import DriftMap, Row, Stage
+
+HEIGHT = 270
+LEGEND_LINE = 15
+MOST_TICKS = 9
+
+EXPLANATION = (
+    "Relative distance to PyTorch at every tap, in the order of execution. The solid line is what "
+    "has accumulated from the image on; the dotted one is what each part adds by itself, and that "
+    "is what has to stay inside the shaded band of the tolerance."
+)
+
+
+def drift(found: DriftMap | None) -> Markup:
+    """A plot for each precision, a line for each runtime; nothing where no map was made."""
+    if found is None:
+        return Markup("")
+    plots = [
+        drawing.plot(
+            lambda axes, stages=stages: _lines(axes, stages),  # type: ignore[misc]
+            name=f"drift-plot-{number}",
+            title=f"Distance to PyTorch over depth, {precision}",
+            description=" ".join(_said(stages)),
+            height=HEIGHT + LEGEND_LINE * len(stages),
+        )
+        for number, (precision, stages) in enumerate(_groups(found).items())
+    ]
+    sentences = bullets(finding.sentence for finding in found.findings if finding.sentence)
+    every = folded("Figures of every tap", *(_figures(stage) for stage in found.stages))
+    grid = element("div", *plots, kind="plots")
+    words = element("p", EXPLANATION) if plots else ""
+    return section("drift", "Drift", sentences, words, grid, every, bullets(found.notes))
+
+
+def _groups(found: DriftMap) -> Mapping[str, list[Stage]]:
+    """Artifacts by precision, which their tolerances follow from: a band fits all of a plot."""
+    groups: dict[str, list[Stage]] = {}
+    for stage in found.stages:
+        if stage.kind == "artifact" and any(_values(stage.rows, "accumulated")):
+            precision = stage.name.partition("-")[2].partition(" ")[0] or stage.name
+            groups.setdefault(wording.shortened(precision, 24), []).append(stage)
+    return groups
+
+
+def _said(stages: Sequence[Stage]) -> Iterator[str]:
+    for stage in stages:
+        known = [row for row in stage.rows if row.accumulated is not None]
+        worst = max(known, key=_size)
+        fault = stage.first_fault
+        yield (
+            f"{stage.name}: {_error(known[-1].accumulated)} at {known[-1].tap}, largest "
+            f"{_error(worst.accumulated)} at {worst.tap}; "
+            + (f"leaves its tolerance at {fault.tap}." if fault else "within its tolerance.")
+        )
+
+
+def _size(row: Row) -> float:
+    return -math.inf if row.accumulated is None else row.accumulated
+
+
+def _values(rows: Sequence[Row], name: str) -> list[float]:
+    """One figure of every row that has it, 0 where a logarithm does not exist."""
+    return [_drawable(getattr(row, name)) or 0.0 for row in rows]
+
+
+def _drawable(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) and value > 0 else None
+
+
+def _lines(axes: Axes, stages: Sequence[Stage]) -> None:
+    axes.set_yscale("log")
+    for number, stage in enumerate(stages):
+        colour, name = drawing.colour(number), wording.shortened(stage.name, 40)
+        axes.plot(*_line(stage.rows, "accumulated"), color=colour, linewidth=1.8, label=name)
+        axes.plot(*_line(stage.rows, "introduced"), ":", color=colour, linewidth=1.2)
+    _band(axes, stages)
+    _tap_axis(axes, stages[0].rows)
+    _error_axis(axes)
+    axes.legend(
+        loc="lower left", bbox_to_anchor=(-0.02, 1.0), frameon=False, fontsize=9.5, borderpad=0
+    )
+
+
+def _line(rows: Sequence[Row], name: str) -> tuple[list[int], list[float]]:
+    known = [(at, value) for at, value in enumerate(_values(rows, name)) if value]
+    return [at for at, _ in known], [value for _, value in known]
+
+
+def _band(axes: Axes, stages: Sequence[Stage]) -> None:
+    """Up to the smallest tolerance that any of the stages has at a tap."""
+    allowed: dict[int, float] = {}
+    for stage in stages:
+        for at, value in zip(*_line(stage.rows, "tolerance"), strict=True):
+            allowed[at] = min(value, allowed.get(at, math.inf))
+    bottom, top = axes.get_ylim()
+    if allowed:
+        places, edge = sorted(allowed), [allowed[at] for at in sorted(allowed)]
+        top = max(top, 1.5 * float(np.max(edge)))
+        shade = drawing.COLOURS["band"]
+        axes.fill_between(places, bottom, edge, color=shade, linewidth=0, label="tolerance")
+        axes.plot(places, edge, color=drawing.COLOURS["muted"], linewidth=0.8)
+    axes.set_ylim(bottom, top)
+
+
+def _tap_axis(axes: Axes, rows: Sequence[Row]) -> None:
+    """A tick where a stage begins, or at every so many taps where there are no stages."""
+    stages = [row.block.partition(".")[0] for row in rows]
+    starts = [at for at, stage in enumerate(stages) if at == 0 or stages[at - 1] != stage]
+    if not 1 < len(starts) <= MOST_TICKS:
+        starts = list(range(0, len(rows), math.ceil(len(rows) / MOST_TICKS)))
+    names = [wording.shortened(stages[at], 12) for at in starts]
+    axes.set_xticks(starts)
+    axes.set_xticklabels(names, rotation=40, ha="right", rotation_mode="anchor")
+
+
+def _error_axis(axes: Axes) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes.yaxis.set_major_locator(LogLocator(numticks=7))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0e}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.set_ylabel("relative distance (log)")
+
+
+def _figures(stage: Stage) -> Markup:
+    names = ("accumulated", "introduced", "tolerance")
+    columns = [Column("tap"), *(Column(name, number=True) for name in names), Column("status")]
+    rows = [
+        (
+            row.tap,
+            _error(row.accumulated),
+            _error(row.introduced),
+            _error(row.tolerance),
+            row.status,
+        )
+        for row in stage.rows
+    ]
+    failure = element("p", stage.failure, kind="note") if stage.failure else ""
+    shown = table(f"{stage.name} against {stage.against}", columns, rows) if rows else ""
+    return element("div", shown, failure)
+
+
+def _error(value: float | None) -> str:
+    return wording.NONE if value is None else wording.error(value)

@@ -1,0 +1,126 @@
+"""The page: verdict first, then what it rests on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib import resources
+from typing import TYPE_CHECKING
+
+from levit_export.gate import Check, of_report
+from levit_export.render.html import wording
+from levit_export.render.html.artifacts import artifacts
+from levit_export.render.html.drift import drift as drift_section
+from levit_export.render.html.flips import Pixels, flips
+from levit_export.render.html.latency import latency
+from levit_export.render.html.markup import (
+    Column,
+    Markup,
+    bullets,
+    definitions,
+    element,
+    join,
+    table,
+)
+from levit_export.render.html.surroundings import environment, ledger, searches
+from levit_export.render.html.tradeoff import tradeoff
+from levit_export.report import Report
+
+if TYPE_CHECKING:
+    from levit_export.drift.values import DriftMap
+
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+"""Nothing is fetched and nothing is run, whatever the page might hold."""
+
+TITLES = {"pass": "passed", "fail": "failed", "not-run": "could not be checked"}
+
+
+def page(report: Report, *, drift: DriftMap | None = None, pixels: Pixels | None = None) -> str:
+    """``report`` as one HTML file. ``pixels`` are the images behind the samples.
+
+    Without matplotlib the page has no plots and says how to get them.
+    """
+    sections = (
+        artifacts(report),
+        tradeoff(report),
+        latency(report),
+        drift_section(drift),
+        flips(report, pixels or {}),
+        ledger(report),
+        searches(report),
+        environment(report),
+    )
+    body = join(
+        (
+            element("header", *_header(report)),
+            element("main", join((part for part in sections if part), "\n")),
+            element("footer", element("p", "Made by levit-export. report.json has it all.")),
+        ),
+        "\n",
+    )
+    return f"<!doctype html>\n{element('html', _head(report), body, attributes={'lang': 'en'})}\n"
+
+
+def _head(report: Report) -> Markup:
+    style = (resources.files(__package__) / "report.css").read_text(encoding="utf-8")
+    policy = {"http-equiv": "Content-Security-Policy", "content": POLICY}
+    return element(
+        "head",
+        element("meta", attributes={"charset": "utf-8"}),
+        element("meta", attributes=policy),
+        element(
+            "meta",
+            attributes={"name": "viewport", "content": "width=device-width, initial-scale=1"},
+        ),
+        element("meta", attributes={"name": "color-scheme", "content": "light dark"}),
+        element("title", f"{_name(report)}: {wording.WORDS[report.verdict]}"),
+        element("style", Markup(style)),
+    )
+
+
+def _name(report: Report) -> str:
+    return "levit-export" if report.model is None else report.model.name
+
+
+def _header(report: Report) -> Iterator[Markup]:
+    checks = of_report(report.artifacts)
+    title = element("span", _name(report), kind="name")
+    yield element("h1", wording.verdict(report.verdict), " ", title)
+    yield element("p", _sentence(report), kind="lead")
+    if wrong := [check for check in checks if check.verdict != "pass"]:
+        yield _reasons(wrong)
+    if report.model is not None:
+        yield definitions(_model(report))
+        if report.model.doubt:
+            yield bullets([report.model.doubt])
+
+
+def _sentence(report: Report) -> str:
+    verdicts = [artifact.parity.verdict for artifact in report.artifacts]
+    if not verdicts:
+        return "There is no artifact."
+    if set(verdicts) == {"pass"}:
+        every = (
+            "The artifact gives" if len(verdicts) == 1 else f"All {len(verdicts)} artifacts give"
+        )
+        return f"{every} PyTorch's answers, as nearly as rounding allows."
+    counts = {kind: verdicts.count(kind) for kind in TITLES if kind in verdicts}
+    said = ", ".join(f"{count} {TITLES[kind]}" for kind, count in counts.items())
+    return f"Of {len(verdicts)} artifacts {said}."
+
+
+def _reasons(checks: list[Check]) -> Markup:
+    columns = [Column("artifact"), Column("check"), Column("verdict"), Column("reason")]
+    rows = [
+        (check.artifact, check.name, wording.verdict(check.verdict), check.reason)
+        for check in checks
+    ]
+    return table("What did not pass", columns, rows, kind="reasons")
+
+
+def _model(report: Report) -> Iterator[tuple[object, object]]:
+    model = report.model
+    if model is not None:
+        yield "parameters", f"{model.parameters / 1e6:.2f} M"
+        yield "multiply-adds", f"{model.macs / 1e6:.0f} M an image"
+        yield "heads", model.heads
+        yield "classes", len(model.labels)

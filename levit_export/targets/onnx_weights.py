@@ -1,0 +1,120 @@
+"""Weights in 8 bits with a ``DequantizeLinear`` in front of the operator that uses them.
+
+ONNX Runtime's quantisers have this only together with quantised activations, or as operators of
+their own that other runtimes lack. Per channel c of a tensor w, symmetric:
+
+    s_c = max|w_c| / 127
+    q_c = round(w_c / s_c)
+    w'_c = s_c * q_c,  |w'_c - w_c| <= s_c / 2
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from levit_export.targets.onnx_graph import replace_nodes
+
+if TYPE_CHECKING:
+    from onnx import GraphProto, ModelProto, NodeProto, TensorProto
+
+LEVELS = 127
+SMALLEST = 1024
+"""Bytes in float32 from which a tensor is worth a scale for each channel."""
+
+
+def quantize_weights(proto: ModelProto, kept: Collection[str]) -> None:
+    """Store every large float32 constant in 8 bits, but for those of the nodes ``kept``, in place.
+
+    Given ``f(x, w)``. Result: ``f(x, DequantizeLinear(q, s))``, whose output has the name of
+    ``w``. Large are those of two axes or more and ``SMALLEST`` bytes: matrices, kernels and
+    attention-bias tables.
+    """
+    import onnx
+
+    graph = proto.graph
+    users = _users(graph)
+    tensors = [t for t in graph.initializer if _is_large(t) and t.name in users]
+    added = []
+    for tensor in tensors:
+        if any(node.output[0] in kept for node in users[tensor.name]):
+            continue
+        array = onnx.numpy_helper.to_array(tensor)
+        axis = channel_axis(users[tensor.name][0], tensor.name, array)
+        q, s = rounded(array, axis)
+        inputs = [f"{tensor.name}_quantized", f"{tensor.name}_scale"]
+        added.append(
+            onnx.helper.make_node(
+                "DequantizeLinear", inputs, [tensor.name], f"node_{tensor.name}", axis=axis
+            )
+        )
+        graph.initializer.remove(tensor)
+        stored = map(onnx.numpy_helper.from_array, (q, s), inputs)
+        graph.initializer.extend(stored)
+    replace_nodes(graph, [*added, *graph.node])
+
+
+def rounded(array: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
+    """``q`` int8 and ``s`` float32 ``(channels,)`` of the module's formula."""
+    others = tuple(a for a in range(array.ndim) if a != axis)
+    largest = np.abs(array).max(axis=others, keepdims=True)
+    s = np.where(largest > 0, largest / LEVELS, 1).astype(np.float32)
+    q = np.clip(np.rint(array / s), -LEVELS, LEVELS).astype(np.int8)
+    return q, s.reshape(-1)
+
+
+def channel_axis(node: NodeProto, name: str, array: np.ndarray) -> int:
+    """The axis of a constant along which the operator's outputs do not mix.
+
+    The outputs of a matrix or a kernel; of tables that are added, the heads or tokens.
+    """
+    if node.op_type == "Gemm" and name == node.input[1]:
+        is_transposed = any(a.name == "transB" and a.i for a in node.attribute)
+        return 0 if is_transposed else 1
+    if node.op_type == "MatMul":
+        return int(array.ndim - 1)
+    return next((a for a, length in enumerate(array.shape) if length > 1), 0)
+
+
+def stored(graph: GraphProto) -> Iterator[np.ndarray]:
+    """Every constant of a graph, dequantised; scales and zero points are not given."""
+    import onnx
+
+    tensors = {t.name: t for t in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Constant":
+            tensors |= {node.output[0]: a.t for a in node.attribute if a.HasField("t")}
+    arrays = {name: onnx.numpy_helper.to_array(t) for name, t in tensors.items()}
+    auxiliary = set()
+    for node in graph.node:
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            auxiliary |= set(node.input[1:])
+            if node.input[0] in arrays:
+                auxiliary.add(node.input[0])
+                yield _dequantised(node, arrays)
+    yield from (array for name, array in arrays.items() if name not in auxiliary)
+
+
+def _dequantised(node: NodeProto, arrays: dict[str, np.ndarray]) -> np.ndarray:
+    """What a DequantizeLinear of a constant gives."""
+    q, s, *zero = (arrays[name].astype(np.float32) for name in node.input if name)
+    axis = next((a.i for a in node.attribute if a.name == "axis"), 1)
+    shape = [-1 if a == axis % q.ndim else 1 for a in range(q.ndim)] if s.size > 1 else []
+    offset = zero[0].reshape(shape) if zero else np.float32(0)
+    result: np.ndarray = (q - offset) * s.reshape(shape)
+    return result
+
+
+def _users(graph: GraphProto) -> dict[str, list[NodeProto]]:
+    users: dict[str, list[NodeProto]] = {}
+    for node in graph.node:
+        for name in node.input:
+            users.setdefault(name, []).append(node)
+    return users
+
+
+def _is_large(tensor: TensorProto) -> bool:
+    size = 4 * int(np.prod(tensor.dims, dtype=np.int64))
+    return tensor.data_type == tensor.FLOAT and len(tensor.dims) >= 2 and size >= SMALLEST

@@ -1,0 +1,243 @@
+"""Fewer bits in an OpenVINO graph: float16 weights, and NNCF's int8, w8 and w4.
+
+What NNCF is told about LeViT, each measured on the bundled model (worst logit of an image over its
+largest, median of 360 held-out images):
+
+- the first convolution stays float32: 0.029 instead of 0.085 for int8, 0.004 instead of 0.015 for
+  w8. Its three input channels have few weights and the whole picture's range;
+- products of two activations (queries by keys, softmax by values) stay float32: 0.026 instead of
+  0.029, and no slower;
+- weights of int8 use half their range: processors without VNNI add two products in 16 bits, which
+  saturate. 0.035 instead of 0.053 there, no difference elsewhere. The file must not depend on the
+  machine that wrote it, so this is always so;
+- biases are not corrected: that gains 0.001, and no bias would be the checkpoint's any more;
+- linear layers are 1x1 convolutions (see ``openvino_convolutions``).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Collection, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from levit_export import naming
+from levit_export.core import Calibration, ExportOptions, Prepared
+from levit_export.errors import MissingDependencyError, UnknownNameError, UsageError
+from levit_export.targets.availability import needs
+from levit_export.targets.openvino_convolutions import as_convolutions
+from levit_export.targets.quiet import quiet
+
+if TYPE_CHECKING:
+    import openvino
+
+NNCF_PRECISIONS = ("int8", "w8", "w4")
+GROUP = 64
+"""Weights of a row that share a scale in w4; fewer where a row is no multiple of it."""
+TELEMETRY_OFF = "NNCF_CI"
+"""The variable that keeps NNCF from reporting its use to its makers when it is imported."""
+
+
+def refuse(options: ExportOptions) -> None:
+    """Raise unless NNCF and calibration images are there for a precision that needs them."""
+    if options.precision in NNCF_PRECISIONS:
+        _refuse_without_nncf(options.precision)
+    if options.precision == "int8" and (
+        options.calibration is None or not len(options.calibration.inputs)
+    ):
+        raise UsageError(
+            "int8 needs images to fit the range of activations to, and none were given",
+            remedy="Give --data DIR with a few hundred images, or take --precision w8.",
+        )
+
+
+def _refuse_without_nncf(precision: str) -> None:
+    if not needs("nncf").ok:
+        raise MissingDependencyError(
+            f"OpenVINO as {precision} needs NNCF, which is not installed",
+            remedy="pip install 'levit-export[int8]'",
+        )
+
+
+def convert(graph: openvino.Model, model: Prepared, options: ExportOptions) -> openvino.Model:
+    """``graph``, whose values have their names, in ``options.precision``. May change ``graph``."""
+    if options.precision == "fp32":
+        return graph
+    refuse(options)
+    _refuse_unknown(options.keep, model)
+    if options.precision == "fp16":
+        return _halved(graph, model, options.keep)
+    nncf = _nncf()
+    with quiet("nncf"):
+        if options.precision == "int8":
+            assert options.calibration is not None  # noqa: S101 - refuse saw to it
+            return _quantised(nncf, graph, model, options.keep, options.calibration)
+        return _compressed(nncf, graph, model, options)
+
+
+def _refuse_unknown(keep: Sequence[str], model: Prepared) -> None:
+    for name in keep:
+        if not any(_is_within(block, name) for block in model.blocks.values()):
+            raise UnknownNameError("block", name, model.blocks.values())
+
+
+def _nncf() -> Any:
+    """NNCF, imported without its telemetry and without its class for everybody's loggers."""
+    logger_class, variable = logging.getLoggerClass(), os.environ.get(TELEMETRY_OFF)
+    os.environ[TELEMETRY_OFF] = "1"
+    try:
+        with quiet():
+            import nncf
+
+            return nncf
+    finally:
+        logging.setLoggerClass(logger_class)
+        if variable is None:
+            del os.environ[TELEMETRY_OFF]
+        else:
+            os.environ[TELEMETRY_OFF] = variable
+
+
+# --- which operators stay float -------------------------------------------------------------
+
+
+def _is_within(block: str, kept: str) -> bool:
+    return block == kept or block.startswith(f"{kept}.")
+
+
+def _block_of(name: str, blocks: Collection[str]) -> str:
+    """The innermost block that a node belongs to by its name, or empty."""
+    value = name.partition("/")[0]
+    owners = [
+        block
+        for block in blocks
+        if value == naming.tap_value(block) or value.startswith(f"{naming.tap_value(block)}_")
+    ]
+    return max(owners, key=len, default="")
+
+
+def _kept(graph: openvino.Model, model: Prepared, keep: Sequence[str]) -> list[str]:
+    """The names of the nodes of the blocks ``keep``."""
+    blocks = set(model.blocks.values())
+    names = [node.get_friendly_name() for node in graph.get_ordered_ops()]
+    owners = {name: _block_of(name, blocks) for name in names}
+    return [name for name in names if any(_is_within(owners[name], kept) for kept in keep)]
+
+
+def _first_convolutions(graph: openvino.Model) -> Iterator[str]:
+    for node in graph.get_ordered_ops():
+        if (
+            node.get_type_name() == "Convolution"
+            and node.input_value(0).get_node().get_type_name() == "Parameter"
+        ):
+            yield node.get_friendly_name()
+
+
+def _products_of_activations(graph: openvino.Model) -> Iterator[str]:
+    for node in graph.get_ordered_ops():
+        if node.get_type_name() == "MatMul" and not any(
+            node.input_value(i).get_node().get_type_name() == "Constant" for i in range(2)
+        ):
+            yield node.get_friendly_name()
+
+
+# --- the precisions -------------------------------------------------------------------------
+
+
+def _halved(graph: openvino.Model, model: Prepared, keep: Sequence[str]) -> openvino.Model:
+    """Constants rounded to float16 once and widened when the file is loaded.
+
+    OpenVINO's own mark for constants that stay has no Python name, so those of ``keep`` are put
+    back. A constant that is mostly outside float16's range OpenVINO leaves in float32.
+    """
+    import openvino
+    from openvino._offline_transformations import compress_model_transformation
+
+    kept = set(_kept(graph, model, keep))
+    places = [
+        (reader.get_node(), reader.get_index(), np.array(node.data))
+        for node in graph.get_ordered_ops()
+        if node.get_type_name() == "Constant" and node.get_element_type() == openvino.Type.f32
+        for reader in node.output(0).get_target_inputs()
+        if reader.get_node().get_friendly_name() in kept
+    ]
+    compress_model_transformation(graph)
+    for reader, index, values in places:
+        constant = openvino.opset13.constant(values)
+        reader.input(index).replace_source_output(constant.output(0))
+    return graph
+
+
+def _quantised(
+    nncf: Any,
+    graph: openvino.Model,
+    model: Prepared,
+    keep: Sequence[str],
+    calibration: Calibration,
+) -> openvino.Model:
+    """Weights int8 per channel and symmetric, activations int8 per tensor and asymmetric."""
+    from nncf.quantization.advanced_parameters import (
+        AdvancedQuantizationParameters,
+        AdvancedSmoothQuantParameters,
+        OverflowFix,
+    )
+
+    as_convolutions(graph)
+    ignored = [
+        *_first_convolutions(graph),
+        *_products_of_activations(graph),
+        *_kept(graph, model, keep),
+    ]
+    name = model.signature.inputs[0].name
+    pieces = [{name: piece} for piece in _pieces(calibration.inputs, model.signature.batch or 1)]
+    return nncf.quantize(
+        graph,
+        nncf.Dataset(pieces),
+        preset=nncf.QuantizationPreset.MIXED,
+        model_type=nncf.ModelType.TRANSFORMER,
+        subset_size=len(pieces),
+        ignored_scope=_scope(nncf, ignored),
+        advanced_parameters=AdvancedQuantizationParameters(
+            overflow_fix=OverflowFix.ENABLE,
+            disable_bias_correction=True,
+            batchwise_statistics=(model.signature.batch or 1) > 1,
+            # Smoothing moves factors from activations into weights, which would not be ours then.
+            smooth_quant_alphas=AdvancedSmoothQuantParameters(matmul=-1),
+        ),
+    )
+
+
+def _compressed(
+    nncf: Any, graph: openvino.Model, model: Prepared, options: ExportOptions
+) -> openvino.Model:
+    """Weights in 8 or 4 bits with a zero point, by row or by ``GROUP`` of a row."""
+    from nncf.quantization.advanced_parameters import (
+        AdvancedCompressionParameters,
+        GroupSizeFallbackMode,
+    )
+
+    ignored = [*_first_convolutions(graph), *_kept(graph, model, options.keep)]
+    settings: dict[str, Any] = {"mode": nncf.CompressWeightsMode.INT8_ASYM}
+    if options.precision == "w4":
+        settings = {
+            "mode": nncf.CompressWeightsMode.INT4_ASYM,
+            "group_size": GROUP,
+            "advanced_parameters": AdvancedCompressionParameters(
+                group_size_fallback_mode=GroupSizeFallbackMode.ADJUST
+            ),
+        }
+    return nncf.compress_weights(graph, ignored_scope=_scope(nncf, ignored), **settings)
+
+
+def _scope(nncf: Any, names: Sequence[str]) -> Any:
+    return nncf.IgnoredScope(names=sorted(set(names)), validate=False)
+
+
+def _pieces(inputs: np.ndarray, batch: int) -> Iterator[np.ndarray]:
+    """``inputs`` in batches; the last is filled up by repeating its last image."""
+    for start in range(0, len(inputs), batch):
+        piece = inputs[start : start + batch]
+        short = batch - len(piece)
+        yield np.concatenate([piece, np.repeat(piece[-1:], short, axis=0)]) if short else piece

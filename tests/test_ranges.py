@@ -1,0 +1,58 @@
+"""How large values inside a network become, block by block, and which leave float16."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import subjects
+import torch
+
+from levit_export import checkpoints, ranges
+from levit_export.checkpoints import Checkpoint
+from levit_export.preparation import prepare
+from levit_export.samples import make
+
+BLOCK = "stage2.block0.mlp"
+MLP = "blocks.5.m"
+
+
+def swollen(factor: float) -> Checkpoint:
+    """The small model with one MLP whose inner values are ``factor`` times as large.
+
+    Its second layer divides by the factor again, but Hardswish between them is linear only for
+    large values, so the answers differ; what matters is the range.
+    """
+    known = subjects.tiny_checkpoint()
+    tensors = dict(known.tensors)
+    for leaf in ("weight", "bias"):
+        tensors[f"{MLP}.0.bn.{leaf}"] = tensors[f"{MLP}.0.bn.{leaf}"] * factor
+    tensors[f"{MLP}.2.c.weight"] = tensors[f"{MLP}.2.c.weight"] / factor
+    return replace(known, tensors=tensors)
+
+
+def test_peaks_of_every_block() -> None:
+    """Every block has a peak, that of the head is the largest logit."""
+    model = subjects.tiny()
+    inputs = make(model.info.preprocessing).inputs
+    peaks = ranges.peaks(model, inputs)
+    names = set(model.blocks.values()) - {"head_dist"}
+    assert names <= set(peaks)
+    with torch.no_grad():
+        logits = model.program.module()(torch.from_numpy(inputs[:1]))
+    assert ranges.peaks(model, inputs[:1])["head"] == float(logits.abs().max())
+
+
+@pytest.mark.parametrize(("factor", "found"), [(1.0, []), (1e6, [BLOCK])])
+def test_overflows_are_named(factor: float, found: list[str]) -> None:
+    """A block whose values pass 65504 is found, with the value; a sound network has none."""
+    model = prepare(swollen(factor))
+    overflows = ranges.overflows(model, make(model.info.preprocessing).inputs)
+    assert list(overflows) == found
+    assert all(peak > ranges.FLOAT16_MAX for peak in overflows.values())
+
+
+def test_the_block_of_these_tests() -> None:
+    """The names that these tests use belong together."""
+    assert subjects.tiny().blocks["blocks.5"] == BLOCK
+    assert isinstance(checkpoints.Choices(), checkpoints.Choices)
