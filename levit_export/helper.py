@@ -161,7 +161,7 @@ def _sendable(error: Exception) -> Exception:
     return error
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """End when the first process is gone, however it went (Linux; elsewhere its pipe tells)."""
     if sys.platform == "linux":
         set_parent_death_signal = 1
@@ -170,7 +170,7 @@ def _die_with_parent() -> None:
 
 def main() -> None:
     """Be the helper."""
-    _die_with_parent()
+    die_with_parent()
     # What converters print must not get between the messages.
     channel = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)

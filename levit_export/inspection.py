@@ -47,7 +47,7 @@ class InspectRequest:
 
 
 @dataclass(frozen=True)
-class _Found:
+class Located:
     """Artifacts of one path, with the manifest when the path is an export directory."""
 
     folder: Path
@@ -62,7 +62,7 @@ def check(request: InspectRequest, progress: Progress | None = None) -> Report:
     was held against the manifest. A bare artifact needs ``choice``.
     """
     progress = progress or Silent()
-    found = [_find(path) for path in dict.fromkeys(request.paths)]
+    found = [locate(path) for path in dict.fromkeys(request.paths)]
     alone = len(found) == 1
     for each in found:
         if each.manifest is None and request.choice.is_default:
@@ -73,7 +73,7 @@ def check(request: InspectRequest, progress: Progress | None = None) -> Report:
     reports: list[ArtifactReport] = []
     for each in found:
         reports += _check_one(each, request, progress, folder=each.folder if alone else None)
-    return _report(reports, found)
+    return build_report(reports, found)
 
 
 def bench(request: InspectRequest, progress: Progress | None = None) -> Report:
@@ -82,7 +82,7 @@ def bench(request: InspectRequest, progress: Progress | None = None) -> Report:
     Eager PyTorch takes part when ``choice`` names a model. Parity is reported as not run.
     """
     progress = progress or Silent()
-    found = [_find(path) for path in dict.fromkeys(request.paths)]
+    found = [locate(path) for path in dict.fromkeys(request.paths)]
     alone = len(found) == 1
     rows = [(each, row) for each in found for row in checking.rows(each.artifacts, request.run)]
     others: dict[str, Session] = {}
@@ -108,18 +108,18 @@ def bench(request: InspectRequest, progress: Progress | None = None) -> Report:
         for each, row in rows
     ]
     verdict = report.overall(timing.verdict for timing in timings.values())
-    return _report(reports, found, verdict=verdict, baselines=baselines)
+    return build_report(reports, found, verdict=verdict, baselines=baselines)
 
 
-def _find(path: Path) -> _Found:
+def locate(path: Path) -> Located:
     if not path.exists():
         raise UsageError(f"{path} does not exist", remedy="Check the path.")
     if (path / MANIFEST).is_file() and path.suffix != ".mlpackage":
         manifest = bundle.read_manifest(path)
-        return _Found(path, tuple(bundle.artifacts(path, manifest)), manifest)
+        return Located(path, tuple(bundle.artifacts(path, manifest)), manifest)
     for kind in known_targets():
         if path.suffix == kind.suffix:
-            return _Found(path.parent, (kind.inspect(path),), None)
+            return Located(path.parent, (kind.inspect(path),), None)
     suffixes = ", ".join(kind.suffix for kind in known_targets())
     raise ArtifactError(
         f"{path} is neither an export directory nor an artifact",
@@ -128,7 +128,7 @@ def _find(path: Path) -> _Found:
 
 
 def _check_one(
-    each: _Found, request: InspectRequest, progress: Progress, *, folder: Path | None
+    each: Located, request: InspectRequest, progress: Progress, *, folder: Path | None
 ) -> list[ArtifactReport]:
     damage = [] if each.manifest is None else bundle.damage(each.folder, each.manifest)
     if damage:
@@ -154,7 +154,7 @@ def _altered(row: Row, folder: Path | None, failed: ParityReport) -> ArtifactRep
     return ArtifactReport(artifact.format, artifact.precision, path, 0, "", failed)
 
 
-def _reference(each: _Found, request: InspectRequest, progress: Progress) -> Reference:
+def _reference(each: Located, request: InspectRequest, progress: Progress) -> Reference:
     """Golden vectors where there are any and no model was named, else a fresh reference."""
     manifest = each.manifest
     if manifest is not None and request.choice.is_default:
@@ -192,7 +192,7 @@ def _reference(each: _Found, request: InspectRequest, progress: Progress) -> Ref
     return reference.with_quantised_weights(expected, weights, each.artifacts)
 
 
-def _weights(checkpoint: Checkpoint, each: _Found) -> dict[str, np.ndarray]:
+def _weights(checkpoint: Checkpoint, each: Located) -> dict[str, np.ndarray]:
     """The weights that the artifacts must hold, rewritten by the passes they name.
 
     None for files that are not ours, or that name other passes than one another.
@@ -209,15 +209,15 @@ def _weights(checkpoint: Checkpoint, each: _Found) -> dict[str, np.ndarray]:
     return weights_of(module)
 
 
-def _macs(found: Sequence[_Found]) -> int:
+def _macs(found: Sequence[Located]) -> int:
     """MACs of the one model that all paths hold, or 0 when that is not known."""
     macs = {0 if each.manifest is None else each.manifest.model.macs for each in found}
     return macs.pop() if len(macs) == 1 else 0
 
 
-def _report(
+def build_report(
     reports: Sequence[ArtifactReport],
-    found: Sequence[_Found],
+    found: Sequence[Located],
     *,
     verdict: Verdict | None = None,
     baselines: Mapping[str, TimingReport] | None = None,

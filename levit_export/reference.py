@@ -194,7 +194,7 @@ def calibration(
         chosen = samples.from_images(checkpoint.preprocessing, pixels, labels).first(count)
         source = f"{len(chosen)} UCI digits of the training side"
         return Calibration(chosen.inputs, source, chosen.labels)
-    found = images.open_images(data, labels=checkpoint.labels)
+    found = images.open_images(data, labels=checkpoint.labels, purpose="calibration")
     return images.calibration(found, checkpoint.preprocessing, count, seed)
 
 

@@ -24,6 +24,20 @@ from levit_export.cli.verb import Verb
     show_default=True,
     help="Formats to take; repeat it or separate with commas.",
 )
+@click.option(
+    "--with",
+    "extras",
+    multiple=True,
+    type=click.Choice(["web"]),
+    help="web: a page that runs the ONNX file in a browser, offline, and checks it there.",
+)
+@click.option(
+    "--ort-web",
+    type=options.EXISTING,
+    metavar="DIR",
+    help="For --with web: the unpacked npm package onnxruntime-web.  [default: fetched, cached]",
+)
+@click.option("--offline", is_flag=True, help="Take onnxruntime-web from the cache.")
 @click.option("--allow-failed", is_flag=True, help="Bundle an export that failed its check.")
 @click.option("-v", "--verbose", is_flag=True, help="Show tracebacks and warnings.")
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
@@ -31,7 +45,10 @@ def bundle(
     folder: Path,
     output: Path | None,
     formats: tuple[str, ...],
+    extras: tuple[str, ...],
+    ort_web: Path | None,
     *,
+    offline: bool,
     allow_failed: bool,
     verbose: bool,
     quiet: bool,
@@ -47,7 +64,8 @@ def bundle(
     del verbose  # which Verb reads
     wanted = _wanted(formats)
     path = output or folder.absolute().with_name(folder.absolute().name + ".zip")
-    write(folder, path, wanted, allow_failed=allow_failed)
+    library = _library(extras, ort_web, offline=offline, quiet=quiet)
+    write(folder, path, wanted, allow_failed=allow_failed, library=library)
     chosen = contents.choose(read_manifest(folder), wanted, allow_failed=allow_failed)
     if chosen.verdict != "pass":
         said = "failed its check" if chosen.verdict == "fail" else "has a check that was not run"
@@ -57,7 +75,30 @@ def bundle(
         click.echo(f"{path}  {entry.bytes:,} bytes  sha256 {entry.sha256}")
         click.echo(f"holds {', '.join(a.path for a in chosen.artifacts)}")
         click.echo("on the device: unzip it, then python verify.py --format NAME")
+        if library is not None:
+            click.echo("in a browser: python -m http.server 8000 --bind 127.0.0.1 in its folder,")
+            click.echo("              then http://127.0.0.1:8000/web/")
     return 0
+
+
+def _library(
+    extras: tuple[str, ...], folder: Path | None, *, offline: bool, quiet: bool
+) -> dict[str, bytes] | None:
+    """The files of ONNX Runtime Web, if the page is wanted."""
+    from levit_export.errors import UsageError
+
+    if "web" not in extras:
+        if folder is not None or offline:
+            option = "--offline" if folder is None else f"--ort-web {folder}"
+            raise UsageError(
+                f"{option} is about the page, which was not asked for", remedy="Add --with web."
+            )
+        return None
+    from levit_export.packaging.web import library
+    from levit_export.render import console
+
+    with console.Screen(quiet=quiet).progress() as progress:
+        return library.find(folder, offline=offline, progress=progress)
 
 
 def _wanted(formats: tuple[str, ...]) -> tuple[str, ...] | None:

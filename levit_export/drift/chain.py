@@ -75,32 +75,31 @@ def _applied(model: Model) -> Iterator[Pass]:
 def checkpoint_stage(model: Model) -> Stage:
     """(i) Against a fresh build, in float64."""
     fresh = model.exact(model.checkpoint.build())
-    live = copy.deepcopy(model.module or model.checkpoint.build()).double()
-    comparison = Comparison(fresh, PROOF_BOUND)
-    _compare(comparison, model, live)
+    live = model.exact(copy.deepcopy(model.module or model.checkpoint.build()))
     against = "a fresh build of the checkpoint"
-    return Stage(CHECKPOINT, "checkpoint", against, comparison.rows(CHECKPOINT))
+    return Stage(CHECKPOINT, "checkpoint", against, _rows(CHECKPOINT, live, fresh))
 
 
 def pass_stages(model: Model) -> Iterator[Stage]:
     """(ii) Each pass against what it was given, in float64."""
     work = copy.deepcopy(model.module or model.checkpoint.build()).double()
+    before = model.exact(copy.deepcopy(work))
     against = "the checkpoint's module"
     for each in _applied(model):
-        before = model.exact(copy.deepcopy(work))
-        name = f"pass {each.name}"
         if isinstance(each.apply(work), NotApplicable):
             continue
-        comparison = Comparison(before, PROOF_BOUND)
-        _compare(comparison, model, work)
-        yield Stage(name, "pass", against, comparison.rows(name))
-        against = name
+        after = model.exact(copy.deepcopy(work))
+        name = f"pass {each.name}"
+        yield Stage(name, "pass", against, _rows(name, after, before))
+        before, against = after, name
 
 
-def _compare(comparison: Comparison, model: Model, module: nn.Module) -> None:
-    exact = model.exact(module)
-    for index in range(len(model.samples)):
-        comparison.add(index, taps.arrays(exact.free(index)))
+def _rows(stage: str, after: Exact, before: Exact) -> tuple[Row, ...]:
+    """The rows of one module in float64 against another."""
+    comparison = Comparison(before, PROOF_BOUND)
+    for index in range(len(before.samples)):
+        comparison.add(index, taps.arrays(after.free(index)))
+    return comparison.rows(stage)
 
 
 def program_stage(

@@ -44,8 +44,6 @@ def _values(kind: Target, artifact: Artifact) -> Iterable[str]:
         graph = openvino.Core().read_model(artifact.path)
         constants = ("Constant", "Result", "Parameter")
         return [
-            op.get_friendly_name()
-            for op in graph.get_ops()
-            if op.get_type_name() not in constants
+            op.get_friendly_name() for op in graph.get_ops() if op.get_type_name() not in constants
         ]
     return ()

@@ -60,9 +60,7 @@ class Bench:
         """The verdict on one file."""
         yardstick = self.yardstick(found.precision)
         overflowing = frozenset(
-            tap
-            for tap, distance in yardstick.introduced.items()
-            if np.inf in distance.errors
+            tap for tap, distance in yardstick.introduced.items() if np.inf in distance.errors
         )
         about = Circumstances(
             format=found.format,
@@ -83,7 +81,7 @@ def draw(
     """The map of a model and its artifacts. ``tell`` hears what is being done."""
     tell("tapping the checkpoint, the passes and the program")
     stages = list(bench.stages(program))
-    before = verdict.of_chain(stages, bench.model.blocks)
+    before = verdict.of_chain(stages)
     findings = [before]
     for artifact, run in found:
         tell(f"tapping {artifact.path.name}")

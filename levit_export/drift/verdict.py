@@ -35,7 +35,7 @@ class Circumstances:
     blocks: Mapping[str, str] | None = None
 
 
-def of_chain(stages: Sequence[Stage], blocks: Mapping[str, str]) -> Finding:
+def of_chain(stages: Sequence[Stage]) -> Finding:
     """On the stages before any file."""
     for stage in stages:
         fault = stage.first_fault
@@ -135,9 +135,7 @@ def _fault(stage: Stage, fault: Row, about: Circumstances) -> Finding:
             f"what the file computes there is at fault, not its weights. Look at {fault.block} in "
             "the file, or run it with another version of the runtime"
         )
-    sentence = (
-        f"{fault.tap} in {stage.name} {said(fault)}; stages {CLEAN} are clean: {remedy}"
-    )
+    sentence = f"{fault.tap} in {stage.name} {said(fault)}; stages {CLEAN} are clean: {remedy}"
     return Finding(stage.name, cause, stage.name, fault.block, fault.tap, sentence)
 
 

@@ -48,7 +48,9 @@ def relative_tolerance(spreads: Sequence[float], count: int, precision: str) -> 
     factor = tolerance.KERNEL * math.sqrt(2) if known else tolerance.SCHEME
     s = np.array([u if math.isinf(value) else value for value in spreads])
     sigma = np.maximum(s, max(float(np.median(s)), u))
-    result: np.ndarray = math.sqrt(2 * math.log(2 * count / tolerance.FALSE_ALARM)) * factor * sigma
+    result: np.ndarray = (
+        math.sqrt(2 * math.log(2 * max(count, 1) / tolerance.FALSE_ALARM)) * factor * sigma
+    )
     return result
 
 
@@ -90,7 +92,11 @@ class Exact:
     """A network in float64 on given samples; ``module`` becomes its own and is converted."""
 
     def __init__(
-        self, module: nn.Module, blocks: Mapping[str, str], outputs: tuple[str, ...], samples: Samples
+        self,
+        module: nn.Module,
+        blocks: Mapping[str, str],
+        outputs: tuple[str, ...],
+        samples: Samples,
     ) -> None:
         self.module = module.double()
         self.blocks = blocks
@@ -163,9 +169,7 @@ def _stored(value: torch.Tensor, *, half: bool) -> torch.Tensor:
     return value.float()
 
 
-def _measure(
-    found: dict[str, Distance], candidate: taps.Values, reference: taps.Values
-) -> None:
+def _measure(found: dict[str, Distance], candidate: taps.Values, reference: taps.Values) -> None:
     for name, r in reference.items():
         distance = found.setdefault(name, Distance())
         c = candidate[name].double()

@@ -15,7 +15,7 @@ from levit_export.evaluation.answers import Answers, Task
 from levit_export.evaluation.record import record
 from levit_export.evaluation.subjects import Subject, subjects
 from levit_export.images import ImageSet, open_images, refuse_too_many
-from levit_export.inspection import _report
+from levit_export.inspection import build_report
 from levit_export.machine import usable_cores
 from levit_export.progress import Progress, Silent
 from levit_export.reference import ModelChoice
@@ -89,7 +89,7 @@ def evaluate(request: EvaluateRequest, progress: Progress | None = None) -> Repo
         )
     ]
     verdict = report.overall(result.verdict for result in results.values())
-    return _report(reports, [subject.found for subject in all_subjects], verdict=verdict)
+    return build_report(reports, [subject.found for subject in all_subjects], verdict=verdict)
 
 
 def _refuse_pointless(subject: Subject, images: ImageSet, request: EvaluateRequest) -> None:

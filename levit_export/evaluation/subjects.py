@@ -13,8 +13,7 @@ from levit_export.checking import Row
 from levit_export.core import ModelInfo, Preprocessing, RunOptions
 from levit_export.errors import ArtifactError, MissingDependencyError, UsageError
 from levit_export.evaluation.answers import Weights
-from levit_export.inspection import _find as find
-from levit_export.inspection import _Found as Found
+from levit_export.inspection import Located, locate
 from levit_export.progress import Progress
 from levit_export.reference import ModelChoice
 from levit_export.targets.availability import needs
@@ -34,7 +33,7 @@ OTHER_RECIPE = "images go through the export's recipe ({}), not the checkpoint's
 class Subject:
     """One path: its artifacts and ways to execute them, its recipe, classes and reference."""
 
-    found: Found
+    found: Located
     rows: tuple[Row, ...]
     recipe: Preprocessing
     labels: tuple[str, ...]
@@ -56,7 +55,7 @@ def subjects(
     Raises ``UsageError`` where it does not fit together, ``ArtifactError`` for a directory that
     was altered.
     """
-    found = [find(path) for path in dict.fromkeys(paths)]
+    found = [locate(path) for path in dict.fromkeys(paths)]
     checkpoint = None
     if not choice.is_default:
         if not (torch := needs("torch")).ok:
@@ -69,7 +68,7 @@ def subjects(
 
 
 def _subject(
-    each: Found, choice: ModelChoice, checkpoint: Checkpoint | None, run: RunOptions
+    each: Located, choice: ModelChoice, checkpoint: Checkpoint | None, run: RunOptions
 ) -> Subject:
     rows = checking.rows(each.artifacts, run)
     if each.manifest is None:

@@ -20,7 +20,7 @@ from typing import IO, Any
 from levit_export import launch
 from levit_export.errors import LevitExportError, RuntimeFailedError
 from levit_export.evaluation.answers import Answers, Task, answer, merge
-from levit_export.helper import GRACE_S, _die_with_parent
+from levit_export.helper import GRACE_S, die_with_parent
 
 STEP = None
 """The message that says that a group is done."""
@@ -175,7 +175,7 @@ def _serve(requests: Any, answers: Any) -> None:
 
 def main() -> None:
     """Be a worker."""
-    _die_with_parent()
+    die_with_parent()
     # What runtimes print must not get between the messages.
     channel = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)

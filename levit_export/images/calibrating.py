@@ -34,7 +34,9 @@ def calibration(images: ImageSet, recipe: Preprocessing, count: int, seed: int =
     if unreadable:
         names = listed([str(each) for each in unreadable])
         source += f"; {len(unreadable)} could not be read: {names}"
-    return Calibration(np.stack([inputs[row] for row in chosen if row in inputs]), source)
+    kept = [row for row in chosen if row in inputs]
+    labels = np.array([images.entries[row].label for row in kept])
+    return Calibration(np.stack([inputs[row] for row in kept]), source, labels)
 
 
 def balanced_order(images: ImageSet, seed: int) -> list[int]:

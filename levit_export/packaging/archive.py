@@ -43,11 +43,14 @@ def write(
     formats: Sequence[str] | None = None,
     *,
     allow_failed: bool = False,
+    library: Mapping[str, bytes] | None = None,
 ) -> Path:
     """Bundle the export directory ``folder`` as ``output``; the same export gives the same bytes.
 
-    ``formats`` None takes all. Raises ``BundleError`` for an export that failed or is damaged,
-    ``OutputError`` when ``output`` cannot be written; what was there before stays then.
+    ``formats`` None takes all. ``library``, what ``web.library.find`` found, adds the page for
+    browsers. Raises ``BundleError`` for an export that failed or is damaged, ``UsageError`` for a
+    page without an ONNX file, ``OutputError`` when ``output`` cannot be written; what was there
+    before stays then.
     """
     stamp = _stamp(os.environ.get(EPOCH))
     manifest = bundle.read_manifest(folder)
@@ -58,7 +61,7 @@ def write(
         )
     chosen = contents.choose(manifest, formats, allow_failed=allow_failed)
     _refuse_place(folder, output)
-    sources, described = contents.collect(folder, chosen)
+    sources, described = contents.collect(folder, chosen, library)
     ordered = _describe(sources, described)
     for name in ordered:
         if reason := names.problem(name):

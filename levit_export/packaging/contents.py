@@ -15,7 +15,7 @@ from levit_export.atomic import MANIFEST
 from levit_export.bundle import GOLDEN, LABELS, Manifest
 from levit_export.core import Verdict
 from levit_export.errors import BundleError, UnknownNameError
-from levit_export.packaging import arrays, images, model_card
+from levit_export.packaging import arrays, images, model_card, web
 from levit_export.packaging.description import Description
 from levit_export.packaging.images import GoldenImage
 from levit_export.samples import Samples, held_out_digits
@@ -72,8 +72,14 @@ def _verdict(verdicts: Iterable[Verdict]) -> Verdict:
     return "fail" if "fail" in found else "not-run" if found != {"pass"} else "pass"
 
 
-def collect(folder: Path, manifest: Manifest) -> tuple[dict[str, Source], Description]:
-    """Every file of the bundle but its first two, and the description with no hashes yet."""
+def collect(
+    folder: Path, manifest: Manifest, library: Mapping[str, bytes] | None = None
+) -> tuple[dict[str, Source], Description]:
+    """Every file of the bundle but its first two, and the description with no hashes yet.
+
+    ``library`` are the files of ONNX Runtime Web; with them the bundle has a page.
+    """
+    has_page = library is not None
     samples, outputs = bundle.read_golden(folder, manifest)
     golden = images.collect(manifest, samples)
     described = Description(
@@ -84,7 +90,8 @@ def collect(folder: Path, manifest: Manifest) -> tuple[dict[str, Source], Descri
         **images.files(golden),
         **_for_simple_readers(manifest, samples, outputs),
         **_programs(manifest),
-        **_licences(manifest, golden),
+        **_licences(manifest, golden, has_page=has_page),
+        **(web.files(manifest, library) if library is not None else {}),
     }
     sources: dict[str, Source] = {name: folder / name for name in manifest.files}
     for name, content in generated.items():
@@ -93,7 +100,7 @@ def collect(folder: Path, manifest: Manifest) -> tuple[dict[str, Source], Descri
                 f"the export already holds another {name}", remedy="Rename that output or sample."
             )
         sources[name] = content
-    sources["README.md"] = model_card.render(manifest, golden).encode()
+    sources["README.md"] = model_card.render(manifest, golden, has_page=has_page).encode()
     return sources, described
 
 
@@ -132,7 +139,9 @@ def _programs(manifest: Manifest) -> dict[str, bytes]:
     }
 
 
-def _licences(manifest: Manifest, golden: Mapping[str, GoldenImage]) -> dict[str, bytes]:
+def _licences(
+    manifest: Manifest, golden: Mapping[str, GoldenImage], *, has_page: bool
+) -> dict[str, bytes]:
     """The programs' licence, what is known of the weights', and that of bundled images."""
     apache = resources.files("levit_export.packaging.licences") / "Apache-2.0.txt"
     files = {"licences/Apache-2.0.txt": apache.read_bytes()}
@@ -140,7 +149,8 @@ def _licences(manifest: Manifest, golden: Mapping[str, GoldenImage]) -> dict[str
     if has_digits:
         digits = resources.files("levit_export.data") / "LICENSE-digits.md"
         files["licences/digits.md"] = digits.read_bytes()
-    files["LICENCES.md"] = model_card.licences(manifest, has_digits=has_digits).encode()
+    page = model_card.licences(manifest, has_digits=has_digits, has_page=has_page)
+    files["LICENCES.md"] = page.encode()
     return files
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from levit_export.bundle import Manifest
 from levit_export.core import Tolerance
+from levit_export.packaging import web
 from levit_export.packaging.description import SCHEMA
 from levit_export.packaging.images import GoldenImage
 
@@ -17,10 +18,13 @@ BUILT = {
 }
 
 
-def render(manifest: Manifest, images: Mapping[str, GoldenImage]) -> str:
-    """``README.md`` of a bundle."""
+def render(
+    manifest: Manifest, images: Mapping[str, GoldenImage], *, has_page: bool = False
+) -> str:
+    """``README.md`` of a bundle; ``has_page`` says whether it holds the page for browsers."""
     parts = [_heading(manifest), _formats(manifest), _preprocessing(manifest, images)]
-    parts += [_verification(manifest), _parity(manifest), _origin(manifest)]
+    parts += [_verification(manifest), *([web.CARD] if has_page else [])]
+    parts += [_parity(manifest), _origin(manifest)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -139,7 +143,7 @@ def _origin(manifest: Manifest) -> str:
     )
 
 
-def licences(manifest: Manifest, *, has_digits: bool) -> str:
+def licences(manifest: Manifest, *, has_digits: bool, has_page: bool = False) -> str:
     """``LICENCES.md``: what in the bundle is under which licence."""
     weights = manifest.model.licence or (
         "not stated in the export: ask whoever trained the model before you ship it"
@@ -151,6 +155,8 @@ def licences(manifest: Manifest, *, has_digits: bool) -> str:
         "- verify.py, verify.swift, golden.hpp and verify_*.cpp, where present: "
         "part of levit-export, Apache-2.0, `licences/Apache-2.0.txt`.",
     ]
+    if has_page:
+        lines += web.LICENCE_LINES
     if has_digits:
         lines.append(
             "- Golden images called `real-…`: UCI digits, CC BY 4.0, `licences/digits.md`."

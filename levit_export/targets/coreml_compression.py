@@ -130,7 +130,8 @@ def observe(converted: Any, values: Collection[str], images: np.ndarray) -> dict
         write_package(package, converted.get_spec(), Path(converted.weights_dir), {})
         program = mil.load(package)
     (taken,) = (f for f in program.inputs if isinstance(f, mil.ArrayFeature))
-    names = sorted(values)
+    # In the program's order: what comes after an infinity is infinite too.
+    names = [name for name in program.value_names if name in values]
     low, high = dict.fromkeys(names, np.inf), dict.fromkeys(names, -np.inf)
     for piece in _pieces(images, taken.shape[0]):
         seen = program.run({taken.name: piece}, taps=names)

@@ -41,7 +41,7 @@ OPSETS = range(18, 22)
 """What ``torch.onnx`` writes (18) and converts to; it does not go down. Each is tested."""
 
 INT8_OPSETS = range(18, 21)
-"""What ONNX Runtime quantises with calibration (facts of its documentation)."""
+"""From opset 21 on, versions of ONNX Runtime differ in what they quantise with calibration."""
 
 ONE_FILE_LIMIT = 2 * 1024**3
 """Protobuf cannot hold a message of 2 GiB; above it ONNX needs external data."""
@@ -79,8 +79,8 @@ class OnnxTarget:
             )
         if options.precision == "int8" and options.opset not in INT8_OPSETS:
             raise UsageError(
-                f"int8 at opset {options.opset}: ONNX Runtime's static quantisation ends at opset "
-                f"{INT8_OPSETS.stop - 1}",
+                f"int8 at opset {options.opset} is not supported: not every version of ONNX "
+                f"Runtime quantises beyond opset {INT8_OPSETS.stop - 1}",
                 remedy=f"Use --opset {OPSETS.start}, or --precision w8.",
             )
         if options.precision in CALIBRATED and options.calibration is None:

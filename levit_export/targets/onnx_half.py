@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto
 
 LARGEST = float(np.finfo(np.float16).max)
+TO_INFINITY = LARGEST + 16
+"""Half a step above the largest number: what is as large or larger is rounded to infinity."""
+
 TYPED = ("Cast", "ConstantOfShape")
 """Operators that name their own element type: LeViT has none, and none is converted."""
 
@@ -47,7 +50,7 @@ def refuse_overflow(
     ONNX Runtime's CPU kernels may compute such values in float32: a check there would not see it.
     """
     for name, largest in _largest_values(proto, inputs, kept).items():
-        if not largest <= LARGEST:
+        if not largest < TO_INFINITY:
             _refuse(f"the value {name} reaches {largest:.3g}", owner.get(name, ""))
 
 
@@ -99,9 +102,9 @@ class _Writer:
         for (name, wanted), user in self._users.items():
             array = onnx.numpy_helper.to_array(self._weights[name])
             if wanted == self._half:
-                if not np.abs(array).max(initial=0) <= LARGEST:
+                if not np.abs(array).max(initial=0) < TO_INFINITY:
                     largest = np.abs(array).max()
-                    _refuse(f"the weight {name} holds {largest:.3g}", self._owner[user])
+                    _refuse(f"the weight {name} holds {largest:.3g}", self._owner.get(user, ""))
                 array = array.astype(np.float16)
             stored = onnx.numpy_helper.from_array(array, self._weight(name, wanted))
             self._graph.initializer.append(stored)

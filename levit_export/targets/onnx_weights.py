@@ -83,9 +83,8 @@ def stored(graph: GraphProto) -> Iterator[np.ndarray]:
     import onnx
 
     tensors = {t.name: t for t in graph.initializer}
-    for node in graph.node:
-        if node.op_type == "Constant":
-            tensors |= {node.output[0]: a.t for a in node.attribute if a.HasField("t")}
+    constants = [node for node in graph.node if node.op_type == "Constant"]
+    tensors |= {n.output[0]: n.attribute[0].t for n in constants if n.attribute[0].HasField("t")}
     arrays = {name: onnx.numpy_helper.to_array(t) for name, t in tensors.items()}
     auxiliary = set()
     for node in graph.node:

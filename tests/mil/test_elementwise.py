@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from mil_programs import FUNCTION, UNIT, Saved, assert_close, mb
 
 from levit_export.errors import PackageError
+from levit_export.mil.ops import elementwise
 
 Save = Callable[..., Saved]
 Array = npt.NDArray[Any]
@@ -267,3 +268,31 @@ def test_a_number_that_an_integer_cannot_hold_is_refused(saved: Save) -> None:
     package = saved(lambda x: mb.cast(x=x, dtype="int32"), x=np.array([1e20], np.float32))
     with pytest.raises(PackageError, match=r"op 'cast'.*int32 cannot hold"):
         package.output()
+
+
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        ("relu", ()),
+        ("relu6", ()),
+        ("leaky_relu", (0.1,)),
+        ("thresholded_relu", (-3.0,)),
+        ("elu", (1.0,)),
+        ("clip", (0.0, 6.0)),
+        ("linear_activation", (2.0, 1.0)),
+        ("sigmoid_hard", (1 / 6, 0.5)),
+        ("sigmoid", ()),
+        ("silu", ()),
+        ("softplus", ()),
+        ("tanh", ()),
+        ("erf", ()),
+        ("gelu", ()),
+    ],
+)
+def test_nan_stays(name: str, more: tuple[float, ...]) -> None:
+    """No activation function turns a NaN into a number, nor +infinity into a NaN."""
+    x = np.array([np.nan, np.inf, 1.0], np.float32)
+    function = getattr(elementwise, name)
+    with np.errstate(all="ignore"):
+        y = function(x, *(np.array(m, np.float32) for m in more))
+    assert np.isnan(y).tolist() == [True, False, False]

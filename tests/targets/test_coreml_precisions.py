@@ -108,9 +108,12 @@ def test_compressed_packages(precision: str) -> None:
     assert read_specification(made.path).specificationVersion == (8 if precision == "int8" else 7)
 
 
-@pytest.mark.parametrize("precision", COMPRESSED)
+@pytest.mark.parametrize("precision", ["int8", "w8"])
 def test_answers(precision: str) -> None:
-    """A package errs at most as the same rounding does in PyTorch, by the derived tolerance."""
+    """A package errs at most as the same rounding does in PyTorch, by the derived tolerance.
+
+    Not so palettes of a whole tensor, which are coarser than that yardstick's grid per channel.
+    """
     from levit_export import reference
 
     expected = reference.make(

@@ -15,24 +15,31 @@ const made = (tag, fields = {}, ...children) => {
   return element;
 };
 
-const page = { bundle: null, model: null, artifact: null, address: null };
+const page = { bundle: null, model: null, artifact: null, address: null, next: null };
 
-/** One task at a time: `ready` to take another, `busy`, or `failed`. */
+/** `busy`, `ready` or `failed`. Nothing is disabled while busy: that would take the focus away. */
 function enter(state, text) {
   document.documentElement.dataset.state = state;
   part("status").textContent = text;
-  const isReady = state !== "busy" && page.model !== null;
-  for (const id of ["file", "again", "variant"]) part(id).disabled = !isReady;
-  for (const button of part("examples").children) button.disabled = !isReady;
+  for (const element of [part("file"), part("again"), part("variant"), ...part("examples").children]) {
+    element.disabled = page.model === null;
+  }
 }
 
+/** One task at a time; of those asked for meanwhile the last is next. */
 async function task(text, work) {
+  page.next = { text, work };
   if (document.documentElement.dataset.state === "busy") return;
-  enter("busy", text);
-  try {
-    enter("ready", await work());
-  } catch (error) {
-    enter("failed", error.message || String(error));
+  while (page.next) {
+    const current = page.next;
+    page.next = null;
+    enter("busy", current.text);
+    await breathe();
+    try {
+      enter("ready", await current.work());
+    } catch (error) {
+      enter("failed", error.message || String(error));
+    }
   }
 }
 
@@ -97,6 +104,7 @@ async function classify(blob, isResized = true) {
   const prepared = performance.now();
   const found = ranked(await model.run([row]), bundle.labels.length);
   showPictures(blob, cropped);
+  part("shown").classList.toggle("small", image.width < bundle.recipe.crop);
   showClasses(found.slice(0, SHOWN));
   part("remark").hidden = !image.transparent;
   part("remark").textContent = image.transparent
@@ -104,6 +112,7 @@ async function classify(blob, isResized = true) {
     : "";
   part("latency").textContent = "Measuring…";
   part("answer").hidden = false;
+  part("answer").scrollIntoView({ block: "nearest" });
   const times = await model.time(row);
   part("latency").textContent = latency(times, decoded - before, prepared - decoded);
   const [best] = found;

@@ -11,7 +11,7 @@ async function bytes(name) {
   return answer.arrayBuffer();
 }
 
-const json = async (name) => JSON.parse(new TextDecoder().decode(await bytes(name)));
+const json = (buffer) => JSON.parse(new TextDecoder().decode(buffer));
 
 async function sha256(buffer) {
   const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", buffer));
@@ -20,20 +20,34 @@ async function sha256(buffer) {
 
 /** Everything the page reads; `altered` names the files that are not as described. */
 export class Bundle {
-  constructor(described, manifest) {
-    Object.assign(this, { described, manifest, altered: new Set(), read: new Set() });
-    this.recipe = manifest.model.preprocessing;
-    this.input = manifest.signature.inputs[0];
-    this.labels = manifest.model.labels;
-    this.artifacts = manifest.artifacts.filter((artifact) => artifact.format === "onnx");
+  constructor(described) {
+    Object.assign(this, { described, altered: new Set(), read: new Set() });
   }
 
   static async open() {
-    const [described, manifest] = await Promise.all([json("bundle.json"), json("manifest.json")]);
+    const described = json(await bytes("bundle.json"));
     if (described.format !== "levit-export bundle" || described.schema !== 1) {
       throw new Error("bundle.json is not of bundle format 1.");
     }
-    return new Bundle(described, manifest);
+    const bundle = new Bundle(described);
+    bundle.manifest = json(await bundle.file("manifest.json"));
+    return bundle;
+  }
+
+  get recipe() {
+    return this.manifest.model.preprocessing;
+  }
+
+  get input() {
+    return this.manifest.signature.inputs[0];
+  }
+
+  get labels() {
+    return this.manifest.model.labels;
+  }
+
+  get artifacts() {
+    return this.manifest.artifacts.filter((artifact) => artifact.format === "onnx");
   }
 
   /** Whether this browser can hash: it does so on https and on localhost alone. */

@@ -51,8 +51,8 @@ async function everyImage(name, images, measure, bound, said) {
     if (distance > worst) [worst, culprit] = [distance, image];
   }
   if (!images.length) return { name, verdict: "not run", detail: "the bundle has no images for it" };
-  if (worst > bound) return fail(name, `${culprit} is up to ${worst} off; ${said.bound}`);
-  return pass(name, `${images.length} images; ${said.bound}`);
+  if (worst > bound) return fail(name, `${culprit} is up to ${worst} off, ${said.bound}${said.hint ?? ""}`);
+  return pass(name, `${images.length} images, ${said.bound}`);
 }
 
 /** The browser's decoder against the pixels of the PNG, which is lossless. */
@@ -63,8 +63,8 @@ function decoding(name, bundle) {
     return apart(found.data, (await bundle.image(`golden/pixels/${image}.npy`)).data);
   };
   const images = Object.keys(bundle.described.images);
-  const bound = "allowed: 0 of 255 levels. Some privacy settings change pixels that a page reads";
-  return everyImage(name, images, measure, 0, { bound });
+  const hint = "; some privacy settings of browsers change the pixels that a page reads";
+  return everyImage(name, images, measure, 0, { bound: "allowed: 0 of 255 levels", hint });
 }
 
 /** This page's resize against Pillow's. */
@@ -88,7 +88,7 @@ async function normalisation(name, bundle) {
   };
   const images = Object.keys(bundle.described.images);
   const fed = images.filter((image) => bundle.described.images[image].row !== null);
-  return everyImage(name, fed, measure, 0, { bound: "allowed: 0, every bit of the golden tensor" });
+  return everyImage(name, fed, measure, 0, { bound: "allowed: 0, the golden tensor to the bit" });
 }
 
 /** The rows of the golden input. */

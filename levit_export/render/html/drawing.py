@@ -10,6 +10,7 @@ import io
 import re
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree as ET
 
@@ -18,11 +19,12 @@ from levit_export.render.html.markup import Markup, element
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-WIDTH = 400
+WIDTH = 360
 """Points across: the text is legible when a telephone shows it at 350 pixels."""
 
 POINTS_PER_INCH = 72
-SERIES = 6
+FORMATS = ("onnx", "openvino", "coreml")
+SERIES = 1 + len(FORMATS)
 COLOURS = {
     name: f"#0101{number:02x}"
     for number, name in enumerate(
@@ -60,15 +62,38 @@ NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
 HOW_TO_GET = "pip install matplotlib"
 
 
+@dataclass(frozen=True)
+class Frame:
+    """Height of a plot and the room around its axes for their labels, in points.
+
+    Given rather than fitted: fitting draws everything four times.
+    """
+
+    height: float
+    left: float = 52
+    right: float = 8
+    top: float = 10
+    bottom: float = 38
+
+    def margins(self) -> dict[str, float]:
+        """The edges of the axes as shares of the figure."""
+        return {
+            "left": self.left / WIDTH,
+            "right": 1 - self.right / WIDTH,
+            "bottom": self.bottom / self.height,
+            "top": 1 - self.top / self.height,
+        }
+
+
 def plot(
-    draw: Callable[[Axes], None], *, name: str, title: str, description: str, height: float
+    draw: Callable[[Axes], None], *, name: str, title: str, description: str, frame: Frame
 ) -> Markup:
-    """The drawing of ``draw``, ``height`` points tall, with ``description`` for who cannot see it.
+    """The drawing of ``draw``, with ``description`` for who cannot see it.
 
     ``name`` is unique on the page. Without matplotlib, a sentence that says how to get the plot.
     """
     try:
-        drawing = _drawn(draw, height)
+        drawing = _drawn(draw, frame)
     except ImportError:
         words = f"“{title}” is not drawn: matplotlib is not installed. To have plots: "
         return element("p", words, element("code", HOW_TO_GET), kind="note")
@@ -76,12 +101,13 @@ def plot(
     return element("figure", svg, element("figcaption", title), kind="plot")
 
 
-def colour(number: int) -> str:
-    """The stand-in of a series."""
-    return COLOURS[f"series-{number % SERIES}"]
+def colour(label: str) -> str:
+    """The stand-in of an artifact's series: a format has one colour in every plot."""
+    kind = label.partition("-")[0]
+    return COLOURS[f"series-{FORMATS.index(kind) if kind in FORMATS else SERIES - 1}"]
 
 
-def _drawn(draw: Callable[[Axes], None], height: float) -> str:
+def _drawn(draw: Callable[[Axes], None], frame: Frame) -> str:
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
@@ -92,8 +118,9 @@ def _drawn(draw: Callable[[Axes], None], height: float) -> str:
         mpl.rcdefaults()
         settings: Any = mpl.rcParams  # its keys' types differ from version to version
         settings.update(STYLE)
-        size = (WIDTH / POINTS_PER_INCH, height / POINTS_PER_INCH)
-        figure = Figure(figsize=size, layout="constrained")
+        size = (WIDTH / POINTS_PER_INCH, frame.height / POINTS_PER_INCH)
+        figure = Figure(figsize=size)
+        figure.subplots_adjust(**frame.margins())
         draw(figure.subplots())
         figure.savefig(out, format="svg", metadata=NO_METADATA)
     return out.getvalue()

@@ -24,9 +24,11 @@ if TYPE_CHECKING:
 
     from levit_export.drift.values import DriftMap, Row, Stage
 
-HEIGHT = 270
+HEIGHT = 240
 LEGEND_LINE = 15
 MOST_TICKS = 9
+DASHES = ("-", "--", "-.")
+"""Of the artifacts of one format, such as Core ML's on several compute units."""
 
 EXPLANATION = (
     "Relative distance to PyTorch at every tap, in the order of execution. The solid line is what "
@@ -45,7 +47,7 @@ def drift(found: DriftMap | None) -> Markup:
             name=f"drift-plot-{number}",
             title=f"Distance to PyTorch over depth, {precision}",
             description=" ".join(_said(stages)),
-            height=HEIGHT + LEGEND_LINE * len(stages),
+            frame=_frame(len(stages) + 1),
         )
         for number, (precision, stages) in enumerate(_groups(found).items())
     ]
@@ -54,6 +56,11 @@ def drift(found: DriftMap | None) -> Markup:
     grid = element("div", *plots, kind="plots")
     words = element("p", EXPLANATION) if plots else ""
     return section("drift", "Drift", sentences, words, grid, every, bullets(found.notes))
+
+
+def _frame(entries: int) -> drawing.Frame:
+    legend = LEGEND_LINE * entries + 8
+    return drawing.Frame(HEIGHT + legend, left=58, top=legend, bottom=52)
 
 
 def _groups(found: DriftMap) -> Mapping[str, list[Stage]]:
@@ -93,9 +100,12 @@ def _drawable(value: float | None) -> float | None:
 
 def _lines(axes: Axes, stages: Sequence[Stage]) -> None:
     axes.set_yscale("log")
-    for number, stage in enumerate(stages):
-        colour, name = drawing.colour(number), wording.shortened(stage.name, 40)
-        axes.plot(*_line(stage.rows, "accumulated"), color=colour, linewidth=1.8, label=name)
+    seen: dict[str, int] = {}
+    for stage in stages:
+        colour, name = drawing.colour(stage.name), wording.shortened(stage.name, 40)
+        seen[colour] = seen.get(colour, -1) + 1
+        dash = DASHES[seen[colour] % len(DASHES)]
+        axes.plot(*_line(stage.rows, "accumulated"), dash, color=colour, linewidth=1.8, label=name)
         axes.plot(*_line(stage.rows, "introduced"), ":", color=colour, linewidth=1.2)
     _band(axes, stages)
     _tap_axis(axes, stages[0].rows)

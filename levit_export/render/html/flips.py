@@ -12,11 +12,14 @@ import numpy as np
 
 from levit_export.gate.checks import labels
 from levit_export.parity import OutputParity
+from levit_export.render.html import wording
 from levit_export.render.html.markup import Markup, element, section
 from levit_export.report import Report
 
 SIDE = 112
 """Pixels that a picture is reduced to on its longer side; smaller ones are kept as they are."""
+
+MOST_OF_A_NAME = 48
 
 MOST = 24
 """Pictures shown; the rest are counted."""
@@ -143,7 +146,7 @@ def _only_output(items: Sequence[_Found]) -> bool:
 
 def _class(number: int, classes: Sequence[str]) -> str:
     if 0 <= number < len(classes) and classes[number]:
-        return classes[number]
+        return wording.shortened(classes[number], MOST_OF_A_NAME)
     return f"class {number}"
 
 

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 ROW = 40
 """Points that a measurement takes in height."""
 
-FRAME = 46
 WIDE_RANGE = 8.0
 """Largest ratio of two latencies that a linear axis still shows side by side."""
 
@@ -46,10 +45,10 @@ def latency(report: Report) -> Markup:
         name="latency-plot",
         title="Latency of single calls",
         description=f"{EXPLANATION} {' '.join(_said(timed))}",
-        height=FRAME + ROW * len(timed),
+        frame=drawing.Frame(44 + ROW * len(timed), left=12, right=12, top=6),
     )
     first = next(iter(timed.values()))
-    how = f"Measured interleaved on {first.threads} threads, batch {first.batch}. {EXPLANATION}"
+    how = f"Measured interleaved on {_threads(first.threads)}, batch {first.batch}. {EXPLANATION}"
     noisy = (
         f"Noisy means that the middle half spans more than {100 * NOISY:.0f} % of the median: "
         "something else ran on the machine."
@@ -57,6 +56,10 @@ def latency(report: Report) -> Markup:
     words = how + (f" {noisy}" if any(t.noisy for t in timed.values()) else "")
     figures = folded("Figures", _figures(timed))
     return section("latency", "Latency", element("p", words), drawn, *reasons, figures)
+
+
+def _threads(count: int) -> str:
+    return "1 thread" if count == 1 else f"{count} threads"
 
 
 def _timed(report: Report) -> dict[str, TimingReport]:
@@ -80,7 +83,7 @@ def _said(timed: Mapping[str, TimingReport]) -> Iterator[str]:
 
 def _strips(axes: Axes, timed: Mapping[str, TimingReport]) -> None:
     for row, (label, found) in enumerate(timed.items()):
-        _strip(axes, -row, label, found, drawing.colour(row))
+        _strip(axes, -row, label, found, drawing.colour(label))
     medians = [found.median_ms for found in timed.values()]
     _millisecond_axis(axes, logarithmic=max(medians) > WIDE_RANGE * min(medians))
     axes.set_ylim(-len(timed) + 0.45, 0.62)
@@ -96,7 +99,7 @@ def _strip(axes: Axes, y: float, label: str, found: TimingReport, colour: str) -
     axes.fill_betweenx((y - 0.34, y + 0.16), low, high, color=colour, alpha=0.25, linewidth=0)
     axes.plot(milliseconds, y + rounds, ".", color=colour, markersize=3.2, alpha=0.8)
     axes.plot((middle, middle), (y - 0.34, y + 0.16), color=colour, linewidth=2)
-    words = f"{wording.shortened(label, 30)}  {wording.milliseconds(float(middle))}"
+    words = f"{wording.shortened(label, 30)} · {wording.milliseconds(float(middle))}"
     place: dict[str, Any] = {
         "transform": axes.get_yaxis_transform(),
         "va": "center",

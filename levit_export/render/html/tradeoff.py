@@ -14,9 +14,9 @@ from levit_export.report import ArtifactReport, Report
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-HEIGHT = 270
-CHARACTER = 5.6
-LINE = 12.0
+HEIGHT = 260
+CHARACTER = 5.8
+LINE = 13.0
 """Mean width and height of plotted text in points, enough to keep labels apart."""
 
 PLACES = [
@@ -33,7 +33,6 @@ class Point:
     x: float
     y: float
     interval: tuple[float, float] | None
-    series: int
 
 
 @dataclass(frozen=True)
@@ -47,17 +46,16 @@ class Axis:
 def tradeoff(report: Report) -> Markup:
     """Accuracy over size and over latency, or latency over size where nothing was classified."""
     known = list(zip(labels(report.artifacts), report.artifacts, strict=True))
-    formats = list(dict.fromkeys(artifact.format for artifact in report.artifacts))
     sized = [item for item in known if item[1].bytes]
     drawn: list[Markup] = []
     accuracy = _accuracy_axis(report)
     if accuracy is not None:
         drawn = [
-            *_panel("size-accuracy", Axis("size in MB"), accuracy, _over_size(sized, formats)),
-            *_panel("latency-accuracy", LATENCY, accuracy, _over_latency(known, formats)),
+            *_panel("size-accuracy", Axis("size in MB"), accuracy, _over_size(sized)),
+            *_panel("latency-accuracy", LATENCY, accuracy, _over_latency(known)),
         ]
     else:
-        drawn = _panel("size-latency", Axis("size in MB"), LATENCY, _plain(sized, formats))
+        drawn = _panel("size-latency", Axis("size in MB"), LATENCY, _plain(sized))
     if not drawn:
         return Markup("")
     grid = element("div", *drawn, kind="plots")
@@ -93,26 +91,25 @@ def _accuracy_axis(report: Report) -> Axis | None:
 Known = Sequence[tuple[str, ArtifactReport]]
 
 
-def _over_size(known: Known, formats: Sequence[str]) -> list[Point]:
-    return [_classified(label, a, a.bytes / 1e6, formats) for label, a in known if _top1(a)]
+def _over_size(known: Known) -> list[Point]:
+    return [_classified(label, a, a.bytes / 1e6) for label, a in known if _top1(a)]
 
 
-def _over_latency(known: Known, formats: Sequence[str]) -> list[Point]:
+def _over_latency(known: Known) -> list[Point]:
     return [
-        _classified(label, a, a.timing.median_ms, formats)
+        _classified(label, a, a.timing.median_ms)
         for label, a in known
         if _top1(a) and a.timing is not None and a.timing.seconds
     ]
 
 
-def _plain(known: Known, formats: Sequence[str]) -> list[Point]:
+def _plain(known: Known) -> list[Point]:
     return [
         Point(
             label,
             artifact.bytes / 1e6,
             artifact.timing.median_ms,
             artifact.timing.interval_ms(),
-            formats.index(artifact.format),
         )
         for label, artifact in known
         if artifact.timing is not None and artifact.timing.seconds
@@ -123,12 +120,12 @@ def _top1(artifact: ArtifactReport) -> bool:
     return artifact.accuracy is not None and artifact.accuracy.correct is not None
 
 
-def _classified(label: str, found: ArtifactReport, x: float, formats: Sequence[str]) -> Point:
+def _classified(label: str, found: ArtifactReport, x: float) -> Point:
     accuracy = found.accuracy
     top1 = None if accuracy is None else accuracy.top1
     if accuracy is None or top1 is None:
         raise ValueError(f"{label} was not evaluated")
-    return Point(label, x, top1, accuracy.top1_interval, formats.index(found.format))
+    return Point(label, x, top1, accuracy.top1_interval)
 
 
 def _panel(name: str, x: Axis, y: Axis, points: Sequence[Point]) -> list[Markup]:
@@ -142,14 +139,14 @@ def _panel(name: str, x: Axis, y: Axis, points: Sequence[Point]) -> list[Markup]
             name=f"{name}-plot",
             title=f"{y.heading.capitalize()} over {x.heading}",
             description=" ".join(said),
-            height=HEIGHT,
+            frame=drawing.Frame(HEIGHT),
         )
     ]
 
 
 def _scatter(axes: Axes, x: Axis, y: Axis, points: Sequence[Point]) -> None:
     for point in points:
-        colour = drawing.colour(point.series)
+        colour = drawing.colour(point.label)
         if point.interval is not None:
             axes.plot((point.x, point.x), point.interval, color=colour, alpha=0.4, linewidth=1.2)
         axes.plot(point.x, point.y, "o", color=colour, markersize=6)
@@ -157,9 +154,9 @@ def _scatter(axes: Axes, x: Axis, y: Axis, points: Sequence[Point]) -> None:
         axes.axhline(y.reference, color=drawing.COLOURS["muted"], linestyle="--", linewidth=1)
     axes.set_xlabel(x.heading)
     axes.set_ylabel(y.heading)
-    axes.set_xlim(0, 1.15 * max(point.x for point in points))
-    axes.margins(y=0.15)
+    axes.margins(x=0.15, y=0.15)
     axes.ticklabel_format(useOffset=False)
+    axes.autoscale_view()
     _label(axes, points)
 
 
@@ -168,7 +165,6 @@ def _label(axes: Axes, points: Sequence[Point]) -> None:
     figure = axes.get_figure()
     if figure is None:
         raise ValueError("axes without a figure")
-    figure.draw_without_rendering()  # type: ignore[union-attr]
     inside = axes.get_window_extent()
     scale = drawing.POINTS_PER_INCH / figure.dpi
     centres = [axes.transData.transform((p.x, p.y)) * scale for p in points]

@@ -1,0 +1,66 @@
+"""``levit-export drift``: where an artifact diverges, block by block."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from levit_export.cli import options
+from levit_export.cli.output import refuse_unwritable, write_or_print
+from levit_export.cli.verb import STATUS, Verb
+
+
+@click.command(cls=Verb)
+@click.argument("paths", nargs=-1, required=True, type=options.EXISTING)
+@click.option(
+    "--samples",
+    type=options.POSITIVE,
+    default=6,
+    show_default=True,
+    help="How many inputs, evenly spread over noise, adversarial and real images.",
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option(
+    "-d",
+    "--data",
+    type=options.EXISTING,
+    help="Images that an int8 artifact was calibrated on.  [default: the samples]",
+)
+@options.model_options
+@options.run_options
+@options.output_options
+@click.pass_context
+def drift(ctx: click.Context, /, paths: tuple[Path, ...], **_: Any) -> int:
+    """Name the first block that diverges, in each file, and the stage at fault.
+
+    The chain is followed from the checkpoint through the passes and the captured program to every
+    file in its own runtime, with the error introduced and accumulated at every tap. A directory of
+    the bundled model says itself what it is of; others need --checkpoint. Exits 1 on a fault.
+    """
+    from levit_export import drift as drifting
+    from levit_export.cli.places import opened
+    from levit_export.render import console
+    from levit_export.render.drift import print_drift
+
+    params = ctx.params
+    refuse_unwritable(params["json_file"])
+    screen = console.Screen(quiet=params["quiet"])
+    with opened(paths) as places, screen.progress() as progress:
+        request = drifting.DriftRequest(
+            paths=places.paths,
+            choice=options.model_choice(params),
+            run=options.run(params),
+            samples=params["samples"],
+            seed=params["seed"],
+            data=params["data"],
+        )
+        found = drifting.trace(request, progress)
+    if not screen.quiet and params["json_file"] != "-":
+        print_drift(screen, found)
+    if params["json_file"] is not None:
+        text = json.dumps(drifting.to_json(found), indent=1, allow_nan=False)
+        write_or_print(text + "\n", params["json_file"])
+    return STATUS[found.verdict]

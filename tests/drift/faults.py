@@ -1,0 +1,642 @@
+"""Faults to inject: into a file on disk, over all blocks, or into a stage before the files.
+
+A fault knows which block and which stage are to be named, and how to take itself back.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+from mutations import SPECIFICATION, Place, coreml_places, edit_specification, openvino_places
+from torch import nn
+
+from levit_export.architectures.levit import AttentionBias
+from levit_export.core import Artifact, RunOptions
+from levit_export.drift import chain, verdict
+from levit_export.drift.chain import Model
+from levit_export.drift.mapping import Bench
+from levit_export.drift.values import Finding
+from levit_export.drift.verdict import block_of_weight
+from levit_export.passes import PASSES
+from levit_export.passes.base import Outcome, Pass
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+    from levit_export.checkpoints import Checkpoint
+
+Array = np.ndarray
+Change = Callable[[Array], Array]
+FLOAT16_MAX = 65504.0
+
+
+@dataclass(frozen=True)
+class Expected:
+    """Who has to be named."""
+
+    kind: str
+    block: str
+    stage: str
+    causes: tuple[str, ...]
+
+    def is_named_by(self, finding: Finding) -> bool:
+        """Whether block, stage and cause are right."""
+        named = (finding.block, finding.stage)
+        return named == (self.block, self.stage) and finding.cause in self.causes
+
+    def __str__(self) -> str:
+        return f"{self.kind} in {self.block} ({self.stage})"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """``run`` injects it, has the drift of it judged, and takes it back."""
+
+    expected: Expected
+    run: Callable[[], Finding]
+
+
+# --- files ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A tensor of the model in a file. ``shape`` is its shape in the model."""
+
+    place: Place
+    shape: tuple[int, ...]
+    is_transposed: bool
+
+    def read(self) -> Array:
+        """As the model has it."""
+        stored = self.place.read()
+        return stored.squeeze().T.reshape(self.shape) if self.is_transposed else stored.reshape(self.shape)
+
+    def write(self, array: Array) -> None:
+        """Replace it."""
+        stored = array.T if self.is_transposed else array
+        with np.errstate(over="ignore"):
+            self.place.change(lambda _: np.ascontiguousarray(stored.reshape(self.place.shape)), self.place.shape)
+
+
+def onnx_places(path: Path) -> Iterator[Place]:
+    """The floating-point initializers of an ONNX file."""
+    import onnx
+
+    content = path.read_bytes()
+    for tensor in onnx.load(path).graph.initializer:
+        kind = {onnx.TensorProto.FLOAT: "<f4", onnx.TensorProto.FLOAT16: "<f2"}.get(tensor.data_type)
+        if kind is not None and tensor.raw_data and tensor.dims:
+            yield Place(path, content.index(tensor.raw_data), kind, tuple(tensor.dims))
+
+
+PLACES = {"onnx": onnx_places, "openvino": openvino_places, "coreml": coreml_places}
+
+
+def weights_in(artifact: Artifact, tensors: dict[str, Array]) -> dict[str, Weight]:
+    """Where in an unchanged file each tensor of the prepared model is, by comparing numbers."""
+    stored = [(place, place.read().squeeze()) for place in PLACES[artifact.format](artifact.path)]
+    found = {}
+    for name, tensor in tensors.items():
+        for place, array in stored:
+            plain = tensor.astype(place.dtype).squeeze()
+            if np.array_equal(array, plain):
+                found[name] = Weight(place, tensor.shape, is_transposed=False)
+            elif plain.ndim == 2 and np.array_equal(array, plain.T):
+                found[name] = Weight(place, tensor.shape, is_transposed=True)
+    assert found.keys() == tensors.keys(), sorted(tensors.keys() - found.keys())
+    return found
+
+
+def graph_file(artifact: Artifact) -> Path:
+    """The file that holds the graph of an artifact."""
+    return artifact.path / SPECIFICATION if artifact.format == "coreml" else artifact.path
+
+
+@contextmanager
+def restored(file: Path) -> Iterator[None]:
+    """Put back what is in ``file`` now."""
+    before = file.read_bytes()
+    try:
+        yield
+    finally:
+        file.write_bytes(before)
+
+
+@dataclass(frozen=True)
+class Patient:
+    """A file that may be changed, and what it is held against."""
+
+    artifact: Artifact
+    bench: Bench
+    clean: Finding
+    weights: dict[str, Weight]
+
+    @classmethod
+    def of(cls, artifact: Artifact, bench: Bench) -> Patient:
+        """The stages before the file are known to be clean."""
+        clean = Finding("model", "none", sentence="clean")
+        return cls(artifact, bench, clean, weights_in(artifact, bench.tensors))
+
+    def judge(self, bench: Bench | None = None) -> Finding:
+        """Whom the drift of the file as it is now names."""
+        held = bench or self.bench
+        stage = held.artifact(self.artifact, RunOptions())
+        return held.judge(self.artifact, stage, self.clean)
+
+    def expected(self, kind: str, block: str, *causes: str) -> Expected:
+        """A fault of this file."""
+        return Expected(kind, block, self.artifact.id, causes)
+
+    def block_of(self, tensor: str) -> str:
+        """The block of a tensor."""
+        return block_of_weight(tensor, self.bench.model.blocks)
+
+    def by_block(self) -> dict[str, list[str]]:
+        """The tensors of each block."""
+        found: dict[str, list[str]] = {}
+        for name in self.bench.tensors:
+            found.setdefault(self.block_of(name), []).append(name)
+        return found
+
+    def with_weights(self, kind: str, changes: dict[str, Change]) -> Fault:
+        """A fault of some tensors of one block."""
+        (block,) = {self.block_of(name) for name in changes}
+
+        def run() -> Finding:
+            before = {name: self.weights[name].read() for name in changes}
+            try:
+                for name, change in changes.items():
+                    self.weights[name].write(change(before[name].copy()))
+                return self.judge()
+            finally:
+                for name, array in before.items():
+                    self.weights[name].write(array)
+
+        return Fault(self.expected(kind, block, "weights"), run)
+
+    def with_graph(self, kind: str, block: str, edit: Callable[[Artifact], None]) -> Fault:
+        """A fault of the graph."""
+
+        def run() -> Finding:
+            file = graph_file(self.artifact)
+            with restored(file):
+                before = file.read_bytes()
+                edit(self.artifact)
+                assert file.read_bytes() != before
+                return self.judge()
+
+        return Fault(self.expected(kind, block, "conversion"), run)
+
+
+def transposed_grid(table: Array) -> Array:
+    """A table of attention biases with the rows and columns of the key's grid exchanged."""
+    heads, queries, keys = table.shape
+    side = round(keys**0.5)
+    return table.reshape(heads, queries, side, side).swapaxes(2, 3).reshape(table.shape)
+
+
+def with_nan(array: Array) -> Array:
+    """One number replaced by NaN."""
+    array.flat[array.size // 2] = np.nan
+    return array
+
+
+def beyond_float16(array: Array) -> Array:
+    """One number as a compressor to float16 leaves one that float16 cannot hold."""
+    array.flat[array.size // 2] = np.inf
+    return array
+
+
+def one_percent(array: Array) -> Array:
+    """Every number one percent larger."""
+    return array * array.dtype.type(1.01)
+
+
+def heads_of(module: nn.Module, path: str) -> int:
+    """The heads of the attention at ``path``."""
+    part = module.get_submodule(path)
+    return int(cast("Any", part).heads)
+
+
+def permuted(heads: int) -> Change:
+    """A projection that takes the attention heads in another order."""
+
+    def change(weight: Array) -> Array:
+        return np.roll(weight.reshape(len(weight), heads, -1), 1, axis=1).reshape(weight.shape)
+
+    return change
+
+
+def weight_faults(patient: Patient) -> Iterator[Fault]:
+    """Faults of numbers, over all blocks."""
+    module = chain.rewritten(patient.bench.model)
+    for number, (block, names) in enumerate(patient.by_block().items()):
+        yield patient.with_weights("scaled by 1 %", {names[number % len(names)]: one_percent})
+        yield patient.with_weights("NaN", {names[0]: with_nan})
+        if patient.artifact.precision == "fp32":
+            yield patient.with_weights("beyond float16", {names[-1]: beyond_float16})
+        for name in names:
+            if name.endswith("baked_bias"):
+                path = name.removesuffix(".baked_bias")
+                heads = heads_of(module, path)
+                yield patient.with_weights("transposed bias table", {name: transposed_grid})
+                projection = f"{path}.proj.1.weight"
+                yield patient.with_weights("permuted heads", {projection: permuted(heads)})
+        yield from wrong_epsilon(patient, block, names)
+    yield patient.with_weights("swapped channels", {"patch_embed.0.weight": lambda w: w[:, ::-1]})
+    zeroed: dict[str, Change] = {"head.weight": np.zeros_like, "head.bias": np.zeros_like}
+    yield patient.with_weights("zeroed head", zeroed)
+
+
+def wrong_epsilon(patient: Patient, block: str, names: list[str]) -> Iterator[Fault]:
+    """The first BatchNorm of a block fused with an epsilon of 1e-3."""
+
+    def run() -> Finding:
+        module = patient.bench.model.checkpoint.build()
+        spoil_epsilon(module, path_of(patient.bench.model, block))
+        made = chain.rewritten(replace(patient.bench.model, module=module)).state_dict()
+        before = {name: patient.weights[name].read() for name in names}
+        try:
+            for name in names:
+                patient.weights[name].write(made[name].numpy())
+            return patient.judge()
+        finally:
+            for name, array in before.items():
+                patient.weights[name].write(array)
+
+    yield Fault(patient.expected("BatchNorm eps 1e-3", block, "weights"), run)
+
+
+def path_of(model: Model, block: str) -> str:
+    """The module path of a block."""
+    (path,) = (path for path, name in model.blocks.items() if name == block)
+    return path
+
+
+def spoil_epsilon(module: nn.Module, path: str) -> None:
+    """Another epsilon in the first BatchNorm below ``path``."""
+    parts = module.get_submodule(path).modules()
+    norm = next(p for p in parts if isinstance(p, nn.BatchNorm1d | nn.BatchNorm2d))
+    norm.eps = 1e-3
+
+
+# --- float16 --------------------------------------------------------------------------------
+
+
+def overflow_faults(patient: Patient) -> Iterator[Fault]:
+    """In each block a layer whose results are beyond float16, in the checkpoint and the file."""
+    model = patient.bench.model
+    layers = {
+        block: next(n.removesuffix(".weight") for n in names if n.endswith(".weight"))
+        for block, names in patient.by_block().items()
+    }
+    peaks = peaks_of(model, set(layers.values()))
+    for block, layer in layers.items():
+        yield Fault(
+            patient.expected("float16 overflow", block, "precision"),
+            lambda layer=layer: overflowing(patient, layer, 4 * FLOAT16_MAX / peaks[layer]),  # type: ignore[misc]
+        )
+
+
+def overflowing(patient: Patient, layer: str, factor: float) -> Finding:
+    """The verdict when a layer, in the checkpoint and in the file, gives ``factor`` times more."""
+    model = patient.bench.model
+    scaled = replace(
+        model.checkpoint,
+        tensors={
+            name: tensor * factor if _makes(name, layer) else tensor
+            for name, tensor in model.checkpoint.tensors.items()
+        },
+    )
+    bench = Bench(replace(model, checkpoint=scaled))
+    names = [f"{layer}.weight", f"{layer}.bias"]
+    before = {name: patient.weights[name].read() for name in names}
+    try:
+        for name in names:
+            patient.weights[name].write(bench.tensors[name])
+        return patient.judge(bench)
+    finally:
+        for name, array in before.items():
+            patient.weights[name].write(array)
+
+
+def _makes(name: str, layer: str) -> bool:
+    """Whether a tensor of the checkpoint is the last factor, or the shift, of a layer."""
+    if layer == "head":
+        return name.startswith(("head.l.", "head_dist.l."))
+    return name in (f"{layer}.bn.weight", f"{layer}.bn.bias")
+
+
+def peaks_of(model: Model, layers: set[str]) -> dict[str, float]:
+    """The largest result of each layer of the prepared module on the samples, the least sample's."""
+    module = chain.rewritten(model)
+    found: dict[str, float] = {}
+    for path, part in module.named_modules():
+        if path in layers:
+            part.register_forward_hook(
+                lambda _, __, y, path=path: found.update(
+                    {path: float(y.flatten(1).abs().amax(dim=1).min())}
+                )
+            )
+    with torch.no_grad():
+        module(torch.from_numpy(model.samples.inputs))
+    return found
+
+
+# --- graphs ---------------------------------------------------------------------------------
+
+
+def value(block: str, operator: str) -> str:
+    """What a block's operator is called in files."""
+    return f"{block.replace('.', '_')}_{operator}"
+
+
+def graph_faults(patient: Patient) -> Iterator[Fault]:
+    """Faults of what is computed, over all blocks that have it."""
+    axis, silu, renamed = EDITS[patient.artifact.format]
+    for block in patient.by_block():
+        if block.endswith("attention"):
+            yield patient.with_graph(
+                "softmax axis", block, lambda a, b=block: axis(a, value(b, "softmax"))  # type: ignore[misc]
+            )
+        if block.endswith(("attention", "mlp")):
+            yield patient.with_graph(
+                "SiLU for Hardswish", block, lambda a, b=block: silu(a, value(b, "hardswish"))  # type: ignore[misc]
+            )
+    stems = [block for block in patient.by_block() if block.startswith("stem.")]
+    for index, block in enumerate(stems[1:]):  # what it is given
+        name = f"model_hardswish_{index}" if index else "model_hardswish"
+        yield patient.with_graph("SiLU for Hardswish", block, lambda a, n=name: silu(a, n))  # type: ignore[misc]
+    yield patient.with_graph("missing output", "head", renamed)
+
+
+def onnx_graph(artifact: Artifact, change: Callable[[Any], None]) -> None:
+    """Change the graph of an ONNX file."""
+    import onnx
+
+    proto = onnx.load(artifact.path)
+    change(proto.graph)
+    artifact.path.write_bytes(proto.SerializeToString(deterministic=True))
+
+
+def onnx_axis(artifact: Artifact, name: str) -> None:
+    """A softmax over the queries."""
+
+    def change(graph: Any) -> None:
+        (node,) = (n for n in graph.node if n.output[0] == name)
+        (attribute,) = (a for a in node.attribute if a.name == "axis")
+        attribute.i = -2
+
+    onnx_graph(artifact, change)
+
+
+def onnx_silu(artifact: Artifact, name: str) -> None:
+    """SiLU in the place of Hardswish."""
+    import onnx
+
+    def change(graph: Any) -> None:
+        nodes = list(graph.node)
+        (index,) = (i for i, n in enumerate(nodes) if n.output[0] == name)
+        (x,) = nodes[index].input
+        nodes[index : index + 1] = [
+            onnx.helper.make_node("Sigmoid", [x], [f"{name}_sigmoid"]),
+            onnx.helper.make_node("Mul", [x, f"{name}_sigmoid"], [name]),
+        ]
+        del graph.node[:]
+        graph.node.extend(nodes)
+
+    onnx_graph(artifact, change)
+
+
+def onnx_renamed(artifact: Artifact) -> None:
+    """The output under another name."""
+
+    def change(graph: Any) -> None:
+        graph.output[0].name = "scores"
+        (node,) = (n for n in graph.node if n.output[0] == "logits")
+        node.output[0] = "scores"
+
+    onnx_graph(artifact, change)
+
+
+def xml_replaced(artifact: Artifact, before: str, after: str, *, behind: str = "") -> None:
+    """The first ``before`` that stands behind ``behind`` replaced, in an IR."""
+    text = artifact.path.read_text("utf-8")
+    start = text.index(before, text.index(behind))
+    text = text[:start] + after + text[start + len(before) :]
+    artifact.path.write_text(text, "utf-8")
+
+
+def openvino_axis(artifact: Artifact, name: str) -> None:
+    """A softmax over the queries."""
+    xml_replaced(artifact, 'axis="-1"', 'axis="-2"', behind=f'name="{name}" type="SoftMax"')
+
+
+def openvino_silu(artifact: Artifact, name: str) -> None:
+    """SiLU in the place of Hardswish."""
+    xml_replaced(artifact, f'name="{name}" type="HSwish"', f'name="{name}" type="Swish"')
+
+
+def openvino_renamed(artifact: Artifact) -> None:
+    """The output under another name."""
+    xml_replaced(artifact, 'output_names="logits"', 'output_names="scores"')
+
+
+def _named(block: Any, name: str) -> Any:
+    (op,) = (
+        op
+        for op in block.operations
+        if op.outputs and op.outputs[0].name in (name, f"{name}_cast_fp16")
+    )
+    return op
+
+
+def _main(model: Any) -> Any:
+    function = model.mlProgram.functions["main"]
+    return function.block_specializations[function.opset]
+
+
+def coreml_axis(artifact: Artifact, name: str) -> None:
+    """A softmax over the queries: its axis becomes a constant of its own."""
+
+    def change(model: Any) -> None:
+        block = _main(model)
+        softmax = _named(block, name)
+        constant = copy.deepcopy(_named(block, softmax.inputs["axis"].arguments[0].name))
+        constant.outputs[0].name = f"{name}_other_axis"
+        constant.attributes["val"].immediateValue.tensor.ints.values[0] = -2
+        softmax.inputs["axis"].arguments[0].name = f"{name}_other_axis"
+        operations = [constant, *map(copy.deepcopy, block.operations)]
+        del block.operations[:]
+        block.operations.extend(operations)
+
+    edit_specification(artifact.path, change)
+
+
+def coreml_silu(artifact: Artifact, name: str) -> None:
+    """SiLU in the place of Hardswish: ``x * sigmoid(x)`` for thresholded_relu * sigmoid_hard."""
+
+    def change(model: Any) -> None:
+        block = _main(model)
+        product = _named(block, name)
+        relu = _named(block, product.inputs["x"].arguments[0].name)
+        gate = _named(block, product.inputs["y"].arguments[0].name)
+        assert (relu.type, gate.type) == ("thresholded_relu", "sigmoid_hard")
+        x = relu.inputs["x"].arguments[0].name
+        gate.type = "sigmoid"
+        del gate.inputs["alpha"], gate.inputs["beta"]
+        gate.inputs["x"].arguments[0].name = x
+        product.inputs["x"].arguments[0].name = x
+
+    edit_specification(artifact.path, change)
+
+
+def coreml_renamed(artifact: Artifact) -> None:
+    """The output under another name."""
+
+    def change(model: Any) -> None:
+        model.description.output[0].name = "scores"
+        block = _main(model)
+        block.outputs[0] = "scores"
+        (output,) = (o for op in block.operations for o in op.outputs if o.name == "logits")
+        output.name = "scores"
+
+    edit_specification(artifact.path, change)
+
+
+EDITS: dict[
+    str,
+    tuple[
+        Callable[[Artifact, str], None],
+        Callable[[Artifact, str], None],
+        Callable[[Artifact], None],
+    ],
+] = {
+    "onnx": (onnx_axis, onnx_silu, onnx_renamed),
+    "openvino": (openvino_axis, openvino_silu, openvino_renamed),
+    "coreml": (coreml_axis, coreml_silu, coreml_renamed),
+}
+
+
+def file_faults(patient: Patient) -> Iterator[Fault]:
+    """All faults of a file."""
+    yield from weight_faults(patient)
+    yield from graph_faults(patient)
+    if patient.artifact.precision == "fp16":
+        yield from overflow_faults(patient)
+
+
+# --- stages ---------------------------------------------------------------------------------
+
+
+def stage_faults(model: Model, program: ExportedProgram) -> Iterator[Fault]:
+    """Faults of the module that is exported, of the passes, and of the captured program."""
+    for path, block in model.blocks.items():
+        if block == "head_dist":
+            continue
+        yield _of_module(model, block, "scaled by 1 %", _scaled(path))
+        yield _of_pass(model, block, "fuse_batchnorm", "BatchNorm eps 1e-3", path)
+        yield _of_program(model, program, block, path)
+        if block.endswith("attention"):
+            yield _of_module(model, block, "stale bias table", _stale(path))
+            yield _of_pass(model, block, "bake_attention_bias", "transposed bias table", path)
+            yield _of_pass(model, block, "fold_attention_scale", "scale folded twice", path)
+
+
+def _chained(model: Model, program: ExportedProgram | None) -> Finding:
+    """The verdict on the stages before the files; what comes behind a fault is not run."""
+    bench = Bench(model)
+    stages = []
+    for stage in bench.stages(cast("ExportedProgram", program)):
+        stages.append(stage)
+        if stage.first_fault:
+            break
+    return verdict.of_chain(stages)
+
+
+def _of_module(model: Model, block: str, kind: str, spoil: Callable[[nn.Module], None]) -> Fault:
+    def run() -> Finding:
+        module = model.checkpoint.build()
+        with torch.no_grad():
+            spoil(module)
+        return _chained(replace(model, module=module), None)
+
+    return Fault(Expected(kind, block, chain.CHECKPOINT, ("checkpoint",)), run)
+
+
+def _scaled(path: str) -> Callable[[nn.Module], None]:
+    def spoil(module: nn.Module) -> None:
+        next(module.get_submodule(path).parameters()).mul_(1.01)
+
+    return spoil
+
+
+def attention_at(module: nn.Module, path: str) -> AttentionBias:
+    """The attention in a block."""
+    parts = module.get_submodule(path).modules()
+    return next(part for part in parts if isinstance(part, AttentionBias))
+
+
+def _stale(path: str) -> Callable[[nn.Module], None]:
+    def spoil(module: nn.Module) -> None:
+        biases = attention_at(module, path).attention_biases
+        biases.copy_(biases.flip(1))
+
+    return spoil
+
+
+def _of_pass(model: Model, block: str, name: str, kind: str, path: str) -> Fault:
+    def wrong(module: nn.Module) -> Outcome:
+        (right,) = (each for each in PASSES if each.name == name)
+        if name == "fuse_batchnorm":
+            spoil_epsilon(module, path)
+        outcome = right.apply(module)
+        if name != "fuse_batchnorm":
+            attention = attention_at(module, path)
+            if name == "bake_attention_bias":
+                table = cast("torch.Tensor", attention.baked_bias)
+                table.copy_(torch.from_numpy(transposed_grid(table.numpy()).copy()))
+            else:
+                layer, rows = cast("Any", attention).query_rows()
+                cast("nn.Linear", layer).weight.data[rows] *= 0.25
+        return outcome
+
+    def run() -> Finding:
+        passes = tuple(Pass(name, wrong) if each.name == name else each for each in PASSES)
+        return _chained(replace(model, passes=passes), None)
+
+    return Fault(Expected(kind, block, f"pass {name}", ("pass",)), run)
+
+
+def _of_program(model: Model, program: ExportedProgram, block: str, path: str) -> Fault:
+    def run() -> Finding:
+        names = [name for name in program.state_dict if name.startswith(f"{path}.")]
+        tensor = program.state_dict[names[0]]
+        before = tensor.clone()
+        with torch.no_grad():
+            tensor.mul_(1.01)
+        try:
+            return _chained(model, program)
+        finally:
+            with torch.no_grad():
+                tensor.copy_(before)
+
+    return Fault(Expected("scaled by 1 %", block, chain.PROGRAM, ("program",)), run)
+
+
+def checkpoint_of(name: str) -> Checkpoint:
+    """The bundled model, or a known one with seeded weights that exercise every branch."""
+    from levit_export import checkpoints
+    from levit_export.zoo import variant
+
+    if name == "levit_digits":
+        return checkpoints.bundled()
+    return checkpoints.randomised(variant(name), 0)

@@ -1,0 +1,168 @@
+"""Headless Chromium by way of chromedriver's HTTP (W3C WebDriver), and a server for its page."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+import shutil
+import subprocess
+import threading
+import time
+from base64 import b64decode
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import requests
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+DRIVER = shutil.which("chromedriver")
+ELEMENT = "element-6066-11e4-a52e-4f735466cecf"
+"""The key under which WebDriver gives an element (W3C WebDriver, section 12)."""
+
+PATIENCE = 120.0
+"""Seconds after which a page that does not get ready is a failure, not a slow machine."""
+
+ARGUMENTS = (
+    "--headless=new",
+    "--no-sandbox",  # a container's root has no other choice
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--host-resolver-rules=MAP insecure.test 127.0.0.1, MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+)
+
+
+@dataclass(frozen=True)
+class Browser:
+    """A session of chromedriver at ``url``."""
+
+    url: str
+
+    def ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+        """One command; an error of WebDriver is an assertion."""
+        with requests.Session() as session:
+            session.trust_env = False  # no proxy to this machine
+            answer = session.request(method, f"{self.url}{path}", json=body, timeout=PATIENCE)
+        value = answer.json()["value"]
+        assert answer.ok, value
+        return value
+
+    def open(self, address: str) -> None:
+        """Load a page and wait for its ``load``."""
+        self.ask("POST", "/url", {"url": address})
+
+    def run(self, script: str, *arguments: object) -> Any:
+        """The body of a function; what it returns, or what its promise gives."""
+        return self.ask("POST", "/execute/sync", {"script": script, "args": list(arguments)})
+
+    def until(self, condition: str) -> None:
+        """Wait until the expression holds."""
+        end = time.monotonic() + PATIENCE
+        while not self.run(f"return Boolean({condition})"):
+            assert time.monotonic() < end, (condition, self.text("body"), self.complaints())
+            time.sleep(0.02)
+
+    def settle(self) -> str:
+        """Wait until the page has done what it was asked for; its state."""
+        self.until("!['busy', undefined].includes(document.documentElement.dataset.state)")
+        return str(self.run("return document.documentElement.dataset.state"))
+
+    def text(self, selector: str) -> str:
+        """What the element shows."""
+        return str(self.run("return document.querySelector(arguments[0]).innerText", selector))
+
+    def give(self, selector: str, path: Path) -> None:
+        """Choose a file in a file field."""
+        found = self.ask("POST", "/element", {"using": "css selector", "value": selector})
+        self.ask("POST", f"/element/{found[ELEMENT]}/value", {"text": str(path)})
+
+    def press(self, *keys: str) -> None:
+        """Press and release keys, one after the other, wherever the focus is."""
+        actions = [{"type": kind, "value": key} for key in keys for kind in ("keyDown", "keyUp")]
+        self.ask(
+            "POST", "/actions", {"actions": [{"type": "key", "id": "keys", "actions": actions}]}
+        )
+
+    def command(self, name: str, **parameters: object) -> Any:
+        """A command of the DevTools protocol."""
+        return self.ask("POST", "/goog/cdp/execute", {"cmd": name, "params": parameters})
+
+    def picture(self, path: Path) -> None:
+        """Save the whole page as PNG."""
+        shot = self.command("Page.captureScreenshot", captureBeyondViewport=True)
+        path.write_bytes(b64decode(shot["data"]))
+
+    def complaints(self) -> list[str]:
+        """Errors and warnings in the console since the last call."""
+        entries = self.ask("POST", "/se/log", {"type": "browser"})
+        return [entry["message"] for entry in entries if entry["level"] in ("SEVERE", "WARNING")]
+
+    def requests(self) -> list[str]:
+        """The addresses that were asked for since the last call."""
+        entries = self.ask("POST", "/se/log", {"type": "performance"})
+        messages = [json.loads(entry["message"])["message"] for entry in entries]
+        return [
+            message["params"]["request"]["url"]
+            for message in messages
+            if message["method"] == "Network.requestWillBeSent"
+        ]
+
+
+@contextmanager
+def browsing(profile: Path) -> Iterator[Browser]:
+    """A browser whose profile is the empty folder ``profile``; it ends with the block."""
+    assert DRIVER is not None
+    process = subprocess.Popen(
+        [DRIVER, "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    session = None
+    try:
+        assert process.stdout is not None
+        port = next(
+            found[1]
+            for line in process.stdout
+            if (found := re.search(r"successfully on port (\d+)", line))
+        )
+        options = {"binary": CHROMIUM, "args": [*ARGUMENTS, f"--user-data-dir={profile}"]}
+        wanted = {
+            "browserName": "chrome",
+            "goog:chromeOptions": options,
+            "goog:loggingPrefs": {"browser": "ALL", "performance": "ALL"},
+        }
+        driver = Browser(f"http://127.0.0.1:{port}")
+        created = driver.ask("POST", "/session", {"capabilities": {"alwaysMatch": wanted}})
+        session = Browser(f"{driver.url}/session/{created['sessionId']}")
+        yield session
+    finally:
+        if session is not None:
+            session.ask("DELETE", "")
+        process.terminate()
+        process.communicate()
+
+
+class _Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing."""
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """The address of Python's own file server for ``folder``: what the model card tells to use."""
+    handler = functools.partial(_Quiet, directory=str(folder))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

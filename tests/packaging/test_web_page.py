@@ -1,0 +1,390 @@
+"""The page of a bundle in headless Chromium, on Python's own file server.
+
+Needs chromium and chromedriver (Debian: ``chromium``, ``chromium-driver``), and the files of
+onnxruntime-web: an unpacked npm package named by ``ONNXRUNTIME_WEB``, or the tarball in the cache.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from browser import CHROMIUM, DRIVER, Browser, browsing, served
+from PIL import Image
+from support import Exported
+from tiny_exports import make_export
+
+from levit_export import bundle, packaging, preprocessing, reference, samples
+from levit_export.core import Preprocessing
+from levit_export.errors import DownloadError
+from levit_export.images.decoding import decode
+from levit_export.packaging import arrays, png
+from levit_export.packaging import web as page_files
+from levit_export.packaging.images import picture
+from levit_export.packaging.web import library
+
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None or DRIVER is None,
+    reason="no chromium with chromedriver (apt-get install chromium chromium-driver)",
+)
+
+DIGITS = slice(0, 360, 6)
+"""60 of the held-out digits."""
+
+TAB, ENTER = "\ue004", "\ue007"
+"""Keys as WebDriver calls them."""
+
+
+@pytest.fixture(scope="session")
+def runtime() -> dict[str, bytes]:
+    """The files of onnxruntime-web."""
+    folder = os.environ.get("ONNXRUNTIME_WEB")
+    try:
+        return library.find(Path(folder) if folder else None, offline=True)
+    except DownloadError as error:
+        pytest.skip(f"no onnxruntime-web: set ONNXRUNTIME_WEB to an unpacked package ({error})")
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """One browser for all tests of this file."""
+    with browsing(tmp_path_factory.mktemp("profile")) as found:
+        yield found
+
+
+def laid_out(export: Path, folder: Path, runtime: dict[str, bytes]) -> Path:
+    """The unpacked bundle, with its page, of an export."""
+    zipped = packaging.write(export, folder / "b.zip", ("onnx",), library=runtime)
+    shutil.unpack_archive(zipped, folder / "unpacked", "zip")
+    return folder / "unpacked"
+
+
+@pytest.fixture(scope="session")
+def digits(
+    exported: Exported, runtime: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The bundled model's bundle, unpacked; do not change its files."""
+    return laid_out(exported.folder, tmp_path_factory.mktemp("digits"), runtime)
+
+
+@pytest.fixture(scope="session")
+def address(digits: Path) -> Iterator[str]:
+    """The address of the digits' page."""
+    with served(digits) as found:
+        yield f"{found}/web/"
+
+
+@pytest.fixture
+def page(browser: Browser, address: str) -> Browser:
+    """The browser with the digits' page, loaded anew and ready."""
+    browser.open(address)
+    browser.complaints()
+    assert browser.settle() == "ready", browser.text("body")
+    return browser
+
+
+def verdicts(browser: Browser) -> dict[str, str]:
+    """The verdict of each check that the page shows."""
+    script = """return [...document.querySelectorAll('#checks li')].map((item) =>
+        [item.querySelector('span:last-child').firstChild.data, item.dataset.verdict])"""
+    return dict(browser.run(script))
+
+
+def answers(browser: Browser) -> list[tuple[int, float]]:
+    """The classes that the page shows, best first, with their probabilities."""
+    script = """return [...document.querySelectorAll('#classes li')].map((item) =>
+        [Number(item.dataset.place), Number(item.dataset.share)])"""
+    return [(int(place), float(share)) for place, share in browser.run(script)]
+
+
+def test_golden_vectors_pass(browser: Browser, address: str) -> None:
+    """Every check passes, nothing is complained of, and no other host is asked for anything."""
+    browser.requests()
+    browser.complaints()
+    browser.open(address)
+    assert browser.settle() == "ready"
+    assert verdicts(browser) == dict.fromkeys(
+        ("Decoding", "Resize and crop", "Model input", "Outputs", "Files"), "pass"
+    )
+    assert "All 5 checks pass" in browser.text("#verdict")
+    assert browser.complaints() == []
+    asked = browser.requests()
+    assert address in asked
+    root = address.removesuffix("web/")
+    assert [each for each in asked if not each.startswith((root, f"blob:{root}"))] == []
+
+
+def test_digits_get_pytorchs_answers(
+    page: Browser, digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Held-out digits, chosen as files, get PyTorch's classes and its probabilities.
+
+    ``|dp| <= max|dz| / 2`` for p = softmax(z), and ``max|dz|`` is what the export allows.
+    """
+    manifest = bundle.read_manifest(digits)
+    checkpoint = reference.load(reference.ModelChoice())
+    images = samples.held_out_digits()[0][DIGITS]
+    inputs = np.stack([preprocessing.apply(manifest.model.preprocessing, i) for i in images])
+    session = reference.eager_session(checkpoint, threads=1)
+    logits = session.run({"input": inputs})["logits"].astype(np.float64)
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    shares = powers / powers.sum(axis=1, keepdims=True)
+    tolerance = manifest.golden.tolerances["fp32"]["logits"]
+    allowed = (tolerance.atol + max(tolerance.rtol) * np.abs(logits).max(axis=1)) / 2
+    same, furthest = 0, 0.0
+    for row, image in enumerate(images):
+        path = tmp_path / f"{row}.png"
+        Image.fromarray(image).save(path)
+        page.give("#file", path)
+        assert page.settle() == "ready"
+        found = answers(page)
+        assert len(found) == 5
+        same += found[0][0] == logits[row].argmax()
+        apart = max(abs(share - shares[row, place]) for place, share in found)
+        furthest = max(furthest, apart / allowed[row])
+    with capsys.disabled():
+        sys.stdout.write(
+            f"\nbrowser and PyTorch agree on {same} of {len(images)} held-out digits; "
+            f"probabilities lie within {furthest:.0%} of what is allowed\n"
+        )
+    assert same == len(images)
+    assert furthest <= 1
+    assert "median of" in page.text("#latency")
+    assert page.complaints() == []
+
+
+SIZES = ((1, 1), (7, 90), (20, 20), (21, 20), (37, 53), (64, 33), (120, 41))
+RECIPES = [
+    Preprocessing("x", resize=21, crop=16, resize_mode=mode, interpolation=kind, centre=centre)
+    for mode in ("shorter-side", "exact")
+    for kind in ("bicubic", "bilinear")
+    for centre in ("rounded", "floored")
+]
+
+
+@pytest.mark.parametrize(
+    "recipe", RECIPES, ids=lambda r: f"{r.resize_mode}-{r.interpolation}-{r.centre}"
+)
+def test_the_resize_is_pillows(page: Browser, recipe: Preprocessing) -> None:
+    """Every pixel of the page's resize and crop, and every bit of its input, is Python's."""
+    generator = np.random.default_rng(3)
+    images = [generator.integers(0, 256, (*size, 3), dtype=np.uint8) for size in SIZES]
+    # Black and white next to each other make a cubic filter overshoot.
+    images += [np.where(image > 127, 255, 0).astype(np.uint8) for image in images]
+    images.append(picture(61, 47))
+    script = """const [recipe, images] = arguments;
+        return import('/web/recipe.js').then(({ resizeAndCrop, feed }) => images.map((image) => {
+            const cropped = resizeAndCrop(recipe, { ...image, data: Uint8Array.from(image.data) });
+            const fed = feed(recipe, { dtype: 'float32', shape: [1, 3, 16, 16] }, cropped);
+            return [[...cropped.data], [...fed]];
+        }))"""
+    given = [
+        {"height": len(image), "width": image.shape[1], "data": image.ravel().tolist()}
+        for image in images
+    ]
+    for image, (cropped, fed) in zip(images, page.run(script, vars(recipe), given), strict=True):
+        wanted = preprocessing.resize_and_crop(recipe, image)
+        np.testing.assert_array_equal(np.reshape(cropped, wanted.shape), wanted, str(image.shape))
+        tensor = preprocessing.normalise(recipe, wanted)
+        np.testing.assert_array_equal(np.float32(fed).reshape(tensor.shape), tensor)
+
+
+def test_a_model_that_normalises_by_itself(
+    browser: Browser, runtime: dict[str, bytes], tmp_path: Path
+) -> None:
+    """A model with a uint8 input is fed pixels, and has more outputs than one."""
+    export = make_export(tmp_path / "tiny", raw=True)
+    with served(laid_out(export, tmp_path, runtime)) as place:
+        browser.open(f"{place}/web/")
+        assert browser.settle() == "ready"
+        assert set(verdicts(browser).values()) == {"pass"}
+        assert len(verdicts(browser)) == 5
+
+
+# A check that cannot fail is none
+
+
+def altered_cropped(folder: Path) -> None:
+    """One level in one pixel of what a resize gives."""
+    path = folder / "golden/cropped/resize-landscape.npy"
+    pixels = np.load(path)
+    pixels[3, 4, 1] ^= 1
+    replace(path, arrays.encode(pixels))
+
+
+def altered_input(folder: Path) -> None:
+    """The last bit of one number of the golden input."""
+    path = folder / "golden/input.npy"
+    inputs = np.load(path)
+    row = next(iter(np.flatnonzero(inputs.reshape(len(inputs), -1).std(axis=1))))
+    inputs[row, 0, 5, 5] = np.nextafter(inputs[row, 0, 5, 5], np.float32(9))
+    replace(path, arrays.encode(inputs))
+
+
+def altered_image(folder: Path) -> None:
+    """One level in one pixel of a PNG."""
+    pixels = np.load(folder / "golden/pixels/gradient.npy")
+    pixels[0, 0, 0] ^= 1
+    replace(folder / "golden/images/gradient.png", png.encode(pixels))
+
+
+def altered_reference(folder: Path) -> None:
+    """One answer of PyTorch, by twice what is allowed."""
+    logits = np.load(folder / "golden/logits.npy")
+    allowed = np.load(folder / "golden/allowed/fp32/logits.npy")
+    logits[-1, 0] += 2 * allowed[-1]
+    replace(folder / "golden/logits.npy", arrays.encode(logits))
+
+
+def not_a_number(folder: Path) -> None:
+    """NaN among PyTorch's answers."""
+    logits = np.load(folder / "golden/logits.npy")
+    logits[0, 0] = np.nan
+    replace(folder / "golden/logits.npy", arrays.encode(logits))
+
+
+def replace(path: Path, content: bytes) -> None:
+    """Another file in the place of ``path``, which is a link to one that must not change."""
+    path.unlink()
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("alter", "check"),
+    [
+        (altered_cropped, "Resize and crop"),
+        (altered_input, "Model input"),
+        (altered_image, "Decoding"),
+        (altered_reference, "Outputs"),
+        (not_a_number, "Outputs"),
+    ],
+)
+def test_what_is_wrong_fails(
+    browser: Browser, digits: Path, tmp_path: Path, alter: Any, check: str
+) -> None:
+    """A golden file that is off by the least fails the check that is about it, and the hash."""
+    folder = shutil.copytree(digits, tmp_path / "copy", copy_function=os.link)
+    alter(folder)
+    with served(folder) as place:
+        browser.open(f"{place}/web/")
+        assert browser.settle() == "ready"
+        assert verdicts(browser)[check] == "fail"
+        assert verdicts(browser)["Files"] == "fail"
+        assert "checks failed" in browser.text("#status")
+
+
+def test_a_damaged_model(browser: Browser, digits: Path, tmp_path: Path) -> None:
+    """A model that cannot be loaded is said to be so, and no image is taken."""
+    folder = shutil.copytree(digits, tmp_path / "copy", copy_function=os.link)
+    (path,) = folder.glob("onnx-fp32/*.onnx")
+    replace(path, path.read_bytes()[:5000])
+    with served(folder) as place:
+        browser.open(f"{place}/web/")
+        assert browser.settle() == "failed"
+        assert browser.text("#status")
+        assert browser.run("return document.querySelector('#file').disabled")
+        assert verdicts(browser) == {}
+
+
+# Using it
+
+
+def test_opened_as_a_file(browser: Browser) -> None:
+    """Opened without a server, the page says what to do."""
+    path = Path(str(resources.files(page_files.__name__) / "index.html"))
+    browser.open(path.as_uri())
+    browser.until(
+        "getComputedStyle(document.getElementById('not-started')).visibility == 'visible'"
+    )
+    assert "python -m http.server" in browser.text("main")
+    assert browser.text("#app") == ""
+
+
+def test_a_file_is_dropped(page: Browser, tmp_path: Path) -> None:
+    """An image dropped anywhere is classified; the page is not left for it."""
+    image = samples.held_out_digits()[0][0]
+    Image.fromarray(image).save(tmp_path / "digit.png")
+    raw = base64.b64encode((tmp_path / "digit.png").read_bytes()).decode()
+    script = """const bytes = Uint8Array.from(atob(arguments[0]), (c) => c.charCodeAt(0));
+        const dataTransfer = new DataTransfer();
+        dataTransfer.items.add(new File([bytes], 'digit.png', { type: 'image/png' }));
+        const fields = { dataTransfer, bubbles: true, cancelable: true };
+        return document.querySelector('h1').dispatchEvent(new DragEvent('drop', fields));"""
+    is_left_to_the_browser = page.run(script, raw)
+    assert not is_left_to_the_browser
+    assert page.settle() == "ready"
+    assert page.text("#status").startswith("Answer: ")
+    assert len(answers(page)) == 5
+
+
+def test_by_keyboard(page: Browser) -> None:
+    """Every control is reached with Tab; a golden image is classified and keeps the focus."""
+    page.press(TAB)
+    assert page.run("return document.activeElement.id") == "file"
+    page.press(TAB)
+    assert page.run("return document.activeElement.tagName") == "SUMMARY"
+    page.press(ENTER, TAB)
+    assert page.run("return document.activeElement.parentElement.id") == "examples"
+    page.press(ENTER)
+    page.until("document.querySelectorAll('#classes li').length == 5")
+    assert page.settle() == "ready"
+    assert page.run("return document.activeElement.parentElement.id") == "examples"
+
+
+def test_a_file_that_is_no_image(page: Browser, tmp_path: Path) -> None:
+    """It is refused in words, and the next image is taken all the same."""
+    (tmp_path / "notes.png").write_text("no image", encoding="utf-8")
+    page.give("#file", tmp_path / "notes.png")
+    assert page.settle() == "failed"
+    assert "cannot read that file as an image" in page.text("#status")
+    Image.fromarray(samples.held_out_digits()[0][0]).save(tmp_path / "digit.png")
+    page.give("#file", tmp_path / "digit.png")
+    assert page.settle() == "ready"
+
+
+def test_transparency_is_told_of(page: Browser, tmp_path: Path) -> None:
+    """An image with transparent pixels comes with a remark, an opaque one without."""
+    for alpha, is_told in ((100, True), (255, False)):
+        Image.new("RGBA", (30, 20), (200, 100, 50, alpha)).save(tmp_path / "image.png")
+        page.give("#file", tmp_path / "image.png")
+        assert page.settle() == "ready"
+        assert ("transparent" in page.text("#remark")) is is_told
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation(page: Browser, digits: Path, tmp_path: Path, orientation: int) -> None:
+    """A photograph is turned as its EXIF says: of all eight ways Python's is the nearest."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / f"{orientation}.jpg"
+    Image.fromarray(picture(48, 80)).save(path, exif=exif, quality=95)
+    raw = base64.b64encode(path.read_bytes()).decode()
+    script = """const bytes = Uint8Array.from(atob(arguments[0]), (c) => c.charCodeAt(0));
+        return import('/web/decode.js')
+            .then(({ decode }) => decode(new Blob([bytes], { type: 'image/jpeg' })))
+            .then(({ width, height, data }) => [width, height, [...data]])"""
+    width, height, data = page.run(script, raw)
+    found = np.reshape(data, (height, width, 3)).astype(float)
+    wanted = decode(path)
+    assert found.shape == wanted.shape
+    others = [np.rot90(side, turns) for side in (wanted, wanted[:, ::-1]) for turns in range(4)]
+    off = [np.abs(found - o).mean() for o in others if o.shape == found.shape]
+    assert off.index(min(off)) == 0
+    assert off[0] < min(off[1:])
+
+
+def test_without_a_secure_context(browser: Browser, address: str) -> None:
+    """Where the browser does not hash, files count as not checked, and the rest passes."""
+    browser.open(address.replace("127.0.0.1", "insecure.test"))
+    assert browser.settle() == "ready"
+    assert verdicts(browser).pop("Files") == "not run"
+    assert "others were not run" in browser.text("#verdict")
+    assert list(verdicts(browser).values()).count("pass") == 4

@@ -1,0 +1,380 @@
+"""The report as a page: what it says, that it is safe, whole and accessible."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from importlib import resources
+from itertools import product
+
+import gate_reports as made
+import numpy as np
+import pytest
+from html_reports import (
+    HOSTILE,
+    PASSES,
+    Flip,
+    Node,
+    artifact,
+    drift_of,
+    flipped,
+    read,
+    rows,
+    timed,
+    twelve,
+)
+
+from levit_export.report import Report
+from levit_export.render import html
+from levit_export.render.html.page import POLICY
+from levit_export.search import Candidate, Found, Point
+
+PIXELS = {"noise": np.arange(192, dtype=np.uint8).reshape(8, 8, 3)}
+
+
+def section(page: Node, name: str) -> Node:
+    """The landmark with that id."""
+    (found,) = [node for node in page.all("section") if node.attributes["id"] == name]
+    return found
+
+
+def sections(page: Node) -> list[str]:
+    """What the page has, in order."""
+    return [node.attributes["id"] for node in page.all("section")]
+
+
+def full() -> str:
+    """A page with every section."""
+    report = twelve()
+    first = replace(report.artifacts[0], parity=flipped(Flip("noise", 0, 1)))
+    found = Found(Point(Candidate("int8"), 0.1, 9), (Point(Candidate("int8"), 0.1, 9),))
+    report = replace(report, artifacts=(first, *report.artifacts[1:]), searches={"onnx": found})
+    return html.page(report, drift=drift_of("onnx-fp32", "openvino-fp32"), pixels=PIXELS)
+
+
+FULL = [
+    "artifacts",
+    "tradeoff",
+    "latency",
+    "drift",
+    "flips",
+    "passes",
+    "searches",
+    "environment",
+]
+
+
+def test_order_of_the_page() -> None:
+    """The verdict is the first thing in the body; sections follow in a fixed order."""
+    page = read(full())
+    (body,) = page.all("body")
+    assert body.text.split()[:3] == ["✓", "pass", "levit_digits"]
+    assert sections(page) == FULL
+
+
+def test_a_failure_is_explained_before_everything_else() -> None:
+    """What did not pass stands with its reason in the header, failures and checks not run."""
+    report = made.report_of(artifact(share=3.0), made.unrun(artifact("coreml"), "no Mac"))
+    (header,) = read(html.page(report)).all("header")
+    assert header.text.split()[:2] == ["✗", "fail"]
+    (reasons,) = header.all("table")
+    assert [row[:3] for row in rows(reasons)[1:]] == [
+        ["onnx-fp32", "parity", "✗ fail"],
+        ["coreml-fp32", "parity", "○ not run"],
+    ]
+    assert "exceeds the tolerance" in rows(reasons)[1][3]
+    assert rows(reasons)[2][3] == "no Mac"
+
+
+def test_table_of_artifacts() -> None:
+    """Size, parity, accuracy, latency and efficiency stand in one row."""
+    found = artifact(timing=timed(2.0), correct=342)
+    page = read(html.page(made.report_of(found, eager=timed(4.0))))
+    head, first, eager = rows(section(page, "artifacts").all("table")[0])
+    row = dict(zip(head, first, strict=True))
+    assert row["artifact"] == "onnx-fp32"
+    assert row["parity"] == "✓ pass"
+    assert row["of tolerance"] == "25 %"
+    assert row["top-1 (95 %)"].startswith("95.00 % (")
+    assert row["size"] == "2.00 MB"
+    assert re.fullmatch(r"\d\.\d\d ms \(.*\)", row["latency (95 %)"])
+    assert row["GEMM share"] == "0.50"
+    assert eager[0] == "PyTorch eager"
+
+
+def test_columns_only_for_what_was_looked_at() -> None:
+    """Without timing and accuracy there are no columns, sections or plots of them."""
+    page = read(html.page(made.report_of(artifact())))
+    head = rows(section(page, "artifacts").all("table")[0])[0]
+    assert head == [
+        "artifact",
+        "parity",
+        "of tolerance",
+        "max rel. error",
+        "weights found",
+        "size",
+    ]
+    assert sections(page) == ["artifacts", "latency", "flips", "environment"]
+    assert "Nothing was timed" in section(page, "latency").text
+    assert not page.all("svg")
+
+
+@pytest.mark.parametrize(
+    "report",
+    [made.report_of(model=None), made.report_of(made.unrun(artifact()), model=None)],
+    ids=["nothing", "not run"],
+)
+def test_reports_with_little_in_them(report: Report) -> None:
+    """A report without model, artifacts or answers is a page that says not run."""
+    page = read(html.page(report))
+    assert page.all("h1")[0].text.startswith("○ not run")
+
+
+def test_ledger() -> None:
+    """Applied passes show before and after; the others say why nothing was done."""
+    page = read(html.page(replace(made.report_of(artifact()), passes=PASSES)))
+    table = rows(section(page, "passes").all("table")[0])
+    applied = dict(zip(table[0], table[1], strict=True))
+    assert applied["operators"] == "516 → 294"
+    assert applied["parameters"].replace("\N{NARROW NO-BREAK SPACE}", "") == "7800 → 7700"
+    assert table[2][:2] == ["merge_heads", "not-applicable: one head"]
+
+
+def test_latency_shows_every_call_and_flags_noise() -> None:
+    """A strip has a dot for each call; noisy ones are flagged in the plot and in the tables."""
+    report = made.report_of(
+        artifact(timing=timed(2.0)), artifact("openvino", timing=timed(3.0, spread=0.5))
+    )
+    latency = section(read(html.page(report)), "latency")
+    (svg,) = latency.all("svg")
+    assert len(svg.all("use")) >= 100
+    words = [node.text for node in svg.all("text")]
+    assert words.count("noisy") == 1
+    figures = rows(latency.all("table")[0])
+    assert [(row[0], row[-1]) for row in figures[1:]] == [
+        ("onnx-fp32", "no"),
+        ("openvino-fp32", "yes"),
+    ]
+
+
+def test_drift() -> None:
+    """A plot for each precision, the finding in words, and where a line leaves its tolerance."""
+    found = drift_of("onnx-fp32", "openvino-fp32", "coreml-fp16")
+    part = section(read(html.page(made.report_of(artifact()), drift=found)), "drift")
+    assert part.all("li")[0].text == "stage2.block0.attention is at fault"
+    fp32, fp16 = part.all("svg")
+    assert fp32.attributes["aria-label"].endswith("fp32")
+    assert fp16.attributes["aria-label"].endswith("fp16")
+    said = fp32.all("desc")[0].text
+    assert "onnx-fp32: 3.0e-07 at head" in said
+    assert "leaves its tolerance at stage2.block0.attention" in said
+    assert "openvino-fp32: 3.0e-07 at head" in said
+    assert said.endswith("within its tolerance.")
+    assert {"onnx-fp32", "openvino-fp32", "tolerance"} <= {t.text for t in fp32.all("text")}
+
+
+def test_a_stage_that_could_not_be_run_draws_nothing() -> None:
+    """A map of failures and of values that no logarithm has is a page with the reason."""
+    found = drift_of("onnx-fp32")
+    (stage,) = found.stages
+    empty = replace(stage, rows=(), failure="does not load")
+    strange = replace(stage, rows=(replace(stage.rows[0], accumulated=float("nan")),))
+    report = made.report_of(artifact())
+    page = read(html.page(report, drift=replace(found, stages=(empty, strange))))
+    assert "does not load" in section(page, "drift").text
+
+
+def test_flips_show_the_picture_and_both_answers() -> None:
+    """A sample is shown once with PyTorch's answer and that of every artifact that differs."""
+    report = made.report_of(
+        replace(artifact(), parity=flipped(Flip("noise", 0, 1), Flip("normal-1", 1, 0))),
+        replace(artifact("openvino"), parity=flipped(Flip("noise", 0, 7, decided=True))),
+    )
+    part = section(read(html.page(report, pixels=PIXELS)), "flips")
+    assert part.text.startswith("Changed answers2 undecided")
+    assert "1 decided" in part.text
+    first, second = part.all("ul")[0].children
+    assert [li.text for li in first.all("li")] == [
+        "PyTorch: a",
+        "onnx-fp32: b",
+        "openvino-fp32: class 7 (decided)",
+    ]
+    assert first.all("img")[0].attributes["src"].startswith("data:image/png;base64,")
+    assert "no picture" in second.text
+
+
+def test_flips_that_are_only_counted() -> None:
+    """A report that does not say which samples flipped says how many, and that it does not."""
+    counted = replace(made.output(), undecided_flips=3)
+    report = made.report_of(replace(artifact(), parity=made.parity_of(counted)))
+    part = section(read(html.page(report)), "flips")
+    assert "Of 3 changed answers it is not known on which samples." in part.text
+
+
+def test_what_comes_from_elsewhere_is_text() -> None:
+    """Names, reasons, labels and paths cannot add an element, attribute, or break the page."""
+    plain = artifact(timing=timed(2.0), correct=342)
+    model = replace(made.MODEL, name=HOSTILE, labels=(HOSTILE,) * 2, remarks=(HOSTILE,))
+    items = (
+        replace(plain, path=HOSTILE, notes=(HOSTILE,), parity=flipped(Flip(HOSTILE, 0, 1))),
+        replace(plain, path=HOSTILE + "2"),
+        made.unrun(artifact(HOSTILE, timing=timed(3.0), correct=342), HOSTILE),
+    )
+    report = replace(
+        made.report_of(*items, model=model, eager=timed(3.0)), toolchain={HOSTILE: HOSTILE}
+    )
+    text = html.page(report, drift=drift_of(f"onnx-{HOSTILE}"), pixels={HOSTILE: PIXELS["noise"]})
+    page = read(text)
+    assert not page.all("script")
+    assert "<script" not in text
+    assert "alert(1)" in page.text
+    assert text.encode()  # no lone surrogates
+    assert "\x00" not in text
+    handlers = [a for node in page.everything() for a in node.attributes if a.startswith("on")]
+    assert not handlers
+
+
+def test_nothing_is_fetched_or_run() -> None:
+    """The page forbids everything but its own styles and pictures, and refers to nothing else."""
+    page = read(full())
+    (policy,) = [m for m in page.all("meta") if "http-equiv" in m.attributes]
+    assert policy.attributes["content"] == POLICY
+    for node in page.everything():
+        assert node.tag not in ("script", "link", "iframe", "object", "base", "form")
+        for name in ("src", "href", "xlink:href"):
+            target = node.attributes.get(name, "#")
+            assert target.startswith(("#", "data:image/png;base64,"))
+        assert re.sub(r"url\(#[\w.-]+\)", "", node.attributes.get("style", "")).count("url(") == 0
+    (style,) = page.all("style")
+    assert "url(" not in style.text
+    assert "@import" not in style.text
+
+
+def test_landmarks_tables_and_names() -> None:
+    """Landmarks are called by headings, tables have captions and scopes, ids are unique."""
+    page = read(full())
+    nodes = page.everything()
+    ids = [node.attributes["id"] for node in nodes if "id" in node.attributes]
+    assert len(ids) == len(set(ids))
+    for node in nodes:
+        assert node.attributes.get("aria-labelledby", ids[0]) in ids
+        if (target := node.attributes.get("href", "")).startswith("#"):
+            assert target[1:] in ids
+        for shape in re.findall(r"url\(#([^)]+)\)", " ".join(node.attributes.values())):
+            assert shape in ids
+    assert [len(page.all(tag)) for tag in ("h1", "header", "main", "footer")] == [1] * 4
+    for table in page.all("table"):
+        assert table.children[0].tag == "caption"
+        assert {cell.attributes["scope"] for cell in table.all("th")} == {"col", "row"}
+        for row in table.all("tbody")[0].all("tr"):
+            assert row.children[0].tag == "th"
+    assert all(node.attributes.get("alt") for node in page.all("img"))
+
+
+def test_plots_have_words_and_the_colours_of_the_page() -> None:
+    """Every plot is an image with a name and a description, in colours that CSS decides."""
+    plots = read(full()).all("svg")
+    assert len(plots) == 4
+    for svg in plots:
+        assert svg.attributes["role"] == "img"
+        assert svg.attributes["aria-label"] == svg.all("title")[0].text
+        assert len(svg.all("desc")[0].text) > 40
+        assert svg.all("text")
+        styles = " ".join(node.attributes.get("style", "") for node in svg.everything())
+        assert "var(--ink)" in styles
+        assert not re.search(r"#[0-9a-fA-F]{3,6}\b", re.sub(r"url\([^)]*\)", "", styles))
+
+
+def test_the_same_report_gives_the_same_bytes() -> None:
+    """Pages of equal reports are equal, in another process with another hash seed too."""
+    command = (
+        "import test_html, hashlib; print(hashlib.sha256(test_html.full().encode()).hexdigest())"
+    )
+    made_elsewhere = {
+        subprocess.run(
+            [sys.executable, "-c", command],
+            env={"PYTHONPATH": ":".join(sys.path), "PYTHONHASHSEED": seed, "PATH": ""},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(made_elsewhere) == 1
+
+
+def test_size() -> None:
+    """A page over twelve artifacts with a plot of each kind stays well below a megabyte."""
+    assert len(full().encode()) < 500_000
+
+
+def test_pictures_are_reduced() -> None:
+    """A large picture is shown as a small one, and only so many of them."""
+    noise = np.random.default_rng(0).integers(0, 256, (600, 400, 3), dtype=np.uint8)
+    flips = [Flip(f"real-{n}", 0, 1) for n in range(40)]
+    report = made.report_of(replace(artifact(), parity=flipped(*flips)))
+    text = html.page(report, pixels={flip.sample: noise for flip in flips})
+    assert len(text.encode()) < 1_000_000
+    assert "16 more samples" in text
+
+
+def test_without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page is whole but for the plots, and says how to get them."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    page = read(full())
+    assert not page.all("svg")
+    assert sections(page) == FULL
+    notes = [p.text for p in page.all("p") if "is not drawn" in p.text]
+    assert len(notes) == 4
+    assert all("pip install matplotlib" in note for note in notes)
+
+
+def test_a_page_without_plots_does_not_load_matplotlib() -> None:
+    """Importing the package and making a page that plots nothing leaves matplotlib alone."""
+    code = (
+        "import sys, gate_reports; from levit_export.render import html; "
+        "html.page(gate_reports.report_of(gate_reports.artifact())); "
+        "assert not {'matplotlib', 'torch', 'PIL'} & set(sys.modules)"
+    )
+    environment = {"PYTHONPATH": ":".join(sys.path), "PATH": ""}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+
+
+SCHEMES = ("light", "dark")
+TEXTS = ("ink", "muted", "pass", "fail", "warn", "link")
+LINES = ("series-0", "series-1", "series-2", "series-3")
+
+
+def palette(scheme: str) -> dict[str, str]:
+    """The colours of the page in a scheme."""
+    css = (resources.files("levit_export.render.html") / "report.css").read_text("utf-8")
+    blocks = re.findall(r":root \{(.*?)\}", css, re.DOTALL)
+    assert len(blocks) == len(SCHEMES)
+    return dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", blocks[SCHEMES.index(scheme)]))
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance of an sRGB colour (WCAG 2.2)."""
+    parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+    return float(np.dot((0.2126, 0.7152, 0.0722), linear))
+
+
+def contrast(one: str, other: str) -> float:
+    """Contrast ratio of two colours (WCAG 2.2)."""
+    high, low = sorted((luminance(one), luminance(other)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_contrast(scheme: str) -> None:
+    """Text has a contrast of 4.5, lines one of 3, on every ground they stand on (WCAG AA)."""
+    colours = palette(scheme)
+    for name, ground in product(TEXTS, ("page", "raised")):
+        assert contrast(colours[name], colours[ground]) >= 4.5, (name, ground)
+    for name, ground in product(LINES, ("page", "band")):
+        assert contrast(colours[name], colours[ground]) >= 3, (name, ground)
