@@ -108,7 +108,7 @@ def _only_reader(node: openvino.Node, kind: str) -> openvino.Node | None:
 
 
 def _bias(add: openvino.Node, channels: int) -> np.ndarray | None:
-    """The numbers ``(O,)`` that ``add`` adds to each token, or None when it adds something else."""
+    """The numbers ``(O,)`` that ``add`` adds to each token, or None if it adds something else."""
     for index in range(2):
         node = add.input_value(index).get_node()
         if _is_constant(node) and node.data.size == node.data.shape[-1] == channels:

@@ -65,7 +65,7 @@ def artifact(
     correct: int | None = None,
     share: float = 0.25,
 ) -> ArtifactReport:
-    """An artifact that passes unless ``share`` exceeds 1; classified where ``correct`` is given."""
+    """An artifact that passes unless ``share`` exceeds 1; ``correct`` counts of 360 images."""
     found = made.artifact(kind, size=size, timing=timing, share=share)
     accuracy = None
     if correct is not None:

@@ -26,9 +26,9 @@ from html_reports import (
     twelve,
 )
 
-from levit_export.report import Report
 from levit_export.render import html
 from levit_export.render.html.page import POLICY
+from levit_export.report import Report
 from levit_export.search import Candidate, Found, Point
 
 PIXELS = {"noise": np.arange(192, dtype=np.uint8).reshape(8, 8, 3)}

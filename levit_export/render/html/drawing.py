@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree as ET
 
 from levit_export.render.html.markup import Markup, element
+from levit_export.render.junit import NOT_XML
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -129,9 +130,11 @@ def _drawn(draw: Callable[[Axes], None], frame: Frame) -> str:
 def _adopted(drawing: str, name: str, title: str, description: str) -> Markup:
     """A drawing as part of a page: its identifiers its own, its colours the page's."""
     root = ET.fromstring(drawing)  # noqa: S314 (written by matplotlib a moment ago)
-    for found in list(root):
-        if found.tag.endswith("metadata"):
-            root.remove(found)
+    for parent in list(root.iter()):
+        for found in list(parent):
+            # A style would be that of the whole page; report.css has what it says.
+            if found.tag.endswith(("metadata", "style")):
+                parent.remove(found)
     for found in root.iter():
         found.tag = found.tag.rpartition("}")[2]
         attributes = {key.rpartition("}")[2]: value for key, value in found.attrib.items()}
@@ -139,10 +142,11 @@ def _adopted(drawing: str, name: str, title: str, description: str) -> Markup:
         found.attrib.update({key: _owned(key, value, name) for key, value in attributes.items()})
     viewbox = root.attrib["viewBox"]
     root.attrib.clear()
-    root.attrib.update({"viewBox": viewbox, "role": "img", "aria-label": title})
+    label = NOT_XML.sub("\N{REPLACEMENT CHARACTER}", title)
+    root.attrib.update({"viewBox": viewbox, "role": "img", "aria-label": label})
     for position, (tag, words) in enumerate((("title", title), ("desc", description))):
         said = ET.Element(tag)
-        said.text = words
+        said.text = NOT_XML.sub("\N{REPLACEMENT CHARACTER}", words)
         root.insert(position, said)
     return Markup(_coloured(ET.tostring(root, encoding="unicode")))
 

@@ -49,13 +49,11 @@ def page(report: Report, *, drift: DriftMap | None = None, pixels: Pixels | None
         searches(report),
         environment(report),
     )
-    body = join(
-        (
-            element("header", *_header(report)),
-            element("main", join((part for part in sections if part), "\n")),
-            element("footer", element("p", "Made by levit-export. report.json has it all.")),
-        ),
-        "\n",
+    body = element(
+        "body",
+        element("header", *_header(report)),
+        element("main", join((part for part in sections if part), "\n")),
+        element("footer", element("p", "Made by levit-export. report.json has it all.")),
     )
     return f"<!doctype html>\n{element('html', _head(report), body, attributes={'lang': 'en'})}\n"
 
