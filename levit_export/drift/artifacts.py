@@ -38,7 +38,7 @@ def stage(
     try:
         wrong = wrong_weights(artifact, tensors)
         values = files.resolve(artifact, _inner(exact))
-        comparison = Comparison(exact, yardstick.rtol, fused=set(_inner(exact)) - set(values))
+        comparison = Comparison(exact, yardstick, fused=set(_inner(exact)) - set(values))
         with target(artifact.format).open(artifact, run, tuple(values.values())) as session:
             runtime = session.runtime
             _feed(session, exact, comparison, values)

@@ -114,9 +114,7 @@ def program_stage(
         values = {
             name: value[:1].numpy() for name, value in tapped.values(image, model.outputs).items()
         }
-        comparison = comparison or Comparison(
-            exact, yardstick.rtol, set(exact.names) - set(values)
-        )
+        comparison = comparison or Comparison(exact, yardstick, set(exact.names) - set(values))
         comparison.add(index, values)
     rows = () if comparison is None else comparison.rows(PROGRAM)
     return Stage(PROGRAM, "program", "the prepared module", rows)

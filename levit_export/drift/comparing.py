@@ -11,7 +11,7 @@ import torch
 from levit_export.drift import taps
 from levit_export.drift.distances import TINY, Distance, Range
 from levit_export.drift.values import Row, Status
-from levit_export.drift.yardstick import Exact
+from levit_export.drift.yardstick import Exact, Yardstick
 
 
 @dataclass
@@ -28,15 +28,15 @@ class _Found:
 class Comparison:
     """Takes the taps of a stage one sample at a time, and gives its rows.
 
-    ``exact`` is the stage before, ``tolerances`` are ``rtol`` by tap with one number a sample.
+    ``exact`` is the stage before. ``allowed`` is a yardstick, or one relative tolerance for all.
     ``fused`` are taps that the stage does not have.
     """
 
     def __init__(
-        self, exact: Exact, tolerances: Mapping[str, np.ndarray] | float, fused: Iterable[str] = ()
+        self, exact: Exact, allowed: Yardstick | float, fused: Iterable[str] = ()
     ) -> None:
         self._exact = exact
-        self._tolerances = tolerances
+        self._allowed = allowed
         self._fused = set(fused)
         self._found = {name: _Found() for name in exact.names if name not in self._fused}
 
@@ -88,17 +88,19 @@ class Comparison:
         before: float | None,
         skipped: tuple[str, ...],
     ) -> Row:
-        share, tolerance, sample = self._worst(name, found)
+        use = self._use(name, found.introduced)
         accumulated, seen = found.accumulated.largest, found.seen
         return Row(
             tap=name,
             block=block,
             stage=stage,
-            status=_status(found, share),
+            status=_status(found, use),
             accumulated=accumulated,
             introduced=found.introduced.largest,
-            tolerance=tolerance,
-            of_tolerance=share,
+            tolerance=use.tolerance,
+            introduced_rms=use.rms,
+            rms_tolerance=use.rms_tolerance,
+            of_tolerance=use.share,
             snr_db=found.accumulated.snr_db,
             introduced_snr_db=found.introduced.snr_db,
             growth=accumulated / before if accumulated is not None and before else None,
@@ -107,30 +109,45 @@ class Comparison:
             high=None if seen.peak is None else seen.high,
             above_float16=seen.share_above,
             not_finite=seen.not_finite,
-            sample=sample,
+            sample="" if use.worst is None else self._exact.samples.names[use.worst],
             fused_before=skipped,
         )
 
-    def _worst(self, name: str, found: _Found) -> tuple[float | None, float | None, str]:
-        """Share of the tolerance, the tolerance and the sample where most of it is used."""
-        errors = np.array(found.introduced.errors)
+    def _use(self, name: str, introduced: Distance) -> _Use:
+        """How much of what is allowed was used, on the sample where most of it was."""
+        errors, spreads = np.array(introduced.errors), np.array(introduced.spreads)
         if not errors.size:
-            return None, None, ""
-        allowed = (
-            np.full(errors.shape, self._tolerances)
-            if isinstance(self._tolerances, float)
-            else self._tolerances[name][: errors.size]
-        )
-        shares = errors / np.maximum(allowed, TINY)
+            return _Use()
+        if isinstance(self._allowed, float):
+            rtol, rms = np.full(errors.shape, self._allowed), np.full(errors.shape, np.inf)
+        else:
+            rtol = self._allowed.rtol[name][: errors.size]
+            rms = self._allowed.rms[name][: errors.size]
+        with np.errstate(invalid="ignore"):  # an infinite error of an infinite allowance
+            spread_shares = np.where(np.isinf(rms), 0.0, spreads / np.maximum(rms, TINY))
+        shares = np.maximum(errors / np.maximum(rtol, TINY), spread_shares)
         worst = int(shares.argmax())
-        return float(shares[worst]), float(allowed[worst]), self._exact.samples.names[worst]
+        figures = (a[worst] for a in (shares, rtol, spreads, rms))
+        share, tolerance, spread, rms_tolerance = map(float, figures)
+        return _Use(worst, share, tolerance, spread, rms_tolerance)
 
 
-def _status(found: _Found, share: float | None) -> Status:
+@dataclass(frozen=True)
+class _Use:
+    """The ``worst`` sample's share of its tolerances, and what these are."""
+
+    worst: int | None = None
+    share: float | None = None
+    tolerance: float | None = None
+    rms: float | None = None
+    rms_tolerance: float | None = None
+
+
+def _status(found: _Found, use: _Use) -> Status:
     if found.is_misshapen:
         return "shape"
-    if share is None:
+    if use.share is None:
         return "missing"
     if found.seen.not_finite:
         return "inherited" if found.is_inherited else "not-finite"
-    return "exceeds" if share > 1 else "ok"
+    return "exceeds" if use.share > 1 else "ok"

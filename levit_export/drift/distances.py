@@ -22,6 +22,8 @@ class Distance:
 
     errors: list[float] = field(default_factory=list)
     spreads: list[float] = field(default_factory=list)
+    levels: list[float] = field(default_factory=list)
+    """``rms(r) / max|r|`` of each sample."""
     signal: float = 0.0
     noise: float = 0.0
     count: int = 0
@@ -37,13 +39,16 @@ class Distance:
         np.square(difference, out=difference)
         self.spreads += (np.sqrt(difference.mean(axis=1)) / scale).tolist()
         self.noise += float(difference.sum())
-        self.signal += float(np.square(r).sum())
+        power = np.square(r).mean(axis=1)
+        self.levels += (np.sqrt(power) / scale).tolist()
+        self.signal += float(power.sum()) * r.shape[1]
         self.count += r.size
 
     def add_failure(self, rows: int) -> None:
         """Count samples whose values cannot be compared as infinitely far away."""
         self.errors += [math.inf] * rows
         self.spreads += [math.inf] * rows
+        self.levels += [0.0] * rows
 
     @property
     def largest(self) -> float | None:

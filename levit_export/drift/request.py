@@ -18,6 +18,7 @@ from levit_export.passes import PASSES
 from levit_export.progress import Progress, Silent
 from levit_export.reference import ModelChoice
 from levit_export.targets.availability import needs
+from levit_export.targets.eager import _cpu_threads
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -76,10 +77,10 @@ def trace(request: DriftRequest, progress: Progress | None = None) -> DriftMap:
     inputs = _samples(request, found, checkpoint)
     model = chain.Model(checkpoint, inputs, skip=_skipped(found))
     progress.stage("computing the reference")
-    bench = mapping.Bench(model, _calibration(request, checkpoint))
-    program = chain.prepared(model).program
     pairs = [(row.artifact, row.run) for row in runnable]
-    drawn = mapping.draw(bench, program, pairs, progress.stage)
+    with _cpu_threads(request.run.threads):
+        bench = mapping.Bench(model, _calibration(request, checkpoint))
+        drawn = mapping.draw(bench, chain.prepared(model).program, pairs, progress.stage)
     return replace(drawn, notes=tuple(notes))
 
 

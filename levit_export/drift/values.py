@@ -26,10 +26,11 @@ their errors is too much."""
 class Row:
     """One tap in one stage of the chain, over all samples.
 
-    ``accumulated`` is the largest ``max|c - r| / max|r|`` of a sample, with r what the stage before
-    computes from the image; ``introduced`` the same with r computed from the values that this
-    stage itself has at the taps before. ``tolerance`` is what ``introduced`` may be on the sample
-    where it uses most of it, and ``of_tolerance`` that share. ``snr_db`` and
+    ``accumulated`` is the largest ``max|c - r| / max|r|`` of a sample, with r what the stage
+    before computes from the image; ``introduced`` the same with r computed from the values that
+    this stage itself has at the taps before. ``introduced_rms`` is ``rms(c - r) / max|r|`` of the
+    ``sample`` that uses most of its ``tolerance`` or ``rms_tolerance``, which the two are, and
+    ``of_tolerance`` that share. ``snr_db`` and
     ``introduced_snr_db`` are signal over noise in power; None where there is no noise. ``peak`` is
     the largest ``|c|``, ``low`` and ``high`` the range of c, ``above_float16`` the share of values
     beyond 65504. Figures that do not exist are None.
@@ -42,6 +43,8 @@ class Row:
     accumulated: float | None = None
     introduced: float | None = None
     tolerance: float | None = None
+    introduced_rms: float | None = None
+    rms_tolerance: float | None = None
     of_tolerance: float | None = None
     snr_db: float | None = None
     introduced_snr_db: float | None = None

@@ -119,8 +119,9 @@ def _fault(stage: Stage, fault: Row, about: Circumstances) -> Finding:
     if _is_overflow(fault, about):
         cause = "precision"
         remedy = (
-            f"{fault.block} leaves the range of float16, which ends at {FLOAT16_MAX:.0f}: keep it "
-            f"in float32 with --keep {fault.block}, or let --precision {about.format}=auto find out"
+            f"{fault.block} leaves the range of float16, which ends at {FLOAT16_MAX:.0f}: keep "
+            f"it in float32 with --keep {fault.block}, or let --precision {about.format}=auto "
+            "find out"
         )
     elif about.precision not in ("fp32", "fp16") and (fault.of_tolerance or 0) < ANOTHER_FUNCTION:
         cause = "precision"
@@ -153,9 +154,10 @@ def said(row: Row) -> str:
         return "is missing from the results"
     if row.status == "shape":
         return "has another shape"
-    return (
-        f"introduces {row.introduced:.1e} (tolerance {row.tolerance:.1e}) on {row.sample}{after}"
-    )
+    introduced, tolerance, what = row.introduced, row.tolerance, ""
+    if (introduced or 0) <= (tolerance or 0):  # small errors, and too many of them
+        introduced, tolerance, what = row.introduced_rms, row.rms_tolerance, "an rms of "
+    return f"introduces {what}{introduced:.1e} (tolerance {tolerance:.1e}) on {row.sample}{after}"
 
 
 def _clean(stage: Stage) -> Finding:
@@ -168,8 +170,8 @@ def _clean(stage: Stage) -> Finding:
     return Finding(
         stage.name,
         "none",
-        sentence=f"every block of {stage.name} stays within its tolerance; nearest is {worst.tap}, "
-        f"which introduces {worst.introduced:.1e} of {worst.tolerance:.1e}",
+        sentence=f"every block of {stage.name} stays within its tolerance; nearest is "
+        f"{worst.tap}, which uses {100 * (worst.of_tolerance or 0):.0f} % of it",
     )
 
 

@@ -11,6 +11,17 @@ tap arose between the two. That difference, per tap and sample, goes into the fo
     rtol_i  = sqrt(2 ln(2 n / p)) * factor * sigma_i
 
 with n the numbers of that tap over all samples.
+
+A fault that changes every value a little shows in their root mean square long before it shows in
+the largest error. For the float precisions that is held against a tolerance as well. A mean over m
+squared errors of a correct artifact exceeds its expectation by more than
+``1 + 2 sqrt(t / m) + 2 t / m`` with probability at most ``exp(-t)`` (Laurent and Massart 2000,
+lemma 1), so with t = ln(1 / p)
+
+    rms_i = KERNEL * max(s_i, median_k s_k, f_i) * sqrt(1 + 2 sqrt(t / m) + 2 t / m)
+
+where ``f_i = u rms(exact_i) / max|exact_i| / sqrt(12)`` is what storing the values costs alone: a
+rounding is uniform within half a unit in the last place, u of the value at the most.
 """
 
 from __future__ import annotations
@@ -50,6 +61,21 @@ def relative_tolerance(spreads: Sequence[float], count: int, precision: str) -> 
     sigma = np.maximum(s, max(float(np.median(s)), u))
     result: np.ndarray = (
         math.sqrt(2 * math.log(2 * max(count, 1) / tolerance.FALSE_ALARM)) * factor * sigma
+    )
+    return result
+
+
+def rms_tolerance(found: Distance, precision: str) -> np.ndarray:
+    """``rms_i`` of the module's formula; infinite for quantised precisions, which have none."""
+    if precision not in UNIT_ROUNDOFF:
+        return np.full(len(found.spreads), np.inf)
+    f = UNIT_ROUNDOFF[precision] / math.sqrt(12) * np.array(found.levels)
+    s = np.where(np.isinf(found.spreads), f, found.spreads)
+    t = math.log(1 / tolerance.FALSE_ALARM)
+    m = max(found.count, 1) / max(len(s), 1)
+    chance = math.sqrt(1 + 2 * math.sqrt(t / m) + 2 * t / m)
+    result: np.ndarray = (
+        tolerance.KERNEL * chance * np.maximum.reduce([s, f, s * 0 + np.median(s)])
     )
     return result
 
@@ -133,6 +159,8 @@ class Exact:
 class Yardstick:
     """Tolerances of a precision: per tap an array with one number a sample; and what it rests on.
 
+    ``rtol`` is for the largest error of a sample, ``rms`` for the root mean square of its errors.
+
     ``accumulated`` and ``introduced`` are the distances of the rounded network itself, ``ranges``
     the values of the exact one.
     """
@@ -147,6 +175,9 @@ class Yardstick:
         self.rtol = {
             name: relative_tolerance(found.spreads, found.count, precision)
             for name, found in self.introduced.items()
+        }
+        self.rms = {
+            name: rms_tolerance(found, precision) for name, found in self.introduced.items()
         }
 
     def _add(self, exact: Exact, rounded: Rounded, index: int) -> None:
@@ -163,7 +194,7 @@ class Yardstick:
 
 
 def _stored(value: torch.Tensor, *, half: bool) -> torch.Tensor:
-    """``value`` as a float16 or float32 program holds it; what float16 cannot, ends at its limit."""
+    """``value`` as a float16 or float32 program holds it, within the range of float16."""
     if half:
         return value.clamp(-65504, 65504).half().float()
     return value.float()

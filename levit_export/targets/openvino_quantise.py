@@ -44,9 +44,7 @@ def refuse(options: ExportOptions) -> None:
     """Raise unless NNCF and calibration images are there for a precision that needs them."""
     if options.precision in NNCF_PRECISIONS:
         _refuse_without_nncf(options.precision)
-    if options.precision == "int8" and (
-        options.calibration is None or not len(options.calibration.inputs)
-    ):
+    if options.precision == "int8" and options.calibration is None:
         raise UsageError(
             "int8 needs images to fit the range of activations to, and none were given",
             remedy="Give --data DIR with a few hundred images, or take --precision w8.",

@@ -1,7 +1,7 @@
 """What a quantiser does to a network, in PyTorch: the yardstick for quantised artifacts.
 
-Weights of linear layers and convolutions go to a symmetric grid per output channel, with
-``s = max|w_channel| / (2**(bits - 1) - 1)`` and ``w -> s * round(w / s)``. For ``int8`` the
+Weights of linear layers and convolutions go to a symmetric grid per output channel (per tensor
+for ``w6`` and ``w4``), with ``s = max|w| / (2**(bits - 1) - 1)`` and ``w -> s * round(w / s)``. For ``int8`` the
 inputs of these layers go to an 8-bit grid as well, over the range ``[lo, hi]`` that real images
 gave them: ``s = (hi - lo) / 255`` and ``x -> s * round(clamp(x, lo, hi) / s)``. What lies outside is clipped,
 as it is in the artifact.
@@ -17,8 +17,11 @@ from torch import nn
 
 from levit_export.core import Calibration
 
-BITS = {"int8": 8, "w8": 8, "w6": 6, "w4": 4}
-"""Bits of a weight in each precision that stores whole numbers."""
+BITS = {"int8": 7, "w8": 8, "w6": 6, "w4": 4}
+"""Bits of a weight in each precision that stores whole numbers. With 8-bit activations the products
+of full-range weights would overflow 16 bits on processors without VNNI, so half the range is used."""
+PALETTES = ("w6", "w4")
+"""Precisions in which the coarsest scheme, Core ML's palette, serves a whole tensor."""
 CALIBRATION_BATCH = 16
 
 Layer = nn.Linear | nn.Conv2d
@@ -46,7 +49,9 @@ def quantise_(
             continue
         if ranges is not None:
             layer.register_forward_pre_hook(_Clipped(*ranges[path]))
-        layer.weight.data = on_grid(layer.weight, BITS[precision])
+        layer.weight.data = on_grid(
+            layer.weight, BITS[precision], per_tensor=precision in PALETTES
+        )
     return module
 
 
@@ -76,9 +81,9 @@ def _layers(module: nn.Module) -> list[tuple[str, Layer]]:
     return [(path, part) for path, part in module.named_modules() if isinstance(part, Layer)]
 
 
-def on_grid(weight: torch.Tensor, bits: int) -> torch.Tensor:
-    """``s * round(w / s)`` with a step ``s`` for each row of ``weight`` ``(C_out, ...)``."""
-    rows = weight.flatten(1)
+def on_grid(weight: torch.Tensor, bits: int, *, per_tensor: bool = False) -> torch.Tensor:
+    """``s * round(w / s)`` with a step ``s`` for each row of ``weight`` ``(C_out, ...)``, or one."""
+    rows = weight.reshape(1, -1) if per_tensor else weight.flatten(1)
     largest = rows.abs().amax(dim=1, keepdim=True)
     s = torch.where(largest > 0, largest, 1.0) / (2 ** (bits - 1) - 1)
     result: torch.Tensor = (torch.round(rows / s) * s).reshape(weight.shape)

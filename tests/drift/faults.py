@@ -77,13 +77,19 @@ class Weight:
     def read(self) -> Array:
         """As the model has it."""
         stored = self.place.read()
-        return stored.squeeze().T.reshape(self.shape) if self.is_transposed else stored.reshape(self.shape)
+        return (
+            stored.squeeze().T.reshape(self.shape)
+            if self.is_transposed
+            else stored.reshape(self.shape)
+        )
 
     def write(self, array: Array) -> None:
         """Replace it."""
         stored = array.T if self.is_transposed else array
         with np.errstate(over="ignore"):
-            self.place.change(lambda _: np.ascontiguousarray(stored.reshape(self.place.shape)), self.place.shape)
+            self.place.change(
+                lambda _: np.ascontiguousarray(stored.reshape(self.place.shape)), self.place.shape
+            )
 
 
 def onnx_places(path: Path) -> Iterator[Place]:
@@ -92,7 +98,9 @@ def onnx_places(path: Path) -> Iterator[Place]:
 
     content = path.read_bytes()
     for tensor in onnx.load(path).graph.initializer:
-        kind = {onnx.TensorProto.FLOAT: "<f4", onnx.TensorProto.FLOAT16: "<f2"}.get(tensor.data_type)
+        kind = {onnx.TensorProto.FLOAT: "<f4", onnx.TensorProto.FLOAT16: "<f2"}.get(
+            tensor.data_type
+        )
         if kind is not None and tensor.raw_data and tensor.dims:
             yield Place(path, content.index(tensor.raw_data), kind, tuple(tensor.dims))
 
@@ -365,11 +373,15 @@ def graph_faults(patient: Patient) -> Iterator[Fault]:
     for block in patient.by_block():
         if block.endswith("attention"):
             yield patient.with_graph(
-                "softmax axis", block, lambda a, b=block: axis(a, value(b, "softmax"))  # type: ignore[misc]
+                "softmax axis",
+                block,
+                lambda a, b=block: axis(a, value(b, "softmax")),  # type: ignore[misc]
             )
         if block.endswith(("attention", "mlp")):
             yield patient.with_graph(
-                "SiLU for Hardswish", block, lambda a, b=block: silu(a, value(b, "hardswish"))  # type: ignore[misc]
+                "SiLU for Hardswish",
+                block,
+                lambda a, b=block: silu(a, value(b, "hardswish")),  # type: ignore[misc]
             )
     stems = [block for block in patient.by_block() if block.startswith("stem.")]
     for index, block in enumerate(stems[1:]):  # what it is given

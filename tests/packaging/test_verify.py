@@ -268,12 +268,20 @@ def test_another_resize(
 
 @pytest.mark.parametrize("mode", ["shorter-side", "exact"])
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
-def test_resize_is_the_toolchains(diagnose: Any, mode: Any, interpolation: Any) -> None:
-    """``verify.py`` spells the preprocessing out again; both give the same pixels and tensors."""
-    recipe = Preprocessing("r", 21, 16, mode, interpolation, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
-    spec = {"dtype": "float32", "shape": [1, 3, 16, 16]}
+@pytest.mark.parametrize("centre", ["rounded", "floored"])
+def test_resize_is_the_toolchains(
+    diagnose: Any, mode: Any, interpolation: Any, centre: Any
+) -> None:
+    """``verify.py`` spells the preprocessing out again; both give the same pixels and tensors.
+
+    The crop's offset is 3/2, which the two centres settle differently, and 79 * (21 / 79) is
+    less than 21 in float64.
+    """
+    numbers = ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    recipe = Preprocessing("r", 21, 18, mode, interpolation, *numbers, centre)
+    spec = {"dtype": "float32", "shape": [1, 3, 18, 18]}
     generator = np.random.default_rng(0)
-    for shape in ((37, 22, 3), (9, 40), (16, 16, 3)):
+    for shape in ((37, 22, 3), (9, 40), (16, 16, 3), (90, 79, 3)):
         pixels = generator.integers(0, 256, shape, dtype=np.uint8)
         cropped = diagnose.resize(vars(recipe), pixels)
         np.testing.assert_array_equal(cropped, preprocessing.resize_and_crop(recipe, pixels))

@@ -14,6 +14,7 @@ import argparse
 import hashlib
 import itertools
 import json
+import math
 import platform
 import sys
 from collections.abc import Callable, Iterator
@@ -162,11 +163,13 @@ def resize(recipe: Any, pixels: np.ndarray, **other: Any) -> np.ndarray | None:
     if recipe["resize_mode"] == "exact":
         width = height = recipe["resize"]
     else:
-        scale = recipe["resize"] / min(width, height)
-        width, height = int(width * scale), int(height * scale)
+        short, size = min(width, height), recipe["resize"]
+        # Multiplied first: a factor such as 256 / 49 is rounded, and 49 times that is below 256.
+        width, height = int(size * width / short), int(size * height / short)
     image = image.resize((width, height), Image.Resampling[recipe["interpolation"].upper()])
     crop = recipe["crop"]
-    left, top = round((width - crop) / 2), round((height - crop) / 2)
+    settle = round if recipe["centre"] == "rounded" else math.floor
+    left, top = settle((width - crop) / 2), settle((height - crop) / 2)
     return np.asarray(image.crop((left, top, left + crop, top + crop)))
 
 

@@ -23,7 +23,10 @@ from levit_export.published.cache import disk_errors, locked
 from levit_export.published.transfer import Transfer
 
 VERSION = "1.30.0"
-INTEGRITY = "sha512-q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="
+INTEGRITY = (
+    "sha512-q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02V"
+    "b7QmRMDs1SigqR4CXAfKYQ=="
+)
 """``dist.integrity`` of this version in the npm registry."""
 
 FILES = {

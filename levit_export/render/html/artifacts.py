@@ -21,6 +21,8 @@ from levit_export.report import Accuracy, ArtifactReport, Report
 from levit_export.timing import TimingReport
 
 GEMM = "GEMM share: 1 is the rate at which this machine multiplies matrices."
+MOST_OF_A_PATH = 60
+"""Characters; the list of files has all of it."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,8 @@ def _columns(report: Report) -> Iterator[Cells]:
 def _named(label: str) -> Markup:
     """The id, with a path that may be long on a line of its own."""
     name, _, more = label.partition(" ")
-    return element("span", name, *([element("small", more)] if more else []), kind="name")
+    place = [element("small", wording.shortened(more, MOST_OF_A_PATH))] if more else []
+    return element("span", name, *place, kind="name")
 
 
 def _share(artifact: ArtifactReport) -> str:
@@ -149,9 +152,15 @@ def _notes(report: Report) -> Markup:
         for remark in _remarks(artifact):
             concerned.setdefault(remark, []).append(label)
     return bullets(
-        element("span", element("b", ", ".join(names)), f": {remark}")
+        element("span", element("b", _listed(names, report)), f": {remark}")
         for remark, names in concerned.items()
     )
+
+
+def _listed(names: Sequence[str], report: Report) -> str:
+    if 1 < len(report.artifacts) == len(names):
+        return "all"
+    return ", ".join(wording.shortened(name, MOST_OF_A_PATH) for name in names)
 
 
 def _remarks(artifact: ArtifactReport) -> Iterator[str]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import re
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ from xml.etree import ElementTree as ET
 
 from levit_export.render.html.markup import Markup, element
 from levit_export.render.junit import NOT_XML
+from levit_export.targets.quiet import quiet
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -109,21 +109,21 @@ def colour(label: str) -> str:
 
 
 def _drawn(draw: Callable[[Axes], None], frame: Frame) -> str:
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
     out = io.StringIO()
-    with mpl.rc_context(), warnings.catch_warnings():
-        # The page's font has the glyphs; matplotlib's own only measures them.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        mpl.rcdefaults()
-        settings: Any = mpl.rcParams  # its keys' types differ from version to version
-        settings.update(STYLE)
-        size = (WIDTH / POINTS_PER_INCH, frame.height / POINTS_PER_INCH)
-        figure = Figure(figsize=size)
-        figure.subplots_adjust(**frame.margins())
-        draw(figure.subplots())
-        figure.savefig(out, format="svg", metadata=NO_METADATA)
+    # It speaks of caches of fonts, and of glyphs that the page's own font has.
+    with quiet("matplotlib"):
+        import matplotlib as mpl
+        from matplotlib.figure import Figure
+
+        with mpl.rc_context():
+            mpl.rcdefaults()
+            settings: Any = mpl.rcParams  # its keys' types differ from version to version
+            settings.update(STYLE)
+            size = (WIDTH / POINTS_PER_INCH, frame.height / POINTS_PER_INCH)
+            figure = Figure(figsize=size)
+            figure.subplots_adjust(**frame.margins())
+            draw(figure.subplots())
+            figure.savefig(out, format="svg", metadata=NO_METADATA)
     return out.getvalue()
 
 

@@ -6,8 +6,6 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from levit_export.render.html import drawing, wording
 from levit_export.render.html.markup import (
     Column,
@@ -27,6 +25,10 @@ if TYPE_CHECKING:
 HEIGHT = 240
 LEGEND_LINE = 15
 MOST_TICKS = 9
+ALIKE = 2.0
+DECADES_BELOW = 1e3
+"""How far below its tolerance an error is still drawn; what is less is cut off."""
+
 DASHES = ("-", "--", "-.")
 """Of the artifacts of one format, such as Core ML's on several compute units."""
 
@@ -45,11 +47,11 @@ def drift(found: DriftMap | None) -> Markup:
         drawing.plot(
             lambda axes, stages=stages: _lines(axes, stages),  # type: ignore[misc]
             name=f"drift-plot-{number}",
-            title=f"Distance to PyTorch over depth, {precision}",
+            title=f"Distance to PyTorch over depth: {_listed(stages)}",
             description=" ".join(_said(stages)),
             frame=_frame(len(stages) + 1),
         )
-        for number, (precision, stages) in enumerate(_groups(found).items())
+        for number, stages in enumerate(_groups(found))
     ]
     sentences = bullets(finding.sentence for finding in found.findings if finding.sentence)
     every = folded("Figures of every tap", *(_figures(stage) for stage in found.stages))
@@ -58,19 +60,40 @@ def drift(found: DriftMap | None) -> Markup:
     return section("drift", "Drift", sentences, words, grid, every, bullets(found.notes))
 
 
+def _listed(stages: Sequence[Stage]) -> str:
+    return ", ".join(wording.shortened(stage.name, 40) for stage in stages)
+
+
 def _frame(entries: int) -> drawing.Frame:
     legend = LEGEND_LINE * entries + 8
     return drawing.Frame(HEIGHT + legend, left=58, top=legend, bottom=52)
 
 
-def _groups(found: DriftMap) -> Mapping[str, list[Stage]]:
-    """Artifacts by precision, which their tolerances follow from: a band fits all of a plot."""
-    groups: dict[str, list[Stage]] = {}
+def _groups(found: DriftMap) -> list[list[Stage]]:
+    """Artifacts of one precision and of like tolerances: a band has to be right for each line."""
+    groups: list[tuple[str, list[Stage]]] = []
     for stage in found.stages:
-        if stage.kind == "artifact" and any(_values(stage.rows, "accumulated")):
-            precision = stage.name.partition("-")[2].partition(" ")[0] or stage.name
-            groups.setdefault(wording.shortened(precision, 24), []).append(stage)
-    return groups
+        if stage.kind != "artifact" or not any(_values(stage.rows, "accumulated")):
+            continue
+        precision = stage.name.partition("-")[2].partition(" ")[0]
+        for known, group in groups:
+            if known == precision and _alike(group[0], stage):
+                group.append(stage)
+                break
+        else:
+            groups.append((precision, [stage]))
+    return [group for _, group in groups]
+
+
+def _alike(one: Stage, other: Stage) -> bool:
+    """Whether no tolerance of the two differs by more than ``ALIKE`` at a tap that both have."""
+    known = dict(zip(*_line(one.rows, "tolerance"), strict=True))
+    pairs = [
+        (value, known[at])
+        for at, value in zip(*_line(other.rows, "tolerance"), strict=True)
+        if at in known
+    ]
+    return all(max(pair) <= ALIKE * min(pair) for pair in pairs)
 
 
 def _said(stages: Sequence[Stage]) -> Iterator[str]:
@@ -129,7 +152,7 @@ def _band(axes: Axes, stages: Sequence[Stage]) -> None:
     bottom, top = axes.get_ylim()
     if allowed:
         places, edge = sorted(allowed), [allowed[at] for at in sorted(allowed)]
-        top = max(top, 1.5 * float(np.max(edge)))
+        bottom, top = max(bottom, min(edge) / DECADES_BELOW), max(top, 1.5 * max(edge))
         shade = drawing.COLOURS["band"]
         axes.fill_between(places, bottom, edge, color=shade, linewidth=0, label="tolerance")
         axes.plot(places, edge, color=drawing.COLOURS["muted"], linewidth=0.8)

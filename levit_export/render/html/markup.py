@@ -54,9 +54,7 @@ class Column:
     number: bool = False
 
 
-def table(
-    caption: str, columns: Sequence[Column], rows: Iterable[Sequence[object]], *, kind: str = ""
-) -> Markup:
+def table(caption: str, columns: Sequence[Column], rows: Iterable[Sequence[object]]) -> Markup:
     """A table whose first cell of a row heads it, in a box that scrolls where it is too wide."""
     head = element("tr", *(_heading(column) for column in columns))
     body = [
@@ -68,7 +66,6 @@ def table(
         element("caption", caption),
         element("thead", head),
         element("tbody", join(body, "\n")),
-        kind=kind,
     )
     box = {"role": "region", "aria-label": caption, "tabindex": "0"}
     return element("div", whole, attributes=box, kind="scroll")

@@ -13,13 +13,11 @@ from levit_export.render.html.drift import drift as drift_section
 from levit_export.render.html.flips import Pixels, flips
 from levit_export.render.html.latency import latency
 from levit_export.render.html.markup import (
-    Column,
     Markup,
     bullets,
     definitions,
     element,
     join,
-    table,
 )
 from levit_export.render.html.surroundings import environment, ledger, searches
 from levit_export.render.html.tradeoff import tradeoff
@@ -107,12 +105,17 @@ def _sentence(report: Report) -> str:
 
 
 def _reasons(checks: list[Check]) -> Markup:
-    columns = [Column("artifact"), Column("check"), Column("verdict"), Column("reason")]
-    rows = [
-        (check.artifact, check.name, wording.verdict(check.verdict), check.reason)
+    """A list, not a table: on a telephone the reason has to be read without scrolling."""
+    return bullets(
+        element(
+            "span",
+            element("b", check.artifact),
+            f" {check.name} ",
+            wording.verdict(check.verdict),
+            f": {check.reason}",
+        )
         for check in checks
-    ]
-    return table("What did not pass", columns, rows, kind="reasons")
+    )
 
 
 def _model(report: Report) -> Iterator[tuple[object, object]]:
