@@ -31,8 +31,8 @@ def stage(
 ) -> Stage:
     """The rows of a file, and which of the weight ``tensors`` it does not hold.
 
-    ``exact`` is the prepared module, which the program was found to be (iii). A file that cannot be
-    read or run is a stage with a ``failure``, not an error: the chain goes on with the others.
+    ``exact`` is the prepared module, which the program was found to be (iii). A file that cannot
+    be read or run is a stage with a ``failure``, not an error: the chain goes on with the others.
     """
     name = artifact.id
     try:

@@ -12,8 +12,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
-
 from levit_export.architectures.blocks import block_names
 from levit_export.core import Calibration, Prepared
 from levit_export.drift import taps
@@ -106,7 +104,7 @@ def program_stage(
     model: Model, program: ExportedProgram, exact: Exact, yardstick: Yardstick
 ) -> Stage:
     """(iii) The captured program in float32; ``exact`` is the prepared module."""
-    tapped = taps.ProgramTaps(program.module(), model.blocks)  # type: ignore[arg-type]
+    tapped = taps.ProgramTaps(program.module(), model.blocks)
     size = _batch(program)
     comparison: Comparison | None = None
     for index in range(len(model.samples)):

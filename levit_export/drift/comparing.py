@@ -74,7 +74,7 @@ class Comparison:
                 made.append(Row(name, block, stage, "fused"))
                 skipped += (name,)
                 continue
-            row = self._row(name, block, stage, found, before, skipped)
+            row = self._row(name, block, stage, before=before, skipped=skipped)
             made.append(row)
             before, skipped = row.accumulated, ()
         return tuple(made)
@@ -84,10 +84,11 @@ class Comparison:
         name: str,
         block: str,
         stage: str,
-        found: _Found,
+        *,
         before: float | None,
         skipped: tuple[str, ...],
     ) -> Row:
+        found = self._found[name]
         use = self._use(name, found.introduced)
         accumulated, seen = found.accumulated.largest, found.seen
         return Row(

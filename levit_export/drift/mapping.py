@@ -25,7 +25,7 @@ FLOAT = "fp32"
 
 @dataclass
 class Bench:
-    """A model with everything that artifacts of it are held against, each made once when needed."""
+    """A model with all that artifacts of it are held against, each made once when needed."""
 
     model: Model
     calibration: Calibration | None = None
@@ -88,8 +88,8 @@ def draw(
         stage = bench.artifact(artifact, run)
         stages.append(stage)
         findings.append(bench.judge(artifact, stage, before))
-    for precision in dict.fromkeys(artifact.precision for artifact, _ in found):
-        stages.append(chain.precision_stage(bench.exact, bench.yardstick(precision)))
+    precisions = dict.fromkeys(artifact.precision for artifact, _ in found)
+    stages += [chain.precision_stage(bench.exact, bench.yardstick(p)) for p in precisions]
     return DriftMap(
         bench.model.checkpoint.name,
         bench.model.samples.names,

@@ -16,7 +16,7 @@ from levit_export.drift.yardstick import samples_of, spread
 from levit_export.errors import MissingDependencyError, UsageError
 from levit_export.passes import PASSES
 from levit_export.progress import Progress, Silent
-from levit_export.reference import ModelChoice
+from levit_export.reference import ModelChoice, _held_out
 from levit_export.targets.availability import needs
 from levit_export.targets.eager import _cpu_threads
 
@@ -186,7 +186,7 @@ def _samples(request: DriftRequest, found: Sequence[Located], checkpoint: Checkp
         inputs, _ = bundle.read_golden(found[0].folder, manifest)
     else:
         inputs = samples.make(checkpoint.preprocessing, seed=request.seed)
-        if (images := reference._held_out(checkpoint)) is not None:
+        if (images := _held_out(checkpoint)) is not None:
             inputs = inputs.joined(images.first(reference.SHOWN_REAL))
     return samples_of(inputs, list(spread(len(inputs), request.samples)))
 

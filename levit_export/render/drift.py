@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 MARKS = {"fused": "fused away", "missing": "missing", "shape": "other shape"}
 LEGEND = (
-    "each cell: error introduced at the tap / accumulated up to it, relative to the largest value; "
-    "peak: largest |x| of the exact network"
+    "each cell: error introduced at the tap / accumulated up to it, relative to the largest "
+    "value; peak: largest |x| of the exact network"
 )
 
 

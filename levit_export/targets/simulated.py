@@ -21,7 +21,10 @@ BITS = {"int8": 7, "w8": 8, "w6": 6, "w4": 4}
 """Bits of a weight in each precision that stores whole numbers. With 8-bit activations the products
 of full-range weights would overflow 16 bits on processors without VNNI, so half the range is used."""
 PALETTES = ("w6", "w4")
-"""Precisions in which the coarsest scheme, Core ML's palette, serves a whole tensor."""
+"""Precisions in which the coarsest scheme, Core ML's palette, serves a whole tensor. Its colours
+lie where the weights are, which is worth one bit: for normally distributed weights, 16 colours
+(Max 1960: 0.0095 of the variance) come between even grids of 16 and of 32 steps over four standard
+deviations (0.024, 0.006)."""
 CALIBRATION_BATCH = 16
 
 Layer = nn.Linear | nn.Conv2d
@@ -49,9 +52,9 @@ def quantise_(
             continue
         if ranges is not None:
             layer.register_forward_pre_hook(_Clipped(*ranges[path]))
-        layer.weight.data = on_grid(
-            layer.weight, BITS[precision], per_tensor=precision in PALETTES
-        )
+        is_palette = precision in PALETTES
+        bits = BITS[precision] + is_palette
+        layer.weight.data = on_grid(layer.weight, bits, per_tensor=is_palette)
     return module
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -344,7 +344,7 @@ def _makes(name: str, layer: str) -> bool:
 
 
 def peaks_of(model: Model, layers: set[str]) -> dict[str, float]:
-    """The largest result of each layer of the prepared module on the samples, the least sample's."""
+    """The largest result of each layer of the prepared module on the sample with the smallest."""
     module = chain.rewritten(model)
     found: dict[str, float] = {}
     for path, part in module.named_modules():

@@ -91,6 +91,13 @@ def page(browser: Browser, address: str) -> Browser:
     return browser
 
 
+@pytest.fixture
+def modules(browser: Browser, address: str) -> Browser:
+    """The browser at the page's origin, where its modules can be imported, without the page."""
+    browser.open(address.replace("/web/", "/labels.txt"))
+    return browser
+
+
 def verdicts(browser: Browser) -> dict[str, str]:
     """The verdict of each check that the page shows."""
     script = """return [...document.querySelectorAll('#checks li')].map((item) =>
@@ -173,7 +180,7 @@ RECIPES = [
 @pytest.mark.parametrize(
     "recipe", RECIPES, ids=lambda r: f"{r.resize_mode}-{r.interpolation}-{r.centre}"
 )
-def test_the_resize_is_pillows(page: Browser, recipe: Preprocessing) -> None:
+def test_the_resize_is_pillows(modules: Browser, recipe: Preprocessing) -> None:
     """Every pixel of the page's resize and crop, and every bit of its input, is Python's."""
     generator = np.random.default_rng(3)
     images = [generator.integers(0, 256, (*size, 3), dtype=np.uint8) for size in SIZES]
@@ -190,7 +197,9 @@ def test_the_resize_is_pillows(page: Browser, recipe: Preprocessing) -> None:
         {"height": len(image), "width": image.shape[1], "data": image.ravel().tolist()}
         for image in images
     ]
-    for image, (cropped, fed) in zip(images, page.run(script, vars(recipe), given), strict=True):
+    for image, (cropped, fed) in zip(
+        images, modules.run(script, vars(recipe), given), strict=True
+    ):
         wanted = preprocessing.resize_and_crop(recipe, image)
         np.testing.assert_array_equal(np.reshape(cropped, wanted.shape), wanted, str(image.shape))
         tensor = preprocessing.normalise(recipe, wanted)
@@ -360,7 +369,7 @@ def test_transparency_is_told_of(page: Browser, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation(page: Browser, tmp_path: Path, orientation: int) -> None:
+def test_exif_orientation(modules: Browser, tmp_path: Path, orientation: int) -> None:
     """A photograph is turned as its EXIF says: of all eight ways Python's is the nearest."""
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -371,7 +380,7 @@ def test_exif_orientation(page: Browser, tmp_path: Path, orientation: int) -> No
         return import('/web/decode.js')
             .then(({ decode }) => decode(new Blob([bytes], { type: 'image/jpeg' })))
             .then(({ width, height, data }) => [width, height, [...data]])"""
-    width, height, data = page.run(script, raw)
+    width, height, data = modules.run(script, raw)
     found = np.reshape(data, (height, width, 3)).astype(float)
     wanted = decode(path)
     assert found.shape == wanted.shape

@@ -28,11 +28,12 @@ from html_reports import (
     twelve,
 )
 
+from levit_export.parity import NOT_ASKED
 from levit_export.render import html
-from levit_export.render.html.page import POLICY
 from levit_export.report import Report
 from levit_export.search import Candidate, Found, Point
 
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 PIXELS = {"noise": np.arange(192, dtype=np.uint8).reshape(8, 8, 3)}
 
 
@@ -136,6 +137,16 @@ def test_reports_with_little_in_them(report: Report) -> None:
     assert page.all("h1")[0].text.startswith("○ not run")
 
 
+def test_a_run_that_only_measured() -> None:
+    """Where parity was not asked for the page says so once, and has no column of it."""
+    found = made.unrun(artifact(timing=timed(2.0)), NOT_ASKED)
+    page = read(html.page(made.report_of(found)))
+    (header,) = page.all("header")
+    assert "only measured" in header.text
+    assert not header.all("li")
+    assert rows(section(page, "artifacts").all("table")[0])[0][:2] == ["artifact", "size"]
+
+
 def test_ledger() -> None:
     """Applied passes show before and after; the others say why nothing was done."""
     page = read(html.page(replace(made.report_of(artifact()), passes=PASSES)))
@@ -148,17 +159,17 @@ def test_ledger() -> None:
 
 def test_latency_shows_every_call_and_flags_noise() -> None:
     """A strip has a dot for each call; noisy ones are flagged in the plot and in the tables."""
-    report = made.report_of(
-        artifact(timing=timed(2.0)), artifact("openvino", timing=timed(3.0, spread=0.5))
-    )
+    quiet = [artifact(timing=timed(2.0)), artifact("coreml", timing=timed(2.5))]
+    report = made.report_of(*quiet, artifact("openvino", timing=timed(3.0, spread=0.5)))
     latency = section(read(html.page(report)), "latency")
     (svg,) = latency.all("svg")
-    assert len(svg.all("use")) >= 100
+    assert len(svg.all("use")) >= 150
     words = [node.text for node in svg.all("text")]
     assert words.count("noisy") == 1
     figures = rows(latency.all("table")[0])
     assert [(row[0], row[-1]) for row in figures[1:]] == [
         ("onnx-fp32", "no"),
+        ("coreml-fp32", "no"),
         ("openvino-fp32", "yes"),
     ]
 
@@ -238,6 +249,14 @@ def test_what_comes_from_elsewhere_is_text() -> None:
     assert "\x00" not in text
     handlers = [a for node in page.everything() for a in node.attributes if a.startswith("on")]
     assert not handlers
+
+
+@pytest.mark.parametrize("name", ["$x$", "\N{CJK UNIFIED IDEOGRAPH-6A21}"], ids=["$", "CJK"])
+def test_names_are_drawn_as_they_are(name: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """Dollar signs are no mathematics, and a glyph that matplotlib lacks is no warning."""
+    page = read(html.page(made.report_of(artifact(name, timing=timed(2.0)))))
+    assert any(f"{name}-fp32" in node.text for node in page.all("svg")[0].all("text"))
+    assert capfd.readouterr() == ("", "")
 
 
 def test_nothing_is_fetched_or_run() -> None:

@@ -111,7 +111,7 @@ def _of_folder(folder: Path, package: Package) -> dict[str, bytes]:
     def refuse(name: str, problem: str) -> LevitExportError:
         return UsageError(
             f"{folder} does not hold onnxruntime-web {VERSION}: {dist / name} {problem}",
-            remedy=f"{BY_HAND[0].upper()}{BY_HAND[1:]}, or leave --ort-web out.",
+            remedy=f"By hand: {BY_HAND}. Or leave --ort-web out to have it fetched.",
         )
 
     return _checked(package, lambda name: (dist / name).read_bytes(), refuse)

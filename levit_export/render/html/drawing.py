@@ -59,7 +59,6 @@ STYLE: dict[str, Any] = {
     "xtick.labelsize": 9.5,
     "ytick.labelsize": 9.5,
 }
-NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
 HOW_TO_GET = "pip install matplotlib"
 
 
@@ -123,7 +122,7 @@ def _drawn(draw: Callable[[Axes], None], frame: Frame) -> str:
             figure = Figure(figsize=size)
             figure.subplots_adjust(**frame.margins())
             draw(figure.subplots())
-            figure.savefig(out, format="svg", metadata=NO_METADATA)
+            figure.savefig(out, format="svg")
     return out.getvalue()
 
 

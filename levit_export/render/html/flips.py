@@ -85,11 +85,13 @@ def _words(report: Report) -> str:
     outputs = [output for artifact in report.artifacts for output in artifact.parity.outputs]
     decided = sum(output.decided_flips for output in outputs)
     undecided = sum(output.undecided_flips for output in outputs)
-    return (
+    words = (
         f"{undecided} undecided: PyTorch itself is so near a tie there that rounding explains "
-        f"another best class. {decided} decided: rounding does not explain them, and they are "
-        "failures."
+        "another best class."
     )
+    if decided:
+        words += f" {decided} decided: rounding does not explain them, and they are failures."
+    return words
 
 
 def _left_out(counted: int, found: Mapping[str, Sequence[_Found]]) -> list[Markup]:

@@ -67,7 +67,7 @@ def table(caption: str, columns: Sequence[Column], rows: Iterable[Sequence[objec
         element("thead", head),
         element("tbody", join(body, "\n")),
     )
-    box = {"role": "region", "aria-label": caption, "tabindex": "0"}
+    box = {"role": "group", "aria-label": caption, "tabindex": "0"}
     return element("div", whole, attributes=box, kind="scroll")
 
 

@@ -7,6 +7,7 @@ from importlib import resources
 from typing import TYPE_CHECKING
 
 from levit_export.gate import Check, of_report
+from levit_export.parity import NOT_ASKED
 from levit_export.render.html import wording
 from levit_export.render.html.artifacts import artifacts
 from levit_export.render.html.drift import drift as drift_section
@@ -82,7 +83,8 @@ def _header(report: Report) -> Iterator[Markup]:
     title = element("span", _name(report), kind="name")
     yield element("h1", wording.verdict(report.verdict), " ", title)
     yield element("p", _sentence(report), kind="lead")
-    if wrong := [check for check in checks if check.verdict != "pass"]:
+    wrong = [check for check in checks if check.verdict != "pass"]
+    if wrong and not _only_measured(report):
         yield _reasons(wrong)
     if report.model is not None:
         yield definitions(_model(report))
@@ -94,6 +96,8 @@ def _sentence(report: Report) -> str:
     verdicts = [artifact.parity.verdict for artifact in report.artifacts]
     if not verdicts:
         return "There is no artifact."
+    if _only_measured(report):
+        return "This run only measured: parity was not asked for."
     if set(verdicts) == {"pass"}:
         every = (
             "The artifact gives" if len(verdicts) == 1 else f"All {len(verdicts)} artifacts give"
@@ -102,6 +106,10 @@ def _sentence(report: Report) -> str:
     counts = {kind: verdicts.count(kind) for kind in TITLES if kind in verdicts}
     said = ", ".join(f"{count} {TITLES[kind]}" for kind, count in counts.items())
     return f"Of {len(verdicts)} artifacts {said}."
+
+
+def _only_measured(report: Report) -> bool:
+    return all(artifact.parity.reason == NOT_ASKED for artifact in report.artifacts)
 
 
 def _reasons(checks: list[Check]) -> Markup:

@@ -1,0 +1,93 @@
+"""``levit-export drift``: the map of an export directory."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+from click.testing import CliRunner, Result
+from onnx import numpy_helper
+from support import Exported
+
+from levit_export.cli.drift import drift
+
+FILE = "onnx-fp32/levit_digits.onnx"
+FEW = ("--samples", "2", "--threads", "1")
+
+
+def run(*arguments: object) -> Result:
+    """The verb on its own."""
+    return CliRunner().invoke(drift, [str(argument) for argument in arguments])
+
+
+def spoil(folder: Path) -> None:
+    """Let the softmax of a block in the ONNX file run over the queries."""
+    file = folder / FILE
+    proto = onnx.load(file)
+    name = "stage2_block0_attention_softmax"
+    (node,) = (n for n in proto.graph.node if n.output[0] == name)
+    node.attribute[0].i = -2
+    onnx.save(proto, file)
+
+
+def test_drift_of_a_directory(exported: Exported) -> None:
+    """A sound export exits 0; every tap has a line, every file a sentence."""
+    result = run(exported.folder, *FEW)
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert any(line.startswith("stage1.block0.attention.softmax ") for line in lines)
+    assert any(line.startswith("clean  every block of onnx-fp32 stays within") for line in lines)
+
+
+def test_drift_names_the_block(exported: Exported) -> None:
+    """A spoilt file exits 1, its block and stage are named, and that it was altered is said."""
+    spoil(exported.folder)
+    result = run(exported.folder, *FEW)
+    assert result.exit_code == 1, result.output
+    (line,) = [line for line in result.stdout.splitlines() if line.startswith("conversion ")]
+    assert "stage2.block0.attention.softmax in onnx-fp32 introduces" in line
+    assert "was altered after it was written" in result.stdout
+
+
+def test_drift_as_json(exported: Exported) -> None:
+    """``--json -`` prints everything and nothing else."""
+    content: dict[str, Any] = json.loads(run(exported.folder, *FEW, "--json", "-").stdout)
+    assert content["verdict"] == "pass"
+    kinds = [stage["kind"] for stage in content["stages"]]
+    assert kinds[0] == "checkpoint"
+    assert {"pass", "program", "artifact", "precision"} <= set(kinds)
+    taps = [row["tap"] for row in content["stages"][-1]["rows"]]
+    assert (taps[0], taps[-1]) == ("stem.0", "logits")
+
+
+def test_a_bare_file_needs_its_checkpoint(exported: Exported) -> None:
+    """A file that does not say what it is of is bad input; with a model named it is looked at."""
+    file = exported.folder / FILE
+    refused = run(file, *FEW)
+    assert refused.exit_code == 2
+    assert "--checkpoint" in refused.output
+    assert run(file, *FEW, "--model", "levit_digits").exit_code == 0
+
+
+def test_another_checkpoint_is_refused(exported: Exported) -> None:
+    """A directory is not held against weights that it was not made of."""
+    result = run(exported.folder, *FEW, "--model", "levit_digits", "--random-weights", "0")
+    assert result.exit_code == 2
+    assert "was made of a checkpoint" in result.output
+
+
+@pytest.mark.parametrize("change", [1.01, 2.0])
+def test_a_wrong_tensor_is_named(exported: Exported, change: float) -> None:
+    """A tensor that is not the checkpoint's is named with its block."""
+    file = exported.folder / FILE
+    proto = onnx.load(file)
+    (tensor,) = (t for t in proto.graph.initializer if t.name == "blocks.0.m.baked_bias")
+    tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * change, tensor.name))
+    onnx.save(proto, file)
+    result = run(exported.folder, *FEW)
+    assert result.exit_code == 1
+    assert "the file does not hold blocks.0.m.baked_bias" in result.stdout
+    assert "weights  stage1.block0.attention in onnx-fp32" in result.stdout

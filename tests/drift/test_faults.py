@@ -1,0 +1,161 @@
+"""A few of the faults that scripts/fault-injection injects over all blocks, and clean files."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import faults
+import numpy as np
+import pytest
+import subjects
+from faults import Patient
+
+from levit_export import checkpoints, drift
+from levit_export.core import RunOptions
+from levit_export.drift import chain
+from levit_export.drift.chain import Model
+from levit_export.drift.mapping import Bench
+from levit_export.drift.yardstick import samples_of
+
+KINDS = (("onnx", "fp32"), ("openvino", "fp32"), ("coreml", "fp16"))
+
+
+@cache
+def bench() -> Bench:
+    """The bundled model on noise and an image of noise."""
+    samples = samples_of(subjects.digits_reference().samples, (0, 8))
+    return Bench(Model(checkpoints.bundled(), samples))
+
+
+@pytest.fixture(params=KINDS, ids=["onnx-fp32", "openvino-fp32", "coreml-fp16"])
+def patient(request: pytest.FixtureRequest, tmp_path: Path) -> Patient:
+    """A copy of each file, to be spoilt."""
+    return Patient.of(subjects.copy(subjects.artifact(*request.param), tmp_path), bench())
+
+
+def test_faults_of_a_file_are_localised(patient: Patient) -> None:
+    """One fault of every kind: block, stage and cause are named; the file itself is clean after."""
+    one_of_each = {fault.expected.kind: fault for fault in faults.file_faults(patient)}
+    assert len(one_of_each) >= 11
+    for fault in one_of_each.values():
+        finding = fault.run()
+        assert fault.expected.is_named_by(finding), (str(fault.expected), finding.sentence)
+    assert patient.judge().clean
+
+
+def test_faults_of_stages_are_localised() -> None:
+    """A fault of the module, of each pass or of the program is not blamed on what comes after."""
+    program = subjects.digits().program
+    found = list(faults.stage_faults(bench().model, program))
+    one_of_each = {(fault.expected.stage, fault.expected.kind): fault for fault in found}
+    assert {stage for stage, _ in one_of_each} == {
+        chain.CHECKPOINT,
+        chain.PROGRAM,
+        "pass fuse_batchnorm",
+        "pass bake_attention_bias",
+        "pass fold_attention_scale",
+    }
+    for fault in one_of_each.values():
+        finding = fault.run()
+        assert fault.expected.is_named_by(finding), (str(fault.expected), finding.sentence)
+
+
+def test_what_is_wrong_before_the_files_is_said_of_them(patient: Patient) -> None:
+    """A file is not accused of what its checkpoint's module did."""
+    spoilt = next(faults.stage_faults(bench().model, subjects.digits().program)).run()
+    finding = bench().judge(
+        patient.artifact, bench().artifact(patient.artifact, RunOptions()), spoilt
+    )
+    assert (finding.cause, finding.block, finding.stage) == ("checkpoint", "stem.0", "checkpoint")
+    assert patient.artifact.id in finding.sentence
+
+
+def test_introduced_tells_the_block_where_accumulated_does_not(patient: Patient) -> None:
+    """Behind a fault every tap is off, and only the faulty block introduces more than rounding."""
+    block = "stage2.block0.attention"
+    name = "blocks.6.m.proj.1.weight"
+    before = patient.weights[name].read()
+    patient.weights[name].write(np.ascontiguousarray(before[:, ::-1]))
+    stage = bench().artifact(patient.artifact, RunOptions())
+    rows = {row.tap: row for row in stage.rows}
+    assert {row.block for row in stage.rows if row.is_fault} == {block}
+    after = rows["stage3.block1.mlp.out"]
+    assert after.accumulated is not None
+    assert after.accumulated > 100 * (after.introduced or 0)
+    assert stage.wrong_weights == (name,)
+
+
+def test_explain_names_block_and_remedy(patient: Patient) -> None:
+    """The sentence for a failed check says where, that the stages before are clean, and what to do."""
+    axis, _, _ = faults.EDITS[patient.artifact.format]
+    axis(patient.artifact, "stage1_block1_attention_softmax")
+    sentence = drift.explain(
+        patient.artifact,
+        checkpoints.bundled(),
+        subjects.digits_reference(),
+        RunOptions(),
+        program=subjects.digits().program,
+    )
+    assert sentence.startswith(f"stage1.block1.attention.softmax in {patient.artifact.id} ")
+    assert "stages (i)–(iii) are clean" in sentence
+
+
+def test_explain_of_a_sound_file_says_where_the_error_comes_from() -> None:
+    """Where no block is at fault, the one that adds most is named."""
+    sentence = drift.explain(
+        subjects.artifact("coreml", "fp16"),
+        checkpoints.bundled(),
+        subjects.digits_reference(),
+        RunOptions(),
+        program=subjects.digits().program,
+    )
+    assert sentence.startswith("no block of coreml-fp16 leaves its tolerance")
+
+
+def test_a_tap_that_is_gone_is_said_to_be_fused(tmp_path: Path) -> None:
+    """A value that the file does not have is reported, and the segment around it is still judged."""
+    sound = subjects.copy(subjects.artifact("onnx", "fp32"), tmp_path)
+    content = sound.path.read_bytes()
+    name = b"stage1_block0_attention_softmax"
+    sound.path.write_bytes(content.replace(name, b"x" * len(name)))
+    stage = bench().artifact(sound, RunOptions())
+    rows = {row.tap: row for row in stage.rows}
+    tap = "stage1.block0.attention.softmax"
+    assert rows[tap].status == "fused"
+    assert rows["stage1.block0.attention.out"].fused_before == (tap,)
+    assert rows["stage1.block0.attention.out"].status == "ok"
+
+
+def test_a_file_that_cannot_be_run_is_a_finding(tmp_path: Path) -> None:
+    """A damaged file does not end the map: its stage says why it failed."""
+    damaged = subjects.copy(subjects.artifact("openvino", "fp32"), tmp_path)
+    twin = damaged.path.with_suffix(".bin")
+    twin.write_bytes(twin.read_bytes()[:1000])
+    stage = bench().artifact(damaged, RunOptions())
+    finding = bench().judge(damaged, stage, drift.Finding("model", "none"))
+    assert stage.failure
+    assert (finding.cause, finding.clean) == ("conversion", False)
+
+
+def test_what_is_not_finite_is_inherited_by_what_follows(tmp_path: Path) -> None:
+    """NaN is a fault where it arises and not at every tap behind."""
+    spoilt = Patient.of(subjects.copy(subjects.artifact("onnx", "fp32"), tmp_path), bench())
+    name = "blocks.3.m.2.bias"
+    spoilt.weights[name].write(faults.with_nan(spoilt.weights[name].read()))
+    rows = bench().artifact(spoilt.artifact, RunOptions()).rows
+    assert [row.tap for row in rows if row.status == "not-finite"] == ["stage1.block1.mlp.out"]
+    assert {row.status for row in rows[-3:]} == {"inherited"}
+
+
+def test_samples_of_another_seed_raise_no_alarm(patient: Patient) -> None:
+    """Clean files are clean on other inputs too."""
+    from levit_export.samples import make
+
+    subject = bench().model
+    for seed in (1, 2):
+        other = make(subject.checkpoint.preprocessing, seed=seed)
+        fresh = Bench(replace(subject, samples=samples_of(other, (1, 5))))
+        finding = replace(patient, bench=fresh).judge()
+        assert finding.clean, finding.sentence

@@ -1,0 +1,112 @@
+"""The map as plain data, and the sentences."""
+
+from __future__ import annotations
+
+import json
+import math
+
+from levit_export.drift import verdict
+from levit_export.drift.values import DriftMap, Finding, Row, Stage, to_json
+from levit_export.drift.verdict import Circumstances
+
+BLOCKS = {"a": "stem.0", "b": "stage1.block0.attention", "c": "head"}
+CLEAN = Finding("model", "none")
+
+
+def row(tap: str, block: str, *, introduced: float, tolerance: float = 1e-3) -> Row:
+    """A row that uses some of its tolerance."""
+    share = introduced / tolerance
+    return Row(
+        tap,
+        block,
+        "openvino-int8",
+        "exceeds" if share > 1 else "ok",
+        accumulated=introduced,
+        introduced=introduced,
+        tolerance=tolerance,
+        of_tolerance=share,
+        sample="noise",
+    )
+
+
+def stage(*rows: Row, wrong: tuple[str, ...] = ()) -> Stage:
+    """An artifact's stage."""
+    return Stage("openvino-int8", "artifact", "the program", rows, wrong_weights=wrong)
+
+
+def about(precision: str = "int8", *, half: bool = False, overflowing: str = "") -> Circumstances:
+    """What the verdict rests on."""
+    return Circumstances("openvino", precision, half, frozenset([overflowing]), BLOCKS)
+
+
+def test_json_has_no_infinity() -> None:
+    """What JSON cannot hold becomes null, and the verdict is in it."""
+    made = stage(Row("stem.0", "stem.0", "x", "not-finite", introduced=math.inf))
+    content = to_json(DriftMap("m", ("a",), (made,), (CLEAN,)))
+    assert json.loads(json.dumps(content, allow_nan=False)) == content
+    assert content["stages"][0]["rows"][0]["introduced"] is None
+    assert (content["verdict"], content["schema"]) == ("pass", 1)
+
+
+def test_a_map_without_findings_is_no_pass() -> None:
+    """Nothing found is not nothing wrong."""
+    assert DriftMap("m", (), (), ()).verdict == "fail"
+
+
+def test_a_grid_that_does_not_fit_is_the_precision() -> None:
+    """A quantised block somewhat beyond its tolerance is a matter of precision."""
+    tap = "stage1.block0.attention.softmax"
+    made = stage(row(tap, "stage1.block0.attention", introduced=6e-3))
+    finding = verdict.of_artifact(made, CLEAN, about())
+    assert (finding.cause, finding.block) == ("precision", "stage1.block0.attention")
+    assert finding.sentence == (
+        f"{tap} in openvino-int8 introduces 6.0e-03 (tolerance 1.0e-03) on noise; stages "
+        "(i)–(iii) are clean: the runtime's precision is at fault. Try --precision openvino=auto, "
+        "or --keep stage1.block0.attention"
+    )
+
+
+def test_far_beyond_a_grid_is_another_function() -> None:
+    """No grid explains an error that is many times what quantising costs."""
+    made = stage(row("stem.0", "stem.0", introduced=1.0))
+    assert verdict.of_artifact(made, CLEAN, about()).cause == "conversion"
+
+
+def test_overflow_is_the_precision_only_where_it_is_computed_in() -> None:
+    """A format that computes in float32 has no excuse in the range of float16."""
+    made = stage(row("stem.0", "stem.0", introduced=1.0))
+    half = verdict.of_artifact(made, CLEAN, about("fp16", half=True, overflowing="stem.0"))
+    whole = verdict.of_artifact(made, CLEAN, about("fp16", overflowing="stem.0"))
+    assert (half.cause, whole.cause) == ("precision", "conversion")
+    assert "--keep stem.0" in half.sentence
+
+
+def test_the_first_of_weights_and_taps_is_named() -> None:
+    """A tensor that is not in the file is blamed unless a block before it is faulty already."""
+    late = row("head", "head", introduced=1.0)
+    early = row("stem.0", "stem.0", introduced=1.0)
+    wrong = ("b.weight",)
+    assert verdict.of_artifact(stage(late, wrong=wrong), CLEAN, about()).cause == "weights"
+    assert verdict.of_artifact(stage(early, wrong=wrong), CLEAN, about()).block == "stem.0"
+
+
+def test_small_errors_that_are_too_many_say_so() -> None:
+    """Where the root mean square gives a block away, that is what the sentence quotes."""
+    found = Row(
+        "pool", "head", "x", "exceeds",
+        introduced=1e-4, tolerance=1e-3, introduced_rms=9e-5, rms_tolerance=1e-5,
+        of_tolerance=9.0, sample="noise",
+    )  # fmt: skip
+    assert verdict.said(found) == "introduces an rms of 9.0e-05 (tolerance 1.0e-05) on noise"
+
+
+def test_the_first_stage_is_guilty() -> None:
+    """What a pass did is not the program's fault."""
+    bad = row("stem.0", "stem.0", introduced=1.0)
+    stages = (
+        Stage("pass fuse_batchnorm", "pass", "", (bad,)),
+        Stage("program", "program", "", (bad,)),
+    )
+    finding = verdict.of_chain(stages)
+    assert (finding.cause, finding.stage) == ("pass", "pass fuse_batchnorm")
+    assert "--skip-pass fuse_batchnorm" in finding.sentence
