@@ -19,6 +19,7 @@ import numpy as np
 from levit_export.atomic import MANIFEST, REPORTS
 from levit_export.core import (
     Artifact,
+    Embedded,
     Fingerprints,
     ModelInfo,
     PassRecord,
@@ -82,6 +83,7 @@ class Manifest:
     golden: GoldenEntry
     toolchain: Mapping[str, str]
     files: Mapping[str, FileEntry]
+    embedded: Embedded = Embedded()
 
 
 def file_entry(path: Path) -> FileEntry:

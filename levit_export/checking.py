@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,16 +16,17 @@ from levit_export.core import (
     UNIT_ROUNDOFF,
     Artifact,
     Fingerprints,
+    Preprocessing,
     RunOptions,
     Session,
     Signature,
     TensorSpec,
     Tolerances,
 )
-from levit_export.errors import MissingDependencyError, RuntimeFailedError
+from levit_export.errors import DataError, MissingDependencyError, RuntimeFailedError
 from levit_export.parity import ParityReport
 from levit_export.report import Accuracy, ArtifactReport
-from levit_export.samples import Samples
+from levit_export.samples import Samples, seeded
 from levit_export.targets import target
 from levit_export.timing import TimingPlan, TimingReport
 from levit_export.weights import WeightAudit
@@ -48,7 +49,7 @@ BLAS_SPIN_S = 0.05
 class Reference:
     """What the artifacts are held against: samples, the answers to them, tolerances by precision.
 
-    ``images`` are labelled inputs for accuracy, with the reference's own predictions.
+    ``preprocessing`` is what made the samples of pixels, where that is known. ``images`` are labelled inputs for accuracy, with the reference's own predictions.
     ``overflows`` are blocks with values beyond float16, and how large these are.
     """
 
@@ -62,19 +63,56 @@ class Reference:
     dataset: str = ""
     predictions: np.ndarray | None = None
     overflows: Mapping[str, float] = field(default_factory=dict)
+    preprocessing: Preprocessing | None = None
 
     def matching(self, signature: Signature) -> Reference:
-        """This reference, as probabilities where that is what ``signature`` gives."""
-        names = {spec.name for spec in signature.outputs}
-        return as_probabilities(self) if names == {PROBABILITIES} else self
+        """This reference for a model that takes and gives what ``signature`` says.
+
+        Pixels in place of normalised inputs, and probabilities in place of logits.
+        """
+        taken, names = signature.inputs[0], {spec.name for spec in signature.outputs}
+        expected = self
+        if taken.dtype == "uint8" and self.samples.inputs.dtype != np.uint8:
+            expected = as_pixels(expected, taken)
+        if PROBABILITIES in names and names != set(expected.outputs):
+            expected = as_probabilities(expected, names)
+        return expected
 
 
-def as_probabilities(reference: Reference) -> Reference:
-    """The reference of a model with a softmax behind its logits.
+def as_pixels(reference: Reference, taken: TensorSpec) -> Reference:
+    """The reference of a model that normalises by itself: the samples that are images, raw.
+
+    What is expected for them stays; their tolerances are those of their rows.
+    """
+    recipe = reference.preprocessing
+    if recipe is None:
+        raise DataError(
+            "the model takes raw pixels, and it is not known how its samples were normalised",
+            remedy="Add --checkpoint FILE, from which the samples are made anew.",
+        )
+    samples, rows = reference.samples.raw(recipe)
+    images = reference.images
+    return replace(
+        reference,
+        signature=Signature((taken,), reference.signature.outputs),
+        samples=samples,
+        outputs={name: values[rows] for name, values in reference.outputs.items()},
+        tolerances={
+            precision: {name: tolerance.of_rows(rows) for name, tolerance in of_output.items()}
+            for precision, of_output in reference.tolerances.items()
+        },
+        images=None if images is None else images.raw(recipe)[0],
+    )
+
+
+def as_probabilities(reference: Reference, names: Collection[str]) -> Reference:
+    """The reference of a model with a softmax behind its logits; of other outputs, ``names``.
 
     With p = softmax(z), ``|dp_i| <= 2 p_i (1 - p_i) max|dz| <= max|dz| / 2``, to which rounding p
     itself adds one unit roundoff; that turns the allowance for logits into one for probabilities.
     """
+    if LOGITS not in reference.outputs:  # a classifier of two heads gives its probabilities alone
+        return _only(reference, names)
     logits = reference.outputs[LOGITS]
     z = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
     p = np.exp(z) / np.exp(z).sum(axis=1, keepdims=True)
@@ -82,15 +120,32 @@ def as_probabilities(reference: Reference) -> Reference:
     for precision, of_output in reference.tolerances.items():
         tolerance = of_output[LOGITS]
         allowed = tolerance.allowed(logits) / 2 / p.max(axis=1) + _roundoff(precision)
-        tolerances[precision] = {
-            PROBABILITIES: replace(tolerance, atol=0.0, rtol=tuple(allowed.tolist()))
-        }
-    (taken,) = (spec for spec in reference.signature.outputs if spec.name == LOGITS)
+        bound = replace(tolerance, atol=0.0, rtol=tuple(allowed.tolist()))
+        tolerances[precision] = {**of_output, PROBABILITIES: bound}
+    outputs = tuple(
+        replace(spec, name=PROBABILITIES) if spec.name == LOGITS else spec
+        for spec in reference.signature.outputs
+    )
+    found = replace(
+        reference,
+        signature=Signature(reference.signature.inputs, outputs),
+        outputs={**reference.outputs, PROBABILITIES: p},
+        tolerances=tolerances,
+    )
+    return _only(found, names)
+
+
+def _only(reference: Reference, names: Collection[str]) -> Reference:
+    """``reference`` with those of its outputs that are called ``names``."""
+    kept = tuple(spec for spec in reference.signature.outputs if spec.name in names)
     return replace(
         reference,
-        signature=Signature(reference.signature.inputs, (TensorSpec(PROBABILITIES, taken.shape),)),
-        outputs={PROBABILITIES: p},
-        tolerances=tolerances,
+        signature=Signature(reference.signature.inputs, kept),
+        outputs={spec.name: reference.outputs[spec.name] for spec in kept},
+        tolerances={
+            precision: {spec.name: of_output[spec.name] for spec in kept}
+            for precision, of_output in reference.tolerances.items()
+        },
     )
 
 
@@ -305,18 +360,11 @@ def _enter(stack: ExitStack, row: Row) -> _Entrant:
 
 
 def _call(session: Session, batch: int) -> Callable[[], object]:
-    generator = np.random.default_rng(0)
     inputs = {
-        spec.name: generator.standard_normal((batch, *map(_fixed, spec.shape[1:]))).astype(
-            spec.dtype
-        )
+        spec.name: seeded(replace(spec, shape=(batch, *spec.shape[1:])))
         for spec in session.signature.inputs
     }
     return lambda: session.run(inputs)
-
-
-def _fixed(dimension: int | None) -> int:
-    return 1 if dimension is None else dimension
 
 
 def _timed(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
@@ -84,18 +84,37 @@ class Preprocessing:
     centre: Literal["rounded", "floored"] = "rounded"
     """How half a pixel of the crop's offset is settled: by torchvision, or by transformers."""
 
-    def in_words(self) -> str:
-        """The recipe in one sentence, for the people who write the device's code."""
+    def in_words(self, *, embedded: bool = False) -> str:
+        """The recipe in one sentence, for the people who write the device's code.
+
+        ``embedded`` says that the model itself normalises.
+        """
         sides = (
             f"resize the shorter side to {self.resize} px"
             if self.resize_mode == "shorter-side"
             else f"resize to {self.resize}x{self.resize} px"
         )
+        values = (
+            "bytes 0 to 255 as they are: the model normalises by itself"
+            if embedded
+            else f"divide by 255; subtract {list(self.mean)}; divide by {list(self.std)}; NCHW"
+        )
         return (
             f"RGB; {sides} ({self.interpolation}, antialiased); centre crop {self.crop} px "
-            f"(offset {self.centre}); "
-            f"divide by 255; subtract {list(self.mean)}; divide by {list(self.std)}; NCHW"
+            f"(offset {self.centre}); {values}"
         )
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """What a graph does beside the network, so that nobody does it a second time.
+
+    With ``preprocessing`` it takes raw RGB bytes and normalises them; with ``softmax`` its first
+    output are probabilities.
+    """
+
+    preprocessing: bool = False
+    softmax: bool = False
 
 
 @dataclass(frozen=True)
@@ -161,6 +180,7 @@ class Prepared:
     blocks: Mapping[str, str]
     weights: Mapping[str, np.ndarray]
     program: ExportedProgram
+    embedded: Embedded = Embedded()
 
     @property
     def dynamic(self) -> bool:
@@ -190,8 +210,8 @@ class ExportOptions:
 
     ``batch`` None leaves the batch open. ``calibration`` is needed for the precisions of
     ``CALIBRATED``; blocks of ``keep``, by the names that users see, stay in the format's own float
-    precision. ``opset`` and ``simplify`` are ONNX's, ``deployment_target`` and ``classifier``
-    Core ML's.
+    precision. ``embedded`` is what the graph does beside the network. ``opset`` and ``simplify`` are
+    ONNX's, ``deployment_target`` and ``classifier`` Core ML's.
     """
 
     precision: str = "fp32"
@@ -202,6 +222,7 @@ class ExportOptions:
     classifier: bool = False
     calibration: Calibration | None = None
     keep: tuple[str, ...] = ()
+    embedded: Embedded = Embedded()
 
 
 @dataclass(frozen=True)
@@ -329,6 +350,12 @@ class Tolerance:
         rows = np.abs(reference.reshape(len(reference), -1).astype(np.float64))
         distances: np.ndarray = self.atol + np.array(self.rtol) * rows.max(axis=1)
         return distances
+
+    def of_rows(self, rows: np.ndarray) -> Tolerance:
+        """That of some of the rows alone."""
+        if len(self.rtol) == 1:
+            return self
+        return replace(self, rtol=tuple(self.rtol[row] for row in rows))
 
 
 Tolerances = Mapping[str, Tolerance]

@@ -169,6 +169,7 @@ def _reference(each: Located, request: InspectRequest, progress: Progress) -> Re
                 for precision, tolerance in manifest.golden.tolerances.items()
             },
             doubt=manifest.golden.doubt,
+            preprocessing=manifest.model.preprocessing,
         )
     progress.stage("computing the reference")
     from levit_export.preparation import fingerprint
@@ -206,7 +207,9 @@ def _weights(checkpoint: Checkpoint, each: Located) -> dict[str, np.ndarray]:
     if len(named) != 1 or (applied := named.pop()) is None:
         return {}
     module, _ = rewrite(checkpoint, skip=[p.name for p in PASSES if p.name not in applied])
-    return weights_of(module)
+    # Formats that normalise take pixels; a directory's artifacts all take the same.
+    raw = each.artifacts[0].signature.inputs[0].dtype == "uint8"
+    return weights_of(module, checkpoint.preprocessing if raw else None)
 
 
 def _macs(found: Sequence[Located]) -> int:

@@ -6,7 +6,7 @@ there was nothing to compare.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -26,6 +26,16 @@ accept any network that answers with a constant.
 
 SHOWN = 5
 """Names that a message lists before it counts the rest."""
+
+
+@dataclass(frozen=True)
+class Flip:
+    """A sample whose top-1 changed, and whether rounding is no excuse for it."""
+
+    sample: str
+    reference_class: int
+    artifact_class: int
+    decided: bool
 
 
 @dataclass(frozen=True)
@@ -55,6 +65,7 @@ class OutputParity:
     tolerance: Tolerance
     errors: tuple[float, ...] = ()
     scales: tuple[float, ...] = ()
+    flipped: tuple[Flip, ...] = ()
     failures: tuple[str, ...] = ()
 
 
@@ -208,7 +219,8 @@ def _compare_output(
     allowed = tolerance.allowed(r)
     ratio = _share(error, allowed)
     worst = int(ratio.argmax())
-    decided, undecided = _flips(r, c, error)
+    flipped = _flips(r, c, error, samples.names)
+    decided = sum(flip.decided for flip in flipped)
     failures = [*_proves_nothing(r, allowed, samples)]
     if ratio[worst] > 1:
         failures.append(
@@ -225,7 +237,8 @@ def _compare_output(
         top1_agreement=_agreement(r, c, 1),
         top5_agreement=_agreement(r, c, 5),
         decided_flips=decided,
-        undecided_flips=undecided,
+        undecided_flips=len(flipped) - decided,
+        flipped=flipped,
         tolerance=tolerance,
         errors=tuple(error.tolist()),
         scales=tuple(np.abs(r).max(axis=1).tolist()),
@@ -317,17 +330,19 @@ def _agreement(r: np.ndarray, c: np.ndarray, k: int) -> float:
     return float((best_r == best_c).all(axis=1).mean())
 
 
-def _flips(r: np.ndarray, c: np.ndarray, error: np.ndarray) -> tuple[int, int]:
-    """Top-1 changes that the error measured on the other rows cannot explain, and the rest.
+def _flips(
+    r: np.ndarray, c: np.ndarray, error: np.ndarray, names: Sequence[str]
+) -> tuple[Flip, ...]:
+    """Every top-1 change; decided are those that the error on the other rows cannot explain.
 
     A row's own error always explains its own flip, which is why the other rows must: a flip is
     *decided* when the reference's margin exceeds twice the largest error seen elsewhere.
     """
-    flipped = np.flatnonzero(r.argmax(axis=1) != c.argmax(axis=1))
-    decided = 0
-    for row in flipped:
+    before, after = r.argmax(axis=1), c.argmax(axis=1)
+    found = []
+    for row in np.flatnonzero(before != after):
         best, second = np.sort(r[row])[::-1][:2]
         elsewhere = np.delete(error, row)
-        if best - second > 2 * (elsewhere.max() if elsewhere.size else 0.0):
-            decided += 1
-    return decided, len(flipped) - decided
+        decided = best - second > 2 * (elsewhere.max() if elsewhere.size else 0.0)
+        found.append(Flip(names[row], int(before[row]), int(after[row]), bool(decided)))
+    return tuple(found)

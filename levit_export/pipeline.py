@@ -155,8 +155,24 @@ def _job(name: str, precision: str, request: ExportRequest) -> Job:
         _refuse_no_images(request)
     else:
         kind.refuse(options)
+    _refuse_embedded(options)
     kind.runs(request.run)
     return Job(kind.name, replace(options, keep=request.keep.get(kind.name, ())))
+
+
+def _refuse_embedded(options: ExportOptions) -> None:
+    """Raise where something is to be embedded that the precision does not go with."""
+    if options.embedded.preprocessing and options.precision in (*CALIBRATED, AUTO):
+        raise UsageError(
+            f"{options.precision} is calibrated on normalised images, and with "
+            "--embed-preprocessing the model takes raw ones",
+            remedy="Leave one of them out, or use --precision w8.",
+        )
+    if options.embedded.softmax and options.precision == AUTO:
+        raise UsageError(
+            "--precision auto judges by logits, and with --softmax the model gives none",
+            remedy="Search without --softmax, then export with --recipe and --softmax.",
+        )
 
 
 def _refuse_no_images(request: ExportRequest) -> None:
@@ -177,6 +193,8 @@ def describe(request: ExportRequest, jobs: Sequence[Job]) -> list[str]:
     return [
         f"load {model} and prepare it for {batch}",
         *(f"export {job.format} as {job.options.precision}" for job in jobs),
+        *["with normalisation inside: raw RGB bytes in"] * request.options.embedded.preprocessing,
+        *["with a softmax inside: probabilities out"] * request.options.embedded.softmax,
         f"then {' and '.join(done) or 'neither check nor time it'}",
         f"write {request.output or 'exported/<model>'}",
     ]
@@ -203,7 +221,12 @@ def export(request: ExportRequest, progress: Progress | None = None) -> Report:
         _refuse_output(output)
         stage = stack.enter_context(atomic.staged(output))
         progress.stage("fusing, proving and capturing the graph")
-        model = prepare(checkpoint, batch=request.options.batch, skip=request.skip)
+        model = prepare(
+            checkpoint,
+            batch=request.options.batch,
+            skip=request.skip,
+            embedded=request.options.embedded,
+        )
         _refuse_unknown_blocks(jobs, model)
         jobs, searches = _settled(
             jobs, model, checkpoint, calibration, request=request, progress=progress
@@ -220,7 +243,8 @@ def export(request: ExportRequest, progress: Progress | None = None) -> Report:
             threads=machine.usable_cores() - (other is not None),
             overrides=request.overrides,
             calibration=calibration,
-        )
+            keep=_kept_in_all(jobs),
+        ).matching(model.signature)
         artifacts = _export_all(jobs, other, model, stage.path, progress)
         expected = reference.with_quantised_weights(expected, model.weights, artifacts)
         if any(target(a.format).computes_in_half(a.precision) for a in artifacts):
@@ -241,6 +265,15 @@ def export(request: ExportRequest, progress: Progress | None = None) -> Report:
         _describe(stage.path, model, expected, artifacts, result)
         stage.commit(final)
     return result
+
+
+def _kept_in_all(jobs: Sequence[Job]) -> dict[str, frozenset[str]]:
+    """For each precision the blocks that all of its artifacts leave in float."""
+    kept: dict[str, frozenset[str]] = {}
+    for job in jobs:
+        blocks = frozenset(job.options.keep)
+        kept[job.options.precision] = kept.get(job.options.precision, blocks) & blocks
+    return kept
 
 
 def _refuse_unknown_blocks(jobs: Sequence[Job], model: Prepared) -> None:
@@ -403,10 +436,15 @@ def _describe(
     result: Report,
 ) -> None:
     """Write everything of the export directory that is no artifact."""
+    from levit_export.render import html
+
     (folder / bundle.LABELS).write_text("\n".join(model.info.labels) + "\n", encoding="utf-8")
     bundle.write_golden(folder, expected.samples, expected.outputs)
     (folder / bundle.REPORT).write_text(
         json.dumps(report.to_json(result), indent=1, allow_nan=False) + "\n", encoding="utf-8"
+    )
+    (folder / atomic.REPORTS[1]).write_text(
+        html.page(result, pixels=expected.samples.pixels), encoding="utf-8"
     )
     manifest = Manifest(
         schema=bundle.SCHEMA,
@@ -428,6 +466,7 @@ def _describe(
         ),
         toolchain=result.toolchain,
         files=bundle.list_files(folder),
+        embedded=model.embedded,
     )
     bundle.write_manifest(folder, manifest)
 

@@ -9,39 +9,42 @@ import numpy as np
 import torch
 from torch import nn
 
-from levit_export import weights
+from levit_export import embedding, weights
 from levit_export.architectures.blocks import block_names
 from levit_export.architectures.levit import AttentionBias
 from levit_export.checkpoints import Checkpoint
-from levit_export.core import Fingerprints, PassRecord, Prepared
+from levit_export.core import Embedded, Fingerprints, PassRecord, Prepared, Preprocessing
 from levit_export.errors import ExportFailedError
 from levit_export.passes import PASSES, apply_passes
 from levit_export.targets.eager import signature_of
 
+NOTHING = Embedded()
 LARGEST_BATCH = 65535
 """Upper bound that is declared for an open batch."""
 
 
 def prepare(
-    checkpoint: Checkpoint, *, batch: int | None = 1, skip: Collection[str] = ()
+    checkpoint: Checkpoint,
+    *,
+    batch: int | None = 1,
+    skip: Collection[str] = (),
+    embedded: Embedded = NOTHING,
 ) -> Prepared:
     """Build the module, apply and prove the passes, and export it once with ``torch.export``.
 
-    All shapes are fixed but for the batch, which is left open when it is None.
+    All shapes are fixed but for the batch, which is left open when it is None. ``embedded`` is
+    what the graph does beside the network.
     """
     config = checkpoint.config
-    side = config.image_size
     module, records = rewrite(checkpoint, skip=skip)
     # Before the exporters touch the module.
-    tensors = weights_of(module)
-    fingerprints = fingerprint(tensors)
+    tensors = weights_of(module, checkpoint.preprocessing if embedded.preprocessing else None)
+    module = embedding.around(module, checkpoint.preprocessing, embedded)
+    signature = embedding.signature(signature_of(config, batch), embedded)
+    (taken,) = signature.inputs
     # An example of 1 would be taken for a dimension that broadcasts.
-    example = torch.zeros(batch or 2, 3, side, side)
-    shapes = (
-        {"input": {0: torch.export.Dim("batch", min=1, max=LARGEST_BATCH)}}
-        if batch is None
-        else None
-    )
+    example = torch.zeros(batch or 2, *taken.shape[1:], dtype=getattr(torch, taken.dtype))  # type: ignore[arg-type]
+    shapes = ({0: torch.export.Dim("batch", min=1, max=LARGEST_BATCH)},) if batch is None else None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -53,12 +56,13 @@ def prepare(
         ) from error
     return Prepared(
         info=checkpoint.describe(),
-        signature=signature_of(config, batch),
+        signature=signature,
         passes=records,
-        fingerprints=fingerprints,
-        blocks=block_names(config),
+        fingerprints=fingerprint(tensors),
+        blocks=embedding.blocks(block_names(config), embedded),
         weights=tensors,
         program=program,
+        embedded=embedded,
     )
 
 
@@ -70,8 +74,8 @@ def rewrite(
     return apply_passes(checkpoint.build(), PASSES, input_shape=(3, side, side), skip=skip)
 
 
-def weights_of(module: nn.Module) -> dict[str, np.ndarray]:
-    """The rewritten weights by name.
+def weights_of(module: nn.Module, recipe: Preprocessing | None = None) -> dict[str, np.ndarray]:
+    """The rewritten weights by name, and the constants of ``recipe`` where one is embedded.
 
     None when a pass was left out that the exporters then do in their own way: they fold BatchNorm
     and gather tables themselves, and the result is no tensor of ours.
@@ -80,11 +84,12 @@ def weights_of(module: nn.Module) -> dict[str, np.ndarray]:
         is_norm = isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d)
         if is_norm or (isinstance(part, AttentionBias) and part.baked_bias is None):
             return {}
-    return {
+    tensors = {
         name: tensor.numpy()
         for name, tensor in module.state_dict().items()
         if tensor.is_floating_point()
     }
+    return tensors if recipe is None else {**embedding.constants(recipe), **tensors}
 
 
 def fingerprint(tensors: Mapping[str, np.ndarray]) -> Fingerprints:

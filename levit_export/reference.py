@@ -158,9 +158,13 @@ def _choices(choice: ModelChoice, wanted: Variant | None) -> Choices:
 
 
 def eager_session(
-    checkpoint: Checkpoint, *, arithmetic: str = "fp32", threads: int | None = None
+    checkpoint: Checkpoint,
+    *,
+    arithmetic: str = "fp32",
+    threads: int | None = None,
+    keep: Collection[str] = (),
 ) -> EagerSession:
-    """A fresh build of the checkpoint as a session."""
+    """A fresh build of the checkpoint as a session; ``keep`` are modules not rounded in float16."""
     from levit_export.targets.eager import EagerSession, signature_of
 
     return EagerSession(
@@ -168,6 +172,7 @@ def eager_session(
         signature_of(checkpoint.config, None),
         arithmetic=arithmetic,  # type: ignore[arg-type]
         threads=threads,
+        keep=keep,
     )
 
 
@@ -208,11 +213,13 @@ def make(
     threads: int | None = None,
     overrides: Overrides | None = None,
     calibration: Calibration | None = None,
+    keep: Mapping[str, Collection[str]] | None = None,
 ) -> Reference:
     """Samples, the fresh model's answers to them, and the tolerance for each of ``precisions``.
 
     ``fingerprints`` are those of the weights that the artifacts must hold, if they must;
-    ``calibration`` is what activations were quantised by, if they were.
+    ``calibration`` is what activations were quantised by, if they were; ``keep`` the blocks that
+    every artifact of a precision leaves in float.
 
     A model that comes with real images is held against them as well.
     """
@@ -227,7 +234,8 @@ def make(
     for precision in sorted(precisions):
         rounded = outputs
         if precision != "fp32":
-            other = rounded_session(checkpoint, precision, calibration, threads=threads)
+            kept = (keep or {}).get(precision, ())
+            other = rounded_session(checkpoint, precision, calibration, keep=kept, threads=threads)
             rounded = _answers(other, inputs)
         derived = {
             name: tolerance.derive(rounded[name], values, precision=precision)
@@ -244,6 +252,7 @@ def make(
         images=images,
         dataset=DIGITS if images is not None else "",
         predictions=None if images is None else _answers(session, images)[LOGITS].argmax(1),
+        preprocessing=checkpoint.preprocessing,
     )
 
 
@@ -274,14 +283,20 @@ def rounded_session(
     precision: str,
     calibration: Calibration | None,
     *,
+    keep: Collection[str] = (),
     threads: int | None = None,
 ) -> EagerSession:
-    """A fresh build that computes as roughly as an artifact of ``precision`` does."""
+    """A fresh build that computes as roughly as an artifact of ``precision`` does.
+
+    The blocks ``keep`` are computed as they are.
+    """
+    from levit_export.architectures.blocks import block_names
     from levit_export.targets import simulated
     from levit_export.targets.eager import EagerSession, signature_of
 
+    paths = [path for path, block in block_names(checkpoint.config).items() if block in keep]
     if precision not in simulated.BITS:
-        return eager_session(checkpoint, arithmetic=precision, threads=threads)
+        return eager_session(checkpoint, arithmetic=precision, threads=threads, keep=paths)
     if precision in CALIBRATED and calibration is None:
         raise UsageError(
             f"the tolerance of {precision} follows from the images that calibrated it",
@@ -291,7 +306,10 @@ def rounded_session(
     ranges = None
     if precision in CALIBRATED and calibration is not None:
         ranges = simulated.ranges_of(module, calibration)
-    simulated.quantise_(module, precision, ranges)
+    kept = tuple(f"{path}." for path in paths)
+    simulated.quantise_(
+        module, precision, ranges, only=lambda path: not (kept and f"{path}.".startswith(kept))
+    )
     return EagerSession(module, signature_of(checkpoint.config, None), threads=threads)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from levit_export import preprocessing
-from levit_export.core import Preprocessing
+from levit_export.core import Preprocessing, TensorSpec
 from levit_export.errors import DataError
 
 NORMAL_SAMPLES = 4
@@ -42,6 +42,16 @@ class Samples:
         pixels = {name: self.pixels[name] for name in names if name in self.pixels}
         return Samples(names, self.inputs[:count], self.labels[:count], pixels)
 
+    def raw(self, recipe: Preprocessing) -> tuple[Samples, np.ndarray]:
+        """The samples that have pixels, as the bytes that the recipe normalises; their rows.
+
+        Inputs become uint8 ``(rows, H, W, 3)``.
+        """
+        rows = np.array([i for i, name in enumerate(self.names) if name in self.pixels], int)
+        names = tuple(self.names[row] for row in rows)
+        inputs = preprocessing.pixels_of(recipe, self.inputs[rows])
+        return Samples(names, inputs, self.labels[rows], self.pixels), rows
+
     def joined(self, other: Samples) -> Samples:
         """These samples, then ``other``'s."""
         return Samples(
@@ -66,6 +76,15 @@ class Samples:
                 piece = np.concatenate([piece, np.repeat(piece[-1:], batch - rows, axis=0)])
             yield np.ascontiguousarray(piece), rows
             start, turn = start + size, turn + 1
+
+
+def seeded(spec: TensorSpec) -> np.ndarray:
+    """Seeded numbers that fit ``spec``: any byte, or normally distributed; 1 for what is open."""
+    generator = np.random.default_rng(0)
+    shape = [dimension or 1 for dimension in spec.shape]
+    if spec.dtype == "uint8":
+        return generator.integers(0, 256, shape, dtype=np.uint8)
+    return generator.standard_normal(shape).astype(spec.dtype)
 
 
 def adversarial_images(side: int, seed: int) -> dict[str, np.ndarray]:

@@ -65,11 +65,12 @@ def audit(
     A converter may leave some tensors of a float16 file in float32; they are rounded here.
     """
     rounded = ROUNDED.get(precision, np.float32)
-    present = {
-        fingerprint(array.astype(rounded)): array.shape
-        for array in stored
-        if np.issubdtype(array.dtype, np.floating)
-    }
+    with np.errstate(over="ignore"):
+        present = {
+            fingerprint(array.astype(rounded)): array.shape
+            for array in stored
+            if np.issubdtype(array.dtype, np.floating)
+        }
     missing = tuple(name for name, digest in expected.items() if digest not in present)
     known = set(expected.values())
     strange = (

@@ -24,6 +24,7 @@ HEAVY = (
     "requests",
     "huggingface_hub",
     "filelock",
+    "matplotlib",
 )
 VERBS = sorted(cli.commands)
 EAGER = {"LevitExportError", "__version__"}

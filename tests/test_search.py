@@ -21,7 +21,9 @@ class Scale:
     def __call__(self, candidate: Candidate) -> Point:
         self.asked.append(candidate)
         losses = self.losses.get(candidate.precision, [0.0] * len(BLOCKS))
-        left = [loss for name, loss in zip(BLOCKS, losses, strict=True) if name not in candidate.keep]
+        left = [
+            loss for name, loss in zip(BLOCKS, losses, strict=True) if name not in candidate.keep
+        ]
         size = {"w4": 40, "int8": 50, "fp16": 60, "fp32": 100}[candidate.precision]
         return Point(candidate, sum(left), size + 5 * len(candidate.keep))
 

@@ -78,6 +78,12 @@ from levit_export.cli.verb import Verb, status_of
     help="Oldest system that must run it (Core ML only).",
 )
 @click.option("--classifier", is_flag=True, help="Give labels and probabilities (Core ML only).")
+@click.option(
+    "--embed-preprocessing",
+    is_flag=True,
+    help="Take raw RGB bytes: scaling to [0, 1] and normalisation go into the graph.",
+)
+@click.option("--softmax", is_flag=True, help="Give probabilities: a softmax goes into the graph.")
 @click.option("--skip-pass", "skip", multiple=True, metavar="NAME", help="Leave out a pass.")
 @click.option("--check/--no-check", default=True, help="Prove parity on the target's runtime.")
 @click.option("--bench/--no-bench", default=True, help="Measure latency.")
@@ -122,7 +128,7 @@ def export(ctx: click.Context, /, **_: Any) -> int:
 
 def _request(params: dict[str, Any]) -> Any:
     from levit_export import precisions
-    from levit_export.core import ExportOptions
+    from levit_export.core import Embedded, ExportOptions
     from levit_export.errors import UsageError
     from levit_export.pipeline import ExportRequest
     from levit_export.search import Promise
@@ -152,6 +158,7 @@ def _request(params: dict[str, Any]) -> Any:
             simplify=params["simplify"],
             deployment_target=params["deployment_target"],
             classifier=params["classifier"],
+            embedded=Embedded(params["embed_preprocessing"], params["softmax"]),
         ),
         skip=params["skip"],
         seed=params["seed"],

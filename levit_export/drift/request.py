@@ -63,6 +63,7 @@ def trace(request: DriftRequest, progress: Progress | None = None) -> DriftMap:
     if not (torch := needs("torch")).ok:
         raise MissingDependencyError(f"drift runs PyTorch: {torch.reason}", remedy=torch.fix)
     found = [locate(path) for path in dict.fromkeys(request.paths)]
+    _refuse_raw(found)
     progress.stage("reading the checkpoint")
     checkpoint = reference.load(_choice(request, found), progress)
     _refuse_another(found, checkpoint)
@@ -107,6 +108,15 @@ def explain(
     stage = bench.artifact(artifact, run)
     finding = bench.judge(artifact, stage, before)
     return (verdict.accumulated(stage) if finding.clean else finding).sentence
+
+
+def _refuse_raw(found: Sequence[Located]) -> None:
+    for artifact in (artifact for each in found for artifact in each.artifacts):
+        if artifact.signature.inputs[0].dtype == "uint8":
+            raise UsageError(
+                f"{artifact.path} normalises by itself; drift compares values behind that",
+                remedy="Export without --embed-preprocessing, and look at that.",
+            )
 
 
 def _can_run(artifact: Artifact) -> bool:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from levit_export import reference
+from levit_export import preprocessing, reference
 from levit_export.checking import Row
 from levit_export.core import PROBABILITIES, Preprocessing, Session
 from levit_export.errors import ArtifactError, CheckpointError, RuntimeFailedError
@@ -180,10 +180,13 @@ class _Entrant:
 def _refuse_misfit(session: Session, task: Task) -> None:
     spec = session.signature.inputs[0]
     side = task.recipe.crop
-    if spec.shape[1:] != (3, side, side) or spec.dtype != "float32":
+    if (spec.dtype, spec.shape[1:]) not in (
+        ("float32", (3, side, side)),
+        ("uint8", (side, side, 3)),
+    ):
         raise ArtifactError(
             f"the model takes {spec.dtype} {spec.shape}, and its recipe gives float32 "
-            f"{(3, side, side)}",
+            f"{(3, side, side)} or uint8 {(side, side, 3)}",
             remedy="Give the --checkpoint and --imgsz that it was exported with.",
         )
 
@@ -192,6 +195,8 @@ def _best(session: Session, inputs: np.ndarray, task: Task) -> np.ndarray:
     """The best classes of each of ``inputs``; a fixed batch is filled up with the last image."""
     spec = session.signature.inputs[0]
     size = session.signature.batch or task.batch
+    if spec.dtype == "uint8":  # the model normalises by itself
+        inputs = preprocessing.pixels_of(task.recipe, inputs)
     pieces = [np.empty((0, min(BEST, task.classes)), np.int32)]
     for start in range(0, len(inputs), size):
         piece = inputs[start : start + size]

@@ -131,6 +131,8 @@ def _for_simple_readers(
 
 def _programs(manifest: Manifest) -> dict[str, bytes]:
     present = {artifact.format for artifact in manifest.artifacts}
+    if manifest.embedded.preprocessing:
+        present.discard("coreml")  # verify.swift feeds arrays, and the model takes an image
     folder = resources.files("levit_export.packaging.verifiers")
     return {
         name: (folder / name).read_bytes()

@@ -97,7 +97,11 @@ def _preprocessing(manifest: Manifest, images: Mapping[str, GoldenImage]) -> str
 
 def _verification(manifest: Manifest) -> str:
     formats = tuple(dict.fromkeys(a.format for a in manifest.artifacts))
-    built = ", ".join(BUILT[name] for name in formats if name in BUILT)
+    built = ", ".join(
+        BUILT[name]
+        for name in formats
+        if name in BUILT and not (name == "coreml" and manifest.embedded.preprocessing)
+    )
     return (
         "## Verify\n\n"
         "```console\n"

@@ -19,6 +19,7 @@ from levit_export.parity import NOT_ASKED
 from levit_export.progress import Silent
 from levit_export.render import accuracy
 from levit_export.report import ArtifactReport, Report
+from levit_export.search import Found
 from levit_export.timing import TimingReport
 
 if TYPE_CHECKING:
@@ -125,6 +126,8 @@ def print_report(screen: Screen, report: Report) -> None:
             out.print(Text(remark, style="dim"))
     if report.passes:
         out.print(_passes(report))
+    for kind, found in report.searches.items():
+        out.print(_search(kind, found))
     out.print(_artifacts(report))
     for line in _notes(report):
         out.print(Text(line, style="dim"))
@@ -272,6 +275,24 @@ def _memory_cell(timing: TimingReport | None) -> str:
 
 def _efficiency_cell(timing: TimingReport | None) -> str:
     return "–" if timing is None or timing.efficiency is None else f"{timing.efficiency:.2f}"
+
+
+def _search(kind: str, found: Found) -> Table:
+    """What a search for a precision measured; the choice is marked."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for heading in (f"{kind}: tried", "in float", "points lost", "size", "latency", ""):
+        table.add_column(heading)
+    for point in found.points:
+        keep = point.candidate.keep
+        table.add_row(
+            point.candidate.precision,
+            f"{len(keep)}: {', '.join(keep[:2])}{' …' if len(keep) > 2 else ''}" if keep else "–",
+            f"{point.drop:.2f}",
+            f"{point.bytes / 1e6:.2f} MB",
+            "–" if point.latency_ms is None else f"{point.latency_ms:.2f} ms",
+            "[green]chosen[/green]" if point == found.chosen else "",
+        )
+    return table
 
 
 def _print_verdict(out: Console, report: Report) -> None:

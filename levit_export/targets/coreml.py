@@ -114,6 +114,11 @@ class CoremlTarget:
                 f"{options.precision} is calibrated on real images, and there are none",
                 remedy="Give --data DIR with a few hundred of them, or use --precision w8.",
             )
+        if options.embedded.preprocessing and options.batch != 1:
+            raise UsageError(
+                f"a Core ML model of raw pixels takes one image at a time, not {options.batch}",
+                remedy="Leave out --batch or --embed-preprocessing.",
+            )
         if options.classifier and options.batch != 1:
             raise UsageError(
                 f"a Core ML classifier takes one image at a time, not {options.batch}",
@@ -242,6 +247,7 @@ class EvaluatorSession:
         self._taps = tuple(taps)
         self._labels = _labels(program.metadata, program.path)
         self._signature = _signature(program)
+        self._images = {f.name for f in program.inputs if isinstance(f, mil.ImageFeature)}
 
     @property
     def signature(self) -> Signature:
@@ -250,7 +256,11 @@ class EvaluatorSession:
 
     def run(self, inputs: Tensors) -> dict[str, np.ndarray]:
         """One evaluation; a classifier's probabilities come in the order of its labels."""
-        return _as_arrays(self._program.run(inputs, taps=self._taps), self._labels)
+        given = {
+            name: value[0] if np.ndim(value) == 4 and name in self._images else value
+            for name, value in inputs.items()
+        }
+        return _as_arrays(self._program.run(given, taps=self._taps), self._labels)
 
 
 class CoremlSession:
@@ -275,13 +285,25 @@ class CoremlSession:
     def run(self, inputs: Tensors) -> dict[str, np.ndarray]:
         """One prediction."""
         try:
-            outputs = self._loaded.predict(dict(inputs))
+            outputs = self._loaded.predict(
+                {
+                    name: _as_image(value) if value.dtype == np.uint8 else value
+                    for name, value in inputs.items()
+                }
+            )
         except Exception as error:
             raise RuntimeFailedError(
                 f"Core ML failed on {self._artifact.path.name}: {first_line(error)}",
                 remedy="Try --compute-units cpu_only, or another --deployment-target.",
             ) from error
         return _as_arrays(outputs, self._labels)
+
+
+def _as_image(pixels: np.ndarray) -> Any:
+    """What Core ML takes for an image: uint8 ``(1, H, W, 3)`` as one of Pillow's."""
+    from PIL import Image
+
+    return Image.fromarray(pixels[0])
 
 
 def _refuse_early(options: ExportOptions) -> None:
@@ -411,11 +433,15 @@ def _signature(program: mil.Program) -> Signature:
         outputs = (TensorSpec(PROBABILITIES, (1, classes)),)
     inputs = tuple(
         TensorSpec(feature.name, feature.shape, "float32")
+        if isinstance(feature, mil.ArrayFeature)
+        else TensorSpec(feature.name, (1, feature.height, feature.width, 3), "uint8")
         for feature in program.inputs
         if isinstance(feature, mil.ArrayFeature)
+        or (isinstance(feature, mil.ImageFeature) and feature.layout == "RGB")
     )
     if not inputs:
         raise ArtifactError(
-            f"{program.path} takes no tensor", remedy="Export it with a tensor input."
+            f"{program.path} takes neither a tensor nor an RGB image",
+            remedy="Export it with one of them.",
         )
     return Signature(inputs, outputs)

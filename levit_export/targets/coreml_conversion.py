@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from levit_export import lean, naming
-from levit_export.core import ExportOptions, Prepared, TensorSpec
+from levit_export.core import PROBABILITIES, ExportOptions, Prepared, TensorSpec
 from levit_export.targets.coreml_compression import COMPRESSED, compress
 from levit_export.targets.coreml_names import is_within, settle, visiting
 from levit_export.zoo import DISTILL, LOGITS
@@ -28,8 +28,12 @@ DEPLOYMENT_TARGETS = {
 }
 """What ``--deployment-target`` takes, and the iOS release of the same specification version."""
 
+AS_BATCHNORM = "common::fuse_elementwise_to_batchnorm"
+"""Makes a BatchNorm of ``x * scale + shift``, which divides by ``sqrt(1 + 1e-5)``."""
+
 SAID_OF_OUTPUTS = {
     LOGITS: "Logits, one for each class",
+    PROBABILITIES: "Probabilities, one for each class",
     DISTILL: "Logits of the distillation head",
 }
 
@@ -48,27 +52,32 @@ def _convert(model: Prepared, options: ExportOptions) -> tuple[Any, dict[str, st
     (taken,) = model.signature.inputs
     lowered = model.program.run_decompositions({})
     naming.rename(lowered, model.blocks)
+    if model.embedded.preprocessing:
+        _begin_with_image(lowered)
     settings: dict[str, Any] = {"outputs": [_output(spec) for spec in model.signature.outputs]}
     if options.classifier:
-        _end_in_softmax(lowered)
+        _end_in_softmax(lowered, has_softmax=model.embedded.softmax)
         settings = {"classifier_config": ct.ClassifierConfig(list(model.info.labels))}
     inner = lowered.graph_signature.user_outputs
     given = {spec.name: name for spec, name in zip(model.signature.outputs, inner, strict=False)}
     owners: dict[str, str] = {}
+    pipeline = visiting(
+        lambda operations: owners.update(settle(operations, model.blocks.values(), given))
+    )
+    if model.embedded.preprocessing:
+        pipeline.remove_passes({AS_BATCHNORM})
     # Names are numbered by a counter of the process that ct.convert empties when it ends, not when
     # it begins: whatever built a program before would show in the file.
     lean.coremltools("converters.mil").Builder.name_count.clear()
     converted = ct.convert(
         lowered,
-        inputs=[ct.TensorType(name=taken.name, shape=taken.shape, dtype=np.float32)],
+        inputs=[_input(taken)],
         convert_to="mlprogram",
         compute_precision=_arithmetic(options, owners),
         minimum_deployment_target=getattr(
             ct.target, DEPLOYMENT_TARGETS[options.deployment_target]
         ),
-        pass_pipeline=visiting(
-            lambda operations: owners.update(settle(operations, model.blocks.values(), given))
-        ),
+        pass_pipeline=pipeline,
         skip_model_load=True,
         **settings,
     )
@@ -90,25 +99,55 @@ def _arithmetic(options: ExportOptions, owners: Mapping[str, str]) -> Any:
     )
 
 
+def _input(spec: TensorSpec) -> Any:
+    """Normalised numbers as an array, raw pixels as an image."""
+    ct = lean.coremltools()
+    if spec.dtype != "uint8":
+        return ct.TensorType(name=spec.name, shape=spec.shape, dtype=np.float32)
+    batch, height, width, channels = spec.shape
+    shape = (batch, channels, height, width)
+    return ct.ImageType(name=spec.name, shape=shape, color_layout=ct.colorlayout.RGB)
+
+
+def _begin_with_image(program: ExportedProgram) -> None:
+    """Let a program of bytes ``(1, H, W, 3)`` begin with float32 ``(1, 3, H, W)``, in place.
+
+    That is how Core ML hands over an image; its numbers go from 0 to 255 as well.
+    """
+    graph = program.graph
+    names = program.graph_signature.user_inputs
+    (taken,) = (node for node in graph.nodes if node.name in names)
+    calls = [node for node in graph.nodes if node.op == "call_function"]
+    values = [node.meta.get("val") for node in calls]
+    turned = next(i for i, x in enumerate(values) if x is not None and x.is_floating_point())
+    calls[turned].replace_all_uses_with(taken)
+    taken.meta["val"] = values[turned].contiguous()  # the image is in this order
+    for node in reversed(calls[: turned + 1]):  # a check of the bytes' type is among them
+        graph.erase_node(node)
+    program.graph_module.recompile()
+
+
 def _output(spec: TensorSpec) -> Any:
     ct = lean.coremltools()
 
     return ct.TensorType(name=spec.name, dtype=np.float32)
 
 
-def _end_in_softmax(program: ExportedProgram) -> None:
+def _end_in_softmax(program: ExportedProgram, *, has_softmax: bool) -> None:
     """Put a softmax behind the logits, in place: all that a classifier gives is their labels.
 
-    A distillation head's own output is left out.
+    A distillation head's own output is left out. There may be a softmax already.
     """
     import torch
 
     graph = program.graph
     (end,) = (node for node in graph.nodes if node.op == "output")
-    logits = end.args[0][0]
-    with graph.inserting_before(end):
-        softmax = graph.call_function(torch.ops.aten.softmax.int, (logits, -1))
-    softmax.meta = {key: logits.meta[key] for key in ("val", "stack_trace") if key in logits.meta}
+    softmax = logits = end.args[0][0]
+    if not has_softmax:
+        with graph.inserting_before(end):
+            softmax = graph.call_function(torch.ops.aten.softmax.int, (logits, -1))
+        kept = ("val", "stack_trace")
+        softmax.meta = {key: logits.meta[key] for key in kept if key in logits.meta}
     end.args = ((softmax,),)
     del program.graph_signature.output_specs[1:]
     argument: Any = program.graph_signature.output_specs[0].arg
@@ -127,7 +166,9 @@ def describe(specification: Any, model: Prepared, options: ExportOptions) -> Non
     description.metadata.author = "levit-export"
     description.metadata.license = info.licence
     description.metadata.versionString = info.checkpoint_sha256[:12]
-    description.input[0].shortDescription = info.preprocessing.in_words()
+    description.input[0].shortDescription = info.preprocessing.in_words(
+        embedded=model.embedded.preprocessing
+    )
     if not options.classifier:
         for output in description.output:
             output.shortDescription = SAID_OF_OUTPUTS[output.name]

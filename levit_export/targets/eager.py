@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -32,20 +32,46 @@ class _RoundToHalf(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Rounds what every operator returns to float16 values, which stay stored as float32.
 
     This is how a float16 program behaves that accumulates in float32 and rounds each op's result.
+    ``resting`` counts the parts of the network in progress that stay in float32.
     """
+
+    resting = 0
+
+    def enter(self, *_: Any) -> None:
+        """A part that stays in float32 begins."""
+        self.resting += 1
+
+    def leave(self, *_: Any) -> None:
+        """It ends."""
+        self.resting -= 1
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if isinstance(result, torch.Tensor) and result.dtype is torch.float32:
-            return result.to(torch.float16).to(torch.float32)
+        is_float = isinstance(result, torch.Tensor) and result.dtype is torch.float32
+        if is_float and not self.resting:
+            return to_half(result)
         return result
+
+
+def to_half(x: torch.Tensor) -> torch.Tensor:
+    """``x`` rounded as float16 rounds, but without an end to the range.
+
+    What overflows in float16 is no rounding: a tolerance that follows from this stays finite, and
+    an artifact that does overflow fails it.
+    """
+    rounded = x.to(torch.float16).to(torch.float32)
+    if torch.isfinite(rounded).all():
+        return rounded
+    mantissa, exponent = torch.frexp(x)
+    wide = torch.ldexp(torch.round(mantissa * 2.0**11) / 2.0**11, exponent)
+    return torch.where(torch.isfinite(rounded), rounded, wide)
 
 
 class EagerSession:
     """A module, run in float64, in float32, or in float32 rounded to float16 at every operator.
 
     ``module`` becomes the session's own: it is converted in place. ``fp16`` rounds the weights as
-    well. Any batch is accepted.
+    well, and leaves the parts at the paths ``keep`` in float32. Any batch is accepted.
     """
 
     def __init__(
@@ -55,15 +81,25 @@ class EagerSession:
         *,
         arithmetic: Arithmetic = "fp32",
         threads: int | None = None,
+        keep: Collection[str] = (),
     ) -> None:
         self._module = module.eval().to(_DTYPES[arithmetic])
+        self._rounding = _RoundToHalf()  # type: ignore[no-untyped-call]
         if arithmetic == "fp16":
-            for tensor in (*self._module.parameters(), *self._module.buffers()):
-                if tensor.is_floating_point():
-                    tensor.data = tensor.data.to(torch.float16).to(torch.float32)
+            self._round_weights(keep)
         self._arithmetic = arithmetic
         self._threads = threads
         self._signature = signature
+
+    def _round_weights(self, keep: Collection[str]) -> None:
+        kept = tuple(f"{path}." for path in keep)
+        for name, tensor in (*self._module.named_parameters(), *self._module.named_buffers()):
+            if tensor.is_floating_point() and not (kept and name.startswith(kept)):
+                tensor.data = to_half(tensor.data)
+        for path in keep:
+            part = self._module.get_submodule(path)
+            part.register_forward_pre_hook(self._rounding.enter)
+            part.register_forward_hook(self._rounding.leave)
 
     @property
     def signature(self) -> Signature:
@@ -82,8 +118,8 @@ class EagerSession:
             with torch.inference_mode(), _cpu_threads(self._threads):
                 value = tensor.to(_DTYPES[self._arithmetic])
                 if self._arithmetic == "fp16":
-                    with _RoundToHalf():  # type: ignore[no-untyped-call]
-                        outputs = self._module(value.to(torch.float16).to(torch.float32))
+                    with self._rounding:
+                        outputs = self._module(to_half(value))
                 else:
                     outputs = self._module(value)
         except RuntimeError as error:

@@ -58,6 +58,7 @@ def metadata(model: Prepared, precision: str, packages: Iterable[str]) -> dict[s
         "precision": precision,
         "labels": json.dumps(info.labels, ensure_ascii=False),
         "preprocessing": json.dumps(asdict(info.preprocessing), sort_keys=True),
+        "embedded": json.dumps(asdict(model.embedded), sort_keys=True),
         "passes": json.dumps([p.name for p in model.passes if p.status == "applied"]),
         "versions": json.dumps(versions(("levit-export", "torch", *packages)), sort_keys=True),
         "licence": info.licence,

@@ -28,6 +28,7 @@ from levit_export.errors import (
     RuntimeFailedError,
     UsageError,
 )
+from levit_export.samples import seeded
 from levit_export.targets import onnx_precision, onnx_weights
 from levit_export.targets.availability import needs
 from levit_export.targets.metadata import PREFIX, metadata, passes_in, refuse_precision
@@ -199,11 +200,7 @@ class OnnxSession:
 
 def _example(signature: Signature) -> dict[str, np.ndarray]:
     """A seeded input of the smallest batch that the signature allows."""
-    generator = np.random.default_rng(0)
-    return {
-        spec.name: generator.standard_normal([d or 1 for d in spec.shape]).astype(spec.dtype)
-        for spec in signature.inputs
-    }
+    return {spec.name: seeded(spec) for spec in signature.inputs}
 
 
 def _convert(model: Prepared, opset: int) -> ModelProto:

@@ -25,7 +25,7 @@ TO_INFINITY = LARGEST + 16
 """Half a step above the largest number: what is as large or larger is rounded to infinity."""
 
 TYPED = ("Cast", "ConstantOfShape")
-"""Operators that name their own element type: LeViT has none, and none is converted."""
+"""Operators that name their own element type. Of such a network has only the Cast of its pixels."""
 
 
 def convert(proto: ModelProto, kept: Collection[str], owner: Mapping[str, str]) -> None:
@@ -80,6 +80,10 @@ class _Writer:
 
     def write(self, node: NodeProto) -> None:
         """``node`` in the type that it is to have."""
+        if node.op_type == "Cast" and node.input[0] not in self._floats:
+            self.nodes.append(node)  # whole numbers, such as pixels, to float32
+            self._types[node.output[0]] = self._float
+            return
         if node.op_type in TYPED:
             raise ExportFailedError(
                 f"{node.output[0]} is a {node.op_type}, which is not converted to float16",

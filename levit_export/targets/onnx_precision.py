@@ -69,10 +69,13 @@ def found(graph: GraphProto) -> str:
 
 def _inputs(model: Prepared, options: ExportOptions) -> Iterator[Tensors]:
     """What the model is tried on: the samples of a check, and real images where there are any."""
-    tried = samples.make(model.info.preprocessing).inputs
+    tried = samples.make(model.info.preprocessing)
+    inputs = tried.inputs
+    if model.embedded.preprocessing:
+        inputs = tried.raw(model.info.preprocessing)[0].inputs
     if options.calibration is not None:
-        tried = np.concatenate([tried, options.calibration.inputs])
-    yield from _batches(tried, model.signature.batch, model.signature.inputs[0].name)
+        inputs = np.concatenate([inputs, options.calibration.inputs])
+    yield from _batches(inputs, model.signature.batch, model.signature.inputs[0].name)
 
 
 def _batches(inputs: np.ndarray, batch: int | None, name: str) -> Iterator[Tensors]:

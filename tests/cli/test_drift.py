@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-import pytest
 from click.testing import CliRunner, Result
 from onnx import numpy_helper
 from support import Exported
@@ -42,10 +41,10 @@ def test_drift_of_a_directory(exported: Exported) -> None:
     assert any(line.startswith("clean  every block of onnx-fp32 stays within") for line in lines)
 
 
-def test_drift_names_the_block(exported: Exported) -> None:
+def test_drift_names_the_block(copied: Path) -> None:
     """A spoilt file exits 1, its block and stage are named, and that it was altered is said."""
-    spoil(exported.folder)
-    result = run(exported.folder, *FEW)
+    spoil(copied)
+    result = run(copied, *FEW)
     assert result.exit_code == 1, result.output
     (line,) = [line for line in result.stdout.splitlines() if line.startswith("conversion ")]
     assert "stage2.block0.attention.softmax in onnx-fp32 introduces" in line
@@ -79,15 +78,15 @@ def test_another_checkpoint_is_refused(exported: Exported) -> None:
     assert "was made of a checkpoint" in result.output
 
 
-@pytest.mark.parametrize("change", [1.01, 2.0])
-def test_a_wrong_tensor_is_named(exported: Exported, change: float) -> None:
+def test_a_wrong_tensor_is_named(copied: Path) -> None:
     """A tensor that is not the checkpoint's is named with its block."""
-    file = exported.folder / FILE
+    file = copied / FILE
     proto = onnx.load(file)
     (tensor,) = (t for t in proto.graph.initializer if t.name == "blocks.0.m.baked_bias")
-    tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * change, tensor.name))
+    table = numpy_helper.to_array(tensor)
+    tensor.CopyFrom(numpy_helper.from_array(table * table.dtype.type(1.01), tensor.name))
     onnx.save(proto, file)
-    result = run(exported.folder, *FEW)
+    result = run(copied, *FEW)
     assert result.exit_code == 1
-    assert "the file does not hold blocks.0.m.baked_bias" in result.stdout
     assert "weights  stage1.block0.attention in onnx-fp32" in result.stdout
+    assert "the file does not hold blocks.0.m.baked_bias" in result.stdout

@@ -36,7 +36,7 @@ def patient(request: pytest.FixtureRequest, tmp_path: Path) -> Patient:
 
 
 def test_faults_of_a_file_are_localised(patient: Patient) -> None:
-    """One fault of every kind: block, stage and cause are named; the file itself is clean after."""
+    """One fault of every kind: block, stage and cause are named; the file is clean after."""
     one_of_each = {fault.expected.kind: fault for fault in faults.file_faults(patient)}
     assert len(one_of_each) >= 11
     for fault in one_of_each.values():
@@ -88,7 +88,7 @@ def test_introduced_tells_the_block_where_accumulated_does_not(patient: Patient)
 
 
 def test_explain_names_block_and_remedy(patient: Patient) -> None:
-    """The sentence for a failed check says where, that the stages before are clean, and what to do."""
+    """The sentence for a failed check says where, and that the stages before are clean."""
     axis, _, _ = faults.EDITS[patient.artifact.format]
     axis(patient.artifact, "stage1_block1_attention_softmax")
     sentence = drift.explain(
@@ -115,7 +115,7 @@ def test_explain_of_a_sound_file_says_where_the_error_comes_from() -> None:
 
 
 def test_a_tap_that_is_gone_is_said_to_be_fused(tmp_path: Path) -> None:
-    """A value that the file does not have is reported, and the segment around it is still judged."""
+    """A value that the file does not have is reported, and what is around it is judged."""
     sound = subjects.copy(subjects.artifact("onnx", "fp32"), tmp_path)
     content = sound.path.read_bytes()
     name = b"stage1_block0_attention_softmax"

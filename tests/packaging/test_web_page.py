@@ -349,12 +349,16 @@ def test_by_keyboard(page: Browser) -> None:
 
 
 def test_a_file_that_is_no_image(page: Browser, tmp_path: Path) -> None:
-    """It is refused in words, and the next image is taken all the same."""
+    """It is refused in words, no earlier answer stays, and the next image is taken."""
+    Image.fromarray(samples.held_out_digits()[0][0]).save(tmp_path / "digit.png")
+    page.give("#file", tmp_path / "digit.png")
+    assert page.settle() == "ready"
+    assert not page.run("return document.querySelector('#answer').hidden")
     (tmp_path / "notes.png").write_text("no image", encoding="utf-8")
     page.give("#file", tmp_path / "notes.png")
     assert page.settle() == "failed"
     assert "cannot read that file as an image" in page.text("#status")
-    Image.fromarray(samples.held_out_digits()[0][0]).save(tmp_path / "digit.png")
+    assert page.run("return document.querySelector('#answer').hidden")
     page.give("#file", tmp_path / "digit.png")
     assert page.settle() == "ready"
 

@@ -67,7 +67,9 @@ def test_fewer_bits_are_worse() -> None:
     images = torch.randn(8, 3, 2, 2, generator=torch.Generator().manual_seed(1))
     exact = small()(images)
     errors = [
-        float((simulated.quantise_(small(), precision, None)(images) - exact).abs().mean().detach())
+        float(
+            (simulated.quantise_(small(), precision, None)(images) - exact).abs().mean().detach()
+        )
         for precision in ("w8", "w6", "w4")
     ]
     assert errors == sorted(errors)

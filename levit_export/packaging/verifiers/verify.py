@@ -398,7 +398,12 @@ def coreml(path: Path, manifest: Any, units: str) -> tuple[str, Run]:
 
     def run(batch: np.ndarray) -> Arrays:
         arrays = {}
-        for name, value in model.predict({taken: batch}).items():
+        given: Any = batch
+        if batch.dtype == np.uint8:  # the model normalises, and takes an image
+            from PIL import Image
+
+            given = Image.fromarray(batch[0])
+        for name, value in model.predict({taken: given}).items():
             if isinstance(value, dict):
                 row = [value[label] for label in labels]
                 arrays["probabilities"] = np.array([row], np.float32)

@@ -38,6 +38,7 @@ async function task(text, work) {
     try {
       enter("ready", await current.work());
     } catch (error) {
+      part("answer").hidden = true; // it was another image's
       enter("failed", error.message || String(error));
     }
   }

@@ -1,0 +1,82 @@
+"""What a graph can do beside the network: normalise raw pixels, and end in a softmax.
+
+The normalisation is operators of its own before the first convolution, never folded into its
+weights and bias: that convolution pads with zeros *after* normalisation, which stand for the mean
+colour, and a folded one would pad with black.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import nn
+
+from levit_export.core import PROBABILITIES, Embedded, Preprocessing, Signature, TensorSpec
+
+IMAGE = "image"
+NETWORK = "network"
+"""The path of the network's module in the one around it."""
+
+
+def constants(recipe: Preprocessing) -> dict[str, np.ndarray]:
+    """Scale and shift ``(3,)`` float32 with ``(p / 255 - mean) / std = p * scale + shift``.
+
+    ``scale = 1 / (255 std)`` and ``shift = -mean / std``, computed in float64 and rounded once.
+    """
+    mean, std = np.array(recipe.mean), np.array(recipe.std)
+    return {
+        "preprocessing.scale": (1 / (255 * std)).astype(np.float32),
+        "preprocessing.shift": (-mean / std).astype(np.float32),
+    }
+
+
+class Around(nn.Module):
+    """A network with what is embedded around it.
+
+    With preprocessing it takes uint8 ``(B, H, W, 3)``, else what the network takes. With a softmax
+    its first output are probabilities; that of a distillation head stays as it is.
+    """
+
+    def __init__(self, network: nn.Module, recipe: Preprocessing, embedded: Embedded) -> None:
+        super().__init__()
+        self.network = network
+        self.embedded = embedded
+        for name, array in constants(recipe).items():
+            tensor = torch.from_numpy(array).reshape(1, 3, 1, 1)
+            self.register_buffer(name.rpartition(".")[2], tensor)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
+        """``image`` to the network's outputs."""
+        if self.embedded.preprocessing:
+            image = image.permute(0, 3, 1, 2).to(torch.float32) * self.scale + self.shift
+        found = self.network(image)
+        if not self.embedded.softmax:
+            return found  # type: ignore[no-any-return]
+        if isinstance(found, tuple):
+            return (found[0].softmax(dim=-1), *found[1:])
+        return found.softmax(dim=-1)  # type: ignore[no-any-return]
+
+
+def around(network: nn.Module, recipe: Preprocessing, embedded: Embedded) -> nn.Module:
+    """``network`` with what is embedded; itself where that is nothing."""
+    return network if embedded == Embedded() else Around(network, recipe, embedded)
+
+
+def blocks(names: Mapping[str, str], embedded: Embedded) -> dict[str, str]:
+    """The names of blocks by the paths that their modules have in :func:`around`."""
+    if embedded == Embedded():
+        return dict(names)
+    return {f"{NETWORK}.{path}": name for path, name in names.items()}
+
+
+def signature(network: Signature, embedded: Embedded) -> Signature:
+    """What :func:`around` takes and gives for a network of this signature."""
+    inputs, outputs = network.inputs, network.outputs
+    if embedded.preprocessing:
+        batch, channels, height, width = inputs[0].shape
+        inputs = (TensorSpec(IMAGE, (batch, height, width, channels), "uint8"),)
+    if embedded.softmax:
+        outputs = (TensorSpec(PROBABILITIES, outputs[0].shape), *outputs[1:])
+    return Signature(inputs, outputs)
