@@ -112,6 +112,7 @@ def bench(request: InspectRequest, progress: Progress | None = None) -> Report:
 
 
 def locate(path: Path) -> Located:
+    """The artifacts at ``path``. Raises ``UsageError`` or ``ArtifactError`` where there are none."""
     if not path.exists():
         raise UsageError(f"{path} does not exist", remedy="Check the path.")
     if (path / MANIFEST).is_file() and path.suffix != ".mlpackage":
@@ -225,6 +226,7 @@ def build_report(
     verdict: Verdict | None = None,
     baselines: Mapping[str, TimingReport] | None = None,
 ) -> Report:
+    """A report on what was found; it speaks of the model where all of it is of one."""
     manifests = [each.manifest for each in found if each.manifest is not None]
     only = manifests[0] if len(manifests) == len(found) == 1 else None
     return Report(

@@ -164,7 +164,7 @@ def eager_session(
     threads: int | None = None,
     keep: Collection[str] = (),
 ) -> EagerSession:
-    """A fresh build of the checkpoint as a session; ``keep`` are modules not rounded in float16."""
+    """A fresh build of the checkpoint as a session; ``keep`` are modules left in float32."""
     from levit_export.targets.eager import EagerSession, signature_of
 
     return EagerSession(

@@ -39,7 +39,7 @@ def test_blocks_are_modules_of_the_network(known: object) -> None:
 
 
 def test_blocks_of_the_paper() -> None:
-    """Stages count from 1 as in the paper, blocks from 0; shrinking blocks stand between stages."""
+    """Stages count from 1 as in the paper, blocks from 0; shrinking blocks stand between them."""
     names = list(block_names(variant("levit_128s").config).values())
     assert names[:6] == [
         "stem.0",

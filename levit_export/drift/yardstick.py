@@ -35,7 +35,7 @@ import numpy as np
 import torch
 
 from levit_export import tolerance
-from levit_export.core import UNIT_ROUNDOFF, Calibration
+from levit_export.core import CALIBRATED, UNIT_ROUNDOFF, Calibration
 from levit_export.drift import taps
 from levit_export.drift.distances import Distance, Range
 from levit_export.samples import Samples
@@ -56,7 +56,9 @@ def relative_tolerance(spreads: Sequence[float], count: int, precision: str) -> 
     """
     u = UNIT_ROUNDOFF.get(precision, UNIT_ROUNDOFF["fp16"])
     known = precision in UNIT_ROUNDOFF
-    factor = tolerance.KERNEL * math.sqrt(2) if known else tolerance.SCHEME
+    factor = tolerance.KERNEL * math.sqrt(2)
+    if not known:
+        factor = tolerance.SCHEME[precision in CALIBRATED]
     s = np.array([u if math.isinf(value) else value for value in spreads])
     sigma = np.maximum(s, max(float(np.median(s)), u))
     result: np.ndarray = (

@@ -95,7 +95,8 @@ def _dequantised(node: openvino.Node, scale: openvino.Node) -> np.ndarray:
     reader = _reader(scale)
     if reader is not None and reader.get_type_name() == "Reshape":
         numbers = numbers.reshape(reader.get_output_shape(0))
-    return numbers
+    result: np.ndarray = numbers
+    return result
 
 
 def _is_range(node: openvino.Node) -> bool:

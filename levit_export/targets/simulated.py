@@ -1,10 +1,10 @@
 """What a quantiser does to a network, in PyTorch: the yardstick for quantised artifacts.
 
 Weights of linear layers and convolutions go to a symmetric grid per output channel (per tensor
-for ``w6`` and ``w4``), with ``s = max|w| / (2**(bits - 1) - 1)`` and ``w -> s * round(w / s)``. For ``int8`` the
-inputs of these layers go to an 8-bit grid as well, over the range ``[lo, hi]`` that real images
-gave them: ``s = (hi - lo) / 255`` and ``x -> s * round(clamp(x, lo, hi) / s)``. What lies outside is clipped,
-as it is in the artifact.
+for ``w6`` and ``w4``), with ``s = max|w| / (2**(bits - 1) - 1)`` and ``w -> s * round(w / s)``.
+For ``int8`` the inputs of these layers go to an 8-bit grid as well, over the range ``[lo, hi]``
+that real images gave them: ``s = (hi - lo) / 255`` and ``x -> s * round(clamp(x, lo, hi) / s)``.
+What lies outside is clipped, as it is in the artifact.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from torch import nn
 from levit_export.core import Calibration
 
 BITS = {"int8": 7, "w8": 8, "w6": 6, "w4": 4}
-"""Bits of a weight in each precision that stores whole numbers. With 8-bit activations the products
-of full-range weights would overflow 16 bits on processors without VNNI, so half the range is used."""
+"""Bits of a weight in each precision that stores whole numbers. With 8-bit activations, products
+of full-range weights would overflow 16 bits on processors without VNNI, so half the range is
+used."""
 PALETTES = ("w6", "w4")
 """Precisions in which the coarsest scheme, Core ML's palette, serves a whole tensor. Its colours
 lie where the weights are, which is worth one bit: for normally distributed weights, 16 colours
@@ -85,7 +86,7 @@ def _layers(module: nn.Module) -> list[tuple[str, Layer]]:
 
 
 def on_grid(weight: torch.Tensor, bits: int, *, per_tensor: bool = False) -> torch.Tensor:
-    """``s * round(w / s)`` with a step ``s`` for each row of ``weight`` ``(C_out, ...)``, or one."""
+    """``s * round(w / s)``, with a step for each row of ``weight`` ``(C_out, ...)``, or one."""
     rows = weight.reshape(1, -1) if per_tensor else weight.flatten(1)
     largest = rows.abs().amax(dim=1, keepdim=True)
     s = torch.where(largest > 0, largest, 1.0) / (2 ** (bits - 1) - 1)
