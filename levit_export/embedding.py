@@ -21,13 +21,15 @@ NETWORK = "network"
 
 
 def constants(recipe: Preprocessing) -> dict[str, np.ndarray]:
-    """Scale and shift ``(3,)`` float32 with ``(p / 255 - mean) / std = p * scale + shift``.
+    """Shift and scale ``(3,)`` float32 with ``(p / 255 - mean) / std = shift - p * scale``.
 
-    ``scale = 1 / (255 std)`` and ``shift = -mean / std``, computed in float64 and rounded once.
+    ``shift = -mean / std`` and ``scale = -1 / (255 std)``, computed in float64 and rounded once.
+    It is this difference because coremltools makes a BatchNorm of a sum, which divides by
+    ``sqrt(1 + 1e-5)``, and OpenVINO stores the negative of a constant that is subtracted.
     """
     mean, std = np.array(recipe.mean), np.array(recipe.std)
     return {
-        "preprocessing.scale": (1 / (255 * std)).astype(np.float32),
+        "preprocessing.scale": (-1 / (255 * std)).astype(np.float32),
         "preprocessing.shift": (-mean / std).astype(np.float32),
     }
 
@@ -38,6 +40,9 @@ class Around(nn.Module):
     With preprocessing it takes uint8 ``(B, H, W, 3)``, else what the network takes. With a softmax
     its first output are probabilities; that of a distillation head stays as it is.
     """
+
+    scale: torch.Tensor
+    shift: torch.Tensor
 
     def __init__(self, network: nn.Module, recipe: Preprocessing, embedded: Embedded) -> None:
         super().__init__()
@@ -50,7 +55,7 @@ class Around(nn.Module):
     def forward(self, image: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
         """``image`` to the network's outputs."""
         if self.embedded.preprocessing:
-            image = image.permute(0, 3, 1, 2).to(torch.float32) * self.scale + self.shift
+            image = self.shift - image.permute(0, 3, 1, 2).to(torch.float32) * self.scale
         found = self.network(image)
         if not self.embedded.softmax:
             return found  # type: ignore[no-any-return]

@@ -43,7 +43,8 @@ def prepare(
     signature = embedding.signature(signature_of(config, batch), embedded)
     (taken,) = signature.inputs
     # An example of 1 would be taken for a dimension that broadcasts.
-    example = torch.zeros(batch or 2, *taken.shape[1:], dtype=getattr(torch, taken.dtype))  # type: ignore[arg-type]
+    shape = [batch or 2, *(side or 1 for side in taken.shape[1:])]
+    example = torch.zeros(shape, dtype=getattr(torch, taken.dtype))
     shapes = ({0: torch.export.Dim("batch", min=1, max=LARGEST_BATCH)},) if batch is None else None
     try:
         with warnings.catch_warnings():

@@ -76,6 +76,15 @@ def test_every_format_is_the_network_with_what_is_embedded(kind: str, embedded: 
     assert target(kind).inspect(found.path).signature == model(embedded).signature
 
 
+def test_compressed_core_ml_takes_raw_pixels() -> None:
+    """Coremltools rewrites a program again as it compresses it; normalisation stays as it is."""
+    found = artifact("coreml", BOTH, "w8")
+    constants = [np.squeeze(array) for array in target("coreml").constants(found)]
+    for name, wanted in embedding.constants(subjects.tiny().info.preprocessing).items():
+        rounded = wanted.astype(np.float16).astype(np.float32)
+        assert any(np.array_equal(array, rounded) for array in constants), name
+
+
 @pytest.mark.parametrize("kind", FORMATS)
 def test_float16_too(kind: str) -> None:
     """The same holds in float16, which keeps pixels exactly."""

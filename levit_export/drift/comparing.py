@@ -102,6 +102,7 @@ class Comparison:
             introduced_rms=use.rms,
             rms_tolerance=use.rms_tolerance,
             of_tolerance=use.share,
+            accumulated_of_tolerance=self._answered(name, found.accumulated),
             snr_db=found.accumulated.snr_db,
             introduced_snr_db=found.introduced.snr_db,
             growth=accumulated / before if accumulated is not None and before else None,
@@ -113,6 +114,14 @@ class Comparison:
             sample="" if use.worst is None else self._exact.samples.names[use.worst],
             fused_before=skipped,
         )
+
+    def _answered(self, name: str, accumulated: Distance) -> float | None:
+        """How much of what may have accumulated an output has, where that is known."""
+        if name not in self._exact.outputs or isinstance(self._allowed, float):
+            return None
+        errors = np.array(accumulated.errors)
+        allowed = self._allowed.answers[name][: errors.size]
+        return float((errors / np.maximum(allowed, TINY)).max()) if errors.size else None
 
     def _use(self, name: str, introduced: Distance) -> _Use:
         """How much of what is allowed was used, on the sample where most of it was."""

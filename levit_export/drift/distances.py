@@ -63,6 +63,14 @@ class Distance:
         return 10 * math.log10(self.signal / self.noise)
 
 
+def joined(one: Distance, other: Distance) -> Distance:
+    """Two independent errors of the same values, added in quadrature."""
+    pairs = zip(one.spreads, other.spreads, strict=True)
+    return Distance(
+        spreads=[math.hypot(*pair) for pair in pairs], levels=one.levels, count=one.count
+    )
+
+
 @dataclass
 class Range:
     """The values that were seen at a tap."""

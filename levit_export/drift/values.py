@@ -48,6 +48,8 @@ class Row:
     of_tolerance: float | None = None
     snr_db: float | None = None
     introduced_snr_db: float | None = None
+    accumulated_of_tolerance: float | None = None
+    """The share of what ``accumulated`` may be; only of the outputs of files."""
     growth: float | None = None
     """``accumulated`` over that of the tap before."""
     peak: float | None = None

@@ -28,9 +28,6 @@ DEPLOYMENT_TARGETS = {
 }
 """What ``--deployment-target`` takes, and the iOS release of the same specification version."""
 
-AS_BATCHNORM = "common::fuse_elementwise_to_batchnorm"
-"""Makes a BatchNorm of ``x * scale + shift``, which divides by ``sqrt(1 + 1e-5)``."""
-
 SAID_OF_OUTPUTS = {
     LOGITS: "Logits, one for each class",
     PROBABILITIES: "Probabilities, one for each class",
@@ -61,11 +58,6 @@ def _convert(model: Prepared, options: ExportOptions) -> tuple[Any, dict[str, st
     inner = lowered.graph_signature.user_outputs
     given = {spec.name: name for spec, name in zip(model.signature.outputs, inner, strict=False)}
     owners: dict[str, str] = {}
-    pipeline = visiting(
-        lambda operations: owners.update(settle(operations, model.blocks.values(), given))
-    )
-    if model.embedded.preprocessing:
-        pipeline.remove_passes({AS_BATCHNORM})
     # Names are numbered by a counter of the process that ct.convert empties when it ends, not when
     # it begins: whatever built a program before would show in the file.
     lean.coremltools("converters.mil").Builder.name_count.clear()
@@ -77,7 +69,9 @@ def _convert(model: Prepared, options: ExportOptions) -> tuple[Any, dict[str, st
         minimum_deployment_target=getattr(
             ct.target, DEPLOYMENT_TARGETS[options.deployment_target]
         ),
-        pass_pipeline=pipeline,
+        pass_pipeline=visiting(
+            lambda operations: owners.update(settle(operations, model.blocks.values(), given))
+        ),
         skip_model_load=True,
         **settings,
     )
