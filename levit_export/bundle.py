@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -83,7 +83,7 @@ class Manifest:
     golden: GoldenEntry
     toolchain: Mapping[str, str]
     files: Mapping[str, FileEntry]
-    embedded: Embedded = Embedded()
+    embedded: Embedded = field(default_factory=Embedded)
 
 
 def file_entry(path: Path) -> FileEntry:

@@ -49,8 +49,9 @@ BLAS_SPIN_S = 0.05
 class Reference:
     """What the artifacts are held against: samples, the answers to them, tolerances by precision.
 
-    ``preprocessing`` is what made the samples of pixels, where that is known. ``images`` are labelled inputs for accuracy, with the reference's own predictions.
-    ``overflows`` are blocks with values beyond float16, and how large these are.
+    ``preprocessing`` is what made the samples of pixels, where that is known. ``images`` are
+    labelled inputs for accuracy, with the reference's own predictions. ``overflows`` are blocks
+    with values beyond float16, and how large these are.
     """
 
     signature: Signature

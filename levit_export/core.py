@@ -210,8 +210,8 @@ class ExportOptions:
 
     ``batch`` None leaves the batch open. ``calibration`` is needed for the precisions of
     ``CALIBRATED``; blocks of ``keep``, by the names that users see, stay in the format's own float
-    precision. ``embedded`` is what the graph does beside the network. ``opset`` and ``simplify`` are
-    ONNX's, ``deployment_target`` and ``classifier`` Core ML's.
+    precision. ``embedded`` is what the graph does beside the network. ``opset`` and ``simplify``
+    are ONNX's, ``deployment_target`` and ``classifier`` Core ML's.
     """
 
     precision: str = "fp32"

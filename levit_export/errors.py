@@ -21,7 +21,7 @@ two, ``remedy`` the third, so that a renderer can set them apart.
     │   └── ArtifactError          a file on disk is not what it claims to be
     │       ├── PackageError       a damaged ``.mlpackage``
     │       └── UnsupportedOpError a Core ML op that the reference evaluator does not know
-    ├── DataError                  images, labels, golden vectors or saved reports that are unusable
+    ├── DataError                  images, labels, golden vectors, saved reports: unusable
     ├── ManifestError              an export directory whose description is missing or wrong
     │   └── BundleError            a bundle that is damaged, unsafe to unpack, or of another schema
     └── OutputError                a result that cannot be written where it was asked for

@@ -112,7 +112,7 @@ def bench(request: InspectRequest, progress: Progress | None = None) -> Report:
 
 
 def locate(path: Path) -> Located:
-    """The artifacts at ``path``. Raises ``UsageError`` or ``ArtifactError`` where there are none."""
+    """The artifacts at ``path``. Raises ``UsageError`` or ``ArtifactError`` where none are."""
     if not path.exists():
         raise UsageError(f"{path} does not exist", remedy="Check the path.")
     if (path / MANIFEST).is_file() and path.suffix != ".mlpackage":

@@ -95,7 +95,7 @@ def normalise(recipe: Preprocessing, pixels: np.ndarray) -> np.ndarray:
 
 
 def pixels_of(recipe: Preprocessing, inputs: np.ndarray) -> np.ndarray:
-    """The uint8 images ``(n, H, W, 3)`` that :func:`normalise` made ``inputs`` ``(n, 3, H, W)`` of.
+    """The uint8 images ``(n, H, W, 3)`` that became ``inputs`` ``(n, 3, H, W)`` normalised.
 
     Exact: float32 keeps 255 levels apart by far.
     """

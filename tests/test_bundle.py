@@ -44,14 +44,14 @@ def test_numbers_and_words_stay_what_they_are(exported: Exported) -> None:
 
 
 def test_manifest_vouches_for_every_file(exported: Exported) -> None:
-    """Every file but the manifest and the report is listed with its hash and size."""
+    """Every file but the manifest and the reports is listed with its hash and size."""
     manifest = bundle.read_manifest(exported.folder)
     found = {
         path.relative_to(exported.folder).as_posix()
         for path in exported.folder.rglob("*")
         if path.is_file()
     }
-    assert set(manifest.files) == found - {"manifest.json", "report.json"}
+    assert set(manifest.files) == found - {"manifest.json", "report.json", "report.html"}
     assert manifest.files == bundle.list_files(exported.folder)
     assert manifest.artifacts[0].path in manifest.files
 

@@ -25,7 +25,7 @@ TO_INFINITY = LARGEST + 16
 """Half a step above the largest number: what is as large or larger is rounded to infinity."""
 
 TYPED = ("Cast", "ConstantOfShape")
-"""Operators that name their own element type. Of such a network has only the Cast of its pixels."""
+"""Operators that name their own element type. A network has only the Cast of its pixels."""
 
 
 def convert(proto: ModelProto, kept: Collection[str], owner: Mapping[str, str]) -> None:
