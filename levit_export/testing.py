@@ -16,6 +16,8 @@ import numpy as np
 
 from levit_export.architectures.random_weights import randomize_
 from levit_export.core import (
+    CALIBRATED,
+    UNIT_ROUNDOFF,
     Artifact,
     Availability,
     ExportOptions,
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 __all__ = ["FakeTarget", "assert_conforms", "randomize_"]
 
 OUTPUTS = (LOGITS, DISTILL)
+CALIBRATION_IMAGES = 40
 
 
 class FakeTarget:
@@ -156,26 +159,33 @@ def _signature(program: torch.export.ExportedProgram) -> Signature:
 def assert_conforms(target: Target, folder: Path) -> None:
     """Raise ``AssertionError`` where ``target`` breaks the contract that the toolchain relies on.
 
-    A small randomised LeViT is exported into ``folder`` in each of the target's precisions and
-    run. Checked: the same bytes on re-export, self-description, names, shapes and types, equal
+    A small LeViT, randomised for float precisions and trained for quantised ones, is exported into
+    ``folder`` in each of the target's precisions and run. Checked: the same bytes on re-export, self-description, names, shapes and types, equal
     answers on equal inputs and from two sessions at once, parity with PyTorch, and that misuse and
     damage raise errors of this package's own.
     """
     from levit_export import reference
     from levit_export.preparation import prepare
 
-    checkpoint = reference.load(reference.ModelChoice(model="levit_digits", random_seed=0))
-    model = prepare(checkpoint, batch=2)
     assert target.can_export().ok, f"cannot export here: {target.can_export().reason}"
     assert target.precisions, "has no precisions"
     for precision in target.precisions:
-        options = ExportOptions(precision=precision, batch=2)
+        is_float = precision in UNIT_ROUNDOFF
+        choice = reference.ModelChoice("levit_digits", random_seed=0 if is_float else None)
+        checkpoint = reference.load(choice)
+        images = reference.calibration(checkpoint, None, count=CALIBRATION_IMAGES)
+        model = prepare(checkpoint, batch=2)
+        options = ExportOptions(
+            precision=precision,
+            batch=2,
+            calibration=images if precision in CALIBRATED else None,
+        )
         target.refuse(options)
         artifact = _assert_same_bytes(target, model, folder / precision, options)
         described = target.inspect(artifact.path)
         assert described.signature == model.signature, "inspect() and export() disagree"
         assert described.precision == precision, f"says it is {described.precision}"
-        expected = reference.make(checkpoint, model.info, [precision])
+        expected = reference.make(checkpoint, model.info, [precision], calibration=images)
         _assert_answers(target, artifact, expected)
         _assert_misuse_is_refused(target, artifact)
         _assert_damage_is_refused(target, artifact)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import sys
@@ -38,6 +39,14 @@ from levit_export.targets.onnx import OnnxTarget
 FILE = "onnx-fp32/levit_digits.onnx"
 DIGITS = tuple("0123456789")
 CLASS = 3
+
+
+@pytest.fixture
+def exported(exported: Exported, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """A copy of the shared export: ``evaluate`` writes what it found into the report there."""
+    folder = tmp_path_factory.mktemp("copy") / "levit_digits"
+    shutil.copytree(exported.folder, folder)
+    return dataclasses.replace(exported, folder=folder)
 
 
 def digit_folder(folder: Path, count: int) -> Path:

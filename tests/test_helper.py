@@ -217,7 +217,7 @@ def test_it_is_started_when_it_helps(
         count.append(None)
         yield
 
-    def stop(_: object) -> None:
+    def stop(*_: object) -> None:
         raise UsageError("stop")
 
     replacements: list[tuple[object, str, Callable[..., object]]] = [

@@ -103,6 +103,7 @@ def test_sections() -> None:
         "passes",
         "artifacts",
         "baselines",
+        "searches",
         "machine",
         "toolchain",
         "output",

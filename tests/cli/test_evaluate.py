@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +18,14 @@ from levit_export import samples
 from levit_export.cli.evaluate import evaluate
 
 Run = Callable[..., Result]
+
+
+@pytest.fixture
+def exported(exported: Exported, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """A copy of the shared export: ``evaluate`` writes what it found into the report there."""
+    folder = tmp_path_factory.mktemp("copy") / "levit_digits"
+    shutil.copytree(exported.folder, folder)
+    return dataclasses.replace(exported, folder=folder)
 
 
 @pytest.fixture

@@ -85,7 +85,7 @@ def test_table_on_standard_output(exported: Exported) -> None:
     assert " % " in row
     assert "357/360" in row
     assert "86/86" in row
-    assert "2.88 MB" in row
+    assert "2.89 MB" in row
     assert " ms" in row
     (eager,) = [line for line in lines if line.startswith("PyTorch eager")]
     assert " ms" in eager
@@ -96,7 +96,7 @@ def test_table_on_standard_output(exported: Exported) -> None:
 
 
 def test_directory_contents(exported: Exported) -> None:
-    """The directory holds the artifact, golden vectors, labels, manifest and report, no more."""
+    """The directory holds the artifact, golden vectors, labels, manifest and reports, no more."""
     found = {
         path.relative_to(exported.folder).as_posix()
         for path in exported.folder.rglob("*")
@@ -105,6 +105,7 @@ def test_directory_contents(exported: Exported) -> None:
     assert found == {
         "manifest.json",
         "report.json",
+        "report.html",
         "labels.txt",
         "onnx-fp32/levit_digits.onnx",
         "golden/input.npy",
