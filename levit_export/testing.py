@@ -159,10 +159,11 @@ def _signature(program: torch.export.ExportedProgram) -> Signature:
 def assert_conforms(target: Target, folder: Path) -> None:
     """Raise ``AssertionError`` where ``target`` breaks the contract that the toolchain relies on.
 
-    A small LeViT, randomised for float precisions and trained for quantised ones, is exported into
-    ``folder`` in each of the target's precisions and run. Checked: the same bytes on re-export, self-description, names, shapes and types, equal
-    answers on equal inputs and from two sessions at once, parity with PyTorch, and that misuse and
-    damage raise errors of this package's own.
+    A small LeViT, randomised for float precisions and trained for quantised ones, is exported
+    into ``folder`` in each of the target's precisions and run. Checked: the same bytes on
+    re-export, self-description, names, shapes and types, equal answers on equal inputs and from
+    two sessions at once, parity with PyTorch, and that misuse and damage raise errors of this
+    package's own.
     """
     from levit_export import reference
     from levit_export.preparation import prepare

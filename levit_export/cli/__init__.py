@@ -12,6 +12,7 @@ from levit_export.cli.bench import bench
 from levit_export.cli.bundle import bundle
 from levit_export.cli.check import check
 from levit_export.cli.doctor import doctor
+from levit_export.cli.drift import drift
 from levit_export.cli.evaluate import evaluate
 from levit_export.cli.export import export
 from levit_export.cli.models import models
@@ -37,7 +38,7 @@ def cli() -> None:
     """  # noqa: D301 - click reads the backspace
 
 
-for command in (export, check, bench, evaluate, bundle, models, doctor):
+for command in (export, check, bench, drift, evaluate, bundle, models, doctor):
     cli.add_command(command)
 
 
