@@ -150,7 +150,7 @@ def test_metadata(half: Artifact) -> None:
     assert shown.author == "levit-export"
     assert shown.license == info.licence == "Apache-2.0"
     assert shown.versionString == info.checkpoint_sha256[:12]
-    assert shown.shortDescription == "levit_digits: LeViT image classifier, 10 classes"
+    assert shown.shortDescription == "levit_digits: image classifier, 10 classes"
     assert description.input[0].shortDescription == info.preprocessing.in_words()
     assert "Logits" in description.output[0].shortDescription
     said = {

@@ -25,7 +25,7 @@ from levit_export.targets.openvino import OpenvinoTarget
 
 TARGET = OpenvinoTarget()
 RUN = RunOptions(threads=1)
-SOFTMAX = "_softmax/aten._softmax.default/Softmax"
+SOFTMAX = "stage1_block0_attention_softmax"
 
 
 @pytest.fixture(scope="session")
