@@ -24,6 +24,11 @@ STATUS = {"pass": 0, "fail": 1, "not-run": 3}
 class Verb(click.Command):
     """A command whose callback returns its exit status and whose errors have three parts."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # Of its own, not only of the group: click remembers the help option of the first call.
+        kwargs.setdefault("context_settings", {"help_option_names": HELP_NAMES})
+        super().__init__(*args, **kwargs)
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run the callback; map errors on purpose, interrupts and bugs to their exit status."""
         verbose = bool(ctx.params.get("verbose"))
