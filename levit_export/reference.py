@@ -176,11 +176,13 @@ def eager_session(
     )
 
 
-def session_of(checkpoint: Checkpoint, module: nn.Module) -> EagerSession:
+def session_of(
+    checkpoint: Checkpoint, module: nn.Module, *, threads: int | None = None
+) -> EagerSession:
     """A module of this checkpoint's network, whatever was done to it, as a session."""
     from levit_export.targets.eager import EagerSession, signature_of
 
-    return EagerSession(module, signature_of(checkpoint.config, None))
+    return EagerSession(module, signature_of(checkpoint.config, None), threads=threads)
 
 
 def calibration(
@@ -292,7 +294,6 @@ def rounded_session(
     """
     from levit_export.architectures.blocks import block_names
     from levit_export.targets import simulated
-    from levit_export.targets.eager import EagerSession, signature_of
 
     paths = [path for path, block in block_names(checkpoint.config).items() if block in keep]
     if precision not in simulated.BITS:
@@ -310,7 +311,7 @@ def rounded_session(
     simulated.quantise_(
         module, precision, ranges, only=lambda path: not (kept and f"{path}.".startswith(kept))
     )
-    return EagerSession(module, signature_of(checkpoint.config, None), threads=threads)
+    return session_of(checkpoint, module, threads=threads)
 
 
 def _answers(session: EagerSession, inputs: Samples) -> dict[str, np.ndarray]:

@@ -60,16 +60,35 @@ def relative_spread(rounded: np.ndarray, exact: np.ndarray) -> np.ndarray:
     return spread
 
 
+def lambda_of(n: int) -> float:
+    """``lambda`` of the module's formula for n compared numbers."""
+    return math.sqrt(2 * math.log(2 * n / FALSE_ALARM))
+
+
+def factor_of(precision: str) -> float:
+    """``kernel * sqrt(2)``, or ``scheme`` for a quantised precision."""
+    if precision in UNIT_ROUNDOFF:
+        return KERNEL * math.sqrt(2)
+    return SCHEME[precision in CALIBRATED]
+
+
+def roundoff_of(precision: str) -> float:
+    """``u``; a quantised network computes in float16 at the coarsest."""
+    return UNIT_ROUNDOFF.get(precision, UNIT_ROUNDOFF["fp16"])
+
+
+def sigma_of(s: np.ndarray, precision: str) -> np.ndarray:
+    """``sigma`` of the module's formula for the spreads ``s`` ``(rows,)``."""
+    sigma: np.ndarray = np.maximum(s, max(float(np.median(s)), roundoff_of(precision)))
+    return sigma
+
+
 def derive(rounded: np.ndarray, exact: np.ndarray, *, precision: str) -> Tolerance:
     """The tolerance for artifacts of ``precision``, row by row of what was measured."""
-    u = UNIT_ROUNDOFF.get(precision, UNIT_ROUNDOFF["fp16"])
-    factor = KERNEL * math.sqrt(2)
-    if precision not in UNIT_ROUNDOFF:
-        factor = SCHEME[precision in CALIBRATED]
-    s = relative_spread(rounded, exact)
-    sigma = np.maximum(s, max(float(np.median(s)), u))
+    u, factor = roundoff_of(precision), factor_of(precision)
+    sigma = sigma_of(relative_spread(rounded, exact), precision)
     n = exact.size
-    lam = math.sqrt(2 * math.log(2 * n / FALSE_ALARM))
+    lam = lambda_of(n)
     return Tolerance(
         atol=0.0,
         rtol=tuple(float(r) for r in lam * factor * sigma),

@@ -19,7 +19,7 @@ from levit_export.checkpoints import fair, grafted, huggingface, timm, vit_pytor
 from levit_export.checkpoints.fitting import described, refuse_misfit
 from levit_export.checkpoints.found import Dialect, Found, Stored
 from levit_export.checkpoints.labels import labels_for
-from levit_export.checkpoints.reading import read, refuse_unusable, sha256_of
+from levit_export.checkpoints.reading import read, refuse_unusable
 from levit_export.checkpoints.resizing import holds_positions, resized
 from levit_export.core import ModelInfo, Preprocessing
 from levit_export.errors import CheckpointError, UsageError
@@ -134,7 +134,7 @@ def load(path: Path, choices: Choices | None = None) -> Checkpoint:
         name=named.name if named else CUSTOM[type(config)],
         dialect=found.dialect,
         source=path.name,
-        sha256=sha256_of(*stored.files),
+        sha256=stored.sha256,
         config=config,
         tensors=found.tensors,
         labels=labels_for(config, choices.labels or found.labels),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import torch
 
+from levit_export import digests
 from levit_export.checkpoints.folders import Folder, look_into
 from levit_export.checkpoints.kinds import cannot_be_read, kind_of, size_of
 from levit_export.checkpoints.limits import FILE_BYTES, refuse_count
@@ -59,16 +59,11 @@ class Stored:
 
 
 def sha256_of(*paths: Path) -> str:
-    """Hex digest of a file, or of several put together, read in pieces."""
-    digest = hashlib.sha256()
-    for path in paths:
-        try:
-            with path.open("rb") as file:
-                while piece := file.read(1 << 20):
-                    digest.update(piece)
-        except OSError as error:
-            raise cannot_be_read(path, error) from error
-    return digest.hexdigest()
+    """Hex digest of a file, or of several put together."""
+    try:
+        return digests.sha256_of(*paths)
+    except OSError as error:
+        raise cannot_be_read(Path(error.filename or paths[0]), error) from error
 
 
 def read(path: Path) -> Stored:

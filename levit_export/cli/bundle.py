@@ -104,8 +104,7 @@ def _library(
 def _wanted(formats: tuple[str, ...]) -> tuple[str, ...] | None:
     from levit_export.core import FORMAT_ALIASES
 
-    given = [name.strip().lower() for value in formats for name in value.split(",")]
-    names = [name for name in given if name]
+    names = [name.lower() for name in options.comma_separated(formats)]
     if not names or "all" in names:
         return None
     return tuple(dict.fromkeys(FORMAT_ALIASES.get(name, name) for name in names))

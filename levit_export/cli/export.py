@@ -190,7 +190,7 @@ def _formats(given: tuple[str, ...]) -> list[str]:
     """The formats that ``--format`` names, each by its own name."""
     from levit_export.targets import TARGETS, target
 
-    names = [name.strip() for value in given for name in value.split(",") if name.strip()]
+    names = options.comma_separated(given)
     if "all" in (name.lower() for name in names):
         return [kind.name for kind in TARGETS]
     return list(dict.fromkeys(target(name).name for name in names))

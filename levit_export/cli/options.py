@@ -119,6 +119,11 @@ def output_options(command: CommandT) -> CommandT:
     )(command)
 
 
+def comma_separated(values: tuple[str, ...]) -> list[str]:
+    """The names in the values of an option that may be repeated and may hold several each."""
+    return [name.strip() for value in values for name in value.split(",") if name.strip()]
+
+
 def read_labels(file: Path | None) -> tuple[str, ...]:
     """The lines of a label file, empty without one."""
     from levit_export.errors import DataError

@@ -41,7 +41,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from levit_export import tolerance
-from levit_export.core import CALIBRATED, UNIT_ROUNDOFF, Calibration
+from levit_export.core import UNIT_ROUNDOFF, Calibration
 from levit_export.drift import taps
 from levit_export.drift.distances import Distance, Range, joined
 from levit_export.samples import Samples
@@ -59,16 +59,10 @@ def relative_tolerance(spreads: Sequence[float], count: int, precision: str) -> 
 
     A sample on which the rounded network itself overflows grants no more than the floor.
     """
-    u = UNIT_ROUNDOFF.get(precision, UNIT_ROUNDOFF["fp16"])
-    known = precision in UNIT_ROUNDOFF
-    factor = tolerance.KERNEL * math.sqrt(2)
-    if not known:
-        factor = tolerance.SCHEME[precision in CALIBRATED]
+    u = tolerance.roundoff_of(precision)
     s = np.array([u if math.isinf(value) else value for value in spreads])
-    sigma = np.maximum(s, max(float(np.median(s)), u))
-    result: np.ndarray = (
-        math.sqrt(2 * math.log(2 * max(count, 1) / tolerance.FALSE_ALARM)) * factor * sigma
-    )
+    factors = tolerance.lambda_of(max(count, 1)) * tolerance.factor_of(precision)
+    result: np.ndarray = factors * tolerance.sigma_of(s, precision)
     return result
 
 

@@ -2,24 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from levit_export.errors import OutputError
 from levit_export.progress import Progress
-
-_BLOCK = 1 << 20
-
-
-def sha256_of(path: Path) -> str:
-    """Hex digest of a file's content, read block by block."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 @contextmanager

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from levit_export.digests import sha256_of
 from levit_export.errors import DownloadError, WrongHashError
 from levit_export.progress import Progress
-from levit_export.published.cache import disk_errors, locked, sha256_of
+from levit_export.published.cache import disk_errors, locked
 from levit_export.published.names import HashedFile
 from levit_export.published.transfer import Transfer
 

@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from levit_export.digests import sha256_of
 from levit_export.errors import (
     DownloadError,
     LevitExportError,
@@ -20,7 +21,7 @@ from levit_export.errors import (
     WrongHashError,
 )
 from levit_export.progress import Progress
-from levit_export.published.cache import disk_errors, locked, sha256_of, unusable
+from levit_export.published.cache import disk_errors, locked, unusable
 from levit_export.published.failures import reason
 from levit_export.published.names import HubModel
 from levit_export.published.transfer import Transfer

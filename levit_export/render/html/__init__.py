@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from levit_export.render.html.flips import Flip, Pixels
+from levit_export.render.html.flips import Pixels
 from levit_export.render.html.page import page
 
-__all__ = ["Flip", "Pixels", "page"]
+__all__ = ["Pixels", "page"]

@@ -6,12 +6,11 @@ import base64
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
 from levit_export.gate.checks import labels
-from levit_export.parity import OutputParity
+from levit_export.parity import Flip
 from levit_export.render.html import wording
 from levit_export.render.html.markup import Markup, element, section
 from levit_export.report import Report
@@ -26,26 +25,6 @@ MOST = 24
 
 Pixels = Mapping[str, np.ndarray]
 """The uint8 image ``(H, W)`` or ``(H, W, 3)`` behind a sample, by the sample's name."""
-
-
-class Flip(Protocol):
-    """One sample whose best class is another in the artifact."""
-
-    @property
-    def sample(self) -> str:
-        """The sample's name."""
-
-    @property
-    def reference_class(self) -> int:
-        """PyTorch's best class."""
-
-    @property
-    def artifact_class(self) -> int:
-        """The artifact's."""
-
-    @property
-    def decided(self) -> bool:
-        """Whether rounding cannot explain it."""
 
 
 @dataclass(frozen=True)
@@ -104,17 +83,11 @@ def _left_out(counted: int, found: Mapping[str, Sequence[_Found]]) -> list[Marku
     return [element("p", note, kind="note") for note in notes]
 
 
-def _flipped(output: OutputParity) -> Sequence[Flip]:
-    """Reports of earlier versions only counted flips."""
-    found: Sequence[Flip] = getattr(output, "flipped", ())
-    return found
-
-
 def _by_sample(report: Report) -> dict[str, list[_Found]]:
     found: dict[str, list[_Found]] = {}
     for label, artifact in zip(labels(report.artifacts), report.artifacts, strict=True):
         for output in artifact.parity.outputs:
-            for flip in _flipped(output):
+            for flip in output.flipped:
                 found.setdefault(flip.sample, []).append(_Found(label, output.name, flip))
     return found
 
