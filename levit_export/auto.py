@@ -23,6 +23,7 @@ from levit_export.zoo import LOGITS
 
 if TYPE_CHECKING:
     from levit_export.checkpoints import Checkpoint
+    from levit_export.preparation import Forms
 
 SENSITIVITY_IMAGES = 16
 """Images that each block is tried on alone; the blocks are only ranked by them."""
@@ -34,7 +35,7 @@ QUICK = TimingPlan(warmup=5, iterations=20, budget_s=2.0)
 class Bench:
     """Everything that a candidate is measured with."""
 
-    model: Prepared
+    forms: Forms
     images: Calibration
     answers: np.ndarray
     run: RunOptions
@@ -42,8 +43,7 @@ class Bench:
 
 def settle(
     job: Job,
-    model: Prepared,
-    checkpoint: Checkpoint,
+    forms: Forms,
     images: Calibration | None,
     promise: Promise,
     *,
@@ -56,11 +56,15 @@ def settle(
             "--precision auto measures accuracy, and there are no images to measure it on",
             remedy="Give --data DIR with images of the kind that the model will see.",
         )
-    session = reference.eager_session(checkpoint)
+    session = reference.eager_session(forms.checkpoint)
     answers = parity.collect(session, as_samples(images), batch=BATCH)[LOGITS]
-    bench = Bench(model, images, answers, run)
+    bench = Bench(forms, images, answers, run)
     precisions = search.order(job.format, promise.prefer)
     progress.stage(f"ranking the blocks for {job.format}")
+    model, checkpoint = (
+        forms.of(job.format, replace(job.options, precision="fp32")),
+        forms.checkpoint,
+    )
     ranked = {p: rank(model, checkpoint, p, images) for p in precisions if p != "fp32"}
 
     def measure(candidate: Candidate) -> Point:
@@ -129,7 +133,8 @@ def _forced(
 def measured(job: Job, candidate: Candidate, bench: Bench) -> Point:
     """Export the candidate and put the images through the file."""
     with tempfile.TemporaryDirectory(prefix="levit-export-") as folder:
-        made = helper.run(_with(job, candidate, bench.images), bench.model, Path(folder))
+        tried = _with(job, candidate, bench.images)
+        made = helper.run(tried, bench.forms.of(tried.format, tried.options), Path(folder))
         kind = target(made.format)
         with kind.open(made, bench.run) as session:
             answers = parity.collect(session, as_samples(bench.images), batch=BATCH)

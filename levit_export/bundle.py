@@ -18,9 +18,11 @@ import numpy as np
 
 from levit_export.atomic import MANIFEST, REPORTS
 from levit_export.core import (
+    LAID_OUT_AS_MAPS,
     Artifact,
     Embedded,
     Fingerprints,
+    Layout,
     ModelInfo,
     PassRecord,
     Signature,
@@ -48,7 +50,10 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class ArtifactEntry:
-    """One artifact, its path relative to the directory. ``keep`` are blocks left in float."""
+    """One artifact, its path relative to the directory.
+
+    ``keep`` are blocks left in float, ``layout`` the form that a LeViT was written in.
+    """
 
     format: str
     precision: str
@@ -56,6 +61,7 @@ class ArtifactEntry:
     verdict: Verdict
     notes: tuple[str, ...] = ()
     keep: tuple[str, ...] = ()
+    layout: Layout = "tokens"
 
 
 @dataclass(frozen=True)
@@ -255,6 +261,7 @@ def _number_or_text(value: Any, _: Any) -> float | str:
 
 def artifacts(folder: Path, manifest: Manifest) -> list[Artifact]:
     """The directory's artifacts with absolute paths."""
+    applied = [record.name for record in manifest.passes if record.status == "applied"]
     return [
         Artifact(
             entry.format,
@@ -262,6 +269,9 @@ def artifacts(folder: Path, manifest: Manifest) -> list[Artifact]:
             folder / entry.path,
             manifest.signature,
             notes=entry.notes,
+            passes=tuple(
+                name for name in applied if name != LAID_OUT_AS_MAPS or entry.layout == "maps"
+            ),
             keep=entry.keep,
         )
         for entry in manifest.artifacts

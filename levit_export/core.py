@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 Tensors = Mapping[str, np.ndarray]
 Verdict = Literal["pass", "fail", "not-run"]
 Resize = Literal["shorter-side", "exact"]
+Layout = Literal["tokens", "maps"]
+"""The form of a LeViT: ``(B, N, C)`` with linear layers, ``(B, C, H, W)`` with convolutions."""
+LAID_OUT_AS_MAPS = "lay_out_maps"
+"""The pass that makes maps of tokens; a file in maps names it among its passes."""
 
 UNIT_ROUNDOFF = {"fp64": 2.0**-53, "fp32": 2.0**-24, "fp16": 2.0**-11}
 """Largest relative error of rounding to nearest: half the spacing of numbers at 1."""
@@ -181,6 +185,7 @@ class Prepared:
     weights: Mapping[str, np.ndarray]
     program: ExportedProgram
     embedded: Embedded = Embedded()
+    layout: Layout = "tokens"
 
     @property
     def dynamic(self) -> bool:
@@ -210,8 +215,9 @@ class ExportOptions:
 
     ``batch`` None leaves the batch open. ``calibration`` is needed for the precisions of
     ``CALIBRATED``; blocks of ``keep``, by the names that users see, stay in the format's own float
-    precision. ``embedded`` is what the graph does beside the network. ``opset`` and ``simplify``
-    are ONNX's, ``deployment_target`` and ``classifier`` Core ML's.
+    precision. ``embedded`` is what the graph does beside the network, ``layout`` the form of a
+    LeViT or ``auto`` (see ``layouts``). ``opset`` and ``simplify`` are ONNX's,
+    ``deployment_target`` and ``classifier`` Core ML's.
     """
 
     precision: str = "fp32"
@@ -223,6 +229,7 @@ class ExportOptions:
     calibration: Calibration | None = None
     keep: tuple[str, ...] = ()
     embedded: Embedded = Embedded()
+    layout: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -249,6 +256,11 @@ class Artifact:
     notes: tuple[str, ...] = ()
     passes: tuple[str, ...] | None = None
     keep: tuple[str, ...] = ()
+
+    @property
+    def layout(self) -> Layout:
+        """As far as the file says it: one that is not ours counts as tokens."""
+        return "maps" if LAID_OUT_AS_MAPS in (self.passes or ()) else "tokens"
 
     @property
     def id(self) -> str:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from levit_export import launch
-from levit_export.core import Artifact, ExportOptions, Prepared
+from levit_export.core import Artifact, ExportOptions, Layout, Prepared
 from levit_export.errors import ExportFailedError
 from levit_export.targets import target
 from levit_export.targets.quiet import first_line
@@ -50,7 +50,8 @@ def run(job: Job, model: Prepared, folder: Path) -> Artifact:
     place = folder / f"{kind.name}-{job.options.precision}"
     place.mkdir()
     made = kind.export(model, place / (model.info.name + kind.suffix), job.options)
-    return replace(made, keep=job.options.keep)
+    applied = tuple(record.name for record in model.passes if record.status == "applied")
+    return replace(made, keep=job.options.keep, passes=applied)
 
 
 class Helper:
@@ -59,12 +60,9 @@ class Helper:
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self._process = process
 
-    def start(self, jobs: Sequence[Job], model: Prepared, folder: Path) -> None:
-        """Hand over ``jobs``; returns when they have been read."""
-        program = io.BytesIO()
-        _save(model.program, program)
-        bare = replace(model, weights={}, program=None)  # type: ignore[arg-type]
-        message = (tuple(jobs), folder, bare, program.getvalue())
+    def start(self, work: Sequence[tuple[Job, Prepared]], folder: Path) -> None:
+        """Hand over jobs, each with the model to export; returns when they have been read."""
+        message = (tuple((job, _bare(model)) for job, model in work), folder, _programs(work))
         try:
             pickle.dump(message, _pipe(self._process.stdin))
             _pipe(self._process.stdin).flush()
@@ -118,6 +116,21 @@ def _pipe(stream: Any) -> Any:
     return stream
 
 
+def _bare(model: Prepared) -> Prepared:
+    """``model`` without what the other process does not need, or gets once for all jobs."""
+    return replace(model, weights={}, program=None)  # type: ignore[arg-type]
+
+
+def _programs(work: Sequence[tuple[Job, Prepared]]) -> dict[Layout, bytes]:
+    """The program of each layout as bytes."""
+    saved: dict[Layout, bytes] = {}
+    for model in {model.layout: model for _, model in work}.values():
+        buffer = io.BytesIO()
+        _save(model.program, buffer)
+        saved[model.layout] = buffer.getvalue()
+    return saved
+
+
 def _save(program: ExportedProgram, buffer: io.BytesIO) -> None:
     import torch
 
@@ -137,12 +150,13 @@ def _serve(requests: Any, answers: Any) -> None:
 
     with quiet():
         lean.coremltools()
-    jobs, folder, model, program = pickle.load(requests)  # noqa: S301 - from our own parent
+    work, folder, saved = pickle.load(requests)  # noqa: S301 - from our own parent
     answer: Any
     try:
         with quiet("torch"):
-            model = replace(model, program=torch.export.load(io.BytesIO(program)))
-        answer = [run(job, model, folder) for job in jobs]
+            programs = {name: torch.export.load(io.BytesIO(code)) for name, code in saved.items()}
+        models = [replace(model, program=programs[model.layout]) for _, model in work]
+        answer = [run(job, model, folder) for (job, _), model in zip(work, models, strict=True)]
     except Exception as error:
         answer = _sendable(error)
     pickle.dump(answer, answers)

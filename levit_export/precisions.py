@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from levit_export.core import FORMAT_ALIASES
+from levit_export.core import FORMAT_ALIASES, Layout
 from levit_export.errors import UnknownNameError, UsageError
 
 AUTO = "auto"
@@ -52,10 +52,14 @@ def _known(precision: str, name: str, known: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Formats, the precisions of each, and the blocks that stay in float."""
+    """Formats, the precisions of each, the blocks that stay in float, and the layouts.
+
+    ``layouts`` has one for each format and precision.
+    """
 
     precisions: Mapping[str, tuple[str, ...]]
     keep: Mapping[str, tuple[str, ...]]
+    layouts: Mapping[tuple[str, str], Layout]
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -73,4 +77,5 @@ def read_recipe(path: Path) -> Recipe:
             )
         wanted[entry.format] = (*wanted.get(entry.format, ()), entry.precision)
         keep[entry.format] = entry.keep
-    return Recipe(wanted, keep)
+    layouts = {(entry.format, entry.precision): entry.layout for entry in manifest.artifacts}
+    return Recipe(wanted, keep, layouts)

@@ -4,23 +4,44 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from torch import nn
+from torch.export import ExportedProgram
 
-from levit_export import embedding, weights
+from levit_export import embedding, layouts, weights
 from levit_export.architectures.blocks import block_names
 from levit_export.architectures.levit import AttentionBias
 from levit_export.checkpoints import Checkpoint
-from levit_export.core import Embedded, Fingerprints, PassRecord, Prepared, Preprocessing
+from levit_export.core import (
+    Embedded,
+    ExportOptions,
+    Fingerprints,
+    Layout,
+    PassRecord,
+    Prepared,
+    Preprocessing,
+    Signature,
+)
 from levit_export.errors import ExportFailedError
-from levit_export.passes import PASSES, apply_passes
+from levit_export.passes import LAY_OUT_MAPS, PASSES, apply_passes
 from levit_export.targets.eager import signature_of
 
 NOTHING = Embedded()
 LARGEST_BATCH = 65535
 """Upper bound that is declared for an open batch."""
+
+
+@dataclass(frozen=True)
+class Rewritten:
+    """A fresh build of a checkpoint with the passes applied and proven, and their ledger."""
+
+    checkpoint: Checkpoint
+    module: nn.Module
+    passes: tuple[PassRecord, ...]
+    layout: Layout = "tokens"
 
 
 def prepare(
@@ -29,50 +50,108 @@ def prepare(
     batch: int | None = 1,
     skip: Collection[str] = (),
     embedded: Embedded = NOTHING,
+    layout: Layout = "tokens",
 ) -> Prepared:
     """Build the module, apply and prove the passes, and export it once with ``torch.export``.
 
     All shapes are fixed but for the batch, which is left open when it is None. ``embedded`` is
     what the graph does beside the network.
     """
-    config = checkpoint.config
-    module, records = rewrite(checkpoint, skip=skip)
+    return capture(laid_out(rewrite(checkpoint, skip=skip), layout), batch, embedded)
+
+
+@dataclass
+class Forms:
+    """A checkpoint prepared in each layout that artifacts need, once when it is first needed."""
+
+    checkpoint: Checkpoint
+    skip: Collection[str] = ()
+    batch: int | None = 1
+    embedded: Embedded = NOTHING
+    _rewritten: dict[Layout, Rewritten] = field(default_factory=dict)
+    _made: dict[Layout, Prepared] = field(default_factory=dict)
+
+    def of(self, kind: str, options: ExportOptions) -> Prepared:
+        """The form that an artifact of format ``kind`` is written from."""
+        config, skip = self.checkpoint.config, self.skip
+        chosen = layouts.layout(options.layout, kind, options.precision, config, skip)
+        if chosen not in self._made:
+            self._made[chosen] = capture(self._in(chosen), self.batch, self.embedded)
+        return self._made[chosen]
+
+    @property
+    def passes(self) -> tuple[PassRecord, ...]:
+        """The ledger of everything that was made; layouts share all passes but the last."""
+        return max((model.passes for model in self._made.values()), key=len)
+
+    def _in(self, layout: Layout) -> Rewritten:
+        if layout not in self._rewritten:
+            plain = self._in("tokens") if layout != "tokens" else None
+            self._rewritten[layout] = (
+                rewrite(self.checkpoint, skip=self.skip)
+                if plain is None
+                else laid_out(plain, layout)
+            )
+        return self._rewritten[layout]
+
+
+def rewrite(checkpoint: Checkpoint, *, skip: Collection[str] = ()) -> Rewritten:
+    """Apply the passes to a fresh build, each proven."""
+    shape = _input_shape(checkpoint)
+    module, records = apply_passes(checkpoint.build(), PASSES, input_shape=shape, skip=skip)
+    return Rewritten(checkpoint, module, records)
+
+
+def laid_out(rewritten: Rewritten, layout: Layout) -> Rewritten:
+    """The same in another layout, proven as well. Its weights are the same, bit for bit."""
+    if layout == rewritten.layout:
+        return rewritten
+    shape = _input_shape(rewritten.checkpoint)
+    module, records = apply_passes(rewritten.module, (LAY_OUT_MAPS,), input_shape=shape)
+    return replace(rewritten, module=module, passes=(*rewritten.passes, *records), layout=layout)
+
+
+def _input_shape(checkpoint: Checkpoint) -> tuple[int, int, int]:
+    return (3, checkpoint.config.image_size, checkpoint.config.image_size)
+
+
+def capture(rewritten: Rewritten, batch: int | None, embedded: Embedded = NOTHING) -> Prepared:
+    """Export the module with ``torch.export``, the batch fixed or (None) open."""
+    checkpoint, config = rewritten.checkpoint, rewritten.checkpoint.config
     # Before the exporters touch the module.
-    tensors = weights_of(module, checkpoint.preprocessing if embedded.preprocessing else None)
-    module = embedding.around(module, checkpoint.preprocessing, embedded)
+    recipe = checkpoint.preprocessing if embedded.preprocessing else None
+    tensors = weights_of(rewritten.module, recipe)
+    module = embedding.around(rewritten.module, checkpoint.preprocessing, embedded)
     signature = embedding.signature(signature_of(config, batch), embedded)
-    (taken,) = signature.inputs
-    # An example of 1 would be taken for a dimension that broadcasts.
-    shape = [batch or 2, *(side or 1 for side in taken.shape[1:])]
-    example = torch.zeros(shape, dtype=getattr(torch, taken.dtype))
-    shapes = ({0: torch.export.Dim("batch", min=1, max=LARGEST_BATCH)},) if batch is None else None
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            program = torch.export.export(module, (example,), dynamic_shapes=shapes)
-    except Exception as error:
-        raise ExportFailedError(
-            f"torch.export could not capture {checkpoint.name}: {error}",
-            remedy="Report the model; without passes it may work (--skip-pass …).",
-        ) from error
     return Prepared(
         info=checkpoint.describe(),
         signature=signature,
-        passes=records,
+        passes=rewritten.passes,
         fingerprints=fingerprint(tensors),
         blocks=embedding.blocks(block_names(config), embedded),
         weights=tensors,
-        program=program,
+        program=_program(module, signature, checkpoint.name),
         embedded=embedded,
+        layout=rewritten.layout,
     )
 
 
-def rewrite(
-    checkpoint: Checkpoint, *, skip: Collection[str] = ()
-) -> tuple[nn.Module, tuple[PassRecord, ...]]:
-    """A fresh build of the checkpoint with the passes applied and proven, and their ledger."""
-    side = checkpoint.config.image_size
-    return apply_passes(checkpoint.build(), PASSES, input_shape=(3, side, side), skip=skip)
+def _program(module: nn.Module, signature: Signature, name: str) -> ExportedProgram:
+    (taken,) = signature.inputs
+    # An example of 1 would be taken for a dimension that broadcasts.
+    shape = [signature.batch or 2, *(side or 1 for side in taken.shape[1:])]
+    example = torch.zeros(shape, dtype=getattr(torch, taken.dtype))
+    is_open = signature.batch is None
+    shapes = ({0: torch.export.Dim("batch", min=1, max=LARGEST_BATCH)},) if is_open else None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.export.export(module, (example,), dynamic_shapes=shapes)
+    except Exception as error:
+        raise ExportFailedError(
+            f"torch.export could not capture {name}: {error}",
+            remedy="Report the model; without passes it may work (--skip-pass …).",
+        ) from error
 
 
 def weights_of(module: nn.Module, recipe: Preprocessing | None = None) -> dict[str, np.ndarray]:

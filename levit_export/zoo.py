@@ -12,6 +12,9 @@ from levit_export.errors import UnknownNameError, UsageError
 
 STEM_STRIDES = (16, 8)
 ACTIVATIONS = ("hardswish", "silu", "gelu", "relu")
+AUTO_LAYOUT = "auto"
+LAYOUTS = (AUTO_LAYOUT, "tokens", "maps")
+"""What may be asked for; see ``layouts``."""
 
 LARGEST_GRID = 64
 """Tokens along a side. An attention table has as many entries as its fourth power."""

@@ -21,6 +21,8 @@ from levit_export.errors import (
     UsageError,
 )
 from levit_export.helper import Helper, Job
+from levit_export.preparation import Forms
+from levit_export.targets.onnx import OnnxTarget
 
 JOBS = (
     Job("openvino", ExportOptions(precision="fp32")),
@@ -36,15 +38,31 @@ KINDS = [
 def test_the_same_bytes(tmp_path: Path) -> None:
     """What the other process exports is byte for byte what this one does, in the order asked."""
     with helper.helper() as other:
-        other.start(JOBS, subjects.digits(), tmp_path)
+        other.start([(job, subjects.digits()) for job in JOBS], tmp_path)
         made = other.results()
     assert [artifact.id for artifact in made] == ["openvino-fp32", "coreml-fp16"]
     for artifact in made:
         here = subjects.artifact(artifact.format, artifact.precision)
-        assert artifact == replace(here, path=artifact.path)
+        applied = tuple(record.name for record in subjects.digits().passes)
+        assert artifact == replace(here, path=artifact.path, passes=applied)
         assert artifact.path.parent == tmp_path / artifact.id
         theirs, ours = subjects.contents(artifact), subjects.contents(here)
         assert list(theirs.values()) == list(ours.values())
+
+
+def test_jobs_in_two_layouts(tmp_path: Path) -> None:
+    """Each job is done from the form of the model that it came with."""
+    forms = Forms(subjects.tiny_checkpoint())
+    options = {
+        "fp32": ExportOptions(precision="fp32", layout="tokens"),
+        "w8": ExportOptions(precision="w8", layout="maps"),
+    }
+    with helper.helper() as other:
+        other.start([(Job("onnx", o), forms.of("onnx", o)) for o in options.values()], tmp_path)
+        made = other.results()
+    for artifact in made:
+        wanted = options[artifact.precision].layout
+        assert artifact.layout == OnnxTarget().inspect(artifact.path).layout == wanted
 
 
 def test_an_error_over_there(tmp_path: Path) -> None:
@@ -56,7 +74,7 @@ def test_an_error_over_there(tmp_path: Path) -> None:
         helper.run(job, doubled, tmp_path)
     (tmp_path / "coreml-fp16").rmdir()
     with helper.helper() as other:
-        other.start([job], doubled, tmp_path)
+        other.start([(job, doubled)], tmp_path)
         with pytest.raises(UsageError) as there:
             other.results()
     assert type(there.value) is type(here.value)
@@ -84,7 +102,7 @@ def test_noise_does_not_get_between(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     monkeypatch.syspath_prepend(tmp_path)
     job = Job("tflite", ExportOptions())
     with helper.helper() as other:
-        other.start([job], subjects.tiny(), tmp_path)
+        other.start([(job, subjects.tiny())], tmp_path)
         with pytest.raises(UnknownNameError, match="'tflite'") as raised:
             other.results()
     assert "onnx" in raised.value.remedy
@@ -148,7 +166,7 @@ def test_a_process_that_is_killed(tmp_path: Path) -> None:
         other._process.kill()
         other._process.wait()
         with pytest.raises(ExportFailedError, match="ended with status -9"):
-            other.start(JOBS, subjects.tiny(), tmp_path)
+            other.start([(job, subjects.tiny()) for job in JOBS], tmp_path)
         with pytest.raises(ExportFailedError, match="ended with status -9"):
             other.results()
     assert list(tmp_path.iterdir()) == []

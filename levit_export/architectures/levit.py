@@ -11,6 +11,7 @@ implementation go stale when weights are loaded in eval mode (pytorch-image-mode
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 from functools import cache
 from typing import cast
@@ -25,6 +26,7 @@ from levit_export.architectures.layers import (
     Residual,
     without_norms_,
 )
+from levit_export.core import Layout
 from levit_export.zoo import LevitConfig
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
@@ -33,6 +35,9 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "gelu": nn.GELU,
     "relu": nn.ReLU,
 }
+
+PAPER_BRANCHES = 24
+"""Residual branches of the paper's deepest networks, an attention and an MLP in each block."""
 
 
 @cache
@@ -59,9 +64,11 @@ class AttentionBias(nn.Module):
     """A learned bias per head and offset; subclasses look it up for every pair of positions.
 
     ``attention_biases`` is ``(heads, offsets)``, ``attention_bias_idxs`` ``(queries, keys)``.
-    Once baked, ``baked_bias`` ``(heads, queries, keys)`` is all that is left of them.
+    Once baked, ``baked_bias`` ``(heads, queries, keys)`` is all that is left of them. ``layout``
+    is what the layers take and give, see ``passes.lay_out_maps``.
     """
 
+    layout: Layout = "tokens"
     attention_biases: nn.Parameter
     attention_bias_idxs: torch.Tensor
     baked_bias: torch.Tensor | None
@@ -110,8 +117,13 @@ class Attention(AttentionBias):
         return self.qkv, per_head.repeat(self.heads)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        qkv = self.qkv(x).reshape(-1, self.tokens, self.heads, 2 * self.key_dim + self.value_dim)
-        q, k, v = qkv.split([self.key_dim, self.key_dim, self.value_dim], dim=3)
+        qkv, sizes = self.qkv(x), [self.key_dim, self.key_dim, self.value_dim]
+        if self.layout == "maps":
+            q, k, v = qkv.reshape(-1, self.heads, sum(sizes), self.tokens).split(sizes, dim=2)
+            return attend_in_maps(
+                q, k, v, scale=self.scale, bias=self.bias(), proj=self.proj, side=x.shape[3]
+            )
+        q, k, v = qkv.reshape(-1, self.tokens, self.heads, sum(sizes)).split(sizes, dim=3)
         return attend(
             q, k, v, scale=self.scale, bias=self.bias(), proj=self.proj, tokens=self.tokens
         )
@@ -149,9 +161,15 @@ class AttentionSubsample(AttentionBias):
         return self.q[1], torch.ones(self.heads * self.key_dim, dtype=torch.bool)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        kv = self.kv(x).reshape(-1, self.tokens, self.heads, self.key_dim + self.value_dim)
-        k, v = kv.split([self.key_dim, self.value_dim], dim=3)
-        q = self.q(x).reshape(-1, self.tokens_out, self.heads, self.key_dim)
+        kv, q, sizes = self.kv(x), self.q(x), [self.key_dim, self.value_dim]
+        if self.layout == "maps":
+            k, v = kv.reshape(-1, self.heads, sum(sizes), self.tokens).split(sizes, dim=2)
+            heads = q.reshape(-1, self.heads, self.key_dim, self.tokens_out)
+            return attend_in_maps(
+                heads, k, v, scale=self.scale, bias=self.bias(), proj=self.proj, side=q.shape[3]
+            )
+        k, v = kv.reshape(-1, self.tokens, self.heads, sum(sizes)).split(sizes, dim=3)
+        q = q.reshape(-1, self.tokens_out, self.heads, self.key_dim)
         return attend(
             q, k, v, scale=self.scale, bias=self.bias(), proj=self.proj, tokens=self.tokens_out
         )
@@ -160,11 +178,15 @@ class AttentionSubsample(AttentionBias):
 class Subsample(nn.Module):
     """Every other row and column of the token grid: ``(B, side**2, C) -> (B, side_out**2, C)``."""
 
+    layout: Layout = "tokens"
+
     def __init__(self, side: int) -> None:
         super().__init__()
         self.side = side
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.layout == "maps":
+            return x[:, :, ::2, ::2]
         grid = x.reshape(-1, self.side, self.side, x.shape[2])
         return grid[:, ::2, ::2].flatten(1, 2)
 
@@ -189,6 +211,28 @@ def attend(
         scores = scores * scale
     mixed = (scores + bias).softmax(dim=-1) @ v.transpose(1, 2)
     joined = mixed.transpose(1, 2).reshape(-1, tokens, v.shape[2] * v.shape[3])
+    return cast("torch.Tensor", proj(joined))
+
+
+def attend_in_maps(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    *,
+    scale: float,
+    bias: torch.Tensor,
+    proj: nn.Module,
+    side: int,
+) -> torch.Tensor:
+    """:func:`attend` with q ``(B, heads, D, queries)``, k and v ``(B, heads, ..., keys)``.
+
+    The result is ``(B, C, side, side)``, of ``side**2`` queries. No axis has to be moved.
+    """
+    scores = q.transpose(2, 3) @ k
+    if scale != 1.0:
+        scores = scores * scale
+    mixed = v @ (scores + bias).softmax(dim=-1).transpose(2, 3)
+    joined = mixed.reshape(-1, v.shape[1] * v.shape[2], side, side)
     return cast("torch.Tensor", proj(joined))
 
 
@@ -218,6 +262,8 @@ class Levit(nn.Module):
     With two heads (the paper's classifier and distillation heads) the logits are their mean.
     """
 
+    layout: Layout = "tokens"
+
     def __init__(self, config: LevitConfig) -> None:
         super().__init__()
         self.config = config
@@ -230,9 +276,23 @@ class Levit(nn.Module):
         if config.fused:
             without_norms_(self)
 
+    @property
+    def residual_gain(self) -> float:
+        """What seeded weights of the branches are multiplied by in networks of great depth.
+
+        A branch of gain g multiplies the variance by ``1 + g**2``. With n branches ``(1 + g**2)**n
+        = 2**24``, as in the paper's deepest networks, whose 24 branches have a gain of 1: twice as
+        many would leave the range of float16.
+        """
+        branches = 2 * sum(self.config.depths)
+        return min(1.0, math.sqrt(2.0 ** (PAPER_BRANCHES / branches) - 1))
+
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        tokens = self.patch_embed(input).flatten(2).transpose(1, 2)
-        pooled = self.blocks(tokens).mean(1)
+        maps = self.patch_embed(input)
+        if self.layout == "maps":
+            pooled = self.blocks(maps).mean((2, 3))
+        else:
+            pooled = self.blocks(maps.flatten(2).transpose(1, 2)).mean(1)
         logits = self.head(pooled)
         if hasattr(self, "head_dist"):
             logits = (logits + self.head_dist(pooled)) / 2

@@ -10,6 +10,7 @@ import click
 from levit_export.cli import options
 from levit_export.cli.output import present, refuse_unwritable
 from levit_export.cli.verb import Verb, status_of
+from levit_export.zoo import AUTO_LAYOUT, LAYOUTS
 
 
 @click.command(cls=Verb)
@@ -84,6 +85,13 @@ from levit_export.cli.verb import Verb, status_of
     help="Take raw RGB bytes: scaling to [0, 1] and normalisation go into the graph.",
 )
 @click.option("--softmax", is_flag=True, help="Give probabilities: a softmax goes into the graph.")
+@click.option(
+    "--layout",
+    type=click.Choice(LAYOUTS),
+    default=AUTO_LAYOUT,
+    show_default=True,
+    help="Linear layers over tokens or 1x1 convolutions over maps; auto: the one measured faster.",
+)
 @click.option("--skip-pass", "skip", multiple=True, metavar="NAME", help="Leave out a pass.")
 @click.option("--check/--no-check", default=True, help="Prove parity on the target's runtime.")
 @click.option("--bench/--no-bench", default=True, help="Measure latency.")
@@ -143,10 +151,12 @@ def _request(params: dict[str, Any]) -> Any:
     chosen = {name: target(name).precisions for name in names}
     wanted = precisions.parse(params["precision"] or params["alias"], chosen)
     keep = dict.fromkeys(chosen, params["keep"])
+    layouts = {}
     if params["recipe"] is not None:
         _refuse_beside_recipe(params)
         recipe = precisions.read_recipe(params["recipe"])
         names, wanted, keep = list(recipe.precisions), dict(recipe.precisions), dict(recipe.keep)
+        layouts = dict(recipe.layouts)
     output: Path | None = params["output"]
     return ExportRequest(
         choice=options.model_choice(params),
@@ -159,6 +169,7 @@ def _request(params: dict[str, Any]) -> Any:
             deployment_target=params["deployment_target"],
             classifier=params["classifier"],
             embedded=Embedded(params["embed_preprocessing"], params["softmax"]),
+            layout=params["layout"],
         ),
         skip=params["skip"],
         seed=params["seed"],
@@ -168,6 +179,7 @@ def _request(params: dict[str, Any]) -> Any:
         plan=options.plan(params),
         overrides=options.overrides(params),
         keep=keep,
+        layouts=layouts,
         promise=Promise(params["max_drop"], params["prefer"]),
         data=params["data"],
         calibration_images=params["num_samples"],
@@ -179,6 +191,7 @@ def _refuse_beside_recipe(params: dict[str, Any]) -> None:
     from levit_export.errors import UsageError
 
     beside = [f"--{name}" for name in ("precision", "keep") if params[name]]
+    beside += ["--layout"] * (params["layout"] != AUTO_LAYOUT)
     if beside:
         raise UsageError(
             f"--recipe and {' and '.join(beside)} contradict each other",

@@ -6,10 +6,11 @@ from levit_export.passes.bake_attention_bias import BAKE_ATTENTION_BIAS
 from levit_export.passes.base import Pass
 from levit_export.passes.fold_attention_scale import FOLD_ATTENTION_SCALE
 from levit_export.passes.fuse_batchnorm import FUSE_BATCHNORM
+from levit_export.passes.lay_out_maps import LAY_OUT_MAPS
 from levit_export.passes.merge_heads import MERGE_HEADS
 from levit_export.passes.proof import apply_passes
 
-__all__ = ["PASSES", "Pass", "apply_passes"]
+__all__ = ["LAY_OUT_MAPS", "PASSES", "Pass", "apply_passes"]
 
 PASSES: tuple[Pass, ...] = (
     FUSE_BATCHNORM,
@@ -17,3 +18,4 @@ PASSES: tuple[Pass, ...] = (
     BAKE_ATTENTION_BIAS,
     MERGE_HEADS,
 )
+"""What every artifact goes through; ``LAY_OUT_MAPS`` follows for those that are laid out so."""

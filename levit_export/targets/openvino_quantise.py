@@ -36,12 +36,13 @@ if TYPE_CHECKING:
 NNCF_PRECISIONS = ("int8", "w8", "w4")
 GROUP = 64
 """Weights of a row that share a scale in w4; fewer where a row is no multiple of it."""
+PACKED_BITS = 4
 TELEMETRY_OFF = "NNCF_CI"
 """The variable that keeps NNCF from reporting its use to its makers when it is imported."""
 
 
 def refuse(options: ExportOptions) -> None:
-    """Raise unless NNCF and calibration images are there for a precision that needs them."""
+    """Raise unless NNCF, images and a layout are there for a precision that needs them."""
     if options.precision in NNCF_PRECISIONS:
         _refuse_without_nncf(options.precision)
     if options.precision == "int8" and options.calibration is None:
@@ -49,6 +50,15 @@ def refuse(options: ExportOptions) -> None:
             "int8 needs images to fit the range of activations to, and none were given",
             remedy="Give --data DIR with a few hundred images, or take --precision w8.",
         )
+    if options.precision == "w4" and options.layout == "maps":
+        raise _nothing_in_4_bits()
+
+
+def _nothing_in_4_bits() -> UsageError:
+    return UsageError(
+        "NNCF packs matrix products into 4 bits, and here every layer is a convolution",
+        remedy="Use --precision openvino=w8; for a LeViT, --layout tokens would do.",
+    )
 
 
 def _refuse_without_nncf(precision: str) -> None:
@@ -226,7 +236,16 @@ def _compressed(
                 group_size_fallback_mode=GroupSizeFallbackMode.ADJUST
             ),
         }
-    return nncf.compress_weights(graph, ignored_scope=_scope(nncf, ignored), **settings)
+    compressed = nncf.compress_weights(graph, ignored_scope=_scope(nncf, ignored), **settings)
+    if options.precision == "w4" and not any(map(_is_packed, compressed.get_ordered_ops())):
+        raise _nothing_in_4_bits()
+    return compressed
+
+
+def _is_packed(node: openvino.Node) -> bool:
+    """Whether a node is a constant of 4 bits."""
+    is_constant = node.get_type_name() == "Constant"
+    return bool(is_constant and node.get_element_type().bitwidth == PACKED_BITS)
 
 
 def _scope(nncf: Any, names: Sequence[str]) -> Any:
