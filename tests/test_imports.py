@@ -10,6 +10,7 @@ import pytest
 
 import levit_export
 from levit_export.cli import cli
+from levit_export.cli.reference import commands
 
 HEAVY = (
     "torch",
@@ -26,7 +27,8 @@ HEAVY = (
     "filelock",
     "matplotlib",
 )
-VERBS = sorted(cli.commands)
+COMMANDS = commands()
+VERBS = sorted(COMMANDS)
 EAGER = {"LevitExportError", "__version__"}
 
 
@@ -46,7 +48,7 @@ def options() -> list[tuple[str, click.Option]]:
     """Every option of every verb."""
     return [
         (f"{verb} {option.opts[-1]}", option)
-        for verb, command in cli.commands.items()
+        for verb, command in COMMANDS.items()
         for option in command.params
         if isinstance(option, click.Option)
     ]
@@ -65,6 +67,19 @@ def test_help_is_light(verb: str) -> None:
     found = imported("-m", "levit_export", *filter(None, [verb]), "--help")
     assert "click" in found
     assert not found & {*HEAVY, "numpy"}
+
+
+def test_the_list_of_verbs_loads_none() -> None:
+    """What the command can do is listed without loading a verb, and on a line each."""
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "levit_export", "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert not [verb for verb in VERBS if f"levit_export.cli.{verb}" in done.stderr]
+    listed = done.stdout.partition("Commands:\n")[2].splitlines()
+    assert [line.split()[0] for line in listed] == list(cli.verbs)
 
 
 @pytest.mark.parametrize("name", levit_export.__all__)
@@ -89,7 +104,7 @@ def test_unknown_attribute() -> None:
 @pytest.mark.parametrize("verb", VERBS)
 def test_verbs_have_help(verb: str) -> None:
     """Every verb says in a sentence what it does."""
-    text = cli.commands[verb].help
+    text = COMMANDS[verb].help
     assert text is not None
     assert text.split("\n")[0].strip().endswith(".")
 

@@ -8,20 +8,28 @@ import sys
 import click
 
 from levit_export._version import __version__
-from levit_export.cli.bench import bench
-from levit_export.cli.bundle import bundle
-from levit_export.cli.check import check
-from levit_export.cli.doctor import doctor
-from levit_export.cli.drift import drift
-from levit_export.cli.evaluate import evaluate
-from levit_export.cli.export import export
-from levit_export.cli.models import models
 from levit_export.cli.verb import HELP_NAMES, VerbGroup
 
 __all__ = ["cli", "main"]
 
+VERBS = {
+    "export": "Export a trained LeViT, prove that it is the same model, time it.",
+    "check": "Hold exports, bundles or files against PyTorch: the gate for CI.",
+    "bench": "Time exports or single files, interleaved in one run.",
+    "drift": "Name the first block that diverges and the stage at fault.",
+    "evaluate": "Measure top-1, top-5 and agreement with PyTorch on your images.",
+    "sweep": "Do all that a TOML file lists: models by formats by precisions.",
+    "bundle": "Pack an export into a zip for the device that can check itself.",
+    "models": "List the models that are known by name.",
+    "doctor": "Say what this machine can export, run and time, and why not.",
+}
+"""Each verb is a module of this package, loaded when it is used, and a function in it.
 
-@click.group(cls=VerbGroup, context_settings={"help_option_names": HELP_NAMES})
+In the order of a user's day.
+"""
+
+
+@click.group(cls=VerbGroup, verbs=VERBS, context_settings={"help_option_names": HELP_NAMES})
 @click.version_option(__version__, prog_name="levit-export")
 def cli() -> None:
     """Export LeViT to ONNX, OpenVINO and Core ML, and prove that it is the same model there.
@@ -36,10 +44,6 @@ def cli() -> None:
       2  bad usage, bad input, or a missing dependency
       3  a check that was asked for was not run
     """  # noqa: D301 - click reads the backspace
-
-
-for command in (export, check, bench, drift, evaluate, bundle, models, doctor):
-    cli.add_command(command)
 
 
 def _terminated(number: int, _: object) -> None:

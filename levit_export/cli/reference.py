@@ -9,6 +9,13 @@ from levit_export.cli import cli
 WIDTH = 98
 
 
+def commands() -> dict[str, click.Command]:
+    """Every verb, loaded."""
+    context = click.Context(cli)
+    found = {name: cli.get_command(context, name) for name in cli.list_commands(context)}
+    return {name: command for name, command in found.items() if command is not None}
+
+
 def page() -> str:
     """The reference as Markdown."""
     parts = [
@@ -19,7 +26,7 @@ def page() -> str:
     with cli.make_context("levit-export", [], resilient_parsing=True) as group:
         group.terminal_width = group.max_content_width = WIDTH
         parts += _section("levit-export", cli.get_help(group))
-        for name, command in cli.commands.items():
+        for name, command in commands().items():
             with click.Context(command, info_name=name, parent=group) as context:
                 parts += _section(f"levit-export {name}", command.get_help(context))
     return "\n".join(parts) + "\n"

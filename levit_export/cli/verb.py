@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Any
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any, cast
 
 import click
 
@@ -62,9 +64,17 @@ class Verb(click.Command):
 
 
 class VerbGroup(click.Group):
-    """A group in which a first argument that is a flag belongs to the verb ``export``."""
+    """A group in which a first argument that is a flag belongs to the verb ``export``.
+
+    ``verbs`` are the names of its commands and a line on each; a command is imported when it is
+    asked for.
+    """
 
     command_class = Verb
+
+    def __init__(self, *args: Any, verbs: Mapping[str, str], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.verbs = verbs
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Put the default verb in front of bare flags."""
@@ -73,18 +83,32 @@ class VerbGroup(click.Group):
         return super().parse_args(ctx, args)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """In the order they were added, which is the order of a user's day."""
+        """In the order in which they were given."""
         del ctx
-        return list(self.commands)
+        return list(self.verbs)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command in the module of its name."""
+        del ctx
+        if cmd_name not in self.verbs:
+            return None
+        command = getattr(import_module(f"levit_export.cli.{cmd_name}"), cmd_name)
+        return cast("click.Command", command)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The verbs and what they do, without loading any."""
+        del ctx
+        with formatter.section("Commands"):
+            formatter.write_dl(list(self.verbs.items()))
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Suggest the nearest verb for one that does not exist."""
-        if args and args[0] not in self.commands:
+        if args and args[0] not in self.verbs:
             from levit_export.errors import UnknownNameError
 
-            raise click.UsageError(str(UnknownNameError("verb", args[0], self.commands)), ctx)
+            raise click.UsageError(str(UnknownNameError("verb", args[0], self.verbs)), ctx)
         return super().resolve_command(ctx, args)
 
 
