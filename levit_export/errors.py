@@ -21,6 +21,7 @@ two, ``remedy`` the third, so that a renderer can set them apart.
     │   └── ArtifactError          a file on disk is not what it claims to be
     │       ├── PackageError       a damaged ``.mlpackage``
     │       └── UnsupportedOpError a Core ML op that the reference evaluator does not know
+    ├── ClusterError               a Dask cluster that cannot be reached, or was lost
     ├── DataError                  images, labels, golden vectors, saved reports: unusable
     ├── ManifestError              an export directory whose description is missing or wrong
     │   └── BundleError            a bundle that is damaged, unsafe to unpack, or of another schema
@@ -125,6 +126,10 @@ class PackageError(ArtifactError):
 
 class UnsupportedOpError(ArtifactError):
     """A Core ML op that the reference evaluator does not know."""
+
+
+class ClusterError(LevitExportError):
+    """A Dask cluster that cannot be reached, has no workers, or was lost in the middle."""
 
 
 class DataError(LevitExportError):

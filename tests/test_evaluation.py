@@ -6,7 +6,9 @@ import dataclasses
 import json
 import shutil
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from PIL import Image
 from support import Exported
 
 from levit_export import bundle, report, samples
-from levit_export.core import Availability
+from levit_export.core import Availability, Preprocessing
 from levit_export.errors import (
     ArtifactError,
     CheckpointError,
@@ -39,6 +41,7 @@ from levit_export.targets.onnx import OnnxTarget
 FILE = "onnx-fp32/levit_digits.onnx"
 DIGITS = tuple("0123456789")
 CLASS = 3
+SMALL = Preprocessing("digits", resize=8, crop=8, resize_mode="exact")
 
 
 @pytest.fixture
@@ -296,6 +299,17 @@ def task(**changes: Any) -> Task:
     return replace(empty, **changes)
 
 
+ASK = "import pickle, sys; o = sys.stdout.buffer; pickle.dump('next', o); o.flush(); "
+"""A worker that takes a group."""
+
+
+def never_done(_: Task, __: object, groups: Iterable[object], ___: object) -> Answers:
+    """What this process does while a worker has not been heard of: take groups, slowly."""
+    for _group in groups:
+        time.sleep(0.01)
+    raise AssertionError("the worker's death was not noticed")
+
+
 @pytest.mark.parametrize(
     ("code", "message"),
     [
@@ -307,11 +321,52 @@ def task(**changes: Any) -> Task:
         ("print('no pickle')", "status 0"),
     ],
 )
-def test_crashed_worker(monkeypatch: pytest.MonkeyPatch, code: str, message: str) -> None:
+@pytest.mark.parametrize("ask", ["", ASK], ids=["at once", "with a group"])
+def test_crashed_worker(
+    monkeypatch: pytest.MonkeyPatch, ask: str, code: str, message: str
+) -> None:
     """A worker that dies is an error with its status and last words, never a hang."""
-    monkeypatch.setattr(workers.launch, "command", lambda _: [sys.executable, "-c", code])
+    monkeypatch.setattr(workers, "classified", never_done)
+    monkeypatch.setattr(
+        "levit_export.launch.command", lambda _: [sys.executable, "-c", ask + code]
+    )
     with pytest.raises(RuntimeFailedError, match=message):
-        workers.run(task(), 2)
+        workers.run(task(groups=((0,),) * 3000), 2)
+
+
+def test_a_worker_that_is_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that still starts when there is nothing left to do is not waited for."""
+    asleep = [sys.executable, "-c", "import time; time.sleep(600)"]
+    monkeypatch.setattr("levit_export.launch.command", lambda _: asleep)
+    seen: list[object] = []
+    monkeypatch.setattr(
+        workers,
+        "classified",
+        lambda _, __, groups, ___: seen.extend(groups) or answers.Answers(np.arange(2), (), ()),
+    )
+    assert workers.run(task(), 2).rows.tolist() == [0, 1]
+    assert seen == [(0,), (1,)]
+
+
+@pytest.mark.parametrize(
+    ("worth_s", "most", "expected"), [(1e9, 8, 0), (1e-9, 3, 2), (1e-9, 1, 0), (1e-9, 99, 4)]
+)
+def test_workers_that_pay(
+    monkeypatch: pytest.MonkeyPatch, worth_s: float, most: int, expected: int
+) -> None:
+    """Unasked, others are started by the work that is left, and no more than there are groups."""
+    begun: list[str] = []
+
+    @contextmanager
+    def started(code: str, *_: object) -> Iterator[object]:
+        begun.append(code)
+        yield object()
+
+    monkeypatch.setattr(workers, "started", started)
+    whole = task(recipe=SMALL, groups=tuple((i,) for i in range(7)))
+    found = workers.run(whole, None, most=most, worth_s=worth_s)
+    assert len(begun) == expected
+    assert found.rows.tolist() == list(range(7))
 
 
 def test_what_a_worker_raises(copied: Path, tmp_path: Path) -> None:

@@ -39,6 +39,11 @@ from levit_export.cli.verb import Verb, status_of
     "[default: as many as pay]",
 )
 @click.option(
+    "--scheduler",
+    metavar="ADDRESS",
+    help="Of a Dask cluster whose workers do it; the result is the same.",
+)
+@click.option(
     "--max-drop",
     type=click.FloatRange(min=0, max=100),
     metavar="POINTS",
@@ -81,6 +86,7 @@ def evaluate(ctx: click.Context, /, paths: tuple[Path, ...], **_: Any) -> int:
         limit=params["limit"],
         batch=params["batch"],
         workers=params["workers"],
+        scheduler=params["scheduler"],
         max_drop=params["max_drop"],
     )
     screen = console.Screen(quiet=params["quiet"])

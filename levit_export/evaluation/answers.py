@@ -7,9 +7,9 @@ runs it: how the groups are dealt out cannot change an answer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -76,25 +76,57 @@ class Answers:
     unreadable: tuple[tuple[int, Unreadable], ...]
 
 
+@dataclass(frozen=True)
+class Entrant:
+    """A session that takes part in a task, or why it could not be opened."""
+
+    session: Session | None
+    failure: str = ""
+
+
+@contextmanager
+def entered(task: Task) -> Iterator[tuple[Entrant, ...]]:
+    """Open what ``task`` asks: its rows in their order, then the reference where there is one.
+
+    Raises ``ArtifactError`` for a file that does not fit the recipe and ``CheckpointError`` where
+    the reference is another than when the evaluation began.
+    """
+    openings = [_opening(row) for row in task.rows]
+    if task.reference is not None:
+        openings.append(_eager(task.reference))
+    with ExitStack() as stack:
+        yield tuple(_entrant(stack, opening, task) for opening in openings)
+
+
 def answer(task: Task, advance: Callable[[], None] = lambda: None) -> Answers:
     """Classify the images of ``task``; ``advance`` is called after each group.
 
-    A runtime that fails is said in its answer. Raises ``DataError`` for a damaged store and
-    ``ArtifactError`` for a file that does not fit the recipe.
+    Raises what :func:`entered` and :func:`classified` raise.
+    """
+    with entered(task) as entrants:
+        return classified(task, entrants, task.groups, advance)
+
+
+def classified(
+    task: Task,
+    entrants: Sequence[Entrant],
+    groups: Iterable[Sequence[int]],
+    advance: Callable[[], None] = lambda: None,
+) -> Answers:
+    """The answers of ``entrants`` to ``groups``, each taken when the one before it is done.
+
+    A runtime that fails is said in its answer. Raises ``DataError`` for a damaged store.
     """
     rows: list[int] = []
     unreadable: list[tuple[int, Unreadable]] = []
-    with ExitStack() as stack:
-        entrants = [_Entrant(stack, _opening(row), task) for row in task.rows]
-        if task.reference is not None:
-            entrants.append(_Entrant(stack, _eager(task.reference), task))
-        for batch in batches(task.images, task.recipe, task.groups):
-            rows += batch.rows
-            unreadable += batch.unreadable
-            for entrant in entrants:
-                entrant.see(batch.inputs)
-            advance()
-        answers = tuple(entrant.answer() for entrant in entrants)
+    ballots = [_Ballot(entrant, task) for entrant in entrants]
+    for batch in batches(task.images, task.recipe, groups):
+        rows += batch.rows
+        unreadable += batch.unreadable
+        for ballot in ballots:
+            ballot.see(batch.inputs)
+        advance()
+    answers = tuple(ballot.answer() for ballot in ballots)
     return Answers(np.array(rows, np.int64), answers, tuple(unreadable))
 
 
@@ -142,39 +174,37 @@ def _eager(weights: Weights) -> Opening:
     return enter
 
 
-@dataclass
-class _Entrant:
-    """A session while it takes part."""
+def _entrant(stack: ExitStack, opening: Opening, task: Task) -> Entrant:
+    try:
+        session = opening(stack, task.threads)
+    except RuntimeFailedError as error:
+        return Entrant(None, str(error))
+    _refuse_misfit(session, task)
+    return Entrant(session)
 
-    stack: ExitStack
-    opening: Opening
-    task: Task
-    session: Session | None = None
-    failure: str = ""
-    best: list[np.ndarray] = field(default_factory=list)
 
-    def __post_init__(self) -> None:
-        try:
-            self.session = self.opening(self.stack, self.task.threads)
-        except RuntimeFailedError as error:
-            self.failure = str(error)
-            return
-        _refuse_misfit(self.session, self.task)
+class _Ballot:
+    """What one entrant has answered so far."""
+
+    def __init__(self, entrant: Entrant, task: Task) -> None:
+        self._session = entrant.session
+        self._failure = entrant.failure
+        self._task = task
+        self._best = [np.empty((0, min(BEST, task.classes)), np.int32)]
 
     def see(self, inputs: np.ndarray) -> None:
         """Classify one group."""
-        if self.session is None or self.failure:
+        if self._session is None or self._failure:
             return
         try:
-            self.best.append(_best(self.session, inputs, self.task))
+            self._best.append(_best(self._session, inputs, self._task))
         except RuntimeFailedError as error:
-            self.failure = str(error)
+            self._failure = str(error)
 
     def answer(self) -> Answer:
         """Everything seen, or the reason why not."""
-        none = np.empty((0, min(BEST, self.task.classes)), np.int32)
-        best = none if self.failure else np.concatenate([none, *self.best])
-        return Answer(best, self.session.runtime if self.session else "", self.failure)
+        best = self._best[0] if self._failure else np.concatenate(self._best)
+        return Answer(best, self._session.runtime if self._session else "", self._failure)
 
 
 def _refuse_misfit(session: Session, task: Task) -> None:

@@ -1,4 +1,7 @@
-"""Several processes, each with sessions of its own and its share of the images.
+"""Several processes, each with sessions of its own, that take the images from one heap.
+
+This process is one of them: it works from the first moment, while the others still import. Nobody
+is dealt a share; whoever is done takes the next group, so none waits for a slower one.
 
 Plain subprocesses, as in ``helper``; messages are pickles of this package's own values.
 """
@@ -8,161 +11,143 @@ from __future__ import annotations
 import os
 import pickle
 import queue
-import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from threading import Thread
-from typing import IO, Any
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from threading import Lock
+from time import perf_counter
+from typing import Any
 
-from levit_export import launch
 from levit_export.errors import LevitExportError, RuntimeFailedError
-from levit_export.evaluation.answers import Answers, Task, answer, merge
-from levit_export.helper import GRACE_S, die_with_parent
+from levit_export.evaluation.answers import Answers, Task, classified, entered, merge
+from levit_export.evaluation.process import Process, started
+from levit_export.helper import die_with_parent
 
-STEP = None
-"""The message that says that a group is done."""
+NEXT = "next"
+"""What a worker says that wants a group, having done those that it had."""
 
-GONE = "gone"
-"""What stands for the message that did not come."""
+WARM = 2
+"""Groups after which the pace is known; the first one's includes the runtimes' own warming up."""
+
+Group = tuple[int, ...]
 
 
-def run(task: Task, workers: int, advance: Callable[[], None] = lambda: None) -> Answers:
+def run(
+    task: Task,
+    workers: int | None,
+    advance: Callable[[], None] = lambda: None,
+    *,
+    most: int = 1,
+    worth_s: float = 0.0,
+) -> Answers:
     """The answers to ``task``, the same for any number of ``workers``; 1 is this process.
 
-    Raises what a worker raised, and ``RuntimeFailedError`` for one that died.
+    With ``workers`` None others are started once the pace is known: one for every ``worth_s``
+    seconds of work that this process has left, up to ``most`` of all. Raises what a worker
+    raised, and ``RuntimeFailedError`` for one that died with images in its hands.
     """
-    count = min(workers, len(task.groups))
-    if count <= 1:
-        return answer(task, advance)
-    # Dealt like cards: files of one class, which lie together, are often of one size.
-    shares = [replace(task, groups=task.groups[i::count]) for i in range(count)]
-    with _started(shares) as processes:
-        return merge(_collect(processes, advance))
+    with ExitStack() as stack:
+        pool = _Pool(task, stack, advance)
+        if workers is not None:
+            pool.start(workers - 1)
+
+        def pay(left_s: float) -> None:
+            if workers is None:
+                pool.start(min(most - 1, int(left_s / worth_s)))
+
+        with entered(task) as entrants:
+            own = classified(task, entrants, pool.groups(pay), pool.advance)
+        return merge([own, *pool.results()])
 
 
-@dataclass(frozen=True)
-class _Worker:
-    """A process and the file that its standard error goes to."""
+class _Pool:
+    """The heap of groups, and the other processes that take from it."""
 
-    process: subprocess.Popen[bytes]
-    errors: IO[bytes]
+    def __init__(self, task: Task, stack: ExitStack, advance: Callable[[], None]) -> None:
+        self._task = replace(task, groups=())
+        self._stack = stack
+        self._groups = list(reversed(task.groups))
+        self._advance = advance
+        self._lock = Lock()
+        self._workers: list[Process] = []
+        self._busy: set[Process] = set()
+        self._results: queue.Queue[tuple[Process, Any]] = queue.Queue()
+        self._failure: BaseException | None = None
 
-    def died(self) -> RuntimeFailedError:
-        """Why there is no answer, as far as the process could say."""
-        try:  # it closes its pipes a moment before it has a status of its own
-            status = self.process.wait(GRACE_S)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            status = self.process.wait()
-        self.errors.seek(0)
-        lines = self.errors.read().decode(errors="replace").strip().splitlines()
-        said = f": {lines[-1][:300]}" if lines else ""
-        return RuntimeFailedError(
-            f"a worker process ended with status {status}{said}",
-            remedy="Try --workers 1 and one artifact at a time; is there enough memory?",
-        )
+    def start(self, count: int) -> None:
+        """Start so many processes more, as far as there are groups for them."""
+        code = "from levit_export.evaluation.workers import main; main()"
+        for _ in range(min(count, len(self._groups) - 1)):
+            self._workers.append(self._stack.enter_context(started(code, self._task, self._heard)))
 
+    def advance(self) -> None:
+        """A group is done, here or elsewhere."""
+        with self._lock:
+            self._advance()
 
-@contextmanager
-def _started(shares: Sequence[Task]) -> Iterator[list[_Worker]]:
-    """A process for each share; whatever happens in the block, they are gone afterwards."""
-    workers: list[_Worker] = []
-    try:
-        workers += [_start() for _ in shares]
-        for worker, share in zip(workers, shares, strict=True):
-            _send(worker, share)
-        yield workers
-    finally:
-        for worker in workers:
-            worker.process.kill()
-            worker.process.wait()
-            for stream in (worker.process.stdin, worker.process.stdout, worker.errors):
-                if stream is not None:
-                    _close(stream)
+    def groups(self, pay: Callable[[float], None]) -> Iterator[Group]:
+        """The groups for this process; ``pay`` is told once what it would take to do the rest."""
+        done = 0
+        while (group := self._take(None)) is not None:
+            begun = perf_counter()
+            yield group
+            done += 1
+            if done == WARM:
+                pay((perf_counter() - begun) * len(self._groups))
+            if self._failure is not None:
+                raise self._failure
 
+    def results(self) -> list[Answers]:
+        """Wait for those who took something; whoever did not is not needed any more."""
+        found: list[Answers] = []
+        while self._failure is None and self._busy:
+            process, result = self._results.get()
+            if isinstance(result, BaseException):
+                raise result
+            self._busy.discard(process)
+            found.append(result)
+        if self._failure is not None:
+            raise self._failure
+        return found
 
-def _start() -> _Worker:
-    errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by _started
-    process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
-        launch.command("from levit_export.evaluation.workers import main; main()"),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=errors,
-    )
-    return _Worker(process, errors)
+    def _take(self, worker: Process | None) -> Group | None:
+        with self._lock:
+            if not self._groups:
+                return None
+            if worker is not None:
+                self._busy.add(worker)
+            return self._groups.pop()
 
-
-def _send(worker: _Worker, share: Task) -> None:
-    try:
-        pickle.dump(share, _pipe(worker.process.stdin))
-        _pipe(worker.process.stdin).close()
-    except OSError as error:
-        raise worker.died() from error
-
-
-def _close(stream: IO[bytes]) -> None:
-    try:
-        stream.close()
-    except OSError:  # what was left to be written has no reader any more
-        return
-
-
-def _collect(workers: Sequence[_Worker], advance: Callable[[], None]) -> list[Answers]:
-    """Listen to all workers until each has answered; the first that failed ends it."""
-    messages: queue.Queue[tuple[int, Any]] = queue.Queue()
-    listeners = [
-        Thread(target=_listen, args=(index, worker, messages), daemon=True)
-        for index, worker in enumerate(workers)
-    ]
-    for listener in listeners:
-        listener.start()
-    answers: dict[int, Answers] = {}
-    try:
-        while len(answers) < len(workers):
-            index, message = messages.get()
-            if message is STEP:
-                advance()
-            elif isinstance(message, Answers):
-                answers[index] = message
-            elif message is GONE:
-                raise workers[index].died()
-            else:
-                raise message
-    finally:
-        for worker, listener in zip(workers, listeners, strict=True):
-            worker.process.kill()
-            listener.join()
-    return [answers[index] for index in range(len(workers))]
+    def _heard(self, worker: Process, message: Any) -> None:
+        """Answer a worker; in a thread of its own."""
+        if message == NEXT:
+            if worker in self._busy:
+                self.advance()
+            worker.say(self._take(worker))
+            return
+        if isinstance(message, BaseException):
+            self._failure = message
+        self._results.put((worker, message))
 
 
-def _listen(index: int, worker: _Worker, messages: queue.Queue[tuple[int, Any]]) -> None:
-    """Pass on what a worker says, up to its answer, its exception or its death."""
-    message: Any = STEP
-    while message is STEP:
-        try:
-            message = pickle.load(_pipe(worker.process.stdout))  # noqa: S301 - our own process
-        except Exception:
-            message = GONE
-        messages.put((index, message))
-
-
-def _pipe(stream: Any) -> Any:
-    if stream is None:
-        raise OSError("no pipe")
-    return stream
-
-
-def _serve(requests: Any, answers: Any) -> None:
+def _serve(requests: Any, channel: Any) -> None:
     def say(message: Any) -> None:
-        pickle.dump(message, answers)
-        answers.flush()
+        pickle.dump(message, channel)
+        channel.flush()
+
+    def groups() -> Iterator[Group]:
+        while True:
+            say(NEXT)
+            group = pickle.load(requests)  # noqa: S301 - from our own parent
+            if group is None:
+                return
+            yield group
 
     try:
         task = pickle.load(requests)  # noqa: S301 - from our own parent
-        result: Any = answer(task, lambda: say(STEP))
+        with entered(task) as entrants:
+            result: Any = classified(task, entrants, groups())
     except LevitExportError as error:
         result = error
     except Exception as error:

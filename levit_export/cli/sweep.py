@@ -1,0 +1,65 @@
+"""``levit-export sweep``: models by formats by precisions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from levit_export.cli import options
+from levit_export.cli.output import refuse_unwritable, write_or_print
+from levit_export.cli.verb import Verb, status_of
+
+
+@click.command(cls=Verb)
+@click.argument("file", type=options.EXISTING)
+@click.option(
+    "-o", "--output", type=options.EXISTING, help="Folder to write.  [default: FILE-sweep]"
+)
+@click.option(
+    "--workers",
+    type=options.POSITIVE,
+    default=1,
+    show_default=True,
+    help="Cells at a time, each in a process of its own; latency is measured with 1.",
+)
+@click.option(
+    "--scheduler",
+    metavar="ADDRESS",
+    help="Of a Dask cluster whose workers do the cells; latency is not measured.",
+)
+@click.option("--dry-run", is_flag=True, help="List the cells, and do nothing.")
+@click.option("--allow-not-run", is_flag=True, help="Exit 0 although a cell could not be done.")
+@options.output_options
+@click.pass_context
+def sweep(ctx: click.Context, /, file: Path, **_: Any) -> int:
+    """Export, check, evaluate and time what a TOML file lists, with one report at the end.
+
+    Finished cells are kept by the digest of all that determines them: an interrupted sweep goes
+    on where it was, and one that was changed does what is new. docs/scaling.md describes the file.
+    """
+    from levit_export import sweep as sweeping
+    from levit_export.render import console
+    from levit_export.sweep import words
+
+    params = ctx.params
+    refuse_unwritable(params["json_file"])
+    request = sweeping.SweepRequest(
+        file=file,
+        output=params["output"],
+        workers=params["workers"],
+        scheduler=params["scheduler"],
+    )
+    screen = console.Screen(quiet=params["quiet"])
+    if params["dry_run"]:
+        for cell in sweeping.plan(request).cells:
+            click.echo(f"{cell.label} {cell.id}")
+        return 0
+    with screen.progress() as progress:
+        report = sweeping.sweep(request, progress)
+    if not screen.quiet and params["json_file"] != "-":
+        words.print_sweep(screen, report)
+    if params["json_file"] is not None:
+        write_or_print(words.files(report)["sweep.json"], params["json_file"])
+    return status_of(report.verdict, allow_not_run=params["allow_not_run"])

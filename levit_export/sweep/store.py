@@ -1,0 +1,105 @@
+"""Finished cells on disk, each in a folder that is called by its key and written whole."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from levit_export.errors import OutputError
+from levit_export.sweep.cells import Cell, Result
+
+SCHEMA = 1
+RESULT = "result.json"
+PARTIAL = ".partial-"
+log = logging.getLogger("levit_export")
+
+
+@dataclass(frozen=True)
+class Store:
+    """The folder ``root``: a folder for each finished cell. Several sweeps may share one."""
+
+    root: Path
+
+    def find(self, cell: Cell) -> tuple[Path, Result] | None:
+        """The folder and the result of ``cell``, where it was done before."""
+        for each in cell.as_good():
+            place = self.root / each.key
+            if place.is_dir() and (result := _read(place / RESULT)) is not None:
+                return place, result
+        return None
+
+    @contextmanager
+    def staged(self) -> Iterator[Path]:
+        """A new folder to fill; it disappears again. ``OSError`` becomes ``OutputError``."""
+        work: Path | None = None
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            work = Path(tempfile.mkdtemp(prefix=f"{PARTIAL}{os.getpid()}-", dir=self.root))
+            yield work
+        except OSError as error:
+            raise OutputError(
+                f"{self.root} cannot be written: {error.strerror or error}",
+                remedy="Check permissions and free space, or give --output another folder.",
+            ) from error
+        finally:
+            if work is not None:
+                shutil.rmtree(work, ignore_errors=True)
+
+    def commit(self, work: Path, cell: Cell, result: Result) -> Path:
+        """Put a staged folder in its place in one step; what somebody else put there stays."""
+        content = {"schema": SCHEMA, "cell": _described(cell), **asdict(result)}
+        text = json.dumps(content, indent=1, allow_nan=False)
+        (work / RESULT).write_text(text + "\n", encoding="utf-8")
+        place = self.root / cell.key
+        if place.is_dir() and _read(place / RESULT) is None:
+            shutil.rmtree(place)
+        work.chmod(0o755)
+        try:
+            os.rename(work, place)  # noqa: PTH104 - replaces no folder that holds something
+        except OSError:
+            if not place.is_dir():
+                raise
+        return place
+
+    def tidy(self) -> None:
+        """Remove what runs that were killed left behind."""
+        for left in self.root.glob(f"{PARTIAL}*"):
+            owner = left.name.removeprefix(PARTIAL).split("-")[0]
+            if owner.isdecimal() and not _alive(int(owner)):
+                shutil.rmtree(left, ignore_errors=True)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True
+
+
+def _described(cell: Cell) -> dict[str, Any]:
+    """What a reader of the store wants to know of a key."""
+    return {"model": cell.label, "artifact": cell.id, "settings": asdict(cell.settings)}
+
+
+def _read(path: Path) -> Result | None:
+    """A stored result; one that cannot be read counts as not there, and is done again."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["schema"] != SCHEMA:
+            return None
+        names = ("verdict", "reason", "artifact", "model", "folder")
+        return Result(**{name: content[name] for name in names})
+    except (OSError, ValueError, RecursionError, TypeError, KeyError) as error:
+        log.warning("%s cannot be read and is done again: %s", path, error)
+        return None
