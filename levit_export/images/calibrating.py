@@ -31,6 +31,7 @@ def calibration(images: ImageSet, recipe: Preprocessing, count: int, seed: int =
     source = (
         f"{len(inputs)} images of {images.source} (seed {seed}, list {images.fingerprint[:12]})"
     )
+    source = "; ".join((source, *images.remarks))
     if unreadable:
         names = listed([str(each) for each in unreadable])
         source += f"; {len(unreadable)} could not be read: {names}"

@@ -102,8 +102,12 @@ def _by_class(
     remarks = [how]
     if empty := [folder for folder in folders if not used[classes[folder]]]:
         remarks.append(f"class folders without an image: {listed(empty)}")
-    if missing := len(labels) - len(folders):
-        remarks.append(f"{missing} of the model's {len(labels)} classes have no folder")
+    there = set(classes.values())
+    if missing := [label for index, label in enumerate(labels) if index not in there]:
+        remarks.append(
+            f"{len(missing)} of the model's {len(labels)} classes have no folder: "
+            f"{listed(missing)}"
+        )
     remarks += _left_out(strange)
     return replace(_image_set(root, entries, str(root), remarks), classes=classes)
 

@@ -85,3 +85,9 @@ def test_unlabelled(tmp_path: Path) -> None:
     for value in range(6):
         picture(tmp_path / f"{value}.png", value)
     assert len(calibration(open_images(tmp_path, labels=LABELS), RECIPE, 4).inputs) == 4
+
+
+def test_a_missing_class_is_named(tmp_path: Path) -> None:
+    """Where a class has no image to calibrate with, that is said."""
+    images = open_images(squares(tmp_path, (4, 4)), labels=LABELS)
+    assert "1 of the model's 3 classes have no folder: 2" in calibration(images, RECIPE, 4).source

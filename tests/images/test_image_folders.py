@@ -35,7 +35,7 @@ def test_folders_named_as_labels(tmp_path: Path) -> None:
     images = open_images(tmp_path, labels=ANIMALS)
     assert images.classes == {"Cat": 2, "hound": 1}
     assert images.labelled
-    assert "1 of the model's 3 classes have no folder" in said(tmp_path)
+    assert "1 of the model's 3 classes have no folder: bird" in said(tmp_path)
 
 
 def test_sorted_folders(tmp_path: Path) -> None:
