@@ -10,22 +10,23 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from levit_export import bundle, checking, machine, parity, reference, report
-from levit_export.atomic import MANIFEST
-from levit_export.bundle import Manifest
 from levit_export.checking import Reference, Row
-from levit_export.core import CALIBRATED, Artifact, RunOptions, Session, Verdict
-from levit_export.errors import ArtifactError, UsageError
+from levit_export.core import CALIBRATED, RunOptions, Session, Verdict
+from levit_export.errors import DataError, UsageError
+from levit_export.locating import Located as Located  # noqa: PLC0414 - evaluation takes it here
+from levit_export.locating import locate as locate  # noqa: PLC0414
 from levit_export.parity import ParityReport
 from levit_export.pipeline import BASELINE, TOOLCHAIN
 from levit_export.progress import Progress, Silent
 from levit_export.reference import ModelChoice, Overrides
 from levit_export.report import ArtifactReport, Report
-from levit_export.targets import known_targets
 from levit_export.targets.metadata import versions
 from levit_export.timing import TimingPlan, TimingReport
 
 if TYPE_CHECKING:
+    from levit_export.bundle import Manifest
     from levit_export.checkpoints import Checkpoint
+    from levit_export.drift import DriftMap, explaining
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class InspectRequest:
 
     ``choice`` names the model of bare artifacts; for a directory it replaces the golden outputs by
     a fresh reference. ``data`` are the images that a bare ``int8`` artifact was calibrated on.
+    With ``drift`` a failure is followed to the block at fault, where the checkpoint is at hand.
     """
 
     paths: tuple[Path, ...]
@@ -44,15 +46,7 @@ class InspectRequest:
     overrides: Overrides = field(default_factory=Overrides)
     data: Path | None = None
     calibration_images: int = 200
-
-
-@dataclass(frozen=True)
-class Located:
-    """Artifacts of one path, with the manifest when the path is an export directory."""
-
-    folder: Path
-    artifacts: tuple[Artifact, ...]
-    manifest: Manifest | None
+    drift: bool = True
 
 
 def check(request: InspectRequest, progress: Progress | None = None) -> Report:
@@ -111,39 +105,76 @@ def bench(request: InspectRequest, progress: Progress | None = None) -> Report:
     return build_report(reports, found, verdict=verdict, baselines=baselines)
 
 
-def locate(path: Path) -> Located:
-    """The artifacts at ``path``. Raises ``UsageError`` or ``ArtifactError`` where none are."""
-    if not path.exists():
-        raise UsageError(f"{path} does not exist", remedy="Check the path.")
-    if (path / MANIFEST).is_file() and path.suffix != ".mlpackage":
-        manifest = bundle.read_manifest(path)
-        return Located(path, tuple(bundle.artifacts(path, manifest)), manifest)
-    for kind in known_targets():
-        if path.suffix == kind.suffix:
-            return Located(path.parent, (kind.inspect(path),), None)
-    suffixes = ", ".join(kind.suffix for kind in known_targets())
-    raise ArtifactError(
-        f"{path} is neither an export directory nor an artifact",
-        remedy=f"Give a folder with a {MANIFEST}, or a file ending in {suffixes}.",
-    )
-
-
 def _check_one(
     each: Located, request: InspectRequest, progress: Progress, *, folder: Path | None
 ) -> list[ArtifactReport]:
+    rows = checking.rows(each.artifacts, request.run)
     damage = [] if each.manifest is None else bundle.damage(each.folder, each.manifest)
     if damage:
         reason = f"the directory was altered after it was written: {'; '.join(damage[:3])}"
         failed = ParityReport("fail", reason, runtime="", samples=0)
-        return [
-            _altered(row, folder, failed) for row in checking.rows(each.artifacts, request.run)
-        ]
+        reports = [_altered(row, folder, failed) for row in rows]
+        touched = [row for row in rows if _is_touched(row, each, damage)]
+        return _explained(reports, rows, each, request, progress, only=touched)
     expected = _reference(each, request, progress)
     reports = []
-    for row in checking.rows(each.artifacts, request.run):
+    for row in rows:
         progress.stage(f"checking {row.artifact.path.name}")
         reports.append(checking.describe(row, folder, *checking.check(row, expected), None))
-    return reports
+    return _explained(reports, rows, each, request, progress, expected=expected)
+
+
+def _is_touched(row: Row, each: Located, damage: Sequence[str]) -> bool:
+    """Whether files of the artifact are among what was altered."""
+    place = row.artifact.path.relative_to(each.folder).parts[0]
+    return any(words.startswith(f"{place}/") for words in damage)
+
+
+def _explained(
+    reports: Sequence[ArtifactReport],
+    rows: Sequence[Row],
+    each: Located,
+    request: InspectRequest,
+    progress: Progress,
+    *,
+    only: Sequence[Row] | None = None,
+    expected: Reference | None = None,
+) -> list[ArtifactReport]:
+    """The reports; those of ``only``, where they failed, with the block at fault."""
+    from levit_export.drift import explaining
+
+    if not request.drift:
+        return list(reports)
+    wanted = [at for at, row in enumerate(rows) if only is None or row in only]
+    found, _ = explaining.explained(
+        [reports[at] for at in wanted],
+        [rows[at] for at in wanted],
+        lambda: _subject(each, request, progress, expected),
+        progress,
+    )
+    explained = dict(zip(wanted, found, strict=True))
+    return [explained.get(at, report) for at, report in enumerate(reports)]
+
+
+def _subject(
+    each: Located, request: InspectRequest, progress: Progress, expected: Reference | None
+) -> explaining.Subject:
+    """What the artifacts were made of. Raises ``UsageError`` where that is not at hand."""
+    from levit_export.drift import explaining, origin
+
+    checkpoint = reference.load(origin.choice_of(request.choice, [each]), progress)
+    origin.refuse_another([each], checkpoint)
+    precisions = {artifact.precision for artifact in each.artifacts}
+    calibration = reference.calibration(
+        checkpoint, request.data, count=request.calibration_images, seed=request.seed
+    )
+    return explaining.Subject(
+        checkpoint,
+        expected or _reference(each, request, progress),
+        skip=origin.skipped([each]),
+        is_ours=origin.are_ours([each]),
+        calibration=calibration if precisions & set(CALIBRATED) else None,
+    )
 
 
 def _altered(row: Row, folder: Path | None, failed: ParityReport) -> ArtifactReport:
@@ -199,15 +230,20 @@ def _weights(checkpoint: Checkpoint, each: Located) -> dict[str, np.ndarray]:
 
     None for files that are not ours, or that name other passes than one another.
     """
-    from levit_export.passes import PASSES
+    from levit_export.passes import LAY_OUT_MAPS, PASSES
     from levit_export.preparation import rewrite, weights_of
 
     named = {artifact.passes for artifact in each.artifacts}
     if each.manifest is not None:
         named = {tuple(r.name for r in each.manifest.passes if r.status == "applied")}
-    if len(named) != 1 or (applied := named.pop()) is None:
+    if None in named:
         return {}
-    module, _ = rewrite(checkpoint, skip=[p.name for p in PASSES if p.name not in applied])
+    # Tensors are found whatever their layout is.
+    sets = {frozenset(names or ()) - {LAY_OUT_MAPS.name} for names in named}
+    if len(sets) != 1:
+        return {}
+    (applied,) = sets
+    module = rewrite(checkpoint, skip=[p.name for p in PASSES if p.name not in applied]).module
     # Formats that normalise take pixels; a directory's artifacts all take the same.
     raw = each.artifacts[0].signature.inputs[0].dtype == "uint8"
     return weights_of(module, checkpoint.preprocessing if raw else None)
@@ -238,3 +274,35 @@ def build_report(
         machine=machine.describe(),
         toolchain=versions(TOOLCHAIN),
     )
+
+
+def page(paths: Sequence[Path], drawn: DriftMap) -> str:
+    """A report for people with the map ``drawn`` of what is at ``paths``.
+
+    It is that of an export directory, as it was saved, or one that knows no more than the map.
+    Raises ``DataError`` where a directory's ``report.json`` cannot be read.
+    """
+    from levit_export.gate import read_report
+    from levit_export.render import html
+
+    found = [locate(path) for path in dict.fromkeys(paths)]
+    alone = found[0] if len(found) == 1 else None
+    if alone is not None and alone.manifest is not None:
+        saved = read_report(alone.folder / bundle.REPORT)
+        return html.page(saved, drift=drawn, pixels=_pixels(alone.folder, alone.manifest))
+    folder = None if alone is None else alone.folder
+    skipped = parity.not_run(parity.NOT_ASKED)
+    reports = [
+        checking.describe(row, folder, skipped, None, None)
+        for each in found
+        for row in checking.rows(each.artifacts, RunOptions())
+    ]
+    return html.page(build_report(reports, found, verdict=drawn.verdict), drift=drawn)
+
+
+def _pixels(folder: Path, manifest: Manifest) -> Mapping[str, np.ndarray]:
+    """The pictures behind the samples; a page without them says so."""
+    try:
+        return bundle.read_golden(folder, manifest)[0].pixels
+    except DataError:
+        return {}

@@ -28,10 +28,12 @@ from levit_export.core import (
     CALIBRATED,
     Artifact,
     Calibration,
+    Embedded,
     ExportOptions,
     Prepared,
     RunOptions,
 )
+from levit_export.drift import explaining
 from levit_export.errors import MissingDependencyError, OutputError, UnknownNameError, UsageError
 from levit_export.helper import Helper, Job
 from levit_export.parity import ParityReport
@@ -46,6 +48,8 @@ from levit_export.timing import TimingPlan, TimingReport
 
 if TYPE_CHECKING:
     from levit_export.checkpoints import Checkpoint
+    from levit_export.drift import DriftMap
+    from levit_export.preparation import Forms
 
 TOOLCHAIN = (
     "levit-export",
@@ -69,8 +73,9 @@ class ExportRequest:
     """Everything the ``export`` verb may be asked for.
 
     ``precisions`` are the artifacts to make of a format; one that is not named is made in its
-    default precision. ``keep`` are the blocks that stay in a format's float precision. ``data``
-    are the images that ``int8`` is calibrated on and that ``auto`` keeps ``promise`` on.
+    default precision. ``keep`` are the blocks that stay in a format's float precision. ``layouts``
+    are what an earlier export had for a format and precision, in place of ``options.layout``.
+    ``data`` are the images that ``int8`` is calibrated on and that ``auto`` keeps ``promise`` on.
     """
 
     choice: ModelChoice = field(default_factory=ModelChoice)
@@ -87,6 +92,7 @@ class ExportRequest:
     data: Path | None = None
     calibration_images: int = 200
     keep: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    layouts: Mapping[tuple[str, str], str] = field(default_factory=dict)
     promise: Promise = field(default_factory=Promise)
     output: Path | None = None
 
@@ -146,7 +152,8 @@ def _job(name: str, precision: str, request: ExportRequest) -> Job:
         raise MissingDependencyError(
             f"{kind.name} cannot be exported here: {available.reason}", remedy=available.fix
         )
-    options = replace(request.options, precision=precision)
+    layout = request.layouts.get((kind.name, precision), request.options.layout)
+    options = replace(request.options, precision=precision, layout=layout)
     if precision in CALIBRATED and (request.data is not None or request.choice.is_digits):
         options = replace(options, calibration=TO_BE_READ)
     if precision == AUTO:
@@ -207,7 +214,7 @@ def export(request: ExportRequest, progress: Progress | None = None) -> Report:
     ``<output>`` stays as it was.
     """
     from levit_export import ranges
-    from levit_export.preparation import prepare
+    from levit_export.preparation import Forms
 
     progress = progress or Silent()
     jobs = plan(request)
@@ -221,18 +228,13 @@ def export(request: ExportRequest, progress: Progress | None = None) -> Report:
         _refuse_output(output)
         stage = stack.enter_context(atomic.staged(output))
         progress.stage("fusing, proving and capturing the graph")
-        model = prepare(
-            checkpoint,
-            batch=request.options.batch,
-            skip=request.skip,
-            embedded=request.options.embedded,
-        )
-        _refuse_unknown_blocks(jobs, model)
-        jobs, searches = _settled(
-            jobs, model, checkpoint, calibration, request=request, progress=progress
-        )
+        forms = Forms(checkpoint, request.skip, request.options.batch, request.options.embedded)
+        _refuse_unknown_blocks(jobs, checkpoint, request.options.embedded)
+        jobs, searches = _settled(jobs, forms, calibration, request=request, progress=progress)
         if other is not None:
-            other.start(jobs[1:], model, stage.path)
+            work = [(job, forms.of(job.format, job.options)) for job in jobs[1:]]
+            other.start(work, stage.path)
+        model = forms.of(jobs[0].format, jobs[0].options)
         progress.stage("computing the reference")
         expected = reference.make(
             checkpoint,
@@ -245,7 +247,8 @@ def export(request: ExportRequest, progress: Progress | None = None) -> Report:
             calibration=calibration,
             keep=_kept_in_all(jobs),
         ).matching(model.signature)
-        artifacts = _export_all(jobs, other, model, stage.path, progress)
+        artifacts = _export_all(jobs, other, forms, stage.path, progress)
+        model = replace(model, passes=forms.passes)
         expected = reference.with_quantised_weights(expected, model.weights, artifacts)
         if any(target(a.format).computes_in_half(a.precision) for a in artifacts):
             found = ranges.overflows(model, expected.samples.inputs)
@@ -259,10 +262,19 @@ def export(request: ExportRequest, progress: Progress | None = None) -> Report:
             request=request,
             progress=progress,
         )
+        subject = explaining.Subject(
+            checkpoint,
+            expected,
+            request.skip,
+            calibration=calibration,
+            programs={model.layout: model.program},
+        )
+        rows = checking.rows(artifacts, request.run)
+        result, drawn = explaining.of_run(result, rows, subject, progress)
         result = replace(result, searches=searches)
         final = failed(output) if result.verdict == "fail" else output
         result = replace(result, output=final)
-        _describe(stage.path, model, expected, artifacts, result)
+        _describe(stage.path, model, expected, artifacts, result, drawn=drawn)
         stage.commit(final)
     return result
 
@@ -276,8 +288,14 @@ def _kept_in_all(jobs: Sequence[Job]) -> dict[str, frozenset[str]]:
     return kept
 
 
-def _refuse_unknown_blocks(jobs: Sequence[Job], model: Prepared) -> None:
-    known = dict.fromkeys(model.blocks.values())
+def _refuse_unknown_blocks(
+    jobs: Sequence[Job], checkpoint: Checkpoint, embedded: Embedded
+) -> None:
+    from levit_export import embedding
+    from levit_export.architectures.blocks import block_names
+
+    names = embedding.blocks(block_names(checkpoint.config), embedded)
+    known = dict.fromkeys(names.values())
     for job in jobs:
         for block in job.options.keep:
             if block not in known:
@@ -286,8 +304,7 @@ def _refuse_unknown_blocks(jobs: Sequence[Job], model: Prepared) -> None:
 
 def _settled(
     jobs: Sequence[Job],
-    model: Prepared,
-    checkpoint: Checkpoint,
+    forms: Forms,
     calibration: Calibration | None,
     *,
     request: ExportRequest,
@@ -304,8 +321,7 @@ def _settled(
             continue
         found_job, searches[job.format] = auto.settle(
             job,
-            model,
-            checkpoint,
+            forms,
             calibration,
             request.promise,
             run=request.run,
@@ -341,14 +357,14 @@ def _worth_helping(jobs: Sequence[Job]) -> bool:
 def _export_all(
     jobs: Sequence[Job],
     other: Helper | None,
-    model: Prepared,
+    forms: Forms,
     folder: Path,
     progress: Progress,
 ) -> list[Artifact]:
     """The first job here; the others meanwhile in the helper, where there is one."""
     here = jobs if other is None else jobs[:1]
     progress.stage(f"exporting {', '.join(job.format for job in jobs)}")
-    artifacts = [helper.run(job, model, folder) for job in here]
+    artifacts = [helper.run(job, forms.of(job.format, job.options), folder) for job in here]
     made = artifacts if other is None else [*artifacts, *other.results()]
     return [_with_calibration_note(artifact, jobs) for artifact in made]
 
@@ -434,6 +450,8 @@ def _describe(
     expected: Reference,
     artifacts: Sequence[Artifact],
     result: Report,
+    *,
+    drawn: DriftMap | None,
 ) -> None:
     """Write everything of the export directory that is no artifact."""
     from levit_export.render import html
@@ -444,7 +462,7 @@ def _describe(
         json.dumps(report.to_json(result), indent=1, allow_nan=False) + "\n", encoding="utf-8"
     )
     (folder / atomic.REPORTS[1]).write_text(
-        html.page(result, pixels=expected.samples.pixels), encoding="utf-8"
+        html.page(result, drift=drawn, pixels=expected.samples.pixels), encoding="utf-8"
     )
     manifest = Manifest(
         schema=bundle.SCHEMA,
@@ -481,4 +499,5 @@ def _entry(artifact: Artifact, path: str, result: Report) -> ArtifactEntry:
         verdict=verdict,
         notes=artifact.notes,
         keep=artifact.keep,
+        layout=artifact.layout,
     )

@@ -80,8 +80,26 @@ class Accuracy:
 
 
 @dataclass(frozen=True)
+class Explanation:
+    """Where an artifact that failed diverges from its checkpoint, or why nobody could say.
+
+    ``sentence`` has all of it, with what to do. ``cause``, ``stage``, ``block`` and ``tap`` are
+    those of a finding of drift, empty where it names none.
+    """
+
+    sentence: str
+    cause: str = ""
+    stage: str = ""
+    block: str = ""
+    tap: str = ""
+
+
+@dataclass(frozen=True)
 class ArtifactReport:
-    """Everything found out about one artifact; None where it was not asked for."""
+    """Everything found out about one artifact; None where it was not asked for.
+
+    ``drift`` is there for failures only.
+    """
 
     format: str
     precision: str
@@ -92,6 +110,7 @@ class ArtifactReport:
     timing: TimingReport | None = None
     accuracy: Accuracy | None = None
     notes: tuple[str, ...] = ()
+    drift: Explanation | None = None
 
     @property
     def id(self) -> str:
@@ -163,6 +182,7 @@ def _artifact(artifact: ArtifactReport) -> dict[str, Any]:
         "sha256": artifact.sha256,
         "notes": list(artifact.notes),
         "parity": _parity(artifact.parity),
+        "drift": None if artifact.drift is None else asdict(artifact.drift),
         "accuracy": None if artifact.accuracy is None else accuracy_to_json(artifact.accuracy),
         "timing": None if artifact.timing is None else _timing(artifact.timing),
     }

@@ -52,6 +52,11 @@ def _gate_options(command: Callable[..., Any]) -> Callable[..., Any]:
             metavar="REPORT",
             help="Judge a saved report by --atol and --rtol; nothing is run.",
         ),
+        click.option(
+            "--drift/--no-drift",
+            default=True,
+            help="Name the block at fault when parity fails; needs PyTorch and the checkpoint.",
+        ),
         click.option("--junit", metavar="FILE", help="Write JUnit XML; - is stdout."),
         click.option(
             "--markdown",
@@ -179,6 +184,7 @@ def _run(
             plan=options.plan(params),
             seed=params["seed"],
             overrides=options.overrides(params),
+            drift=params["drift"],
         )
         with screen.progress() as progress:
             report = places.renamed(inspection.check(request, progress))

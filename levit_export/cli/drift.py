@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from levit_export.cli import options
 from levit_export.cli.output import refuse_unwritable, write_or_print
 from levit_export.cli.verb import STATUS, Verb
+
+if TYPE_CHECKING:
+    from levit_export.drift import DriftMap
+    from levit_export.render.console import Screen
 
 
 @click.command(cls=Verb)
@@ -29,6 +33,11 @@ from levit_export.cli.verb import STATUS, Verb
     type=options.EXISTING,
     help="Images that an int8 artifact was calibrated on.  [default: the samples]",
 )
+@click.option(
+    "--html",
+    metavar="FILE",
+    help="Write the report with the map in it.  [default: the report.html of an export directory]",
+)
 @options.model_options
 @options.run_options
 @options.output_options
@@ -38,15 +47,18 @@ def drift(ctx: click.Context, /, paths: tuple[Path, ...], **_: Any) -> int:
 
     The chain is followed from the checkpoint through the passes and the captured program to every
     file in its own runtime, with the error introduced and accumulated at every tap. A directory of
-    the bundled model says itself what it is of; others need --checkpoint. Exits 1 on a fault.
+    the bundled model says itself what it is of; others need --checkpoint. The map is put into the
+    report.html of an export directory. Exits 1 on a fault.
     """
     from levit_export import drift as drifting
+    from levit_export import inspection
     from levit_export.cli.places import opened
     from levit_export.render import console
     from levit_export.render.drift import print_drift
 
     params = ctx.params
     refuse_unwritable(params["json_file"])
+    refuse_unwritable(params["html"], option="--html")
     screen = console.Screen(quiet=params["quiet"])
     with opened(paths) as places, screen.progress() as progress:
         request = drifting.DriftRequest(
@@ -58,9 +70,31 @@ def drift(ctx: click.Context, /, paths: tuple[Path, ...], **_: Any) -> int:
             data=params["data"],
         )
         found = drifting.trace(request, progress)
+        page = None if params["html"] is None else inspection.page(places.paths, found)
+        if page is None and len(paths) == 1 and not places.bundles:
+            _redraw(screen, paths[0], found)
+    if page is not None:
+        write_or_print(page, params["html"])
     if not screen.quiet and params["json_file"] != "-":
         print_drift(screen, found)
     if params["json_file"] is not None:
         text = json.dumps(drifting.to_json(found), indent=1, allow_nan=False)
         write_or_print(text + "\n", params["json_file"])
     return STATUS[found.verdict]
+
+
+def _redraw(screen: Screen, path: Path, found: DriftMap) -> None:
+    """Put the map into the report of an export directory of ours; it is no loss where it fails."""
+    from levit_export import inspection
+    from levit_export.atomic import MANIFEST, REPORTS
+    from levit_export.errors import LevitExportError
+
+    if path.suffix == ".mlpackage" or not (path / MANIFEST).is_file():
+        return
+    page = path / REPORTS[1]
+    try:
+        write_or_print(inspection.page((path,), found), str(page))
+    except LevitExportError as error:
+        screen.notice(f"the map is not in {page}: {error.what}")
+    else:
+        screen.notice(f"the map is in {page}")

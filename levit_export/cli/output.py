@@ -41,15 +41,15 @@ def present(screen: Screen, report: Report, json_file: str | None) -> None:
         write_or_print(text + "\n", json_file)
 
 
-def refuse_unwritable(json_file: str | None) -> None:
-    """Raise before hours of work when the report's file has no folder to lie in, or is one."""
+def refuse_unwritable(file: str | None, *, option: str = "--json") -> None:
+    """Raise before hours of work when a report's file has no folder to lie in, or is one."""
     from levit_export.errors import OutputError
 
-    if json_file is None or json_file == "-":
+    if file is None or file == "-":
         return
-    path = Path(json_file)
+    path = Path(file)
     if path.is_dir() or not path.absolute().parent.is_dir():
         raise OutputError(
-            f"--json {json_file} is a folder, or its folder does not exist",
+            f"{option} {file} is a folder, or its folder does not exist",
             remedy="Give a file in a folder that exists, or - for standard output.",
         )

@@ -33,13 +33,14 @@ class Places:
         return replace(report, artifacts=tuple(map(self._renamed, report.artifacts)))
 
     def _renamed(self, artifact: ArtifactReport) -> ArtifactReport:
-        parity, timing = artifact.parity, artifact.timing
+        parity, timing, drift = artifact.parity, artifact.timing, artifact.drift
         return replace(
             artifact,
             path=self.named(artifact.path),
             notes=tuple(map(self.named, artifact.notes)),
             parity=replace(parity, reason=self.named(parity.reason)),
             timing=None if timing is None else replace(timing, reason=self.named(timing.reason)),
+            drift=None if drift is None else replace(drift, sentence=self.named(drift.sentence)),
         )
 
     @property

@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Any
 from levit_export.drift.values import DriftMap, Finding, Row, Stage, to_json
 
 if TYPE_CHECKING:
-    from levit_export.drift.request import DriftRequest, explain, trace
+    from levit_export.drift.request import DriftRequest, trace
 
-__all__ = ["DriftMap", "DriftRequest", "Finding", "Row", "Stage", "explain", "to_json", "trace"]
+__all__ = ["DriftMap", "DriftRequest", "Finding", "Row", "Stage", "to_json", "trace"]
 
 
 def __getattr__(name: str) -> Any:
     """What needs torch is loaded when it is used, so that a map can be drawn without."""
-    if name not in ("DriftRequest", "explain", "trace"):
+    if name not in ("DriftRequest", "trace"):
         raise AttributeError(f"module 'levit_export.drift' has no attribute {name!r}")
     return getattr(import_module("levit_export.drift.request"), name)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from levit_export import weights
-from levit_export.core import Artifact, RunOptions
+from levit_export.core import PROBABILITIES, Artifact, RunOptions
 from levit_export.drift import files
 from levit_export.drift.comparing import Comparison
 from levit_export.drift.values import Stage
@@ -38,9 +38,10 @@ def stage(
     try:
         wrong = wrong_weights(artifact, tensors)
         values = files.resolve(artifact, _inner(exact))
-        comparison = Comparison(exact, yardstick, fused=set(_inner(exact)) - set(values))
+        fused = set(_inner(exact)) - set(values)
         with target(artifact.format).open(artifact, run, tuple(values.values())) as session:
             runtime = session.runtime
+            comparison = Comparison(exact, yardstick, fused | _behind_softmax(session, exact))
             _feed(session, exact, comparison, values)
     except LevitExportError as error:
         return Stage(name, "artifact", AGAINST, failure=str(error))
@@ -49,6 +50,12 @@ def stage(
 
 def _inner(exact: Exact) -> tuple[str, ...]:
     return tuple(name for name in exact.names if name not in exact.outputs)
+
+
+def _behind_softmax(session: Session, exact: Exact) -> set[str]:
+    """The outputs that a Core ML classifier keeps to itself: it gives their probabilities."""
+    given = {spec.name for spec in session.signature.outputs}
+    return set(exact.outputs) - given if PROBABILITIES in given else set()
 
 
 def _feed(

@@ -8,17 +8,19 @@ pass against the module before it, both in float64, where a rewrite may differ b
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from levit_export.architectures.blocks import block_names
-from levit_export.core import Calibration, Prepared
+from levit_export.core import Calibration, Layout, Prepared
 from levit_export.drift import taps
 from levit_export.drift.comparing import Comparison
 from levit_export.drift.values import Row, Stage
 from levit_export.drift.yardstick import Exact, Rounded, Yardstick
-from levit_export.passes import PASSES
+from levit_export.passes import LAY_OUT_MAPS, PASSES
 from levit_export.passes.base import NotApplicable, Pass
 from levit_export.passes.proof import PROOF_BOUND
 from levit_export.samples import Samples
@@ -29,19 +31,32 @@ if TYPE_CHECKING:
 
     from levit_export.checkpoints import Checkpoint
 
+THREADS = 1
+"""Of PyTorch. One image at a time goes through layers of some hundred rows, for which threads wait
+longer than they compute: levit_digits took 10 s with one thread, and with two, on two cores that
+something else used as well, 101 s."""
+
 CHECKPOINT = "checkpoint"
 PROGRAM = "program"
 
 
 @dataclass(frozen=True)
 class Model:
-    """What the chain is about. ``module`` is the live one that was exported, if there is one."""
+    """What the chain is about. ``module`` is the live one that was exported, if there is one.
+
+    ``answers`` are, for each precision and output, the relative distances that parity accepts of
+    the samples, where they are known. Files that are not ``is_ours`` may hold the weights in
+    another form, which are not looked for then. ``layouts`` are those that the files are in.
+    """
 
     checkpoint: Checkpoint
     samples: Samples
     passes: tuple[Pass, ...] = PASSES
     skip: tuple[str, ...] = ()
     module: nn.Module | None = None
+    answers: Mapping[str, Mapping[str, np.ndarray]] = field(default_factory=dict)
+    is_ours: bool = True
+    layouts: tuple[Layout, ...] = ("tokens",)
 
     @property
     def blocks(self) -> dict[str, str]:
@@ -83,7 +98,8 @@ def pass_stages(model: Model) -> Iterator[Stage]:
     work = copy.deepcopy(model.module or model.checkpoint.build()).double()
     before = model.exact(copy.deepcopy(work))
     against = "the checkpoint's module"
-    for each in _applied(model):
+    laid_out = [LAY_OUT_MAPS] if "maps" in model.layouts else []
+    for each in (*_applied(model), *laid_out):
         if isinstance(each.apply(work), NotApplicable):
             continue
         after = model.exact(copy.deepcopy(work))
@@ -101,7 +117,11 @@ def _rows(stage: str, after: Exact, before: Exact) -> tuple[Row, ...]:
 
 
 def program_stage(
-    model: Model, program: ExportedProgram, exact: Exact, yardstick: Yardstick
+    model: Model,
+    program: ExportedProgram,
+    exact: Exact,
+    yardstick: Yardstick,
+    name: str = PROGRAM,
 ) -> Stage:
     """(iii) The captured program in float32; ``exact`` is the prepared module."""
     tapped = taps.ProgramTaps(program.module(), model.blocks)
@@ -110,12 +130,12 @@ def program_stage(
     for index in range(len(model.samples)):
         image = exact.image(index).float().expand(size, -1, -1, -1).contiguous()
         values = {
-            name: value[:1].numpy() for name, value in tapped.values(image, model.outputs).items()
+            tap: value[:1].numpy() for tap, value in tapped.values(image, model.outputs).items()
         }
         comparison = comparison or Comparison(exact, yardstick, set(exact.names) - set(values))
         comparison.add(index, values)
-    rows = () if comparison is None else comparison.rows(PROGRAM)
-    return Stage(PROGRAM, "program", "the prepared module", rows)
+    rows = () if comparison is None else comparison.rows(name)
+    return Stage(name, "program", "the prepared module", rows)
 
 
 def _batch(program: ExportedProgram) -> int:
@@ -126,9 +146,10 @@ def _batch(program: ExportedProgram) -> int:
     return first if isinstance(first, int) else 1
 
 
-def precision_stage(exact: Exact, yardstick: Yardstick) -> Stage:
+def precision_stage(exact: Exact, yardstick: Yardstick, keep: Collection[str] = ()) -> Stage:
     """(v) The prepared module as roughly computed as artifacts of a precision are, by PyTorch."""
-    name = f"{yardstick.precision} in PyTorch"
+    kept = f" but for {len(keep)} blocks in float32" if keep else ""
+    name = f"{yardstick.precision} in PyTorch{kept}"
     rows = []
     before: float | None = None
     for tap in exact.names:
@@ -156,14 +177,26 @@ def precision_stage(exact: Exact, yardstick: Yardstick) -> Stage:
     return Stage(name, "precision", "the prepared module in float64", tuple(rows))
 
 
-def prepared(model: Model, batch: int | None = 1) -> Prepared:
-    """The checkpoint as it is exported."""
-    from levit_export.preparation import prepare
+def prepared(model: Model, layout: Layout = "tokens") -> Prepared:
+    """The checkpoint as it is exported; the passes are followed in (ii), not proven once more."""
+    from levit_export.preparation import Rewritten, capture
 
-    return prepare(model.checkpoint, batch=batch, skip=model.skip)
+    fresh = rewritten(replace(model, module=None))
+    if layout == "maps":
+        LAY_OUT_MAPS.apply(fresh)
+    return capture(Rewritten(model.checkpoint, fresh, (), layout), batch=1)
 
 
-def rounded(model: Model, precision: str, calibration: Calibration | None = None) -> Rounded:
-    """The prepared module as ``precision`` has it; without images, the samples calibrate it."""
+def rounded(
+    model: Model,
+    precision: str,
+    calibration: Calibration | None = None,
+    keep: Collection[str] = (),
+) -> Rounded:
+    """The prepared module as ``precision`` has it, the blocks ``keep`` left in float32.
+
+    Without images, the samples calibrate it.
+    """
     images = calibration or Calibration(model.samples.inputs, "the samples themselves")
-    return Rounded(rewritten(model), precision, images)
+    paths = [path for path, block in model.blocks.items() if block in keep]
+    return Rounded(rewritten(model), precision, images, paths)

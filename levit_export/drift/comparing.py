@@ -41,8 +41,12 @@ class Comparison:
         self._found = {name: _Found() for name in exact.names if name not in self._fused}
 
     def add(self, index: int, values: Mapping[str, np.ndarray]) -> None:
-        """The stage's values for sample ``index``, each ``(1, ...)``."""
+        """The stage's values for sample ``index``, each ``(1, ...)``, in either layout."""
         free = self._exact.free(index)
+        values = {
+            name: taps.in_tokens(value, free[name].shape) if name in free else value
+            for name, value in values.items()
+        }
         led = self._exact.led(index, taps.tensors(values, torch.float64))
         is_broken = False
         for name, found in self._found.items():

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from levit_export.core import Artifact, Calibration, RunOptions
+from levit_export.core import Artifact, Calibration, Layout, RunOptions
 from levit_export.drift import artifacts, chain, verdict
 from levit_export.drift.chain import Model
 from levit_export.drift.values import DriftMap, Finding, Stage
@@ -31,34 +31,41 @@ class Bench:
     calibration: Calibration | None = None
     exact: Exact = field(init=False)
     tensors: dict[str, np.ndarray] = field(init=False)
-    _yardsticks: dict[str, Yardstick] = field(default_factory=dict)
+    _yardsticks: dict[tuple[str, frozenset[str]], Yardstick] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         module = chain.rewritten(self.model)
-        self.tensors = {name: array.copy() for name, array in weights_of(module).items()}
+        tensors = weights_of(module) if self.model.is_ours else {}
+        self.tensors = {name: array.copy() for name, array in tensors.items()}
         self.exact = self.model.exact(module)
 
-    def yardstick(self, precision: str) -> Yardstick:
-        """The tolerances of a precision."""
-        if precision not in self._yardsticks:
-            rounded = chain.rounded(self.model, precision, self.calibration)
-            self._yardsticks[precision] = Yardstick(self.exact, rounded, precision)
-        return self._yardsticks[precision]
+    def yardstick(self, precision: str, keep: Collection[str] = ()) -> Yardstick:
+        """The tolerances of a precision where the blocks ``keep`` stay in float32."""
+        key = precision, frozenset(keep)
+        if key not in self._yardsticks:
+            rounded = chain.rounded(self.model, precision, self.calibration, keep)
+            answers = self.model.answers.get(precision)
+            self._yardsticks[key] = Yardstick(self.exact, rounded, precision, answers)
+        return self._yardsticks[key]
 
-    def stages(self, program: ExportedProgram) -> Iterator[Stage]:
-        """(i) to (iii)."""
+    def stages(self, known: Mapping[Layout, ExportedProgram] | None = None) -> Iterator[Stage]:
+        """(i) to (iii), the last for each layout. Programs that are not ``known`` are captured."""
         yield chain.checkpoint_stage(self.model)
         yield from chain.pass_stages(self.model)
-        yield chain.program_stage(self.model, program, self.exact, self.yardstick(FLOAT))
+        for layout in self.model.layouts:
+            program = (known or {}).get(layout) or chain.prepared(self.model, layout).program
+            name = chain.PROGRAM if layout == "tokens" else f"{chain.PROGRAM} in {layout}"
+            allowed = self.yardstick(FLOAT)
+            yield chain.program_stage(self.model, program, self.exact, allowed, name)
 
     def artifact(self, found: Artifact, run: RunOptions) -> Stage:
         """(iv) of one file."""
-        yardstick = self.yardstick(found.precision)
+        yardstick = self.yardstick(found.precision, found.keep)
         return artifacts.stage(found, run, self.exact, yardstick, self.tensors)
 
     def judge(self, found: Artifact, stage: Stage, before: Finding) -> Finding:
         """The verdict on one file."""
-        yardstick = self.yardstick(found.precision)
+        yardstick = self.yardstick(found.precision, found.keep)
         overflowing = frozenset(
             tap for tap, distance in yardstick.introduced.items() if np.inf in distance.errors
         )
@@ -74,13 +81,16 @@ class Bench:
 
 def draw(
     bench: Bench,
-    program: ExportedProgram,
     found: Sequence[tuple[Artifact, RunOptions]],
     tell: Callable[[str], object] = lambda _: None,
+    known: Mapping[Layout, ExportedProgram] | None = None,
 ) -> DriftMap:
-    """The map of a model and its artifacts. ``tell`` hears what is being done."""
+    """The map of a model and its artifacts. ``tell`` hears what is being done.
+
+    ``known`` are captured programs that need not be captured again.
+    """
     tell("tapping the checkpoint, the passes and the program")
-    stages = list(bench.stages(program))
+    stages = list(bench.stages(known))
     before = verdict.of_chain(stages)
     findings = [before]
     for artifact, run in found:
@@ -88,8 +98,9 @@ def draw(
         stage = bench.artifact(artifact, run)
         stages.append(stage)
         findings.append(bench.judge(artifact, stage, before))
-    precisions = dict.fromkeys(artifact.precision for artifact, _ in found)
-    stages += [chain.precision_stage(bench.exact, bench.yardstick(p)) for p in precisions]
+    for precision, keep in dict.fromkeys((a.precision, a.keep) for a, _ in found):
+        yardstick = bench.yardstick(precision, keep)
+        stages.append(chain.precision_stage(bench.exact, yardstick, keep))
     return DriftMap(
         bench.model.checkpoint.name,
         bench.model.samples.names,

@@ -1,37 +1,33 @@
-"""``drift`` as a function: from paths, or from a failed check, to a map and a sentence."""
+"""``drift`` as a function: from paths to a map."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from levit_export import bundle, checking, reference, samples
-from levit_export.core import Artifact, Calibration, RunOptions
-from levit_export.drift import chain, mapping, verdict
+from levit_export.core import CALIBRATED, Artifact, Calibration, RunOptions, Tolerances
+from levit_export.drift import chain, mapping, origin
 from levit_export.drift.values import DriftMap
 from levit_export.drift.yardstick import samples_of, spread
-from levit_export.errors import MissingDependencyError, UsageError
-from levit_export.passes import PASSES
+from levit_export.errors import MissingDependencyError
+from levit_export.locating import locate
 from levit_export.progress import Progress, Silent
 from levit_export.reference import ModelChoice, _held_out
+from levit_export.targets import target
 from levit_export.targets.availability import needs
 from levit_export.targets.eager import _cpu_threads
 
 if TYPE_CHECKING:
-    from torch.export import ExportedProgram
-
-    from levit_export.checking import Reference
     from levit_export.checkpoints import Checkpoint
-    from levit_export.core import ModelInfo
-    from levit_export.inspection import Located
+    from levit_export.locating import Located
     from levit_export.samples import Samples
 
 SAMPLES = 6
-EXPLAINED_BY = 3
-"""Samples that a failed check is explained by: the worst ones come first."""
 
 
 @dataclass(frozen=True)
@@ -57,151 +53,85 @@ def trace(request: DriftRequest, progress: Progress | None = None) -> DriftMap:
 
     Raises ``UsageError`` when it is not known of which, and when passes differ.
     """
-    from levit_export.inspection import locate
-
     progress = progress or Silent()
     if not (torch := needs("torch")).ok:
         raise MissingDependencyError(f"drift runs PyTorch: {torch.reason}", remedy=torch.fix)
     found = [locate(path) for path in dict.fromkeys(request.paths)]
-    _refuse_raw(found)
+    artifacts = [artifact for each in found for artifact in each.artifacts]
+    for artifact in artifacts:
+        origin.refuse_embedded(artifact)
     progress.stage("reading the checkpoint")
-    checkpoint = reference.load(_choice(request, found), progress)
-    _refuse_another(found, checkpoint)
-    notes = _damage(found)
-    rows = checking.rows([a for each in found for a in each.artifacts], request.run)
-    runnable = [row for row in rows if _can_run(row.artifact)]
-    notes += [
-        f"{row.artifact.id} cannot be run here and was left out"
-        for row in rows
-        if row not in runnable
+    checkpoint = reference.load(origin.choice_of(request.choice, found), progress)
+    origin.refuse_another(found, checkpoint)
+    rows = [(row.artifact, row.run) for row in checking.rows(artifacts, request.run)]
+    runnable = [(artifact, run) for artifact, run in rows if _can_run(artifact)]
+    calibration = reference.calibration(
+        checkpoint, request.data, count=request.calibration_images, seed=request.seed
+    )
+    notes = [
+        *origin.damage(found),
+        *_left_out([artifact for artifact, _ in rows]),
+        *_uncalibrated(artifacts, calibration),
     ]
-    inputs = _samples(request, found, checkpoint)
-    model = chain.Model(checkpoint, inputs, skip=_skipped(found))
+    model = replace(
+        _model(request, found, checkpoint),
+        skip=origin.skipped(found),
+        is_ours=origin.are_ours(found),
+        layouts=origin.layouts([artifact for artifact, _ in runnable]),
+    )
     progress.stage("computing the reference")
-    pairs = [(row.artifact, row.run) for row in runnable]
-    with _cpu_threads(request.run.threads):
-        bench = mapping.Bench(model, _calibration(request, checkpoint))
-        drawn = mapping.draw(bench, chain.prepared(model).program, pairs, progress.stage)
+    with _cpu_threads(chain.THREADS):
+        bench = mapping.Bench(model, calibration)
+        drawn = mapping.draw(bench, runnable, progress.stage)
     return replace(drawn, notes=tuple(notes))
 
 
-def explain(
-    artifact: Artifact,
-    checkpoint: Checkpoint,
-    expected: Reference,
-    run: RunOptions,
-    *,
-    program: ExportedProgram | None = None,
-    calibration: Calibration | None = None,
-) -> str:
-    """One sentence on why ``artifact`` failed its check: block, stage, and what to do.
-
-    ``expected`` is what it was held against. With the captured ``program`` at hand nothing is
-    captured again.
-    """
-    chosen = list(spread(len(expected.samples), EXPLAINED_BY))
-    skip = () if artifact.passes is None else _left_out(artifact.passes)
-    model = chain.Model(checkpoint, samples_of(expected.samples, chosen), skip=skip)
-    bench = mapping.Bench(model, calibration)
-    stages = list(bench.stages(program or chain.prepared(model).program))
-    before = verdict.of_chain(stages)
-    stage = bench.artifact(artifact, run)
-    finding = bench.judge(artifact, stage, before)
-    return (verdict.accumulated(stage) if finding.clean else finding).sentence
-
-
-def _refuse_raw(found: Sequence[Located]) -> None:
-    for artifact in (artifact for each in found for artifact in each.artifacts):
-        if artifact.signature.inputs[0].dtype == "uint8":
-            raise UsageError(
-                f"{artifact.path} normalises by itself; drift compares values behind that",
-                remedy="Export without --embed-preprocessing, and look at that.",
-            )
-
-
 def _can_run(artifact: Artifact) -> bool:
-    from levit_export.targets import target
-
     return target(artifact.format).can_run().ok
 
 
-def _choice(request: DriftRequest, found: Sequence[Located]) -> ModelChoice:
-    """The choice that was made, else what the directory says of its weights."""
-    if not request.choice.is_default:
-        return request.choice
-    for each in found:
-        if each.manifest is None:
-            raise UsageError(
-                f"{each.artifacts[0].path} does not say which checkpoint it is an export of",
-                remedy="Add --checkpoint FILE (or --model levit_digits for the bundled model).",
-            )
-    manifest = found[0].manifest
-    return request.choice if manifest is None else _said(manifest.model)
+def _left_out(artifacts: Sequence[Artifact]) -> list[str]:
+    return [f"{a.id} cannot be run here and was left out" for a in artifacts if not _can_run(a)]
 
 
-def _said(info: ModelInfo) -> ModelChoice:
-    seeded = re.fullmatch(r"random weights, seed (\d+)", info.checkpoint)
-    if seeded:
-        return ModelChoice(
-            info.name, random_seed=int(seeded[1]), image_size=int(info.config["image_size"])
-        )
-    return ModelChoice()
-
-
-def _refuse_another(found: Sequence[Located], checkpoint: Checkpoint) -> None:
-    for each in found:
-        made_of = "" if each.manifest is None else each.manifest.model.checkpoint_sha256
-        if made_of and made_of != checkpoint.sha256:
-            raise UsageError(
-                f"{each.folder} was made of a checkpoint with SHA-256 {made_of[:12]}…, "
-                f"{checkpoint.source} has {checkpoint.sha256[:12]}…",
-                remedy="Give the one that was exported with --checkpoint.",
-            )
-
-
-def _damage(found: Sequence[Located]) -> list[str]:
-    """What was altered since an export; the files are looked at all the same, as they are."""
+def _uncalibrated(artifacts: Sequence[Artifact], images: Calibration | None) -> list[str]:
+    """What a reader of tolerances of quantised activations has to know."""
+    concerned = [artifact.id for artifact in artifacts if artifact.precision in CALIBRATED]
+    if images is not None or not concerned:
+        return []
     return [
-        f"{each.folder} was altered after it was written: {damage}"
-        for each in found
-        if each.manifest is not None
-        for damage in bundle.damage(each.folder, each.manifest)[:3]
+        f"{', '.join(concerned)}: the images that settled the ranges were not given (--data); the "
+        "tolerances rest on the range of the samples"
     ]
 
 
-def _skipped(found: Sequence[Located]) -> tuple[str, ...]:
-    applied = set()
-    for each in found:
-        if each.manifest is not None:
-            done = (record for record in each.manifest.passes if record.status == "skipped")
-            applied.add(tuple(record.name for record in done))
-        else:
-            applied |= {_left_out(a.passes) for a in each.artifacts if a.passes is not None}
-    if len(applied) > 1:
-        raise UsageError(
-            "the artifacts were made with different passes", remedy="Look at them one by one."
-        )
-    return applied.pop() if applied else ()
-
-
-def _left_out(passes: Sequence[str]) -> tuple[str, ...]:
-    """The passes that a file does not name; one with nothing to do changes nothing either way."""
-    return tuple(each.name for each in PASSES if each.name not in passes)
-
-
-def _samples(request: DriftRequest, found: Sequence[Located], checkpoint: Checkpoint) -> Samples:
-    """Golden inputs of a directory, else what a check would be made on; a few of them."""
+def _model(request: DriftRequest, found: Sequence[Located], checkpoint: Checkpoint) -> chain.Model:
+    """The checkpoint on a few of a directory's golden inputs, else of what a check is made on."""
     manifest = found[0].manifest
-    if manifest is not None:
-        inputs, _ = bundle.read_golden(found[0].folder, manifest)
-    else:
+    if manifest is None:
         inputs = samples.make(checkpoint.preprocessing, seed=request.seed)
         if (images := _held_out(checkpoint)) is not None:
             inputs = inputs.joined(images.first(reference.SHOWN_REAL))
-    return samples_of(inputs, list(spread(len(inputs), request.samples)))
+        return chain.Model(checkpoint, samples_of(inputs, _spread(inputs, request)))
+    inputs, outputs = bundle.read_golden(found[0].folder, manifest)
+    chosen = _spread(inputs, request)
+    answers = accepted(manifest.golden.tolerances, outputs, chosen)
+    return chain.Model(checkpoint, samples_of(inputs, chosen), answers=answers)
 
 
-def _calibration(request: DriftRequest, checkpoint: Checkpoint) -> Calibration | None:
-    return reference.calibration(
-        checkpoint, request.data, count=request.calibration_images, seed=request.seed
-    )
+def _spread(inputs: Samples, request: DriftRequest) -> list[int]:
+    return list(spread(len(inputs), request.samples))
+
+
+def accepted(
+    tolerances: Mapping[str, Tolerances], outputs: Mapping[str, np.ndarray], chosen: list[int]
+) -> dict[str, dict[str, np.ndarray]]:
+    """For each precision and output what parity accepts of the ``chosen`` rows, relatively."""
+    found: dict[str, dict[str, np.ndarray]] = {}
+    for precision, of_output in tolerances.items():
+        for name, tolerance in of_output.items():
+            rows = outputs[name].reshape(len(outputs[name]), -1)
+            largest = np.maximum(np.abs(rows).max(axis=1), np.finfo(np.float64).tiny)
+            relative = tolerance.allowed(outputs[name]) / largest
+            found.setdefault(precision, {})[name] = relative[chosen]
+    return found

@@ -12,7 +12,7 @@ had there, and the differences are what each segment adds: no error is passed on
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.fx import GraphModule, Interpreter, Node
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.overrides import TorchFunctionMode
 
 from levit_export import naming
 
@@ -30,20 +30,20 @@ HEADS = ("head", "head_dist", "distill_head")
 Values = dict[str, torch.Tensor]
 
 
-class Tapping(TorchDispatchMode):
+class Tapping(TorchFunctionMode):
     """Collects the taps of one forward call in ``seen``, and puts ``given`` values in their place.
 
     A given value that is not of the computed one's size is not taken.
     """
 
     def __init__(self, given: Mapping[str, torch.Tensor]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.seen: Values = {}
         self._given = given
         self._open: list[str] = []
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func.overloadpacket.__name__
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "")
         block = self._open[-1] if self._open else ""
         if name in naming.SOFTMAX and block:
             scores = self.tap(f"{block}.scores", args[0])
@@ -111,10 +111,7 @@ def run(
     outputs: tuple[str, ...],
     given: Mapping[str, torch.Tensor] | None = None,
 ) -> Values:
-    """Every tap of ``module`` for ``image`` ``(B, 3, H, W)``, in order, and its ``outputs``.
-
-    Not in inference mode, which would show operators before they are taken apart.
-    """
+    """Every tap of ``module`` for ``image`` ``(B, 3, H, W)``, in order, and its ``outputs``."""
     tapping = Tapping(given or {})
     with _watched(module, blocks, tapping), tapping:
         result = module(image)
@@ -151,6 +148,19 @@ class ProgramTaps(Interpreter):
         self._seen = {}
         result = super().run(image)
         return {**self._seen, **_named(result, outputs)}
+
+
+def in_tokens(value: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """A block's result ``(B, C, H, W)`` of a network laid out as maps, as tokens ``(B, N, C)``.
+
+    ``shape`` is that of tokens; what has another form is given back as it is.
+    """
+    if value.ndim != 4 or len(shape) != 3:
+        return value
+    batch, channels, height, width = value.shape
+    if height != width or (height * width, channels) != tuple(shape[1:]):
+        return value
+    return value.reshape(batch, channels, -1).swapaxes(1, 2)
 
 
 def tensors(values: Mapping[str, np.ndarray], dtype: torch.dtype) -> Values:

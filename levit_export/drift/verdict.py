@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from levit_export.drift.distances import FLOAT16_MAX
 from levit_export.drift.values import Cause, Finding, Row, Stage
 
-ANOTHER_FUNCTION = 8.0
-"""A quantised file that uses its tolerance so many times over computes something else; what lies
-below may be a grid that does not fit."""
+ANOTHER_FUNCTION = 16.0
+"""A quantised block that uses its tolerance so many times over computes something else; below may
+be a grid that does not fit. Largest of a sound file seen: 8.7 (OpenVINO, ``int8``), rounded up to
+a power of two."""
 
 CLEAN = "(i)–(iii)"
 
@@ -74,6 +75,8 @@ def of_artifact(stage: Stage, chain: Finding, about: Circumstances) -> Finding:
             stage.name, "conversion", stage.name, sentence=f"{stage.name}: {stage.failure}"
         )
     fault = stage.first_fault
+    if fault is not None and all(row.status == "fused" or _is_answer(row) for row in stage.rows):
+        return _untapped(stage, fault)
     wrong = first_wrong(stage, about.blocks or {})
     if wrong is not None and (fault is None or not _is_before(fault.block, wrong[0], about)):
         return _weights(stage, wrong, fault)
@@ -114,11 +117,12 @@ def _weights(stage: Stage, wrong: tuple[str, str], fault: Row | None) -> Finding
     return Finding(stage.name, "weights", stage.name, block, fault.tap if fault else "", sentence)
 
 
-def _fault(stage: Stage, fault: Row, about: Circumstances) -> Finding:
-    cause: Cause = "conversion"
+def _fault(stage: Stage, first: Row, about: Circumstances) -> Finding:
     is_quantised = about.precision not in ("fp32", "fp16")
     if is_quantised and _is_borne(stage):
-        return _coarse(stage, fault)
+        return _coarse(stage)
+    fault = _guilty(stage) if is_quantised else first
+    cause: Cause = "conversion"
     if _is_overflow(fault, about):
         cause = "precision"
         remedy = (
@@ -126,7 +130,7 @@ def _fault(stage: Stage, fault: Row, about: Circumstances) -> Finding:
             f"it in float32 with --keep {fault.block}, or let --precision {about.format}=auto "
             "find out"
         )
-    elif is_quantised and (fault.of_tolerance or 0) < ANOTHER_FUNCTION:
+    elif is_quantised and fault.status == "exceeds" and _share(fault) < ANOTHER_FUNCTION:
         cause = "precision"
         remedy = (
             f"the runtime's precision is at fault. Try --precision {about.format}=auto, or "
@@ -143,31 +147,38 @@ def _fault(stage: Stage, fault: Row, about: Circumstances) -> Finding:
     return Finding(stage.name, cause, stage.name, fault.block, fault.tap, sentence)
 
 
+def _share(row: Row) -> float:
+    return row.of_tolerance or 0.0
+
+
 def _is_borne(stage: Stage) -> bool:
-    """Whether no tap computes another function, and the answers are what the precision gives.
+    """Whether the answers are what parity accepts, however the blocks share out the error.
 
-    Schemes put blocks on other grids than the simulation does: one may be coarser and the whole
-    as good.
+    Quantisers settle ranges and grids otherwise than the simulation does: blocks may be coarser
+    and the whole as good.
     """
+    answers = [row.accumulated_of_tolerance or 0.0 for row in stage.rows if _is_answer(row)]
+    is_only_coarse = all(row.status == "exceeds" for row in stage.rows if row.is_fault)
+    return bool(answers) and max(answers) <= 1 and is_only_coarse
+
+
+def _is_answer(row: Row) -> bool:
+    return row.accumulated_of_tolerance is not None
+
+
+def _guilty(stage: Stage) -> Row:
+    """The fault of a quantised file: the first that no grid explains, else the largest."""
     faults = [row for row in stage.rows if row.is_fault]
-    answers = [
-        row.accumulated_of_tolerance
-        for row in stage.rows
-        if row.accumulated_of_tolerance is not None
-    ]
-    return (
-        bool(answers)
-        and max(answers) <= 1
-        and all(
-            row.status == "exceeds" and (row.of_tolerance or 0) < ANOTHER_FUNCTION
-            for row in faults
-        )
-    )
+    beyond = (r for r in faults if r.status != "exceeds" or _share(r) >= ANOTHER_FUNCTION)
+    return next(beyond, max(faults, key=_share))
 
 
-def _coarse(stage: Stage, fault: Row) -> Finding:
+def _coarse(stage: Stage) -> Finding:
+    faults = [row for row in stage.rows if row.is_fault]
+    worst = max(faults, key=_share)
+    more = f" (and {len(faults) - 1} more taps)" if len(faults) > 1 else ""
     sentence = (
-        f"{fault.tap} in {stage.name} {said(fault)}: a coarser grid than simulated, and the "
+        f"{worst.tap}{more} in {stage.name} {said(worst)}: a coarser grid than simulated, and the "
         "answers bear it"
     )
     return Finding(stage.name, "none", sentence=sentence)
@@ -193,6 +204,15 @@ def said(row: Row) -> str:
     return f"introduces {what}{introduced:.1e} (tolerance {tolerance:.1e}) on {row.sample}{after}"
 
 
+def _untapped(stage: Stage, fault: Row) -> Finding:
+    """On a file of other makers: its answers are off, and nothing inside it has a known name."""
+    sentence = (
+        f"{fault.tap} in {stage.name} is off, and the file has none of the taps: no block can be "
+        "named. Export the checkpoint with levit-export, and look at that"
+    )
+    return Finding(stage.name, "conversion", stage.name, tap=fault.tap, sentence=sentence)
+
+
 def _clean(stage: Stage) -> Finding:
     measured = [row for row in stage.rows if row.of_tolerance is not None]
     if not measured:
@@ -211,13 +231,21 @@ def _clean(stage: Stage) -> Finding:
 def accumulated(stage: Stage) -> Finding:
     """On an artifact whose answers are too far off although no block is at fault."""
     rows = [row for row in stage.rows if row.introduced is not None]
-    if not rows:
-        return Finding(stage.name, "conversion", stage.name, sentence=f"{stage.name} has no taps")
+    answers = [row.accumulated_of_tolerance or 0.0 for row in rows if _is_answer(row)]
+    if answers and max(answers) <= 1:
+        sentence = (
+            f"drift accuses no block of {stage.name}: its answers are the checkpoint's, within "
+            "their tolerance. What failed lies in what the check was held against"
+        )
+        return Finding(stage.name, "none", sentence=sentence)
     worst = max(rows, key=lambda row: row.introduced or 0.0)
     last = rows[-1]
+    remedy = f"Try a higher precision, or --keep {worst.block}"
+    if stage.name.partition(" ")[0].endswith("-fp32"):
+        remedy = "That is what float32 costs here: a tolerance below it cannot be met"
     sentence = (
         f"no block of {stage.name} leaves its tolerance: their errors add up to "
         f"{last.accumulated:.1e} at {last.tap}, most of it from {worst.tap} "
-        f"({worst.introduced:.1e}). Try a higher precision, or --keep {worst.block}"
+        f"({worst.introduced:.1e}). {remedy}"
     )
     return Finding(stage.name, "accumulation", stage.name, worst.block, worst.tap, sentence)

@@ -32,7 +32,7 @@ rounding is uniform within half a unit in the last place, u of the value at the 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -43,12 +43,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from levit_export import tolerance
 from levit_export.core import UNIT_ROUNDOFF, Calibration
 from levit_export.drift import taps
-from levit_export.drift.distances import Distance, Range, joined
+from levit_export.drift.distances import FLOAT16_MAX, Distance, Range, joined
 from levit_export.samples import Samples
 from levit_export.targets import simulated
+from levit_export.targets.eager import to_half
 
 if TYPE_CHECKING:
     from torch import nn
+
+INNER = (".scores", ".softmax")
+"""Ends of the taps that no other block takes."""
 
 KEPT_BYTES = 2**26
 """Exact values of all samples are kept where they take no more than this, else computed again."""
@@ -85,32 +89,61 @@ class _Half(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Rounds what every operator returns to float16, which turns what is too large into infinity.
 
     (That of ``targets.eager`` may not: there it measures rounding, here overflow has to show.)
+    ``resting`` counts the parts of the network in progress that stay in float32.
     """
+
+    resting = 0
+
+    def enter(self, *_: Any) -> None:
+        """A part that stays in float32 begins."""
+        self.resting += 1
+
+    def leave(self, *_: Any) -> None:
+        """It ends."""
+        self.resting -= 1
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if isinstance(result, torch.Tensor) and result.dtype is torch.float32:
-            return result.half().float()
-        return result
+        is_float = isinstance(result, torch.Tensor) and result.dtype is torch.float32
+        return result.half().float() if is_float and not self.resting else result
 
 
 class Rounded:
-    """A network that computes as an artifact of ``precision`` does; ``module`` becomes its own."""
+    """A network that computes as an artifact of ``precision`` does; ``module`` becomes its own.
+
+    ``keep`` are the paths of modules that are left in float32.
+    """
 
     def __init__(
-        self, module: nn.Module, precision: str, calibration: Calibration | None = None
+        self,
+        module: nn.Module,
+        precision: str,
+        calibration: Calibration | None = None,
+        keep: Collection[str] = (),
     ) -> None:
         self.module = module.float()
         self.half = precision == "fp16"
+        self.keep = frozenset(keep)
+        self._rounding = _Half()  # type: ignore[no-untyped-call]
         if self.half:
-            for tensor in (*module.parameters(), *module.buffers()):
-                if tensor.is_floating_point():
-                    tensor.data = tensor.data.half().float()
+            self._round_weights()
         if precision in simulated.BITS:
             ranges = None
             if precision == "int8" and calibration is not None:
                 ranges = simulated.ranges_of(module, calibration)
-            simulated.quantise_(module, precision, ranges)
+            simulated.quantise_(module, precision, ranges, only=lambda p: not self._keeps(p))
+
+    def _keeps(self, path: str) -> bool:
+        return f"{path}.".startswith(tuple(f"{kept}." for kept in self.keep))
+
+    def _round_weights(self) -> None:
+        for name, tensor in (*self.module.named_parameters(), *self.module.named_buffers()):
+            if tensor.is_floating_point() and not self._keeps(name):
+                tensor.data = tensor.data.half().float()
+        for path, part in self.module.named_modules():
+            if path in self.keep:
+                part.register_forward_pre_hook(self._rounding.enter)
+                part.register_forward_hook(self._rounding.leave)
 
     def run(
         self,
@@ -121,11 +154,26 @@ class Rounded:
     ) -> taps.Values:
         """Every tap and output, as ``taps.run``."""
         x = image.half().float() if self.half else image.float()
-        rounding: AbstractContextManager[Any] = (
-            _Half() if self.half else nullcontext()  # type: ignore[no-untyped-call]
-        )
+        rounding: AbstractContextManager[Any] = self._rounding if self.half else nullcontext()
         with rounding:
             return taps.run(self.module, blocks, x, outputs, given)
+
+    def stored(self, values: Mapping[str, torch.Tensor], blocks: Mapping[str, str]) -> taps.Values:
+        """``values`` as the artifact holds them; float16 ends at 65504.
+
+        What a block in float32 gives is rounded by whoever takes it; what is inside, by nobody.
+        """
+        if not self.half:
+            return {name: value.float() for name, value in values.items()}
+        kept = {block for path, block in blocks.items() if path in self.keep}
+        held = {}
+        for name, value in values.items():
+            if taps.block_of_tap(name, blocks) not in kept:
+                held[name] = value.clamp(-FLOAT16_MAX, FLOAT16_MAX).half().float()
+            else:
+                is_inner = name.endswith(INNER)
+                held[name] = value.float() if is_inner else to_half(value.float())
+        return held
 
 
 class Exact:
@@ -174,13 +222,20 @@ class Yardstick:
     """Tolerances of a precision: per tap an array with one number a sample; and what it rests on.
 
     ``rtol`` is for the largest error that is introduced into a sample, ``rms`` for the root mean
-    square of these errors, ``answers`` for the largest that has accumulated.
+    square of these errors, ``answers`` for the largest that has accumulated, which parity's own
+    tolerances of outputs replace where they are given.
 
     ``accumulated`` and ``introduced`` are the distances of the rounded network itself, ``ranges``
     the values of the exact one.
     """
 
-    def __init__(self, exact: Exact, rounded: Rounded, precision: str) -> None:
+    def __init__(
+        self,
+        exact: Exact,
+        rounded: Rounded,
+        precision: str,
+        answers: Mapping[str, np.ndarray] | None = None,
+    ) -> None:
         self.precision = precision
         self.accumulated: dict[str, Distance] = {}
         self.introduced: dict[str, Distance] = {}
@@ -188,9 +243,9 @@ class Yardstick:
         self._stored: dict[str, Distance] = {}
         for index in range(len(exact.samples)):
             self._add(exact, rounded, index)
-        self._grant()
+        self._grant(answers or {})
 
-    def _grant(self) -> None:
+    def _grant(self, given: Mapping[str, np.ndarray]) -> None:
         """The tolerances of what was measured."""
         costs = {n: joined(found, self._stored[n]) for n, found in self.introduced.items()}
         self.rtol = {
@@ -198,10 +253,11 @@ class Yardstick:
             for name, found in costs.items()
         }
         self.rms = {name: rms_tolerance(found, self.precision) for name, found in costs.items()}
-        self.answers = {
+        derived = {
             name: relative_tolerance(found.spreads, found.count, self.precision)
             for name, found in self.accumulated.items()
         }
+        self.answers = {**derived, **given}
 
     def _add(self, exact: Exact, rounded: Rounded, index: int) -> None:
         image = exact.image(index)
@@ -210,18 +266,11 @@ class Yardstick:
             self.ranges.setdefault(name, Range()).add(value.numpy())
         freely = rounded.run(exact.blocks, image, exact.outputs)
         _measure(self.accumulated, freely, truth)
-        storable = {name: _stored(value, half=rounded.half) for name, value in truth.items()}
+        storable = rounded.stored(truth, exact.blocks)
         led = rounded.run(exact.blocks, image, exact.outputs, storable)
         again = exact.led(index, {name: value.double() for name, value in storable.items()})
         _measure(self.introduced, led, again)
         _measure(self._stored, again, truth)
-
-
-def _stored(value: torch.Tensor, *, half: bool) -> torch.Tensor:
-    """``value`` as a float16 or float32 program holds it, within the range of float16."""
-    if half:
-        return value.clamp(-65504, 65504).half().float()
-    return value.float()
 
 
 def _measure(found: dict[str, Distance], candidate: taps.Values, reference: taps.Values) -> None:

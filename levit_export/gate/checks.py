@@ -28,14 +28,27 @@ class Check:
 
 
 def of_report(artifacts: Sequence[ArtifactReport]) -> tuple[Check, ...]:
-    """Parity of every artifact, and its weights where they were looked for."""
-    found = []
+    """Parity of every artifact, and its weights where they were looked for.
+
+    The first of the two that failed says where, if drift knows.
+    """
+    found: list[Check] = []
     for label, artifact in zip(labels(artifacts), artifacts, strict=True):
-        found.append(Check(label, artifact.path, "parity", *_parity(artifact.parity)))
+        checks = [Check(label, artifact.path, "parity", *_parity(artifact.parity))]
         if artifact.parity.weights is not None:
             audit = _weights(artifact.parity.weights)
-            found.append(Check(label, artifact.path, "weights", *audit))
+            checks.append(Check(label, artifact.path, "weights", *audit))
+        found += _located(checks, artifact)
     return tuple(found)
+
+
+def _located(checks: Sequence[Check], artifact: ArtifactReport) -> list[Check]:
+    """``checks`` with the words of drift behind the first failure."""
+    failed = next((check for check in checks if check.verdict == "fail"), None)
+    if failed is None or artifact.drift is None:
+        return list(checks)
+    where = replace(failed, reason=f"{failed.reason}. Drift: {artifact.drift.sentence}")
+    return [where if check is failed else check for check in checks]
 
 
 def overall(checks: Iterable[Check]) -> Verdict:

@@ -139,6 +139,8 @@ def _notes(report: Report) -> Iterator[str]:
     for artifact in report.artifacts:
         if artifact.parity.verdict != "not-run" and artifact.parity.reason:
             yield f"{artifact.id}: {artifact.parity.reason}"
+            if artifact.drift is not None and artifact.parity.verdict == "fail":
+                yield f"{artifact.id}: drift: {artifact.drift.sentence}"
         elif artifact.parity.reason and not _only_timed(report):
             yield f"{artifact.id}: not checked: {artifact.parity.reason}"
         audit = artifact.parity.weights

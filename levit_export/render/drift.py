@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 from rich.text import Text
 
-from levit_export.drift.values import DriftMap, Row, Stage
-
 if TYPE_CHECKING:
+    from levit_export.drift.values import DriftMap, Row, Stage
     from levit_export.render.console import Screen
 
 MARKS = {"fused": "fused away", "missing": "missing", "shape": "other shape"}
+LINE_HEADS, COLUMN = 40, 19
+"""Characters of a tap and its peak, and of a cell with the space beside it."""
+
 LEGEND = (
     "each cell: error introduced at the tap / accumulated up to it, relative to the largest "
     "value; peak: largest |x| of the exact network"
@@ -29,13 +31,21 @@ def print_drift(screen: Screen, drift: DriftMap) -> None:
     after = [s for s in drift.stages if s.kind == "artifact"]
     rounded = [s for s in drift.stages if s.kind == "precision" and not s.name.startswith("fp32")]
     out.print(_chain(before))
-    out.print(_map([*after, *rounded], _peaks(drift)))
+    for stages in _abreast([*after, *rounded], out.width):
+        out.print(_map(stages, _peaks(drift)))
     out.print(Text(LEGEND, style="dim"))
     for line in _notes(drift):
         out.print(Text(line, style="dim"))
     for finding in drift.findings:
         colour, word = ("green", "clean") if finding.clean else ("red", finding.cause)
         out.print(Text.assemble((word, f"bold {colour}"), "  ", finding.sentence))
+
+
+def _abreast(stages: Sequence[Stage], width: int) -> Iterator[Sequence[Stage]]:
+    """The columns that fit side by side; the others come in a table below."""
+    room = max(1, (width - LINE_HEADS) // COLUMN)
+    for start in range(0, len(stages), room):
+        yield stages[start : start + room]
 
 
 def _chain(stages: Sequence[Stage]) -> Table:

@@ -90,7 +90,7 @@ def test_check_of_an_altered_file(cli: Cli, copied: Path) -> None:
     content = bytearray((copied / FILE).read_bytes())
     content[len(content) // 2] ^= 1
     (copied / FILE).write_bytes(content)
-    result = cli("check", copied)
+    result = cli("check", copied, "--no-drift")
     assert result.exit_code == 1
     assert "altered" in result.stdout
     assert FILE in result.stdout
@@ -109,7 +109,7 @@ def test_check_of_another_model(cli: Cli, copied: Path) -> None:
     """A valid but different model fails by parity though the manifest vouches for its bytes."""
     shift_a_bias(copied / FILE)
     vouch(copied, FILE)
-    result = cli("check", copied)
+    result = cli("check", copied, "--no-drift")
     assert result.exit_code == 1
     assert "exceeds the tolerance" in result.stdout
     assert "altered" not in result.stdout
@@ -187,7 +187,7 @@ def test_check_of_a_file(cli: Cli, exported: Exported) -> None:
 def test_check_of_the_wrong_file(cli: Cli, copied: Path) -> None:
     """A bare file that is not the named model fails: status 1."""
     shift_a_bias(copied / FILE)
-    result = cli("check", copied / FILE, "--model", "levit_digits")
+    result = cli("check", copied / FILE, "--model", "levit_digits", "--no-drift")
     assert result.exit_code == 1
     assert "exceeds the tolerance" in result.stdout
 
@@ -212,7 +212,7 @@ def test_given_tolerance(
 
 def test_tolerance_that_proves_nothing(cli: Cli, exported: Exported) -> None:
     """A tolerance so wide that a constant would pass fails instead of passing everything."""
-    result = cli("check", exported.folder, "--atol", 1e6)
+    result = cli("check", exported.folder, "--atol", 1e6, "--no-drift")
     assert result.exit_code == 1
     assert "proves nothing" in result.stdout
 

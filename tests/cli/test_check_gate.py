@@ -89,7 +89,7 @@ def test_a_spoilt_model_is_red(
     spoil(copied, mutation)
     files = {name: tmp_path / f"out.{name}" for name in ("junit", "markdown", "json")}
     given = [part for name, path in files.items() for part in (f"--{name}", path)]
-    result = cli("check", copied, "--baseline", baseline, *given)
+    result = cli("check", copied, "--baseline", baseline, "--no-drift", *given)
     assert result.exit_code == 1, result.output
     report = json.loads(files["json"].read_text("utf-8"))
     (reason,) = [
@@ -315,11 +315,12 @@ def test_bundles_go_by_their_own_names(
 ) -> None:
     """Among several paths, and where it fails, a bundle is called by its file's name."""
     report = tmp_path / "report.json"
-    result = cli("check", zipped, exported.folder, "--atol", 0, "--json", report)
+    paths = (zipped, exported.folder)
+    result = cli("check", *paths, "--atol", 0, "--no-drift", "--json", report)
     assert result.exit_code == 1, result.output
     assert "levit-bundle-" not in result.output + report.read_text("utf-8")
-    paths = [artifact["path"] for artifact in json.loads(report.read_text("utf-8"))["artifacts"]]
-    assert paths == [f"{zipped}/{FILE}", f"{exported.folder}/{FILE}"]
+    shown = [artifact["path"] for artifact in json.loads(report.read_text("utf-8"))["artifacts"]]
+    assert shown == [f"{zipped}/{FILE}", f"{exported.folder}/{FILE}"]
 
 
 def test_a_damaged_bundle(cli: Cli, zipped: Path, tmp_path: Path) -> None:
@@ -372,7 +373,7 @@ def test_recheck(
 
 def test_annotations(cli: Cli, exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
     """On GitHub a failure is annotated at its file, on standard error; elsewhere nothing is."""
-    given = ("check", exported.folder, "--atol", 0, "--json", "-")
+    given = ("check", exported.folder, "--atol", 0, "--no-drift", "--json", "-")
     assert "::" not in cli(*given).stderr
     monkeypatch.setenv("GITHUB_ACTIONS", "true")
     result = cli(*given)

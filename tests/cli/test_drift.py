@@ -32,10 +32,16 @@ def spoil(folder: Path) -> None:
     onnx.save(proto, file)
 
 
-def test_drift_of_a_directory(exported: Exported) -> None:
-    """A sound export exits 0; every tap has a line, every file a sentence."""
-    result = run(exported.folder, *FEW)
+def test_drift_of_a_directory(copied: Path) -> None:
+    """A sound export exits 0: every tap has a line, every file a sentence, its page the map."""
+    before = (copied / "report.html").read_text("utf-8")
+    result = run(copied, *FEW)
     assert result.exit_code == 0, result.output
+    after = (copied / "report.html").read_text("utf-8")
+    assert "drift-plot-0" not in before
+    assert "levit-export drift" in before
+    assert "drift-plot-0" in after
+    assert f"the map is in {copied / 'report.html'}" in " ".join(result.stderr.split())
     lines = result.stdout.splitlines()
     assert any(line.startswith("stage1.block0.attention.softmax ") for line in lines)
     assert any(line.startswith("clean  every block of onnx-fp32 stays within") for line in lines)
@@ -51,9 +57,14 @@ def test_drift_names_the_block(copied: Path) -> None:
     assert "was altered after it was written" in result.stdout
 
 
-def test_drift_as_json(exported: Exported) -> None:
-    """``--json -`` prints everything and nothing else."""
-    content: dict[str, Any] = json.loads(run(exported.folder, *FEW, "--json", "-").stdout)
+def test_drift_as_json(copied: Path) -> None:
+    """``--json -`` prints everything and nothing else; a page that cannot be drawn is no loss."""
+    (copied / "report.json").unlink()
+    before = (copied / "report.html").read_text("utf-8")
+    result = run(copied, *FEW, "--json", "-")
+    assert "the map is not in" in result.stderr
+    assert (copied / "report.html").read_text("utf-8") == before
+    content: dict[str, Any] = json.loads(result.stdout)
     assert content["verdict"] == "pass"
     kinds = [stage["kind"] for stage in content["stages"]]
     assert kinds[0] == "checkpoint"
@@ -62,20 +73,25 @@ def test_drift_as_json(exported: Exported) -> None:
     assert (taps[0], taps[-1]) == ("stem.0", "logits")
 
 
-def test_a_bare_file_needs_its_checkpoint(exported: Exported) -> None:
-    """A file that does not say what it is of is bad input; with a model named it is looked at."""
+def test_a_bare_file_needs_its_checkpoint(exported: Exported, tmp_path: Path) -> None:
+    """A file that does not say what it is of is bad input; with a model named it is looked at.
+
+    Its page knows the map and the file.
+    """
     file = exported.folder / FILE
     refused = run(file, *FEW)
     assert refused.exit_code == 2
     assert "--checkpoint" in refused.output
-    assert run(file, *FEW, "--model", "levit_digits").exit_code == 0
+    page = tmp_path / "drift.html"
+    assert run(file, *FEW, "--model", "levit_digits", "--html", page).exit_code == 0
+    assert "drift-plot-0" in page.read_text("utf-8")
 
 
 def test_another_checkpoint_is_refused(exported: Exported) -> None:
     """A directory is not held against weights that it was not made of."""
     result = run(exported.folder, *FEW, "--model", "levit_digits", "--random-weights", "0")
     assert result.exit_code == 2
-    assert "was made of a checkpoint" in result.output
+    assert "was made of levit_digits.safetensors" in result.output
 
 
 def test_a_wrong_tensor_is_named(copied: Path) -> None:

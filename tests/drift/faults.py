@@ -26,6 +26,7 @@ from levit_export.drift.values import Finding
 from levit_export.drift.verdict import block_of_weight
 from levit_export.passes import PASSES
 from levit_export.passes.base import Outcome, Pass
+from levit_export.targets import target
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -243,6 +244,36 @@ def permuted(heads: int) -> Change:
     return change
 
 
+def one_head_zeroed(heads: int) -> Change:
+    """A projection that takes nothing of one attention head."""
+
+    def change(weight: Array) -> Array:
+        by_head = weight.reshape(len(weight), heads, -1)
+        by_head[:, heads // 2] = 0
+        return by_head.reshape(weight.shape)
+
+    return change
+
+
+def rolled_rows(rows: Array) -> Change:
+    """Some rows of a weight, or numbers of a bias, each in the place of the next."""
+
+    def change(array: Array) -> Array:
+        array[rows] = np.roll(array[rows], 1, axis=0)
+        return array
+
+    return change
+
+
+def one_heads_rows(module: nn.Module, path: str) -> dict[str, Change]:
+    """What makes the queries of one head, with its rows in another order."""
+    attention = cast("Any", module.get_submodule(path))
+    layer, of_queries = attention.query_rows()
+    (name,) = (name for name, part in module.named_modules() if part is layer)
+    rows = np.flatnonzero(of_queries.numpy()).reshape(attention.heads, -1)[-1]
+    return {f"{name}.{kind}": rolled_rows(rows) for kind in ("weight", "bias")}
+
+
 def weight_faults(patient: Patient) -> Iterator[Fault]:
     """Faults of numbers, over all blocks."""
     module = chain.rewritten(patient.bench.model)
@@ -258,10 +289,14 @@ def weight_faults(patient: Patient) -> Iterator[Fault]:
                 yield patient.with_weights("transposed bias table", {name: transposed_grid})
                 projection = f"{path}.proj.1.weight"
                 yield patient.with_weights("permuted heads", {projection: permuted(heads)})
+                zeroed_head: dict[str, Change] = {projection: one_head_zeroed(heads)}
+                yield patient.with_weights("zeroed attention head", zeroed_head)
+                rows = one_heads_rows(module, path)
+                yield patient.with_weights("one head's rows permuted", rows)
         yield from wrong_epsilon(patient, block, names)
     yield patient.with_weights("swapped channels", {"patch_embed.0.weight": lambda w: w[:, ::-1]})
     zeroed: dict[str, Change] = {"head.weight": np.zeros_like, "head.bias": np.zeros_like}
-    yield patient.with_weights("zeroed head", zeroed)
+    yield patient.with_weights("zeroed classifier", zeroed)
 
 
 def wrong_epsilon(patient: Patient, block: str, names: list[str]) -> Iterator[Fault]:
@@ -542,8 +577,14 @@ def file_faults(patient: Patient) -> Iterator[Fault]:
     """All faults of a file."""
     yield from weight_faults(patient)
     yield from graph_faults(patient)
-    if patient.artifact.precision == "fp16":
+    if computes_in_half(patient):
         yield from overflow_faults(patient)
+
+
+def computes_in_half(patient: Patient) -> bool:
+    """Whether the file's format computes its precision in float16."""
+    artifact = patient.artifact
+    return target(artifact.format).computes_in_half(artifact.precision)
 
 
 # --- stages ---------------------------------------------------------------------------------
@@ -567,7 +608,7 @@ def _chained(model: Model, program: ExportedProgram | None) -> Finding:
     """The verdict on the stages before the files; what comes behind a fault is not run."""
     bench = Bench(model)
     stages = []
-    for stage in bench.stages(cast("ExportedProgram", program)):
+    for stage in bench.stages({"tokens": cast("ExportedProgram", program)}):
         stages.append(stage)
         if stage.first_fault:
             break

@@ -13,11 +13,12 @@ import subjects
 from faults import Patient
 
 from levit_export import checkpoints, drift
-from levit_export.core import RunOptions
-from levit_export.drift import chain
+from levit_export.core import ExportOptions, RunOptions
+from levit_export.drift import chain, origin
 from levit_export.drift.chain import Model
 from levit_export.drift.mapping import Bench
 from levit_export.drift.yardstick import samples_of
+from levit_export.preparation import prepare
 
 KINDS = (("onnx", "fp32"), ("openvino", "fp32"), ("coreml", "fp16"))
 
@@ -87,31 +88,28 @@ def test_introduced_tells_the_block_where_accumulated_does_not(patient: Patient)
     assert stage.wrong_weights == (name,)
 
 
-def test_explain_names_block_and_remedy(patient: Patient) -> None:
-    """The sentence for a failed check says where, and that the stages before are clean."""
-    axis, _, _ = faults.EDITS[patient.artifact.format]
-    axis(patient.artifact, "stage1_block1_attention_softmax")
-    sentence = drift.explain(
-        patient.artifact,
-        checkpoints.bundled(),
-        subjects.digits_reference(),
-        RunOptions(),
-        program=subjects.digits().program,
-    )
-    assert sentence.startswith(f"stage1.block1.attention.softmax in {patient.artifact.id} ")
-    assert "stages (i)–(iii) are clean" in sentence
+def test_a_file_laid_out_as_maps_is_looked_at_like_any_other(tmp_path: Path) -> None:
+    """Taps of maps ``(B, C, H, W)`` are held against tokens: sound is clean, a fault is named."""
+    prepared = prepare(checkpoints.bundled(), layout="maps")
+    made = subjects.export(prepared, tmp_path / "maps", "onnx", ExportOptions())
+    assert origin.layouts([made]) == ("maps",)
+    laid_out = Patient.of(made, bench())
+    assert laid_out.judge().clean
+    fault = next(f for f in faults.graph_faults(laid_out) if "stage2" in f.expected.block)
+    assert fault.expected.is_named_by(fault.run())
+    model = replace(bench().model, layouts=("maps",))
+    stages = {stage.name: stage for stage in Bench(model).stages({"maps": prepared.program})}
+    assert {"pass lay_out_maps", "program in maps"} < set(stages)
+    assert not any(stage.first_fault for stage in stages.values())
 
 
-def test_explain_of_a_sound_file_says_where_the_error_comes_from() -> None:
-    """Where no block is at fault, the one that adds most is named."""
-    sentence = drift.explain(
-        subjects.artifact("coreml", "fp16"),
-        checkpoints.bundled(),
-        subjects.digits_reference(),
-        RunOptions(),
-        program=subjects.digits().program,
-    )
-    assert sentence.startswith("no block of coreml-fp16 leaves its tolerance")
+def test_a_classifier_is_not_accused_of_its_softmax() -> None:
+    """Core ML's classifiers give probabilities alone: all but the logits is looked at."""
+    stage = bench().artifact(subjects.classifier(), RunOptions())
+    status = {row.tap: row.status for row in stage.rows}
+    assert status.pop("logits") == "fused"
+    assert set(status.values()) == {"ok"}
+    assert bench().judge(subjects.classifier(), stage, drift.Finding("model", "none")).clean
 
 
 def test_a_tap_that_is_gone_is_said_to_be_fused(tmp_path: Path) -> None:

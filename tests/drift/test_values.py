@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 from levit_export.drift import verdict
 from levit_export.drift.values import DriftMap, Finding, Row, Stage, to_json
@@ -64,6 +65,52 @@ def test_a_grid_that_does_not_fit_is_the_precision() -> None:
         "(i)–(iii) are clean: the runtime's precision is at fault. Try --precision openvino=auto, "
         "or --keep stage1.block0.attention"
     )
+
+
+def test_a_quantised_file_whose_answers_are_accepted_is_not_accused() -> None:
+    """Parity's tolerance of the answers settles it, however coarse the grid of a block is."""
+    coarse = row("stage1.block0.attention.out", "stage1.block0.attention", introduced=2e-2)
+    answer = row("logits", "head", introduced=1e-4)
+    borne = verdict.of_artifact(
+        stage(coarse, replace(answer, accumulated_of_tolerance=0.9)), CLEAN, about()
+    )
+    exceeded = verdict.of_artifact(
+        stage(coarse, replace(answer, accumulated_of_tolerance=1.1)), CLEAN, about()
+    )
+    assert (borne.clean, exceeded.clean) == (True, False)
+    assert "the answers bear it" in borne.sentence
+    whole = stage(coarse, replace(answer, accumulated_of_tolerance=0.9))
+    assert not verdict.of_artifact(whole, CLEAN, about("fp32")).clean
+
+
+def test_of_coarse_blocks_the_one_that_no_grid_explains_is_guilty() -> None:
+    """The first that is another function, else the one that uses most of its tolerance."""
+    coarse = row("stem.0", "stem.0", introduced=2e-3)
+    coarser = row("stage1.block0.attention.out", "stage1.block0.attention", introduced=8e-3)
+    wrong = row("logits", "head", introduced=1e-1)
+    answer = replace(row("x", "head", introduced=0.0), accumulated_of_tolerance=2.0)
+    finding = verdict.of_artifact(stage(coarse, coarser, answer), CLEAN, about())
+    assert (finding.block, finding.cause) == ("stage1.block0.attention", "precision")
+    finding = verdict.of_artifact(stage(coarse, coarser, wrong, answer), CLEAN, about())
+    assert (finding.block, finding.cause) == ("head", "conversion")
+
+
+def test_a_file_without_taps_names_no_block() -> None:
+    """Of a file from elsewhere only the answers can be held against anything."""
+    fused = Row("stem.0", "stem.0", "x", "fused")
+    answer = replace(row("logits", "head", introduced=1.0), accumulated_of_tolerance=9.0)
+    finding = verdict.of_artifact(stage(fused, answer), CLEAN, about("fp32"))
+    assert (finding.cause, finding.block) == ("conversion", "")
+    assert "none of the taps" in finding.sentence
+
+
+def test_a_tolerance_below_float32_is_said_to_be() -> None:
+    """Where no block is at fault, the remedy fits the precision."""
+    answer = replace(row("logits", "head", introduced=1e-7), accumulated_of_tolerance=9.0)
+    fp32 = Stage("onnx-fp32", "artifact", "", (answer,))
+    assert "a tolerance below it cannot be met" in verdict.accumulated(fp32).sentence
+    half = Stage("coreml-fp16", "artifact", "", (answer,))
+    assert "--keep head" in verdict.accumulated(half).sentence
 
 
 def test_far_beyond_a_grid_is_another_function() -> None:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import cache
 from importlib import resources
 from itertools import product
+from pathlib import Path
 
 import gate_reports as made
 import numpy as np
@@ -30,7 +31,7 @@ from html_reports import (
 
 from levit_export.parity import NOT_ASKED
 from levit_export.render import html
-from levit_export.report import Report
+from levit_export.report import Explanation, Report
 from levit_export.search import Candidate, Found, Point
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
@@ -121,7 +122,7 @@ def test_columns_only_for_what_was_looked_at() -> None:
         "weights found",
         "size",
     ]
-    assert sections(page) == ["artifacts", "latency", "flips", "environment"]
+    assert sections(page) == ["artifacts", "latency", "drift", "flips", "environment"]
     assert "Nothing was timed" in section(page, "latency").text
     assert not page.all("svg")
 
@@ -174,11 +175,34 @@ def test_latency_shows_every_call_and_flags_noise() -> None:
     ]
 
 
+def test_no_map() -> None:
+    """A page without a map says which command draws one, and for which directory."""
+    report = made.report_of(artifact())
+    assert "levit-export drift DIR" in section(read(html.page(report)), "drift").text
+    placed = replace(report, output=Path("exported/x"))
+    part = section(read(html.page(placed)), "drift")
+    assert [node.text for node in part.all("code")] == ["levit-export drift exported/x"]
+
+
+def test_a_fault_that_only_drift_found_stands_beside_the_verdict() -> None:
+    """What drift accuses is said first, once; what the failure says already is not repeated."""
+    drift = drift_of("onnx-fp32")
+    (finding,) = drift.findings
+    sound = made.report_of(artifact())
+    header = read(html.page(sound, drift=drift)).all("header")[0]
+    assert f"onnx-fp32 drift ✗ fail: {finding.sentence}" in header.text
+    told = Explanation("known", finding.cause, finding.stage, finding.block, finding.tap)
+    failed = replace(artifact(share=2.0), drift=told)
+    header = read(html.page(made.report_of(failed), drift=drift)).all("header")[0]
+    assert "Drift: known" in header.text
+    assert finding.sentence not in header.text
+
+
 def test_drift() -> None:
     """A plot for each precision, the finding in words, and where a line leaves its tolerance."""
     found = drift_of("onnx-fp32", "openvino-fp32", "coreml-fp16")
     part = section(read(html.page(made.report_of(artifact()), drift=found)), "drift")
-    assert part.all("li")[0].text == "stage2.block0.attention is at fault"
+    assert part.all("li")[0].text == "✗ fail stage2.block0.attention is at fault"
     fp32, fp16 = part.all("svg")
     assert fp32.attributes["aria-label"].endswith("fp32")
     assert fp16.attributes["aria-label"].endswith("fp16")

@@ -20,7 +20,7 @@ from levit_export.render.html.markup import (
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from levit_export.drift.values import DriftMap, Row, Stage
+    from levit_export.drift.values import DriftMap, Finding, Row, Stage
 
 HEIGHT = 240
 LEGEND_LINE = 15
@@ -39,10 +39,13 @@ EXPLANATION = (
 )
 
 
-def drift(found: DriftMap | None) -> Markup:
-    """A plot for each precision, a line for each runtime; nothing where no map was made."""
+def drift(found: DriftMap | None, place: str = "") -> Markup:
+    """A plot for each precision, a line for each runtime; without a map, how to get one.
+
+    ``place`` is the export directory that the page is in, if it is in one.
+    """
     if found is None:
-        return Markup("")
+        return section("drift", "Drift", element("p", *_how(place)))
     plots = [
         drawing.plot(
             lambda axes, stages=stages: _lines(axes, stages),  # type: ignore[misc]
@@ -53,11 +56,22 @@ def drift(found: DriftMap | None) -> Markup:
         )
         for number, stages in enumerate(_groups(found))
     ]
-    sentences = bullets(finding.sentence for finding in found.findings if finding.sentence)
+    sentences = bullets(_finding(finding) for finding in found.findings if finding.sentence)
     every = folded("Figures of every tap", *(_figures(stage) for stage in found.stages))
     grid = element("div", *plots, kind="plots")
     words = element("p", EXPLANATION) if plots else ""
     return section("drift", "Drift", sentences, words, grid, every, bullets(found.notes))
+
+
+def _how(place: str) -> Iterator[object]:
+    yield "Where in the network the artifacts depart from PyTorch was not measured in this run. "
+    yield element("code", f"levit-export drift {place or 'DIR'}")
+    yield " does, block by block and stage by stage, and puts the map here."
+
+
+def _finding(finding: Finding) -> Markup:
+    word = wording.verdict("pass" if finding.clean else "fail")
+    return element("span", word, f" {finding.sentence}")
 
 
 def _listed(stages: Sequence[Stage]) -> str:

@@ -42,7 +42,7 @@ def page(report: Report, *, drift: DriftMap | None = None, pixels: Pixels | None
         artifacts(report),
         tradeoff(report),
         latency(report),
-        drift_section(drift),
+        drift_section(drift, _place(report)),
         flips(report, pixels or {}),
         ledger(report),
         searches(report),
@@ -50,7 +50,7 @@ def page(report: Report, *, drift: DriftMap | None = None, pixels: Pixels | None
     )
     body = element(
         "body",
-        element("header", *_header(report)),
+        element("header", *_header(report, drift)),
         element("main", join((part for part in sections if part), "\n")),
         element("footer", element("p", "Made by levit-export. report.json has it all.")),
     )
@@ -74,11 +74,15 @@ def _head(report: Report) -> Markup:
     )
 
 
+def _place(report: Report) -> str:
+    return "" if report.output is None else str(report.output)
+
+
 def _name(report: Report) -> str:
     return "levit-export" if report.model is None else report.model.name
 
 
-def _header(report: Report) -> Iterator[Markup]:
+def _header(report: Report, drift: DriftMap | None) -> Iterator[Markup]:
     checks = of_report(report.artifacts)
     title = element("span", _name(report), kind="name")
     yield element("h1", wording.verdict(report.verdict), " ", title)
@@ -86,10 +90,23 @@ def _header(report: Report) -> Iterator[Markup]:
     wrong = [check for check in checks if check.verdict != "pass"]
     if wrong and not _only_measured(report):
         yield _reasons(wrong)
+    if drift is not None and (faults := list(_faults(report, drift))):
+        yield bullets(faults)
     if report.model is not None:
         yield definitions(_model(report))
         if report.model.doubt:
             yield bullets([report.model.doubt])
+
+
+def _faults(report: Report, drift: DriftMap) -> Iterator[Markup]:
+    """What drift found and the reasons above do not say, such as of files that changed since."""
+    told = {(a.drift.stage, a.drift.tap) for a in report.artifacts if a.drift is not None}
+    for finding in drift.findings:
+        if not finding.clean and (finding.stage, finding.tap) not in told:
+            word = wording.verdict("fail")
+            yield element(
+                "span", element("b", finding.subject), " drift ", word, f": {finding.sentence}"
+            )
 
 
 def _sentence(report: Report) -> str:

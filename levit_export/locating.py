@@ -1,0 +1,39 @@
+"""What lies at a path that a user gave: an export directory, or an artifact on its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from levit_export import bundle
+from levit_export.atomic import MANIFEST
+from levit_export.bundle import Manifest
+from levit_export.core import Artifact
+from levit_export.errors import ArtifactError, UsageError
+from levit_export.targets import known_targets
+
+
+@dataclass(frozen=True)
+class Located:
+    """Artifacts of one path, with the manifest when the path is an export directory."""
+
+    folder: Path
+    artifacts: tuple[Artifact, ...]
+    manifest: Manifest | None
+
+
+def locate(path: Path) -> Located:
+    """The artifacts at ``path``. Raises ``UsageError`` or ``ArtifactError`` where none are."""
+    if not path.exists():
+        raise UsageError(f"{path} does not exist", remedy="Check the path.")
+    if (path / MANIFEST).is_file() and path.suffix != ".mlpackage":
+        manifest = bundle.read_manifest(path)
+        return Located(path, tuple(bundle.artifacts(path, manifest)), manifest)
+    for kind in known_targets():
+        if path.suffix == kind.suffix:
+            return Located(path.parent, (kind.inspect(path),), None)
+    suffixes = ", ".join(kind.suffix for kind in known_targets())
+    raise ArtifactError(
+        f"{path} is neither an export directory nor an artifact",
+        remedy=f"Give a folder with a {MANIFEST}, or a file ending in {suffixes}.",
+    )

@@ -1,0 +1,109 @@
+"""What a failed check is explained by, and what keeps drift from explaining it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import gate_reports as made
+import numpy as np
+import pytest
+import subjects
+
+from levit_export import drift
+from levit_export.checking import Row
+from levit_export.core import RunOptions, TensorSpec
+from levit_export.drift import explaining, origin
+from levit_export.drift.chain import Model
+from levit_export.drift.mapping import Bench
+from levit_export.drift.yardstick import samples_of
+from levit_export.errors import UsageError
+from levit_export.parity import ParityReport
+from levit_export.report import ArtifactReport
+
+KEPT = "stage1.block0.attention"
+
+
+def failed(kind: str = "onnx") -> ArtifactReport:
+    """An artifact that failed, on no sample more than on another."""
+    return replace(made.artifact(kind), parity=ParityReport("fail", "altered", "", samples=0))
+
+
+def row(kind: str, precision: str) -> Row:
+    """A sound file of the bundled model."""
+    return Row(subjects.artifact(kind, precision), RunOptions(threads=1))
+
+
+def test_only_failures_are_looked_at() -> None:
+    """What passed stays as it is, and nothing is loaded for it."""
+    passed = made.artifact("onnx")
+    found, drawn = explaining.explained(
+        [passed], [row("onnx", "fp32")], lambda: pytest.fail("asked for the checkpoint")
+    )
+    assert (found, drawn) == ((passed,), None)
+
+
+def test_a_sound_file_is_not_accused() -> None:
+    """Where file and checkpoint agree, it is the other side of the check that is doubted."""
+    subject = explaining.Subject(
+        subjects.checkpoints.bundled(),
+        subjects.digits_reference(),
+        programs={"tokens": subjects.digits().program},
+    )
+    found, drawn = explaining.explained([failed()], [row("onnx", "fp32")], lambda: subject)
+    (explanation,) = [report.drift for report in found]
+    assert explanation is not None
+    assert (explanation.cause, explanation.block) == ("none", "")
+    assert (
+        "accuses no block of onnx-fp32: its answers are the checkpoint's" in explanation.sentence
+    )
+    assert isinstance(drawn, drift.DriftMap)
+
+
+def test_a_file_that_is_gone_is_said_to_be(tmp_path: Path) -> None:
+    """No checkpoint is read for a file that is not there."""
+    lost = row("onnx", "fp32")
+    lost = replace(lost, artifact=replace(lost.artifact, path=tmp_path / "gone.onnx"))
+    (found,), _ = explaining.explained([failed()], [lost], lambda: pytest.fail("asked"))
+    assert found.drift is not None
+    assert found.drift.sentence.endswith("the file is gone")
+
+
+def test_what_a_graph_does_beside_the_network_is_refused() -> None:
+    """Taps are those of the network: pixels in front of it and a softmax behind are others."""
+    sound = subjects.artifact("onnx", "fp32")
+    signature = sound.signature
+    pixels = replace(signature, inputs=(replace(signature.inputs[0], dtype="uint8"),))
+    softmax = replace(signature, outputs=(TensorSpec("probabilities", (1, 10)),))
+    origin.refuse_embedded(sound)
+    with pytest.raises(UsageError, match="normalises by itself"):
+        origin.refuse_embedded(replace(sound, signature=pixels))
+    with pytest.raises(UsageError, match="ends in a softmax"):
+        origin.refuse_embedded(replace(sound, signature=softmax))
+
+
+def test_the_samples_that_are_farthest_off_tell_most() -> None:
+    """Those are taken whose errors use most of their tolerance, in order; NaN more than any."""
+    report = made.artifact("onnx")
+    (output,) = report.parity.outputs
+    errors = (0.0, 5.0, 1.0, float("nan"), 2.0, 3.0)
+    tolerance = replace(output.tolerance, atol=1.0, rtol=(0.0,))
+    output = replace(output, errors=errors, scales=(1.0,) * 6, tolerance=tolerance)
+    report = replace(report, parity=replace(report.parity, outputs=(output,)))
+    assert explaining.telling([report], 6) == [1, 3, 5]
+    assert explaining.telling([failed()], 26) == [0, 8, 16]
+
+
+@pytest.mark.parametrize("precision", ["fp16", "w8"])
+def test_kept_blocks_are_not_rounded_in_the_yardstick(precision: str) -> None:
+    """A block in float32 is granted what float32 costs, not what the precision does."""
+    samples = samples_of(subjects.tiny_reference().samples, (0, 8))
+    bench = Bench(Model(subjects.tiny_checkpoint(), samples))
+    taps = [f"{KEPT}.scores", f"{KEPT}.out"]
+    kept = bench.yardstick(precision, (KEPT,)).introduced
+    rounded = bench.yardstick(precision).introduced
+    for tap in taps:
+        assert max(kept[tap].errors) < 1e-5
+        assert max(rounded[tap].errors) > 1e-4
+    other = "stage1.block0.mlp.out"
+    assert np.allclose(kept[other].errors, rounded[other].errors, rtol=1)
