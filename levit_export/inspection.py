@@ -13,8 +13,7 @@ from levit_export import bundle, checking, machine, parity, reference, report
 from levit_export.checking import Reference, Row
 from levit_export.core import CALIBRATED, RunOptions, Session, Verdict
 from levit_export.errors import DataError, UsageError
-from levit_export.locating import Located as Located  # noqa: PLC0414 - evaluation takes it here
-from levit_export.locating import locate as locate  # noqa: PLC0414
+from levit_export.locating import Located, locate
 from levit_export.parity import ParityReport
 from levit_export.pipeline import BASELINE, TOOLCHAIN
 from levit_export.progress import Progress, Silent

@@ -13,7 +13,7 @@ from levit_export.checking import Row
 from levit_export.core import ModelInfo, Preprocessing, RunOptions
 from levit_export.errors import ArtifactError, MissingDependencyError, UsageError
 from levit_export.evaluation.answers import Weights
-from levit_export.inspection import Located, locate
+from levit_export.locating import Located, locate
 from levit_export.progress import Progress
 from levit_export.reference import ModelChoice
 from levit_export.targets.availability import needs
