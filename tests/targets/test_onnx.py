@@ -101,7 +101,7 @@ def test_graph(exported: Exported) -> None:
     count = Counter(node.op_type for node in proto.graph.node)
     assert not UNWANTED & set(count)
     assert count["Gemm"] == 1
-    assert count["Conv"] == 4
+    assert count["Conv"] == 4 + 34  # the stem's, and every layer of maps
     assert count["Softmax"] == 8
     assert [value.name for value in proto.graph.input] == ["input"]
     assert [value.name for value in proto.graph.output] == ["logits"]
@@ -134,6 +134,7 @@ def test_metadata(exported: Exported) -> None:
         "fold_attention_scale",
         "bake_attention_bias",
         "merge_heads",
+        "lay_out_maps",
     ]
     assert {"levit-export", "torch", "onnx"} <= set(json.loads(said["versions"]))
     assert (said["precision"], said["licence"]) == ("fp32", "Apache-2.0")

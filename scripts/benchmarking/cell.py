@@ -1,0 +1,146 @@
+"""Measure one cell: every way to execute one model at one batch on so many threads.
+
+usage: python -m benchmarking.cell TASK ANSWER
+
+All are opened in this process and called round robin, as ``levit_export.timing`` does it: each
+timed call of a fast session follows an untimed one, which brings its weights back to the caches
+and wakes its threads. A call of ``SETTLED_S`` and more does that by itself.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from time import perf_counter, sleep
+from typing import Any, cast
+
+import numpy as np
+import torch
+
+from benchmarking.alternatives import choice
+from benchmarking.processes import reply
+from benchmarking.values import COMPILED, EAGER, Cell, Row
+from levit_export import machine, reference, timing
+from levit_export.bundle import digest
+from levit_export.checking import BLAS_SPIN_S, GEMM_CALLS
+from levit_export.core import RunOptions, Session
+from levit_export.passes import PASSES, apply_passes
+from levit_export.targets import target
+
+SETTLED_S = 0.05
+WARM_UP_S = 0.3
+FEWEST_WARM_UPS = 3
+FEWEST, MOST = 7, 60
+"""Rounds."""
+
+Call = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """A row without its seconds yet, and what is to be timed."""
+
+    row: Row
+    call: Call
+
+
+def main() -> None:
+    """Open, warm up, measure, answer."""
+    task, answer = reply(*sys.argv[1:])
+    torch.set_num_threads(task["threads"])
+    with ExitStack() as stack:
+        opened = [_entrant(stack, row, task) for row in task["rows"]]
+        calls = {i: each.call for i, each in enumerate(opened) if isinstance(each, Entrant)}
+        before = gemm_seconds(task["threads"])
+        seconds = interleaved(calls, task["seconds"])
+        after = gemm_seconds(task["threads"])
+    rows = tuple(
+        replace(each.row, seconds=seconds[i]) if isinstance(each, Entrant) else each
+        for i, each in enumerate(opened)
+    )
+    cell = Cell(task["batch"], task["threads"], before + after, rows)
+    answer.write_text(json.dumps(asdict(cell)), encoding="utf-8")
+
+
+def interleaved(calls: Mapping[int, Call], budget_s: float) -> dict[int, tuple[float, ...]]:
+    """Seconds of each call, in as many rounds as ``budget_s`` allows, within bounds."""
+    warm = {key: _warm_up(call) for key, call in calls.items()}
+    settles = {key: seconds < SETTLED_S for key, seconds in warm.items()}
+    a_round = sum(seconds * (1 + settles[key]) for key, seconds in warm.items())
+    rounds = min(MOST, max(FEWEST, int(budget_s / max(a_round, 1e-6))))
+    found: dict[int, list[float]] = {key: [] for key in calls}
+    for _ in range(rounds):
+        for key, call in calls.items():
+            if settles[key]:
+                call()
+            found[key] += timing.series(call, 1)
+    return {key: tuple(seconds) for key, seconds in found.items()}
+
+
+def gemm_seconds(threads: int) -> tuple[float, ...]:
+    """Not in the rounds: a BLAS leaves its threads spinning, which would slow the next session."""
+    multiply = machine.gemm(threads)
+    multiply()
+    seconds = timing.series(multiply, GEMM_CALLS)
+    sleep(BLAS_SPIN_S)
+    return seconds
+
+
+def _warm_up(call: Call) -> float:
+    """Seconds of the last call of some."""
+    start = perf_counter()
+    seconds: tuple[float, ...] = ()
+    while len(seconds) < FEWEST_WARM_UPS or perf_counter() - start < WARM_UP_S:
+        seconds += timing.series(call, 1)
+    return seconds[-1]
+
+
+def _entrant(stack: ExitStack, given: Mapping[str, Any], task: Mapping[str, Any]) -> Entrant | Row:
+    """An open session that has answered once, or the row that says why it did not."""
+    row = Row(given["name"], given["format"], given["precision"], reason=given["reason"])
+    if row.reason:
+        return row
+    try:
+        start = perf_counter()
+        session, size = _open(stack, row, given["path"], task)
+        load_s = perf_counter() - start
+        call = _call(session, task["batch"], task["side"])
+        call()
+    except Exception as error:
+        said = str(error).replace(f"{Path(given['path']).parent}/", "").splitlines()
+        return replace(row, reason=": ".join((type(error).__name__, *said[:1])))
+    return Entrant(replace(row, runtime=session.runtime, bytes=size, load_s=load_s), call)
+
+
+def _open(stack: ExitStack, row: Row, path: str, task: Mapping[str, Any]) -> tuple[Session, int]:
+    if row.name in (EAGER, COMPILED):
+        return _fused(task["model"], compiled=row.name == COMPILED), 0
+    kind = target(row.format)
+    artifact = kind.inspect(Path(path))
+    options = RunOptions(threads=task["threads"])
+    return stack.enter_context(kind.open(artifact, options)), digest(artifact.files).bytes
+
+
+def _fused(model: str, *, compiled: bool) -> Session:
+    """Our prepared module in PyTorch; without autograd, as its session runs it."""
+    checkpoint = reference.load(choice(model))
+    side = checkpoint.config.image_size
+    module, _ = apply_passes(checkpoint.build(), PASSES, input_shape=(3, side, side))
+    if compiled:
+        module = cast("torch.nn.Module", torch.compile(module))
+    return reference.session_of(checkpoint, module)
+
+
+def _call(session: Session, batch: int, side: int) -> Call:
+    generator = np.random.default_rng(0)
+    images = generator.standard_normal((batch, 3, side, side), dtype=np.float32)
+    inputs = {session.signature.inputs[0].name: images}
+    return lambda: session.run(inputs)
+
+
+if __name__ == "__main__":
+    main()

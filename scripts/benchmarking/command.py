@@ -1,0 +1,185 @@
+"""``scripts/benchmark``: parse, measure section by section, show, keep."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+
+from benchmarking import (
+    alternatives,
+    evaluator,
+    growth,
+    latency,
+    pages,
+    record,
+    startup,
+    tables,
+    tool,
+)
+from benchmarking.alternatives import Alternatives
+from benchmarking.processes import ROOT, WorkerError
+from benchmarking.values import SECTIONS, Record, ToolRecord
+from levit_export import machine
+
+FULL = ("levit_128s", "levit_128", "levit_192", "levit_256", "levit_384")
+QUICK = ("levit_digits", "levit_128s")
+THOROUGH = "levit_256"
+"""The model whose commands are run more than once, and taken apart."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be measured: sections of models, in a folder, beside what others make."""
+
+    quick: bool
+    models: tuple[str, ...]
+    sections: tuple[str, ...]
+    seconds: float
+    folder: Path
+    others: Alternatives
+
+    def place(self, model: str) -> Path:
+        """Where files of that model go."""
+        path = self.folder / model
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def pick(self, wanted: Sequence[str]) -> list[str]:
+        """Those of ``wanted`` that are measured, or the last model where none is."""
+        return [model for model in wanted if model in self.models] or [self.models[-1]]
+
+
+def _tool(request: Request) -> Iterator[Record]:
+    (thorough,) = request.pick([THOROUGH])
+    models = request.models[-1:] if request.quick else request.models
+    order = sorted(models, key=lambda model: model != thorough)
+    for model in order:
+        full = model == thorough and not request.quick
+        place, runs = request.place(model), 3 if full else 1
+        yield tool.run(
+            model, place, request.others, runs=runs, timed=not request.quick, thorough=full
+        )
+
+
+def _latency(request: Request) -> Iterator[Record]:
+    plan = latency.Plan(
+        batches=(1,) if request.quick else (1, 16),
+        threads=latency.all_threads(),
+        seconds=request.seconds,
+        compile=not request.quick,
+        quantise_others=not request.quick,
+        variations=not request.quick,
+    )
+    for model in request.models:
+        yield latency.run(model, request.place(model), plan, request.others)
+
+
+def _startup(request: Request) -> Iterator[Record]:
+    yield startup.run(3 if request.quick else 10)
+
+
+def _growth(request: Request) -> Iterator[Record]:
+    (model,) = request.pick(["levit_digits" if request.quick else "levit_128s"])
+    counts = (10, 100) if request.quick else (10, 100, 1000)
+    yield growth.run(model, request.place(model) / "growth", counts)
+
+
+def _evaluator(request: Request) -> Iterator[Record]:
+    for model in request.pick(["levit_digits"] if request.quick else ["levit_128s", "levit_256"]):
+        place = request.place(model) / "evaluator"
+        place.mkdir(exist_ok=True)
+        yield evaluator.run(model, place, threads=machine.usable_cores())
+
+
+RUN: dict[str, Callable[[Request], Iterator[Record]]] = {
+    "startup": _startup,
+    "tool": _tool,
+    "latency": _latency,
+    "growth": _growth,
+    "evaluator": _evaluator,
+}
+"""In this order: what the commands of ``tool`` export is timed by ``latency``."""
+
+
+def main() -> int:
+    """Measure what is asked for; exit status 1 when a section could not be measured."""
+    arguments = _parser().parse_args()
+    print("preparing the environment of the alternatives", file=sys.stderr)
+    others = alternatives.prepare()
+    with tempfile.TemporaryDirectory(prefix="levit-export-benchmark-") as folder:
+        request = Request(
+            quick=arguments.quick,
+            models=_names(arguments.models) or (QUICK if arguments.quick else FULL),
+            sections=_names(arguments.sections) or tuple(RUN),
+            seconds=arguments.seconds or (3.0 if arguments.quick else 20.0),
+            folder=Path(folder),
+            others=others,
+        )
+        records, failed = _measure(request)
+    commands = [each for each in records if isinstance(each, ToolRecord)]
+    if len(commands) > 1:
+        print(f"## Export time over model size\n\n{tables.export_over_size(commands)}")
+    if arguments.json:
+        everything = [
+            {"section": record.section_of(each), **json.loads(record.to_json(each))}
+            for each in records
+        ]
+        arguments.json.write_text(json.dumps(everything) + "\n", encoding="utf-8")
+    if arguments.record:
+        for each in records:
+            path = record.write(ROOT / "models", each)
+            print(f"wrote {path.relative_to(ROOT)}", file=sys.stderr)
+        for path, text in pages.pages(ROOT).items():
+            path.write_text(text, encoding="utf-8")
+    return 1 if failed else 0
+
+
+def _measure(request: Request) -> tuple[list[Record], bool]:
+    """The records of all sections; a section that fails leaves the others as they are."""
+    records: list[Record] = []
+    failed = False
+    for section, run in RUN.items():
+        if section not in request.sections:
+            continue
+        start = perf_counter()
+        try:
+            for each in run(request):
+                records.append(each)
+                print(f"## {pages.TITLES[section]}: {each.model}\n\n{tables.show(each)}")
+                sys.stdout.flush()
+        except (WorkerError, RuntimeError) as error:
+            failed = True
+            print(f"{section} could not be measured: {error}", file=sys.stderr)
+        print(f"{section}: {perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
+    return records, failed
+
+
+def _names(text: str | None) -> tuple[str, ...]:
+    return tuple(name.strip() for name in (text or "").split(",") if name.strip())
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="scripts/benchmark",
+        description="Measure artifacts, commands and growth beside the alternatives; see "
+        "docs/performance.md. The machine should have nothing else to do.",
+    )
+    parser.add_argument("--quick", action="store_true", help="three minutes, two small models")
+    parser.add_argument("--models", help=f"comma-separated; default: {','.join(FULL)}")
+    parser.add_argument("--sections", help=f"comma-separated, of {', '.join(SECTIONS)}")
+    parser.add_argument("--seconds", type=float, help="for each cell of latency; default: 20")
+    parser.add_argument("--record", action="store_true", help="keep the results in models/")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write the results there as well"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,102 @@
+"""Latency and throughput of artifacts, beside PyTorch and beside what others export."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+
+import cattrs
+
+from benchmarking import artifacts, record
+from benchmarking.alternatives import CACHE, HEADS, Alternatives, choice
+from benchmarking.processes import WorkerError, worker
+from benchmarking.values import COMPILED, EAGER, Cell, LatencyRecord
+from levit_export import machine, reference
+
+ABLATED = ("levit_digits", "levit_128s", "levit_256")
+"""Models that are also exported with passes left out."""
+
+RANDOM = (
+    "weights are random (seed 0); int8 is calibrated on 32 synthetic images, which is right for "
+    "timing and says nothing about accuracy"
+)
+BUNDLED = "the bundled model's weights, int8 calibrated on 32 of its own images"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which cells, seconds for each, and which rows: the dearer ones can be left out."""
+
+    batches: tuple[int, ...] = (1, 16)
+    threads: tuple[int, ...] = (1,)
+    seconds: float = 20.0
+    compile: bool = True
+    quantise_others: bool = True
+    variations: bool = True
+
+
+def all_threads() -> tuple[int, ...]:
+    """One thread, and all."""
+    return tuple(dict.fromkeys((1, machine.usable_cores())))
+
+
+def run(model: str, folder: Path, plan: Plan, others: Alternatives) -> LatencyRecord:
+    """Export what is to be timed, then measure cell by cell, each in a process of its own."""
+    checkpoint = reference.load(choice(model))
+    info = checkpoint.describe()
+    start = perf_counter()
+    exports = artifacts.plan(
+        checkpoint.config,
+        plan.batches,
+        layouts=plan.variations,
+        ablate=plan.variations and model in ABLATED,
+    )
+    files = artifacts.prepare(model, folder, exports, others, quantise_others=plan.quantise_others)
+    _say(f"{model}: {len(files)} files exported in {perf_counter() - start:.0f} s")
+    cells = []
+    for batch in plan.batches:
+        for threads in plan.threads:
+            start = perf_counter()
+            task = {
+                "model": model,
+                "batch": batch,
+                "threads": threads,
+                "side": checkpoint.config.image_size,
+                "seconds": plan.seconds,
+                "rows": [*_pytorch(plan), *artifacts.at(files, batch)],
+            }
+            cells.append(_cell(task))
+            took = perf_counter() - start
+            _say(f"{model}: batch {batch}, {threads} threads measured in {took:.0f} s")
+    notes = (BUNDLED if model == "levit_digits" else RANDOM, HEADS)
+    return LatencyRecord(
+        circumstances=record.circumstances(others.versions, notes),
+        model=model,
+        macs=info.macs,
+        parameters=info.parameters,
+        cells=tuple(cells),
+    )
+
+
+def _cell(task: dict[str, object]) -> Cell:
+    more = {"TORCHINDUCTOR_CACHE_DIR": str(CACHE / "inductor")}
+    try:
+        cell: Cell = cattrs.structure(worker("cell", task, more=more), Cell)
+    except WorkerError as error:
+        where = f"batch {task['batch']} on {task['threads']} threads"
+        raise WorkerError(f"{task['model']}, {where}: {error}") from error
+    return cell
+
+
+def _pytorch(plan: Plan) -> list[dict[str, str]]:
+    left_out = "" if plan.compile else "left out of a quick run: compiling takes long"
+    return [
+        {"name": name, "format": "", "precision": "fp32", "path": "", "reason": reason}
+        for name, reason in ((EAGER, ""), (COMPILED, left_out))
+    ]
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,126 @@
+"""Pages made of records: ``models/<model>/README.md`` and the figures in the front page.
+
+usage: python -m benchmarking.pages [--check]
+
+A model's page is its ``about.md``, written by hand, and what was measured. With ``--check``
+nothing is written; exit status 1 when a page is not what the records make.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TypeVar
+
+from benchmarking import record, tables
+from benchmarking.processes import ROOT
+from benchmarking.values import SECTIONS, LatencyRecord, Record, ToolRecord
+from levit_export.zoo import VARIANTS
+
+KindT = TypeVar("KindT")
+
+ABOUT, PAGE = "about.md", "README.md"
+BEGIN, END = "<!-- figures -->", "<!-- /figures -->"
+SHOWN = "levit_256"
+NONE_YET = "Nothing is recorded yet: `scripts/benchmark --record` does it.\n"
+TITLES = {
+    "latency": "Latency and throughput",
+    "tool": "Exporting",
+    "startup": "Start-up",
+    "growth": "Growth with the number of samples",
+    "evaluator": "Core ML reference evaluator",
+}
+
+
+def model_page(about: str, records: dict[str, Record]) -> str:
+    """The page of one model."""
+    parts = [about.rstrip() + "\n", "## Measured\n"]
+    if not records:
+        parts.append(NONE_YET)
+    for section in SECTIONS:
+        if section in records:
+            parts += [f"### {TITLES[section]}\n", tables.show(records[section])]
+    parts.append("Made by `scripts/model-pages` from `about.md` and `results/`.\n")
+    return "\n".join(parts)
+
+
+def figures(records: dict[str, dict[str, Record]]) -> str:
+    """What the front page says of speed, from every model's records."""
+    latency = _of_kind(records, LatencyRecord)
+    commands = _of_kind(records, ToolRecord)
+    if not latency and not commands:
+        return NONE_YET
+    parts = []
+    if latency:
+        where = latency[-1].circumstances.machine
+        parts += [
+            f"One image, {where.cores} threads, {where.processor}; in brackets the fastest of "
+            "PyTorch, torch.compile and what optimum exports from the same weights:\n",
+            tables.overview(latency, 1),
+        ]
+        shown = [each for each in latency if each.model == SHOWN] or latency[-1:]
+        parts += [f"- {line}" for line in tables.int8_lines(shown[0])]
+        parts.append("")
+    if commands:
+        parts += ["Whole commands:\n", tables.export_over_size(commands)]
+    return "\n".join(parts)
+
+
+def _of_kind(records: dict[str, dict[str, Record]], kind: type[KindT]) -> list[KindT]:
+    return [
+        each for found in records.values() for each in found.values() if isinstance(each, kind)
+    ]
+
+
+def with_figures(page: str, text: str) -> str:
+    """``page`` with ``text`` between its two markers."""
+    before, begin, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"the page has no {BEGIN} … {END}")
+    return f"{before}{BEGIN}\n\n{text.strip()}\n\n{END}{after}"
+
+
+def pages(root: Path) -> dict[Path, str]:
+    """Every page and what it has to say."""
+    order = {known.name: index for index, known in enumerate(VARIANTS)}
+    folders = [path.parent for path in (root / "models").glob(f"*/{ABOUT}")]
+    folders.sort(key=lambda folder: (order.get(folder.name, len(order)), folder.name))
+    records = {folder.name: record.read(folder) for folder in folders}
+    found = {
+        folder / PAGE: model_page((folder / ABOUT).read_text("utf-8"), records[folder.name])
+        for folder in folders
+    }
+    front = root / PAGE
+    found[front] = with_figures(front.read_text(encoding="utf-8"), figures(records))
+    return found
+
+
+def outdated(root: Path) -> list[Path]:
+    """The pages that are not what the records make."""
+    return [
+        path
+        for path, text in pages(root).items()
+        if not path.is_file() or path.read_text(encoding="utf-8") != text
+    ]
+
+
+def main() -> int:
+    """Write the pages, or hold them against the records."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true")
+    arguments = parser.parse_args()
+    stale = outdated(ROOT)
+    wanted = pages(ROOT)
+    for path in stale:
+        if arguments.check:
+            print(f"{path.relative_to(ROOT)} is out of date: run scripts/model-pages")
+        else:
+            path.write_text(wanted[path], encoding="utf-8")
+            print(f"wrote {path.relative_to(ROOT)}")
+    return 1 if stale and arguments.check else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

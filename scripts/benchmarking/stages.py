@@ -1,0 +1,162 @@
+"""Where the time of an export goes.
+
+usage: python -m benchmarking.stages TASK ANSWER
+
+Once as ``--format all`` runs, formats side by side, and once the work of each part alone.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, TypeVar
+
+from benchmarking.processes import reply
+from benchmarking.values import Stage
+
+if TYPE_CHECKING:
+    from levit_export.checkpoints import Checkpoint
+    from levit_export.core import Prepared
+
+T = TypeVar("T")
+FORMATS = ("onnx", "openvino", "coreml")
+
+
+class Stamps:
+    """A :class:`levit_export.progress.Progress` that notes when each stage began."""
+
+    def __init__(self) -> None:
+        self.begun: list[tuple[str, float]] = []
+
+    def stage(self, text: str) -> None:
+        """Note it."""
+        self.begun.append((text, perf_counter()))
+
+    def steps(self, total: int) -> None:
+        """Of no interest here."""
+
+    def advance(self) -> None:
+        """Of no interest here."""
+
+    def stages(self, end: float) -> list[Stage]:
+        """Each with its seconds up to the next."""
+        ends = [*(start for _, start in self.begun[1:]), end]
+        return [
+            Stage(text, until - start)
+            for (text, start), until in zip(self.begun, ends, strict=True)
+        ]
+
+
+class Parts:
+    """Seconds of single calls."""
+
+    def __init__(self) -> None:
+        self.found: list[Stage] = []
+
+    def time(self, name: str, call: Callable[[], T]) -> T:
+        """What ``call`` returns; its seconds are kept."""
+        start = perf_counter()
+        result = call()
+        self.found.append(Stage(name, perf_counter() - start))
+        return result
+
+
+def main() -> None:
+    """Run both and answer."""
+    task, answer = reply(*sys.argv[1:])
+    parts, weights = Parts(), Path(task["checkpoint"])
+    folder = Path(task["folder"])
+    folder.mkdir()
+    parts.time("import torch", _import_torch)
+    parts.time("import the rest", _import_rest)
+    _one_by_one(parts, weights, folder)
+    as_run = _as_run(weights, folder / "exported")
+    answer.write_text(
+        json.dumps([[asdict(stage) for stage in part] for part in (as_run, parts.found)]),
+        encoding="utf-8",
+    )
+
+
+def _import_torch() -> None:
+    import torch.export  # noqa: F401
+
+
+def _import_rest() -> None:
+    import onnxruntime  # noqa: F401
+    import onnxscript  # noqa: F401
+    import openvino  # noqa: F401
+    import torch.onnx  # noqa: F401
+
+    from levit_export import lean, pipeline, preparation  # noqa: F401
+    from levit_export.targets.quiet import quiet
+
+    with quiet():
+        lean.coremltools()
+
+
+def _as_run(weights: Path, output: Path) -> list[Stage]:
+    """The whole export, timing included, in a process that has imported everything."""
+    from levit_export import pipeline
+    from levit_export.reference import ModelChoice
+
+    stamps = Stamps()
+    request = pipeline.ExportRequest(choice=ModelChoice(checkpoint=weights), output=output)
+    pipeline.export(request, stamps)
+    return stamps.stages(perf_counter())
+
+
+def _one_by_one(parts: Parts, weights: Path, folder: Path) -> None:
+    from levit_export import checking, machine, reference
+    from levit_export.core import ExportOptions, RunOptions
+    from levit_export.targets import target
+
+    choice = reference.ModelChoice(checkpoint=weights)
+    checkpoint = parts.time("load the checkpoint", lambda: reference.load(choice))
+    models = _prepared(parts, checkpoint)
+    first = next(iter(models.values()))
+    expected = parts.time(
+        "reference and tolerances",
+        lambda: reference.make(
+            checkpoint, first.info, {"fp32", "fp16"}, fingerprints=first.fingerprints
+        ),
+    )
+    for form, model in models.items():
+        kind = target(form)
+        options = ExportOptions(precision=kind.precisions[0])
+        path = folder / f"{form}{kind.suffix}"
+        made = parts.time(f"export {form}", partial(kind.export, model, path, options))
+        row = checking.Row(made, RunOptions(threads=machine.usable_cores()))
+        parts.time(f"check {form}", partial(checking.check, row, expected))
+
+
+def _prepared(parts: Parts, checkpoint: Checkpoint) -> dict[str, Prepared]:
+    """What each format is written from: the passes, then each layout that is needed."""
+    from levit_export import layouts, preparation
+    from levit_export.targets import target
+
+    rewritten = parts.time("passes, proven", lambda: preparation.rewrite(checkpoint))
+    made: dict[str, Prepared] = {}
+    found = {}
+    for form in FORMATS:
+        precision = target(form).precisions[0]
+        layout = layouts.layout("auto", form, precision, checkpoint.config, ())
+        if layout not in made:
+            laid_out = rewritten
+            if layout != rewritten.layout:
+                laid_out = parts.time(
+                    f"laid out as {layout}, proven",
+                    partial(preparation.laid_out, rewritten, layout),
+                )
+            captured = partial(preparation.capture, laid_out, 1)
+            made[layout] = parts.time(f"torch.export, {layout}", captured)
+        found[form] = made[layout]
+    return found
+
+
+if __name__ == "__main__":
+    main()

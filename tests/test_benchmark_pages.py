@@ -1,0 +1,245 @@
+"""Pages are made of records, and records survive the disk."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT / "scripts"))
+
+from benchmarking import cell, pages, processes, record, tables, tool  # noqa: E402
+from benchmarking.growth import per_sample  # noqa: E402
+from benchmarking.values import (  # noqa: E402
+    EAGER,
+    OPTIMUM,
+    OURS,
+    Cell,
+    Circumstances,
+    Command,
+    EvaluatorRecord,
+    GrowthRecord,
+    LatencyRecord,
+    Point,
+    Record,
+    Row,
+    Run,
+    Stage,
+    StartupRecord,
+    ToolRecord,
+)
+
+from levit_export.machine import GEMM_SIDE, Machine  # noqa: E402
+
+HERE = Circumstances(
+    date="2026-01-02",
+    machine=Machine("a processor", 2, 2**30, ("avx2",), "Linux x86_64", "3.11.7"),
+    packages={"torch": "2.13.0"},
+    alternatives={"optimum-onnx": "0.1.0"},
+    notes=("a note",),
+)
+
+
+def row(name: str, form: str = "", precision: str = "fp32", ms: float = 10.0) -> Row:
+    """A row whose calls all took the same time."""
+    return Row(name, form, precision, "runtime", 1_000_000, 0.5, (ms / 1e3,) * 5)
+
+
+def gemm_seconds(rate: float) -> float:
+    """Seconds of a product at that many operations a second."""
+    return 2 * GEMM_SIDE**3 / rate
+
+
+CELL = Cell(
+    batch=16,
+    threads=2,
+    gemm_seconds=(gemm_seconds(1e11),) * 3,
+    rows=(
+        row(EAGER, ms=30),
+        row(OURS, "onnx", ms=10),
+        row(OURS, "onnx", "int8", ms=8),
+        row(OPTIMUM["onnx"], "onnx", ms=12.5),
+        Row(OPTIMUM["onnx"], "onnx", "int8", reason="not installed: no such package"),
+    ),
+)
+LATENCY = LatencyRecord(HERE, "levit_256", macs=10**7, parameters=10**6, cells=(CELL,))
+TOOL = ToolRecord(
+    HERE,
+    "levit_256",
+    10**6,
+    (
+        Command(tool.ALL, (Run(10.0, 15.0, 2**30, 0), Run(12.0, 15.0, 2**20, 0))),
+        Command(tool.OF_THEIRS[0], (Run(16.0, 15.0, 2**20, 0),) * 2),
+        Command(tool.OF_THEIRS[1], (Run(24.0, 15.0, 2**20, 0),) * 2),
+    ),
+    as_run=(Stage("loading", 1.0),),
+    one_by_one=(Stage("export onnx", 2.0),),
+)
+RECORDS: list[Record] = [
+    LATENCY,
+    TOOL,
+    StartupRecord(
+        HERE, "levit_digits", (Command("levit-export --help", (Run(0.1, 0.1, 1, 0),), 0.15),)
+    ),
+    GrowthRecord(
+        HERE, "levit_128s", (Point("check onnx", 10, 0.5), Point("check onnx", 100, 1.4))
+    ),
+    EvaluatorRecord(
+        HERE,
+        "levit_128s",
+        2,
+        (row("PyTorch, unfused"), row("reference evaluator", "coreml", "fp16", 15)),
+    ),
+]
+
+
+@pytest.mark.parametrize("found", RECORDS, ids=record.section_of)
+def test_a_record_survives_the_disk(found: Record, tmp_path: Path) -> None:
+    """What was written is read back, raw samples included, under the name of its section."""
+    path = record.write(tmp_path, found)
+    assert path == tmp_path / found.model / "results" / f"{record.section_of(found)}.json"
+    read = record.read(tmp_path / found.model)[record.section_of(found)]
+    assert tables.show(read) == tables.show(found)
+    if isinstance(read, LatencyRecord):
+        assert isinstance(found, LatencyRecord)
+        assert [r.seconds for r in read.cells[0].rows] == [r.seconds for r in found.cells[0].rows]
+
+
+def test_a_series_is_one_line_of_its_file() -> None:
+    """Raw samples do not take a line each."""
+    assert '"seconds": [0.01, 0.01, 0.01, 0.01, 0.01]' in record.to_json(LATENCY)
+
+
+def test_efficiency_is_against_the_measured_rate() -> None:
+    """2 * MACs * batch at the rate of matrix products, over the latency."""
+    ours = CELL.row(OURS, "onnx")
+    assert ours is not None
+    assert CELL.efficiency(ours, LATENCY.macs) == pytest.approx(
+        2 * LATENCY.macs * 16 / 1e11 / 10e-3
+    )
+
+
+def test_the_ratio_of_int8_is_said() -> None:
+    """fp32 over int8, both ours and in one runtime, with its interval."""
+    assert list(tables.int8_lines(LATENCY)) == [
+        "levit_256 int8 / fp32 in ONNX Runtime: 1.25 (1.25–1.25) times the speed, "
+        "batch 16, 2 threads"
+    ]
+
+
+def test_ours_is_held_against_the_fastest_alternative() -> None:
+    """Rows that were not run do not count, and variations of ours are no alternatives."""
+    varied = replace(CELL, rows=(*CELL.rows, row("ours, tokens", "onnx", ms=1)))
+    best = tables.best_alternative(varied, "onnx", "fp32")
+    assert best is not None
+    assert best.name == OPTIMUM["onnx"]
+    best = tables.best_alternative(varied, "onnx", "int8")
+    assert best is not None
+    assert best.name == EAGER
+
+
+def test_what_was_not_run_says_why() -> None:
+    """The reason stands where the figures would."""
+    assert "not run: not installed: no such package" in tables.show(LATENCY)
+
+
+def test_noise_is_relative_to_the_median() -> None:
+    """Interquartile range over median."""
+    assert Row("x", seconds=(1.0, 2.0, 3.0, 4.0, 5.0)).noise == pytest.approx(2 / 3)
+
+
+def test_the_share_of_both_alternatives() -> None:
+    """Our three formats over the sum of their two commands, round by round."""
+    assert tool.share(TOOL) == pytest.approx((0.275, 0.25, 0.3))
+    assert tool.share(replace(TOOL, commands=TOOL.commands[:2])) is None
+
+
+def test_what_a_sample_costs() -> None:
+    """The slope between counts, without what a run costs anyway."""
+    points = [Point("check", n, 0.3 + 0.002 * n) for n in (10, 100)]
+    assert per_sample(points, "check") == pytest.approx(0.002)
+    assert per_sample(points[:1], "check") is None
+
+
+def test_rounds_are_interleaved_and_fast_calls_are_settled() -> None:
+    """Every call is timed once a round; a fast one is called once more before it is timed."""
+    said: list[str] = []
+    calls = {0: lambda: said.append("a"), 1: lambda: said.append("b")}
+    seconds = cell.interleaved(calls, budget_s=0.0)
+    assert {key: len(values) for key, values in seconds.items()} == {
+        0: cell.FEWEST,
+        1: cell.FEWEST,
+    }
+    assert "".join(said).endswith("aabb" * cell.FEWEST)
+
+
+def test_a_process_that_ended_is_no_error() -> None:
+    """Memory is looked at while processes come and go."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    assert processes._tree(process.pid) == [process.pid]
+    assert processes._resident(process.pid) == 0
+
+
+def test_a_run_is_accounted_for() -> None:
+    """Exit status and the memory of children, not of the process that started them."""
+    code = "import subprocess, sys; subprocess.run([sys.executable, '-c', %r])"
+    big = "x = bytearray(100 * 2**20); import time; time.sleep(0.3)"
+    run = processes.run_once([sys.executable, "-c", f"{code % big}; sys.exit(3)"])
+    assert run.status == 3
+    if Path("/proc/self/statm").exists():
+        assert run.peak_bytes > 100 * 2**20
+
+
+def tree(root: Path) -> Path:
+    """A repository with one model and one record."""
+    about = root / "models" / "levit_256" / pages.ABOUT
+    about.parent.mkdir(parents=True)
+    about.write_text("# levit_256\n\nBy hand.\n", encoding="utf-8")
+    (root / "README.md").write_text(
+        f"# Name\n\n{pages.BEGIN}\nold\n{pages.END}\n\n## More\n", encoding="utf-8"
+    )
+    record.write(root / "models", LATENCY)
+    return root
+
+
+def test_pages_are_made_of_records(tmp_path: Path) -> None:
+    """What is by hand stays, what was measured follows; pages that are made are up to date."""
+    root = tree(tmp_path)
+    assert {path.parent.name for path in pages.outdated(root)} == {"levit_256", root.name}
+    for path, text in pages.pages(root).items():
+        path.write_text(text, encoding="utf-8")
+    assert pages.outdated(root) == []
+    page = (root / "models" / "levit_256" / "README.md").read_text(encoding="utf-8")
+    assert page.startswith("# levit_256\n\nBy hand.\n")
+    assert "1.25 (1.25–1.25) times the speed" in page
+    front = (root / "README.md").read_text(encoding="utf-8")
+    assert "old" not in front
+    assert "| levit_256 | 10.0 (optimum-onnx 12.5) |" not in front  # batch 16 is not batch 1
+    assert front.endswith("## More\n")
+
+
+def test_a_new_record_outdates_the_pages(tmp_path: Path) -> None:
+    """--check notices a record that the pages do not show."""
+    root = tree(tmp_path)
+    for path, text in pages.pages(root).items():
+        path.write_text(text, encoding="utf-8")
+    one = replace(LATENCY, cells=(replace(CELL, batch=1),))
+    record.write(root / "models", one)
+    assert len(pages.outdated(root)) == 2
+    assert "| levit_256 | 10.0 (optimum-onnx 12.5) |" in pages.pages(root)[root / "README.md"]
+
+
+def test_a_front_page_needs_its_markers() -> None:
+    """Figures are not put anywhere else."""
+    with pytest.raises(ValueError, match="figures"):
+        pages.with_figures("# Name\n", "text")
+
+
+def test_the_repository_has_its_pages() -> None:
+    """Pages of this repository are what its records make."""
+    assert pages.outdated(ROOT) == []
