@@ -32,6 +32,7 @@ def onnx(exported: str, output: str, inputs: np.ndarray) -> str:
             dataset_num_samples=len(inputs),
             method=CalibrationMethod.MinMax,
         ),
+        onnx_augmented_model_name=Path(output).with_name("augmented.onnx"),
         operators_to_quantize=config.operators_to_quantize,
     )
     quantiser.quantize(
