@@ -143,7 +143,7 @@ def _remove_abandoned(final: Path) -> None:
     prefix = f".{final.name}{_PARTIAL}"
     for left in final.parent.glob(f"{glob.escape(prefix)}*"):
         owner = left.name.removeprefix(prefix).split("-")[0]
-        if not owner.isdecimal() or _alive(int(owner)):
+        if not owner.isdecimal() or is_alive(int(owner)):
             continue
         if left.name.endswith(_OLD) and not final.exists():
             left.rename(final)  # killed between the two renames of _take_place
@@ -151,7 +151,8 @@ def _remove_abandoned(final: Path) -> None:
             shutil.rmtree(left, ignore_errors=True)
 
 
-def _alive(process: int) -> bool:
+def is_alive(process: int) -> bool:
+    """Whether there is a process of this number; one that may not be asked counts as there."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:

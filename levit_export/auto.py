@@ -61,10 +61,8 @@ def settle(
     bench = Bench(forms, images, answers, run)
     precisions = search.order(job.format, promise.prefer)
     progress.stage(f"ranking the blocks for {job.format}")
-    model, checkpoint = (
-        forms.of(job.format, replace(job.options, precision="fp32")),
-        forms.checkpoint,
-    )
+    model = forms.of(job.format, replace(job.options, precision="fp32"))
+    checkpoint = forms.checkpoint
     ranked = {p: rank(model, checkpoint, p, images) for p in precisions if p != "fp32"}
 
     def measure(candidate: Candidate) -> Point:

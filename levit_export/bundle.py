@@ -28,6 +28,7 @@ from levit_export.core import (
     Signature,
     Tolerances,
     Verdict,
+    applied,
 )
 from levit_export.errors import DataError, ManifestError
 from levit_export.samples import Samples
@@ -261,7 +262,7 @@ def _number_or_text(value: Any, _: Any) -> float | str:
 
 def artifacts(folder: Path, manifest: Manifest) -> list[Artifact]:
     """The directory's artifacts with absolute paths."""
-    applied = [record.name for record in manifest.passes if record.status == "applied"]
+    passes = applied(manifest.passes)
     return [
         Artifact(
             entry.format,
@@ -270,7 +271,7 @@ def artifacts(folder: Path, manifest: Manifest) -> list[Artifact]:
             manifest.signature,
             notes=entry.notes,
             passes=tuple(
-                name for name in applied if name != LAID_OUT_AS_MAPS or entry.layout == "maps"
+                name for name in passes if name != LAID_OUT_AS_MAPS or entry.layout == "maps"
             ),
             keep=entry.keep,
         )

@@ -169,6 +169,11 @@ class PassRecord:
     bytes_added: int = 0
 
 
+def applied(ledger: Iterable[PassRecord]) -> tuple[str, ...]:
+    """The names of the passes that a ledger says were applied, in their order."""
+    return tuple(record.name for record in ledger if record.status == "applied")
+
+
 @dataclass(frozen=True)
 class Prepared:
     """A model ready for every target: passes applied, shapes static but for the batch.

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from levit_export import launch
-from levit_export.core import Artifact, ExportOptions, Layout, Prepared
+from levit_export.core import Artifact, ExportOptions, Layout, Prepared, applied
 from levit_export.errors import ExportFailedError
 from levit_export.targets import target
 from levit_export.targets.quiet import first_line
@@ -50,8 +50,7 @@ def run(job: Job, model: Prepared, folder: Path) -> Artifact:
     place = folder / f"{kind.name}-{job.options.precision}"
     place.mkdir()
     made = kind.export(model, place / (model.info.name + kind.suffix), job.options)
-    applied = tuple(record.name for record in model.passes if record.status == "applied")
-    return replace(made, keep=job.options.keep, passes=applied)
+    return replace(made, keep=job.options.keep, passes=applied(model.passes))
 
 
 class Helper:

@@ -233,16 +233,14 @@ def _weights(checkpoint: Checkpoint, each: Located) -> dict[str, np.ndarray]:
     from levit_export.preparation import rewrite, weights_of
 
     named = {artifact.passes for artifact in each.artifacts}
-    if each.manifest is not None:
-        named = {tuple(r.name for r in each.manifest.passes if r.status == "applied")}
     if None in named:
         return {}
     # Tensors are found whatever their layout is.
     sets = {frozenset(names or ()) - {LAY_OUT_MAPS.name} for names in named}
     if len(sets) != 1:
         return {}
-    (applied,) = sets
-    module = rewrite(checkpoint, skip=[p.name for p in PASSES if p.name not in applied]).module
+    (passes,) = sets
+    module = rewrite(checkpoint, skip=[p.name for p in PASSES if p.name not in passes]).module
     # Formats that normalise take pixels; a directory's artifacts all take the same.
     raw = each.artifacts[0].signature.inputs[0].dtype == "uint8"
     return weights_of(module, checkpoint.preprocessing if raw else None)

@@ -68,31 +68,23 @@ class Forms:
     skip: Collection[str] = ()
     batch: int | None = 1
     embedded: Embedded = NOTHING
-    _rewritten: dict[Layout, Rewritten] = field(default_factory=dict)
-    _made: dict[Layout, Prepared] = field(default_factory=dict)
+    _plain: Rewritten | None = field(default=None, init=False)
+    _made: dict[Layout, Prepared] = field(default_factory=dict, init=False)
 
     def of(self, kind: str, options: ExportOptions) -> Prepared:
         """The form that an artifact of format ``kind`` is written from."""
         config, skip = self.checkpoint.config, self.skip
         chosen = layouts.layout(options.layout, kind, options.precision, config, skip)
         if chosen not in self._made:
-            self._made[chosen] = capture(self._in(chosen), self.batch, self.embedded)
+            self._plain = self._plain or rewrite(self.checkpoint, skip=skip)
+            form = laid_out(self._plain, chosen)
+            self._made[chosen] = capture(form, self.batch, self.embedded)
         return self._made[chosen]
 
     @property
     def passes(self) -> tuple[PassRecord, ...]:
         """The ledger of everything that was made; layouts share all passes but the last."""
         return max((model.passes for model in self._made.values()), key=len)
-
-    def _in(self, layout: Layout) -> Rewritten:
-        if layout not in self._rewritten:
-            plain = self._in("tokens") if layout != "tokens" else None
-            self._rewritten[layout] = (
-                rewrite(self.checkpoint, skip=self.skip)
-                if plain is None
-                else laid_out(plain, layout)
-            )
-        return self._rewritten[layout]
 
 
 def rewrite(checkpoint: Checkpoint, *, skip: Collection[str] = ()) -> Rewritten:

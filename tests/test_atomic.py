@@ -329,7 +329,9 @@ def test_kill_of_an_export(copied: Path, tree: Tree, number: signal.Signals, fil
             process.kill()
     assert tree(copied) == before
     if number == signal.SIGINT:
-        assert process.returncode == 130, stderr
+        # Where the interrupt met the exec of a string, as imports of dataclasses do, CPython ends
+        # by the signal itself, whoever caught it; a shell calls both 130.
+        assert process.returncode in {130, -signal.SIGINT}, stderr
         assert "interrupted" in stderr
         assert "Traceback" not in stderr
     else:

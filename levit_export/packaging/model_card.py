@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from levit_export.bundle import Manifest
-from levit_export.core import Tolerance
+from levit_export.core import Tolerance, applied
 from levit_export.packaging import web
 from levit_export.packaging.description import SCHEMA
 from levit_export.packaging.images import GoldenImage
@@ -139,10 +139,10 @@ def _tolerance(tolerance: Tolerance) -> str:
 
 def _origin(manifest: Manifest) -> str:
     tools = ", ".join(f"{name} {version}" for name, version in sorted(manifest.toolchain.items()))
-    applied = ", ".join(p.name for p in manifest.passes if p.status == "applied") or "none"
+    passes = ", ".join(applied(manifest.passes)) or "none"
     return (
         "## Origin\n\n"
-        f"Passes applied: {applied}. Tools: {tools}. Licences: `LICENCES.md`. "
+        f"Passes applied: {passes}. Tools: {tools}. Licences: `LICENCES.md`. "
         f"Bundle format {SCHEMA}."
     )
 

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from levit_export.atomic import is_alive
 from levit_export.errors import OutputError
 from levit_export.sweep.cells import Cell, Result
 
@@ -73,18 +74,8 @@ class Store:
         """Remove what runs that were killed left behind."""
         for left in self.root.glob(f"{PARTIAL}*"):
             owner = left.name.removeprefix(PARTIAL).split("-")[0]
-            if owner.isdecimal() and not _alive(int(owner)):
+            if owner.isdecimal() and not is_alive(int(owner)):
                 shutil.rmtree(left, ignore_errors=True)
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, OverflowError):
-        return True
-    return True
 
 
 def _described(cell: Cell) -> dict[str, Any]:

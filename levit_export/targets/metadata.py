@@ -8,7 +8,7 @@ from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from levit_export.core import Prepared
+from levit_export.core import Prepared, applied
 from levit_export.errors import ArtifactError
 
 PREFIX = "levit_export."
@@ -59,7 +59,7 @@ def metadata(model: Prepared, precision: str, packages: Iterable[str]) -> dict[s
         "labels": json.dumps(info.labels, ensure_ascii=False),
         "preprocessing": json.dumps(asdict(info.preprocessing), sort_keys=True),
         "embedded": json.dumps(asdict(model.embedded), sort_keys=True),
-        "passes": json.dumps([p.name for p in model.passes if p.status == "applied"]),
+        "passes": json.dumps(applied(model.passes)),
         "versions": json.dumps(versions(("levit-export", "torch", *packages)), sort_keys=True),
         "licence": info.licence,
     }
