@@ -50,8 +50,7 @@ class Reference:
     """What the artifacts are held against: samples, the answers to them, tolerances by precision.
 
     ``preprocessing`` is what made the samples of pixels, where that is known. ``images`` are
-    labelled inputs for accuracy, with the reference's own predictions. ``overflows`` are blocks
-    with values beyond float16, and how large these are.
+    labelled inputs for accuracy, with the reference's own predictions.
     """
 
     signature: Signature
@@ -63,7 +62,6 @@ class Reference:
     images: Samples | None = None
     dataset: str = ""
     predictions: np.ndarray | None = None
-    overflows: Mapping[str, float] = field(default_factory=dict)
     preprocessing: Preprocessing | None = None
 
     def matching(self, signature: Signature) -> Reference:
@@ -196,23 +194,31 @@ def check(row: Row, reference: Reference) -> tuple[ParityReport, Accuracy | None
         )
     artifact = row.artifact
     digests = expected.weights.get(artifact.id, expected.weights.get(artifact.precision, {}))
-    report = parity.with_weights(report, _audit(artifact, digests))
-    if report.verdict == "fail" and (cause := overflow_in(artifact, expected)):
-        report = replace(report, reason=f"{report.reason}; {cause}")
-    return report, accuracy
+    return parity.with_weights(report, _audit(artifact, digests)), accuracy
 
 
-def overflow_in(artifact: Artifact, expected: Reference) -> str:
-    """Which block of a float16 artifact meets values that float16 does not hold, or empty."""
-    found = {b: peak for b, peak in expected.overflows.items() if b not in artifact.keep}
-    if not found or not target(artifact.format).computes_in_half(artifact.precision):
-        return ""
+def computes_in_half(artifact: Artifact) -> bool:
+    """Whether values that float16 does not hold are lost in this artifact."""
+    return target(artifact.format).computes_in_half(artifact.precision)
+
+
+def with_overflows(
+    report: ParityReport, artifact: Artifact, overflows: Mapping[str, float]
+) -> ParityReport:
+    """``report`` of a failed float16 artifact with the block whose values float16 does not hold.
+
+    ``overflows`` are the blocks of the float32 network that have such values, and how large.
+    """
+    found = {block: peak for block, peak in overflows.items() if block not in artifact.keep}
+    if not found:
+        return report
     block, peak = next(iter(found.items()))
     more = f" (and {len(found) - 1} more blocks)" if len(found) > 1 else ""
-    return (
+    cause = (
         f"{block} reaches {peak:.3g}{more}, float16 ends at 65504: leave it in float32 with "
         f"--keep {block}, or let --precision {artifact.format}=auto find out"
     )
+    return replace(report, reason=f"{report.reason}; {cause}")
 
 
 def _audit(artifact: Artifact, digests: Mapping[str, str]) -> WeightAudit:

@@ -6,7 +6,7 @@ disk and opens it as a :class:`Session`; everything else compares and times sess
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -179,7 +179,8 @@ class Prepared:
     """A model ready for every target: passes applied, shapes static but for the batch.
 
     ``blocks`` says what users call the block that a module, given by its path, is. ``weights`` are
-    the tensors that artifacts must hold, empty when exporters make others of them.
+    the tensors that artifacts must hold, empty when exporters make others of them. ``capture``
+    gives the program that targets read, always the same one.
     """
 
     info: ModelInfo
@@ -188,9 +189,14 @@ class Prepared:
     fingerprints: Fingerprints
     blocks: Mapping[str, str]
     weights: Mapping[str, np.ndarray]
-    program: ExportedProgram
+    capture: Callable[[], ExportedProgram]
     embedded: Embedded = Embedded()
     layout: Layout = "tokens"
+
+    @property
+    def program(self) -> ExportedProgram:
+        """The network as ``torch.export`` captured it."""
+        return self.capture()
 
     @property
     def dynamic(self) -> bool:

@@ -10,27 +10,33 @@ Messages are pickles of this package's own values, over pipes to a process that 
 from __future__ import annotations
 
 import ctypes
+import gc
 import io
 import os
 import pickle
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from levit_export import launch
-from levit_export.core import Artifact, ExportOptions, Layout, Prepared, applied
+from levit_export.core import Artifact, ExportOptions, Prepared, applied
 from levit_export.errors import ExportFailedError
 from levit_export.targets import target
 from levit_export.targets.quiet import first_line
 
-if TYPE_CHECKING:
-    from torch.export import ExportedProgram
-
+PACKAGES = {
+    "onnx": ("torch.onnx", "onnxscript", "onnxruntime"),
+    "openvino": ("openvino", "openvino.frontend.pytorch.fx_decoder"),
+    "coreml": ("coremltools",),
+}
+"""What an export of a format imports."""
 
 GRACE_S = 5
 """How long a process whose pipes broke may take to end by itself."""
@@ -49,8 +55,21 @@ def run(job: Job, model: Prepared, folder: Path) -> Artifact:
     kind = target(job.format)
     place = folder / f"{kind.name}-{job.options.precision}"
     place.mkdir()
-    made = kind.export(model, place / (model.info.name + kind.suffix), job.options)
+    with uncollected():
+        made = kind.export(model, place / (model.info.name + kind.suffix), job.options)
     return replace(made, keep=job.options.keep, passes=applied(model.passes))
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Without looking for garbage: graphs are cycles by the million, and nearly all are in use."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 class Helper:
@@ -60,23 +79,30 @@ class Helper:
         self._process = process
 
     def start(self, work: Sequence[tuple[Job, Prepared]], folder: Path) -> None:
-        """Hand over jobs, each with the model to export; returns when they have been read."""
-        message = (tuple((job, _bare(model)) for job, model in work), folder, _programs(work))
+        """Hand over jobs, each with the model to export; returns when they have been sent."""
+        message = tuple((job, _bare(model)) for job, model in work), folder
         try:
-            pickle.dump(message, _pipe(self._process.stdin))
-            _pipe(self._process.stdin).flush()
+            with _pipe(self._process.stdin) as pipe:
+                pickle.dump(message, pipe)
         except OSError as error:
             raise self._died() from error
 
-    def results(self) -> tuple[Artifact, ...]:
-        """Wait for the artifacts. What was raised over there is raised here."""
+    def results(self) -> Iterator[Artifact]:
+        """The artifacts in the order of the jobs, each as soon as it is written.
+
+        What was raised over there is raised here.
+        """
+        while (answer := self._answer()) is not None:
+            if isinstance(answer, BaseException):
+                raise answer
+            yield answer
+
+    def _answer(self) -> Artifact | BaseException | None:
         try:
             answer = pickle.load(_pipe(self._process.stdout))  # noqa: S301 - our own process
         except (EOFError, OSError, pickle.UnpicklingError) as error:
             raise self._died() from error
-        if isinstance(answer, BaseException):
-            raise answer
-        return tuple(answer)
+        return answer  # type: ignore[no-any-return]
 
     def _died(self) -> ExportFailedError:
         try:  # it closes its pipes a moment before it has a status of its own
@@ -91,10 +117,13 @@ class Helper:
 
 
 @contextmanager
-def helper() -> Iterator[Helper]:
-    """Start the process; whatever happens in the block, it is gone afterwards."""
+def helper(formats: Iterable[str] = ()) -> Iterator[Helper]:
+    """Start the process; whatever happens in the block, it is gone afterwards.
+
+    It gets ready for exports of ``formats`` at once.
+    """
     process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
-        launch.command("from levit_export.helper import main; main()"),
+        launch.command("from levit_export.helper import main; main()", *formats),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -116,48 +145,36 @@ def _pipe(stream: Any) -> Any:
 
 
 def _bare(model: Prepared) -> Prepared:
-    """``model`` without what the other process does not need, or gets once for all jobs."""
-    return replace(model, weights={}, program=None)  # type: ignore[arg-type]
-
-
-def _programs(work: Sequence[tuple[Job, Prepared]]) -> dict[Layout, bytes]:
-    """The program of each layout as bytes."""
-    saved: dict[Layout, bytes] = {}
-    for model in {model.layout: model for _, model in work}.values():
-        buffer = io.BytesIO()
-        _save(model.program, buffer)
-        saved[model.layout] = buffer.getvalue()
-    return saved
-
-
-def _save(program: ExportedProgram, buffer: io.BytesIO) -> None:
-    import torch
-
-    from levit_export.targets.quiet import quiet
-
-    with quiet("torch"):
-        torch.export.save(program, buffer)
+    """``model`` without what the other process does not need."""
+    return replace(model, weights={})
 
 
 def _serve(requests: Any, answers: Any) -> None:
-    """Import what will be needed, then do what is asked and send back what came of it."""
-    import torch
-    import torch.onnx
+    """Import what will be needed, then do what is asked and send back what comes of it."""
+    with ThreadPoolExecutor(1) as reader:  # so that the first process need not wait for imports
+        message = reader.submit(requests.read)
+        _import(sys.argv[1:])
+        work, folder = pickle.load(io.BytesIO(message.result()))  # noqa: S301 - from our parent
+    try:
+        for job, model in work:
+            _send(run(job, model, folder), answers)
+        _send(None, answers)
+    except Exception as error:
+        _send(_sendable(error), answers)
 
+
+def _import(formats: Sequence[str]) -> None:
+    """What exports of ``formats`` need. A package that is missing is missed by who needs it."""
     from levit_export import lean
     from levit_export.targets.quiet import quiet
 
     with quiet():
-        lean.coremltools()
-    work, folder, saved = pickle.load(requests)  # noqa: S301 - from our own parent
-    answer: Any
-    try:
-        with quiet("torch"):
-            programs = {name: torch.export.load(io.BytesIO(code)) for name, code in saved.items()}
-        models = [replace(model, program=programs[model.layout]) for _, model in work]
-        answer = [run(job, model, folder) for (job, _), model in zip(work, models, strict=True)]
-    except Exception as error:
-        answer = _sendable(error)
+        for package in ("torch.export", *(p for f in formats for p in PACKAGES.get(f, ()))):
+            with suppress(ImportError):
+                lean.coremltools() if package == "coremltools" else import_module(package)
+
+
+def _send(answer: Artifact | Exception | None, answers: Any) -> None:
     pickle.dump(answer, answers)
     answers.flush()
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -213,13 +214,12 @@ def export(request: ExportRequest, progress: Progress | None = None) -> Report:
     When a check fails, the directory becomes ``<output>.failed`` and an earlier export at
     ``<output>`` stays as it was.
     """
-    from levit_export import ranges
     from levit_export.preparation import Forms
 
     progress = progress or Silent()
     jobs = plan(request)
     with ExitStack() as stack:
-        other = stack.enter_context(helper.helper()) if _worth_helping(jobs) else None
+        other = _other_process(jobs, stack)
         progress.stage("loading the checkpoint")
         checkpoint = reference.load(request.choice, progress)
         calibration = _calibration(jobs, checkpoint, request)
@@ -227,7 +227,7 @@ def export(request: ExportRequest, progress: Progress | None = None) -> Report:
         output = request.output or Path("exported", checkpoint.name)
         _refuse_output(output)
         stage = stack.enter_context(atomic.staged(output))
-        progress.stage("fusing, proving and capturing the graph")
+        progress.stage("fusing and proving")
         forms = Forms(checkpoint, request.skip, request.options.batch, request.options.embedded)
         _refuse_unknown_blocks(jobs, checkpoint, request.options.embedded)
         jobs, searches = _settled(jobs, forms, calibration, request=request, progress=progress)
@@ -235,6 +235,8 @@ def export(request: ExportRequest, progress: Progress | None = None) -> Report:
             work = [(job, forms.of(job.format, job.options)) for job in jobs[1:]]
             other.start(work, stage.path)
         model = forms.of(jobs[0].format, jobs[0].options)
+        made = _export_all(jobs, other, forms, stage.path, progress)
+        first = next(made)
         progress.stage("computing the reference")
         expected = reference.make(
             checkpoint,
@@ -242,39 +244,27 @@ def export(request: ExportRequest, progress: Progress | None = None) -> Report:
             {job.options.precision for job in jobs},
             fingerprints=model.fingerprints,
             seed=request.seed,
-            threads=machine.usable_cores() - (other is not None),
+            threads=machine.usable_cores(),
             overrides=request.overrides,
             calibration=calibration,
             keep=_kept_in_all(jobs),
         ).matching(model.signature)
-        artifacts = _export_all(jobs, other, forms, stage.path, progress)
+        checks = _Checks(model, expected, request, progress)
+        for artifact in chain([first], made):
+            checks.add(artifact)
         model = replace(model, passes=forms.passes)
-        expected = reference.with_quantised_weights(expected, model.weights, artifacts)
-        if any(target(a.format).computes_in_half(a.precision) for a in artifacts):
-            found = ranges.overflows(model, expected.samples.inputs)
-            expected = replace(expected, overflows=found)
-        result = _examine(
-            artifacts,
-            stage.path,
-            checkpoint,
-            model,
-            expected=expected,
-            request=request,
-            progress=progress,
-        )
+        result = _examined(checks, stage.path, checkpoint, model)
         subject = explaining.Subject(
             checkpoint,
-            expected,
+            checks.expected,
             request.skip,
             calibration=calibration,
-            programs={model.layout: model.program},
+            programs={model.layout: model.program} if result.verdict == "fail" else {},
         )
-        rows = checking.rows(artifacts, request.run)
-        result, drawn = explaining.of_run(result, rows, subject, progress)
-        result = replace(result, searches=searches)
+        result, drawn = explaining.of_run(result, list(checks.found), subject, progress)
         final = failed(output) if result.verdict == "fail" else output
-        result = replace(result, output=final)
-        _describe(stage.path, model, expected, artifacts, result, drawn=drawn)
+        result = replace(result, searches=searches, output=final)
+        _describe(stage.path, model, checks, result, drawn=drawn)
         stage.commit(final)
     return result
 
@@ -350,8 +340,11 @@ def _calibrated(job: Job, calibration: Calibration | None) -> Job:
     return replace(job, options=options)
 
 
-def _worth_helping(jobs: Sequence[Job]) -> bool:
-    return len(jobs) > 1 and machine.usable_cores() > 1
+def _other_process(jobs: Sequence[Job], stack: ExitStack) -> Helper | None:
+    """A helper where there is work for it and a core."""
+    if len(jobs) < 2 or machine.usable_cores() < 2:
+        return None
+    return stack.enter_context(helper.helper(dict.fromkeys(job.format for job in jobs[1:])))
 
 
 def _export_all(
@@ -360,13 +353,19 @@ def _export_all(
     forms: Forms,
     folder: Path,
     progress: Progress,
-) -> list[Artifact]:
-    """The first job here; the others meanwhile in the helper, where there is one."""
-    here = jobs if other is None else jobs[:1]
-    progress.stage(f"exporting {', '.join(job.format for job in jobs)}")
-    artifacts = [helper.run(job, forms.of(job.format, job.options), folder) for job in here]
-    made = artifacts if other is None else [*artifacts, *other.results()]
-    return [_with_calibration_note(artifact, jobs) for artifact in made]
+) -> Iterator[Artifact]:
+    """Each artifact when it is there: the first job's from here, the others from the helper.
+
+    Without one all are made here.
+    """
+    for job in jobs if other is None else jobs[:1]:
+        progress.stage(f"exporting {job.format}")
+        made = helper.run(job, forms.of(job.format, job.options), folder)
+        yield _with_calibration_note(made, jobs)
+    if other is not None:
+        progress.stage(f"exporting {', '.join(job.format for job in jobs[1:])}")
+        for made in other.results():
+            yield _with_calibration_note(made, jobs)
 
 
 def _with_calibration_note(artifact: Artifact, jobs: Sequence[Job]) -> Artifact:
@@ -381,23 +380,46 @@ def _with_calibration_note(artifact: Artifact, jobs: Sequence[Job]) -> Artifact:
     return replace(artifact, notes=(*artifact.notes, note))
 
 
-def _examine(
-    artifacts: Sequence[Artifact],
-    folder: Path,
-    checkpoint: Checkpoint,
-    model: Prepared,
-    *,
-    expected: Reference,
-    request: ExportRequest,
-    progress: Progress,
-) -> Report:
-    """Check and time what is on disk."""
-    rows = checking.rows(artifacts, request.run)
-    found = _check_all(rows, expected, request, progress)
-    timings, baselines = _time_all(rows, checkpoint, model, request, progress)
+@dataclass
+class _Checks:
+    """Artifacts, each checked when it is there: the other process exports meanwhile."""
+
+    model: Prepared
+    expected: Reference
+    request: ExportRequest
+    progress: Progress
+    artifacts: list[Artifact] = field(default_factory=list)
+    found: dict[Row, tuple[ParityReport, Accuracy | None]] = field(default_factory=dict)
+
+    def add(self, artifact: Artifact) -> None:
+        """Check what is on disk, each way that it is to be executed."""
+        self.artifacts.append(artifact)
+        self.expected = reference.with_quantised_weights(
+            self.expected, self.model.weights, [artifact]
+        )
+        for row in checking.rows([artifact], self.request.run):
+            self.found[row] = self._checked(row)
+
+    def _checked(self, row: Row) -> tuple[ParityReport, Accuracy | None]:
+        if not self.request.check:
+            return parity.not_run("--no-check"), None
+        self.progress.stage(f"checking {row.artifact.id}")
+        found, accuracy = checking.check(row, self.expected)
+        if found.verdict == "fail" and checking.computes_in_half(row.artifact):
+            from levit_export import ranges
+
+            overflows = ranges.overflows(self.model, self.expected.samples.inputs)
+            found = checking.with_overflows(found, row.artifact, overflows)
+        return found, accuracy
+
+
+def _examined(checks: _Checks, folder: Path, checkpoint: Checkpoint, model: Prepared) -> Report:
+    """What was found out about the artifacts, and how fast they are."""
+    rows = tuple(checks.found)
+    timings, baselines = _time_all(rows, checkpoint, model, checks.request, checks.progress)
     reports = tuple(
-        checking.describe(row, folder, *result, timings.get(row))
-        for row, result in zip(rows, found, strict=True)
+        checking.describe(row, folder, *found, timings.get(row))
+        for row, found in checks.found.items()
     )
     return Report(
         verdict=report.overall(r.parity.verdict for r in reports),
@@ -408,18 +430,6 @@ def _examine(
         machine=machine.describe(),
         toolchain=versions(TOOLCHAIN),
     )
-
-
-def _check_all(
-    rows: Sequence[Row], expected: Reference, request: ExportRequest, progress: Progress
-) -> list[tuple[ParityReport, Accuracy | None]]:
-    if not request.check:
-        return [(parity.not_run("--no-check"), None) for _ in rows]
-    found = []
-    for row in rows:
-        progress.stage(f"checking {row.artifact.id}")
-        found.append(checking.check(row, expected))
-    return found
 
 
 def _time_all(
@@ -447,8 +457,7 @@ def _time_all(
 def _describe(
     folder: Path,
     model: Prepared,
-    expected: Reference,
-    artifacts: Sequence[Artifact],
+    checks: _Checks,
     result: Report,
     *,
     drawn: DriftMap | None,
@@ -456,6 +465,7 @@ def _describe(
     """Write everything of the export directory that is no artifact."""
     from levit_export.render import html
 
+    expected = checks.expected
     (folder / bundle.LABELS).write_text("\n".join(model.info.labels) + "\n", encoding="utf-8")
     bundle.write_golden(folder, expected.samples, expected.outputs)
     (folder / bundle.REPORT).write_text(
@@ -472,7 +482,7 @@ def _describe(
         passes=model.passes,
         artifacts=tuple(
             _entry(artifact, artifact.path.relative_to(folder).as_posix(), result)
-            for artifact in artifacts
+            for artifact in checks.artifacts
         ),
         golden=GoldenEntry(
             samples=expected.samples.names,

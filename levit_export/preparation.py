@@ -52,7 +52,7 @@ def prepare(
     embedded: Embedded = NOTHING,
     layout: Layout = "tokens",
 ) -> Prepared:
-    """Build the module, apply and prove the passes, and export it once with ``torch.export``.
+    """Build the module, and apply and prove the passes; ``torch.export`` captures it when asked.
 
     All shapes are fixed but for the batch, which is left open when it is None. ``embedded`` is
     what the graph does beside the network.
@@ -78,7 +78,8 @@ class Forms:
         if chosen not in self._made:
             self._plain = self._plain or rewrite(self.checkpoint, skip=skip)
             form = laid_out(self._plain, chosen)
-            self._made[chosen] = capture(form, self.batch, self.embedded)
+            other = next(iter(self._made.values()), None)
+            self._made[chosen] = capture(form, self.batch, self.embedded, like=other)
         return self._made[chosen]
 
     @property
@@ -107,8 +108,39 @@ def _input_shape(checkpoint: Checkpoint) -> tuple[int, int, int]:
     return (3, checkpoint.config.image_size, checkpoint.config.image_size)
 
 
-def capture(rewritten: Rewritten, batch: int | None, embedded: Embedded = NOTHING) -> Prepared:
-    """Export the module with ``torch.export``, the batch fixed or (None) open."""
+class Capture:
+    """What ``torch.export`` makes of a module, once, when it is first asked for.
+
+    Through a pipe goes the module alone: another process captures it sooner than it would read a
+    program.
+    """
+
+    def __init__(self, module: nn.Module, signature: Signature, name: str) -> None:
+        self._module = module
+        self._signature = signature
+        self._name = name
+        self._program: ExportedProgram | None = None
+
+    def __call__(self) -> ExportedProgram:
+        """The program. Raises ``ExportFailedError`` where there can be none."""
+        self._program = self._program or _program(self._module, self._signature, self._name)
+        return self._program
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_program": None}
+
+
+def capture(
+    rewritten: Rewritten,
+    batch: int | None,
+    embedded: Embedded = NOTHING,
+    *,
+    like: Prepared | None = None,
+) -> Prepared:
+    """A model to export with ``torch.export``, the batch fixed or (None) open.
+
+    ``like`` is one in another layout: it has the same weights, and digests see no layout.
+    """
     checkpoint, config = rewritten.checkpoint, rewritten.checkpoint.config
     # Before the exporters touch the module.
     recipe = checkpoint.preprocessing if embedded.preprocessing else None
@@ -116,13 +148,13 @@ def capture(rewritten: Rewritten, batch: int | None, embedded: Embedded = NOTHIN
     module = embedding.around(rewritten.module, checkpoint.preprocessing, embedded)
     signature = embedding.signature(signature_of(config, batch), embedded)
     return Prepared(
-        info=checkpoint.describe(),
+        info=checkpoint.describe() if like is None else like.info,
         signature=signature,
         passes=rewritten.passes,
-        fingerprints=fingerprint(tensors),
+        fingerprints=fingerprint(tensors) if like is None else like.fingerprints,
         blocks=embedding.blocks(block_names(config), embedded),
         weights=tensors,
-        program=_program(module, signature, checkpoint.name),
+        capture=Capture(module, signature, checkpoint.name),
         embedded=embedded,
         layout=rewritten.layout,
     )

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 import subjects
+from torch.export import ExportedProgram
+from torch.nn import Module
 
-from levit_export import errors, helper, machine, pipeline, reference
-from levit_export.core import ExportOptions
+from levit_export import errors, helper, machine, pipeline, preparation, reference
+from levit_export.core import ExportOptions, Signature
 from levit_export.errors import (
     ExportFailedError,
     LevitExportError,
@@ -39,7 +41,7 @@ def test_the_same_bytes(tmp_path: Path) -> None:
     """What the other process exports is byte for byte what this one does, in the order asked."""
     with helper.helper() as other:
         other.start([(job, subjects.digits()) for job in JOBS], tmp_path)
-        made = other.results()
+        made = list(other.results())
     assert [artifact.id for artifact in made] == ["openvino-fp32", "coreml-fp16"]
     for artifact in made:
         here = subjects.artifact(artifact.format, artifact.precision)
@@ -59,10 +61,30 @@ def test_jobs_in_two_layouts(tmp_path: Path) -> None:
     }
     with helper.helper() as other:
         other.start([(Job("onnx", o), forms.of("onnx", o)) for o in options.values()], tmp_path)
-        made = other.results()
+        made = list(other.results())
     for artifact in made:
         wanted = options[artifact.precision].layout
         assert artifact.layout == OnnxTarget().inspect(artifact.path).layout == wanted
+
+
+def test_a_program_is_captured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model is captured once, when its program is asked for; its module goes to another."""
+    count: list[str] = []
+    capture = preparation._program
+
+    def counted(module: Module, signature: Signature, name: str) -> ExportedProgram:
+        count.append(name)
+        return capture(module, signature, name)
+
+    monkeypatch.setattr(preparation, "_program", counted)
+    model = preparation.prepare(subjects.tiny_checkpoint())
+    assert count == []
+    assert replace(model, passes=()).program is model.program
+    assert count == ["levit_tiny"]
+    sent = pickle.loads(pickle.dumps(helper._bare(model)))  # noqa: S301 - made on this line
+    assert count == ["levit_tiny"]
+    assert str(sent.program.graph) == str(model.program.graph)
+    assert count == ["levit_tiny"] * 2
 
 
 def test_an_error_over_there(tmp_path: Path) -> None:
@@ -76,7 +98,7 @@ def test_an_error_over_there(tmp_path: Path) -> None:
     with helper.helper() as other:
         other.start([(job, doubled)], tmp_path)
         with pytest.raises(UsageError) as there:
-            other.results()
+            list(other.results())
     assert type(there.value) is type(here.value)
     assert (there.value.what, there.value.remedy) == (here.value.what, here.value.remedy)
     assert "9 are repeated" in there.value.what
@@ -104,7 +126,7 @@ def test_noise_does_not_get_between(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     with helper.helper() as other:
         other.start([(job, subjects.tiny())], tmp_path)
         with pytest.raises(UnknownNameError, match="'tflite'") as raised:
-            other.results()
+            list(other.results())
     assert "onnx" in raised.value.remedy
 
 
@@ -156,7 +178,7 @@ def test_a_process_that_ends_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
         stand_in(monkeypatch, script) as other,
         pytest.raises(ExportFailedError, match="ended with status 7") as raised,
     ):
-        other.results()
+        list(other.results())
     assert "one --format at a time" in raised.value.remedy
 
 
@@ -168,7 +190,7 @@ def test_a_process_that_is_killed(tmp_path: Path) -> None:
         with pytest.raises(ExportFailedError, match="ended with status -9"):
             other.start([(job, subjects.tiny()) for job in JOBS], tmp_path)
         with pytest.raises(ExportFailedError, match="ended with status -9"):
-            other.results()
+            list(other.results())
     assert list(tmp_path.iterdir()) == []
 
 
@@ -180,14 +202,14 @@ def test_a_process_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
         stand_in(monkeypatch, script) as other,
         pytest.raises(ExportFailedError, match="ended with status -9"),
     ):
-        other.results()
+        list(other.results())
 
 
 def test_an_answer_that_is_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that prints something else than an answer is a failed export."""
     script = "import os; os.write(1, b'Converting: 50%'); os._exit(0)"
     with stand_in(monkeypatch, script) as other, pytest.raises(ExportFailedError):
-        other.results()
+        list(other.results())
 
 
 @pytest.mark.parametrize("error", [None, UsageError("stop"), KeyboardInterrupt()], ids=repr)
@@ -231,7 +253,7 @@ def test_it_is_started_when_it_helps(
     count: list[None] = []
 
     @contextmanager
-    def counted() -> Iterator[None]:
+    def counted(_: object) -> Iterator[None]:
         count.append(None)
         yield
 

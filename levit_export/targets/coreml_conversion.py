@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from levit_export import lean, naming
 from levit_export.core import PROBABILITIES, ExportOptions, Prepared, TensorSpec
+from levit_export.targets import lowering
 from levit_export.targets.coreml_compression import COMPRESSED, compress
 from levit_export.targets.coreml_names import is_within, settle, visiting
 from levit_export.zoo import DISTILL, LOGITS
@@ -47,7 +49,7 @@ def _convert(model: Prepared, options: ExportOptions) -> tuple[Any, dict[str, st
     """The model in float16 or float32, and the block that each op is of."""
     ct = lean.coremltools()
     (taken,) = model.signature.inputs
-    lowered = model.program.run_decompositions({})
+    lowered = lowering.for_coreml(model.program)
     naming.rename(lowered, model.blocks)
     if model.embedded.preprocessing:
         _begin_with_image(lowered)
@@ -61,21 +63,35 @@ def _convert(model: Prepared, options: ExportOptions) -> tuple[Any, dict[str, st
     # Names are numbered by a counter of the process that ct.convert empties when it ends, not when
     # it begins: whatever built a program before would show in the file.
     lean.coremltools("converters.mil").Builder.name_count.clear()
-    converted = ct.convert(
-        lowered,
-        inputs=[_input(taken)],
-        convert_to="mlprogram",
-        compute_precision=_arithmetic(options, owners),
-        minimum_deployment_target=getattr(
-            ct.target, DEPLOYMENT_TARGETS[options.deployment_target]
-        ),
-        pass_pipeline=visiting(
-            lambda operations: owners.update(settle(operations, model.blocks.values(), given))
-        ),
-        skip_model_load=True,
-        **settings,
-    )
+    with _unvalidated():
+        converted = ct.convert(
+            lowered,
+            inputs=[_input(taken)],
+            convert_to="mlprogram",
+            compute_precision=_arithmetic(options, owners),
+            minimum_deployment_target=getattr(
+                ct.target, DEPLOYMENT_TARGETS[options.deployment_target]
+            ),
+            pass_pipeline=visiting(
+                lambda operations: owners.update(settle(operations, model.blocks.values(), given))
+            ),
+            skip_model_load=True,
+            **settings,
+        )
+    converted._mil_program.validate()  # noqa: SLF001
     return converted, owners
+
+
+@contextmanager
+def _unvalidated() -> Iterator[None]:
+    """Without the validation of the whole program after each of a hundred passes."""
+    program = lean.coremltools("converters.mil.mil").Program
+    validate = program.validate
+    program.validate = lambda *_, **__: None
+    try:
+        yield
+    finally:
+        program.validate = validate
 
 
 def _arithmetic(options: ExportOptions, owners: Mapping[str, str]) -> Any:

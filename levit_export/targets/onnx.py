@@ -29,7 +29,7 @@ from levit_export.errors import (
     UsageError,
 )
 from levit_export.samples import seeded
-from levit_export.targets import onnx_precision, onnx_weights
+from levit_export.targets import lowering, onnx_precision, onnx_weights
 from levit_export.targets.availability import needs
 from levit_export.targets.metadata import PREFIX, metadata, passes_in, refuse_precision
 from levit_export.targets.quiet import first_line, quiet
@@ -207,7 +207,7 @@ def _convert(model: Prepared, opset: int) -> ModelProto:
     import torch
 
     try:
-        with quiet("torch.onnx", "onnxscript"):
+        with quiet("torch.onnx", "onnxscript"), lowering.as_captured():
             program = torch.onnx.export(
                 model.program,
                 input_names=[spec.name for spec in model.signature.inputs],

@@ -76,7 +76,7 @@ def simplify(
             )
         try:
             simplified = onnx.load(after)
-            difference = _largest_difference(model, simplified, inputs)
+            difference = _largest_difference(before, after, inputs)
         except Exception as error:
             return Simplified(
                 model, f"not simplified: onnxsim's result is unusable ({first_line(error)})"
@@ -91,18 +91,16 @@ def simplify(
     return Simplified(simplified)
 
 
-def _largest_difference(
-    one: ModelProto, other: ModelProto, inputs: Mapping[str, np.ndarray]
-) -> float:
+def _largest_difference(one: Path, other: Path, inputs: Mapping[str, np.ndarray]) -> float:
     import onnxruntime
 
     results = []
-    for model in (one, other):
+    for path in (one, other):
         options = onnxruntime.SessionOptions()
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.log_severity_level = 3
         session = onnxruntime.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+            str(path), options, providers=["CPUExecutionProvider"]
         )
         results.append(session.run(None, dict(inputs)))
     if len(results[0]) != len(results[1]):

@@ -28,7 +28,7 @@ from levit_export.errors import (
     RuntimeFailedError,
     UsageError,
 )
-from levit_export.targets import openvino_constants, openvino_quantise
+from levit_export.targets import lowering, openvino_constants, openvino_quantise
 from levit_export.targets.availability import needs
 from levit_export.targets.metadata import PREFIX, metadata, passes_in, refuse_precision
 from levit_export.targets.quiet import first_line, last_line, quiet
@@ -75,7 +75,12 @@ class OpenvinoTarget:
 
         try:
             with quiet("openvino"):
-                decoder = TorchFXPythonDecoder.from_exported_program(model.program)
+                lowered = lowering.for_openvino(model.program)
+                decoder = (
+                    TorchFXPythonDecoder.from_exported_program(model.program)
+                    if lowered is None
+                    else TorchFXPythonDecoder(lowered, dynamic_shapes=True)
+                )
                 values = naming.names(decoder.pt_module.graph.nodes, model.blocks).values
                 graph = openvino.convert_model(decoder)
                 _shape(graph, model.signature)

@@ -152,8 +152,8 @@ def _prepared(parts: Parts, checkpoint: Checkpoint) -> dict[str, Prepared]:
                     f"laid out as {layout}, proven",
                     partial(preparation.laid_out, rewritten, layout),
                 )
-            captured = partial(preparation.capture, laid_out, 1)
-            made[layout] = parts.time(f"torch.export, {layout}", captured)
+            made[layout] = preparation.capture(laid_out, 1)
+            parts.time(f"torch.export, {layout}", made[layout].capture)
         found[form] = made[layout]
     return found
 
