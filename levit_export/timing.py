@@ -95,8 +95,13 @@ def measure(
     *,
     clock: Callable[[], float] = perf_counter,
     progress: Callable[[], None] = lambda: None,
+    rest: Callable[[KeyT], None] = lambda _: None,
 ) -> dict[KeyT, tuple[float, ...]]:
-    """Seconds of every call, ``{name: (rounds,)}``, measured round robin after warming up."""
+    """Seconds of every call, ``{name: (rounds,)}``, measured round robin after warming up.
+
+    ``rest`` is called with each name once it was timed, and may wait until the session's threads
+    sleep: OpenMP's go on spinning, and would take the cores from the next session.
+    """
     end = clock() + plan.budget_s
     for call in calls.values():
         _warm_up(call, plan.warmup, plan.budget_s / len(calls) / 2, clock)
@@ -107,6 +112,7 @@ def measure(
         for name, call in calls.items():
             call()
             seconds[name] += series(call, 1, clock=clock)
+            rest(name)
         progress()
     return {name: tuple(values) for name, values in seconds.items()}
 

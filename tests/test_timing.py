@@ -70,6 +70,21 @@ def test_sessions_are_interleaved() -> None:
     assert rounds == [6, 12]
 
 
+def test_a_session_may_be_left_to_rest() -> None:
+    """There is a rest after each timed call, of which the session is told; it counts for none."""
+    clock = Clock()
+    calls = {name: clock.work(name, steady(1)) for name in "ab"}
+
+    def rest(name: str) -> None:
+        clock.work(f"<{name}>", steady(100))()
+
+    seconds = timing.measure(
+        calls, TimingPlan(warmup=0, iterations=2, budget_s=1e6), clock=clock, rest=rest
+    )
+    assert "".join(clock.calls) == "aa<a>bb<b>" * 2
+    assert seconds == {"a": (1.0, 1.0), "b": (1.0, 1.0)}
+
+
 def test_warm_up_stops_when_steady() -> None:
     """A session that is steady from the start is warmed up for two windows, not to the limit."""
     clock = Clock()

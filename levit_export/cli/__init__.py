@@ -7,13 +7,12 @@ import os
 import signal
 import sys
 import threading
-from contextlib import suppress
 from typing import NoReturn
 
 import click
 
 from levit_export._version import __version__
-from levit_export.cli.verb import HELP_NAMES, VerbGroup
+from levit_export.cli.verb import HELP_NAMES, PIPE_CLOSED, VerbGroup
 
 __all__ = ["cli", "main"]
 
@@ -71,6 +70,10 @@ def _leave(status: int | str | None) -> NoReturn:
     threading._shutdown()  # type: ignore[attr-defined]  # noqa: SLF001
     atexit._run_exitfuncs()  # noqa: SLF001
     for stream in (sys.stdout, sys.stderr):
-        with suppress(ValueError):  # closed
+        try:
             stream.flush()
+        except BrokenPipeError:
+            status = PIPE_CLOSED
+        except ValueError:  # closed already
+            continue
     os._exit(status or 0)

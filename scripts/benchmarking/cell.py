@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -26,7 +26,7 @@ from benchmarking.processes import reply
 from benchmarking.values import COMPILED, EAGER, Cell, Row
 from levit_export import machine, reference, timing
 from levit_export.bundle import digest
-from levit_export.checking import BLAS_SPIN_S, GEMM_CALLS
+from levit_export.checking import GEMM_CALLS, SPIN_S
 from levit_export.core import RunOptions, Session
 from levit_export.passes import PASSES, apply_passes
 from levit_export.targets import target
@@ -56,7 +56,8 @@ def main() -> None:
         opened = [_entrant(stack, row, task) for row in task["rows"]]
         calls = {i: each.call for i, each in enumerate(opened) if isinstance(each, Entrant)}
         before = gemm_seconds(task["threads"])
-        seconds = interleaved(calls, task["seconds"])
+        spinning = {i for i in calls if task["rows"][i]["name"] in (EAGER, COMPILED)}
+        seconds = interleaved(calls, task["seconds"], spinning if task["threads"] > 1 else set())
         after = gemm_seconds(task["threads"])
     rows = tuple(
         replace(each.row, seconds=seconds[i]) if isinstance(each, Entrant) else each
@@ -66,8 +67,13 @@ def main() -> None:
     answer.write_text(json.dumps(asdict(cell)), encoding="utf-8")
 
 
-def interleaved(calls: Mapping[int, Call], budget_s: float) -> dict[int, tuple[float, ...]]:
-    """Seconds of each call, in as many rounds as ``budget_s`` allows, within bounds."""
+def interleaved(
+    calls: Mapping[int, Call], budget_s: float, spinning: Collection[int] = ()
+) -> dict[int, tuple[float, ...]]:
+    """Seconds of each call, in as many rounds as ``budget_s`` allows, within bounds.
+
+    After those of ``spinning`` there is a pause: PyTorch's threads go on for a while.
+    """
     warm = {key: _warm_up(call) for key, call in calls.items()}
     settles = {key: seconds < SETTLED_S for key, seconds in warm.items()}
     a_round = sum(seconds * (1 + settles[key]) for key, seconds in warm.items())
@@ -78,6 +84,8 @@ def interleaved(calls: Mapping[int, Call], budget_s: float) -> dict[int, tuple[f
             if settles[key]:
                 call()
             found[key] += timing.series(call, 1)
+            if key in spinning:
+                sleep(SPIN_S)
     return {key: tuple(seconds) for key, seconds in found.items()}
 
 
@@ -86,7 +94,7 @@ def gemm_seconds(threads: int) -> tuple[float, ...]:
     multiply = machine.gemm(threads)
     multiply()
     seconds = timing.series(multiply, GEMM_CALLS)
-    sleep(BLAS_SPIN_S)
+    sleep(SPIN_S)
     return seconds
 
 

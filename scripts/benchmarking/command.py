@@ -121,7 +121,7 @@ def main() -> int:
             folder=Path(folder),
             others=others,
         )
-        records, failed = _measure(request)
+        records, failed = _measure(request, keep=_keep if arguments.record else _drop)
     commands = [each for each in records if isinstance(each, ToolRecord)]
     if len(commands) > 1:
         print(f"## Export time over model size\n\n{tables.export_over_size(commands)}")
@@ -131,17 +131,25 @@ def main() -> int:
             for each in records
         ]
         arguments.json.write_text(json.dumps(everything) + "\n", encoding="utf-8")
-    if arguments.record:
-        for each in records:
-            path = record.write(ROOT / "models", each)
-            print(f"wrote {path.relative_to(ROOT)}", file=sys.stderr)
-        for path, text in pages.pages(ROOT).items():
-            path.write_text(text, encoding="utf-8")
     return 1 if failed else 0
 
 
-def _measure(request: Request) -> tuple[list[Record], bool]:
-    """The records of all sections; a section that fails leaves the others as they are."""
+def _keep(each: Record) -> None:
+    path = record.write(ROOT / "models", each)
+    print(f"wrote {path.relative_to(ROOT)}", file=sys.stderr)
+    for page, text in pages.pages(ROOT).items():
+        page.write_text(text, encoding="utf-8")
+
+
+def _drop(_: Record) -> None:
+    """A run that is not recorded."""
+
+
+def _measure(request: Request, keep: Callable[[Record], None]) -> tuple[list[Record], bool]:
+    """The records of all sections, each kept as soon as it is there.
+
+    A section that fails leaves the others as they are.
+    """
     records: list[Record] = []
     failed = False
     for section, run in RUN.items():
@@ -151,6 +159,7 @@ def _measure(request: Request) -> tuple[list[Record], bool]:
         try:
             for each in run(request):
                 records.append(each)
+                keep(each)
                 print(f"## {pages.TITLES[section]}: {each.model}\n\n{tables.show(each)}")
                 sys.stdout.flush()
         except (WorkerError, RuntimeError) as error:
