@@ -62,7 +62,7 @@ def run(job: Job, model: Prepared, folder: Path) -> Artifact:
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """Without looking for garbage: graphs are cycles by the million, and nearly all are in use."""
+    """Without looking for garbage: graphs are full of cycles, and nearly all of it is in use."""
     was_on = gc.isenabled()
     gc.disable()
     try:
