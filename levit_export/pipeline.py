@@ -388,17 +388,20 @@ class _Checks:
     expected: Reference
     request: ExportRequest
     progress: Progress
-    artifacts: list[Artifact] = field(default_factory=list)
     found: dict[Row, tuple[ParityReport, Accuracy | None]] = field(default_factory=dict)
 
     def add(self, artifact: Artifact) -> None:
         """Check what is on disk, each way that it is to be executed."""
-        self.artifacts.append(artifact)
         self.expected = reference.with_quantised_weights(
             self.expected, self.model.weights, [artifact]
         )
         for row in checking.rows([artifact], self.request.run):
             self.found[row] = self._checked(row)
+
+    @property
+    def artifacts(self) -> list[Artifact]:
+        """In the order in which they came; each has a row at least."""
+        return list(dict.fromkeys(row.artifact for row in self.found))
 
     def _checked(self, row: Row) -> tuple[ParityReport, Accuracy | None]:
         if not self.request.check:
