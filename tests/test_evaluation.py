@@ -32,6 +32,7 @@ from levit_export.errors import (
 )
 from levit_export.evaluation import EvaluateRequest, answers, evaluate, judging, workers
 from levit_export.evaluation.answers import Answer, Answers, Task, Weights
+from levit_export.evaluation.process import Process
 from levit_export.images import Unreadable, open_images
 from levit_export.images.image_set import Entry, ImageSet
 from levit_export.reference import ModelChoice
@@ -355,18 +356,42 @@ def test_workers_that_pay(
     monkeypatch: pytest.MonkeyPatch, worth_s: float, most: int, expected: int
 ) -> None:
     """Unasked, others are started by the work that is left, and no more than there are groups."""
-    begun: list[str] = []
+    begun: list[object] = []
 
     @contextmanager
-    def started(code: str, *_: object) -> Iterator[object]:
-        begun.append(code)
-        yield object()
+    def conversing(process: object, *_: object) -> Iterator[object]:
+        begun.append(process)
+        yield process
 
-    monkeypatch.setattr(workers, "started", started)
+    monkeypatch.setattr(workers, "Process", lambda _: object())
+    monkeypatch.setattr(workers, "conversing", conversing)
     whole = task(recipe=SMALL, groups=tuple((i,) for i in range(7)))
     found = workers.run(whole, None, most=most, worth_s=worth_s)
     assert len(begun) == expected
     assert found.rows.tolist() == list(range(7))
+
+
+def test_workers_that_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes started early are taken first, and whichever was not needed is gone as well."""
+    begun: list[Process] = []
+    ended: list[Process] = []
+
+    class Recorded(Process):
+        def __init__(self, code: str) -> None:
+            super().__init__(code)
+            begun.append(self)
+
+        def end(self) -> None:
+            super().end()
+            ended.append(self)
+
+    monkeypatch.setattr(workers, "Process", Recorded)
+    whole = task(recipe=SMALL, groups=((0,), (1,), (2,)))
+    with workers.ready(3, ("colorsys", "no_such_package")) as waiting:
+        found = workers.run(whole, 3, waiting=waiting)
+        assert (len(begun), len(waiting)) == (3, 1)
+    assert found.rows.tolist() == [0, 1, 2]
+    assert set(begun) == set(ended)
 
 
 def test_what_a_worker_raises(copied: Path, tmp_path: Path) -> None:

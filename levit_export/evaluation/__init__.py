@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from levit_export import checking, parity, report
@@ -12,6 +14,7 @@ from levit_export.core import RunOptions, Verdict
 from levit_export.errors import UsageError
 from levit_export.evaluation import judging, remote, workers
 from levit_export.evaluation.answers import Answers, Task
+from levit_export.evaluation.process import Process
 from levit_export.evaluation.record import record
 from levit_export.evaluation.subjects import Subject, subjects
 from levit_export.images import ImageSet, open_images, refuse_too_many
@@ -79,6 +82,17 @@ def evaluate(request: EvaluateRequest, progress: Progress | None = None) -> Repo
             "workers are those of the cluster",
             remedy="Give one of them.",
         )
+    with _workers_for(request) as waiting:
+        return _evaluated(request, progress, waiting)
+
+
+def _workers_for(request: EvaluateRequest) -> AbstractContextManager[list[Process]]:
+    """The processes that were asked for, as far as there is a core for them to start on."""
+    others = min((request.workers or 1) - 1, usable_cores())
+    return workers.ready(others, () if request.choice.is_default else ("torch",))
+
+
+def _evaluated(request: EvaluateRequest, progress: Progress, waiting: list[Process]) -> Report:
     all_subjects = subjects(request.paths, request.choice, request.run, progress)
     data = {
         subject.labels: open_images(request.data, labels=subject.labels)
@@ -86,12 +100,13 @@ def evaluate(request: EvaluateRequest, progress: Progress | None = None) -> Repo
     }
     for subject in all_subjects:
         _refuse_pointless(subject, data[subject.labels], request)
+    answers = partial(_answers, request, progress, waiting)
     results: dict[tuple[int, Row], _Result] = {}
     for shared in dict.fromkeys(subject.shared for subject in all_subjects):
         members = [(i, s) for i, s in enumerate(all_subjects) if s.shared == shared]
         rows = [(i, row) for i, subject in members for row in subject.rows]
         images = data[members[0][1].labels].limited(request.limit)
-        found = _evaluate([row for _, row in rows], members[0][1], images, request, progress)
+        found = _evaluate([row for _, row in rows], members[0][1], images, request, answers)
         results |= dict(zip(rows, found, strict=True))
     reports = [
         each
@@ -129,7 +144,7 @@ def _evaluate(
     subject: Subject,
     images: ImageSet,
     request: EvaluateRequest,
-    progress: Progress,
+    answers: Callable[[Task], Answers],
 ) -> list[_Result]:
     """A result for each of ``rows``, which all go with ``subject``'s recipe and reference."""
     runnable, reasons = [], {}
@@ -142,20 +157,29 @@ def _evaluate(
     if not runnable:
         return [_Result("not-run", reasons[row]) for row in rows]
     task = _task(runnable, subject, images, request)
-    progress.stage(f"evaluating on {len(images)} images")
-    progress.steps(len(task.groups))
-    answers = _answers(task, request, progress)
-    refuse_too_many([each for _, each in answers.unreadable], len(images), images.source)
-    judged = dict(zip(runnable, _judged(answers, task, subject, request), strict=True))
+    found = answers(task)
+    refuse_too_many([each for _, each in found.unreadable], len(images), images.source)
+    judged = dict(zip(runnable, _judged(found, task, subject, request), strict=True))
     return [judged[row] if row in judged else _Result("not-run", reasons[row]) for row in rows]
 
 
-def _answers(task: Task, request: EvaluateRequest, progress: Progress) -> Answers:
+def _answers(
+    request: EvaluateRequest, progress: Progress, waiting: list[Process], task: Task
+) -> Answers:
     """The answers to ``task``, which are the same wherever they are worked out."""
+    progress.stage(f"evaluating on {len(task.images)} images")
+    progress.steps(len(task.groups))
     if request.scheduler is not None:
         return remote.run(task, request.scheduler, progress.advance)
     most = min(MOST_WORKERS, max(1, usable_cores() // request.run.threads))
-    return workers.run(task, request.workers, progress.advance, most=most, worth_s=WORTH_A_WORKER)
+    return workers.run(
+        task,
+        request.workers,
+        progress.advance,
+        most=most,
+        worth_s=WORTH_A_WORKER,
+        waiting=waiting,
+    )
 
 
 def _task(

@@ -70,13 +70,14 @@ class Process:
 
 
 @contextmanager
-def started(code: str, first: Any, heard: Callable[[Process, Any], None]) -> Iterator[Process]:
-    """A process that runs ``code`` and is sent ``first``; it is gone when the block ends.
+def conversing(
+    process: Process, first: Any, heard: Callable[[Process, Any], None]
+) -> Iterator[Process]:
+    """``process``, which is sent ``first``; it is gone when the block ends.
 
     ``heard`` is called in a thread with every message up to one that is no string, which is the
     last: its result, or the error that it raised or died of.
     """
-    process = Process(code)
     listener = Thread(target=_listen, args=(process, first, heard), daemon=True)
     listener.start()
     try:

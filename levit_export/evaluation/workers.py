@@ -12,16 +12,17 @@ import os
 import pickle
 import queue
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
+from importlib import import_module
 from threading import Lock
 from time import perf_counter
 from typing import Any
 
 from levit_export.errors import LevitExportError, RuntimeFailedError
 from levit_export.evaluation.answers import Answers, Task, classified, entered, merge
-from levit_export.evaluation.process import Process, started
+from levit_export.evaluation.process import Process, conversing
 from levit_export.helper import die_with_parent
 
 NEXT = "next"
@@ -33,6 +34,26 @@ WARM = 2
 Group = tuple[int, ...]
 
 
+@contextmanager
+def ready(count: int, imports: Sequence[str]) -> Iterator[list[Process]]:
+    """``count`` processes that import while this one still finds out what there is to do.
+
+    For :func:`run`'s ``waiting``. Whoever takes one from the list ends it; the others end here.
+    """
+    waiting: list[Process] = []
+    try:
+        waiting.extend(Process(_code(imports)) for _ in range(count))
+        yield waiting
+    finally:
+        for process in waiting:
+            process.end()
+            process.close()
+
+
+def _code(imports: Sequence[str]) -> str:
+    return f"from levit_export.evaluation.workers import main; main({tuple(imports)!r})"
+
+
 def run(
     task: Task,
     workers: int | None,
@@ -40,15 +61,17 @@ def run(
     *,
     most: int = 1,
     worth_s: float = 0.0,
+    waiting: list[Process] | None = None,
 ) -> Answers:
     """The answers to ``task``, the same for any number of ``workers``; 1 is this process.
 
-    With ``workers`` None others are started once the pace is known: one for every ``worth_s``
-    seconds of work that this process has left, up to ``most`` of all. Raises what a worker
-    raised, and ``RuntimeFailedError`` for one that died with images in its hands.
+    Processes are taken from those ``waiting`` as long as there are any. With ``workers`` None
+    others are started once the pace is known: one for every ``worth_s`` seconds of work that this
+    process has left, up to ``most`` of all. Raises what a worker raised, and
+    ``RuntimeFailedError`` for one that died with images in its hands.
     """
     with ExitStack() as stack:
-        pool = _Pool(task, stack, advance)
+        pool = _Pool(task, stack, advance, [] if waiting is None else waiting)
         if workers is not None:
             pool.start(workers - 1)
 
@@ -64,9 +87,16 @@ def run(
 class _Pool:
     """The heap of groups, and the other processes that take from it."""
 
-    def __init__(self, task: Task, stack: ExitStack, advance: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        task: Task,
+        stack: ExitStack,
+        advance: Callable[[], None],
+        waiting: list[Process],
+    ) -> None:
         self._task = replace(task, groups=())
         self._stack = stack
+        self._waiting = waiting
         self._groups = list(reversed(task.groups))
         self._advance = advance
         self._lock = Lock()
@@ -77,9 +107,10 @@ class _Pool:
 
     def start(self, count: int) -> None:
         """Start so many processes more, as far as there are groups for them."""
-        code = "from levit_export.evaluation.workers import main; main()"
         for _ in range(min(count, len(self._groups) - 1)):
-            self._workers.append(self._stack.enter_context(started(code, self._task, self._heard)))
+            process = self._waiting.pop() if self._waiting else Process(_code(()))
+            conversation = conversing(process, self._task, self._heard)
+            self._workers.append(self._stack.enter_context(conversation))
 
     def advance(self) -> None:
         """A group is done, here or elsewhere."""
@@ -158,10 +189,13 @@ def _serve(requests: Any, channel: Any) -> None:
     say(result)
 
 
-def main() -> None:
-    """Be a worker."""
+def main(imports: Sequence[str]) -> None:
+    """Be a worker; ``imports`` are what its task is going to need."""
     die_with_parent()
     # What runtimes print must not get between the messages.
     channel = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
+    for package in imports:
+        with suppress(ImportError):  # whoever needs it says so, and better
+            import_module(package)
     _serve(sys.stdin.buffer, channel)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from levit_export.errors import LevitExportError, RuntimeFailedError
-from levit_export.evaluation.process import Process, started
+from levit_export.evaluation.process import Process, conversing
 from levit_export.helper import die_with_parent
 from levit_export.sweep.cells import Cell, Result, failure, perform
 
@@ -30,7 +30,7 @@ def isolated(
     def heard(_: Process, message: Any) -> None:
         messages.put(message)
 
-    with started(CODE, (cell, folder), heard) as process:
+    with conversing(Process(CODE), (cell, folder), heard) as process:
         begun(process)
         message = messages.get()
     if isinstance(message, LevitExportError):
