@@ -21,7 +21,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -171,7 +170,7 @@ def _import(formats: Sequence[str]) -> None:
     with quiet():
         for package in ("torch.export", *(p for f in formats for p in PACKAGES.get(f, ()))):
             with suppress(ImportError):
-                lean.coremltools() if package == "coremltools" else import_module(package)
+                lean.load(package)
 
 
 def _send(answer: Artifact | Exception | None, answers: Any) -> None:

@@ -215,11 +215,14 @@ def export(request: ExportRequest, progress: Progress | None = None) -> Report:
     ``<output>`` stays as it was.
     """
     from levit_export.preparation import Forms
+    from levit_export.targets.eager import cpu_threads
 
     progress = progress or Silent()
     jobs = plan(request)
     with ExitStack() as stack:
         other = _other_process(jobs, stack)
+        # Threads that wait for one another while the helper has a core take twice as long as one.
+        stack.enter_context(cpu_threads(machine.usable_cores() - (other is not None)))
         progress.stage("loading the checkpoint")
         checkpoint = reference.load(request.choice, progress)
         calibration = _calibration(jobs, checkpoint, request)

@@ -1,8 +1,7 @@
-"""Importing coremltools without the frameworks that it would look for."""
+"""Importing coremltools and OpenVINO without what they would look for."""
 
 from __future__ import annotations
 
-import importlib
 import json
 import subprocess
 import sys
@@ -24,7 +23,7 @@ found = lean.coremltools(), lean.coremltools("proto.Model_pb2")
 assert found[0] is sys.modules["coremltools"]
 assert found[1] is sys.modules["coremltools.proto.Model_pb2"]
 assert {name: module for name, module in sys.modules.items() if module is None} == before
-print(json.dumps([name for name in lean.UNUSED if name in sys.modules]))
+print(json.dumps([name for name in lean.UNUSED['coremltools'] if name in sys.modules]))
 """
 
 PLAIN = """
@@ -33,6 +32,26 @@ warnings.simplefilter("ignore")
 import coremltools
 print(json.dumps([name for name in ("sklearn", "transformers") if name in sys.modules]))
 """
+
+
+CONVERTED = """
+import json, pathlib, sys, tempfile, warnings
+warnings.simplefilter("ignore")
+from levit_export import preparation, reference
+from levit_export.core import ExportOptions
+from levit_export.targets import target
+model = preparation.prepare(reference.load(reference.ModelChoice()))
+with tempfile.TemporaryDirectory() as folder:
+    target("openvino").export(model, pathlib.Path(folder, "model.xml"), ExportOptions())
+print(json.dumps([name for name in sys.modules if name.startswith("openvino_telemetry")]))
+"""
+
+PLAIN_OPENVINO = """
+import json, sys, openvino
+print(json.dumps([name for name in sys.modules if name.startswith("openvino_telemetry")]))
+"""
+
+FRAMEWORKS = lean.UNUSED["coremltools"]
 
 
 def run(script: str) -> list[str]:
@@ -55,21 +74,32 @@ def test_a_plain_import_imports_them() -> None:
     assert "sklearn" in run(PLAIN)
 
 
+def test_nobody_is_told_of_a_conversion() -> None:
+    """A conversion by OpenVINO is not reported to anyone: its telemetry is not even imported."""
+    assert run(CONVERTED) == []
+
+
+def test_a_plain_import_would_tell() -> None:
+    """Imported by itself, OpenVINO imports its telemetry: what is avoided exists."""
+    pytest.importorskip("openvino_telemetry", exc_type=ImportError)
+    assert run(PLAIN_OPENVINO)
+
+
 def test_what_was_imported_before_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     """A framework that the caller has imported is the same module afterwards."""
     theirs = ModuleType("sklearn")
     seen: list[dict[str, object]] = []
 
     def record(name: str) -> ModuleType:
-        seen.append({unused: sys.modules.get(unused, "absent") for unused in lean.UNUSED})
+        seen.append({unused: sys.modules.get(unused, "absent") for unused in FRAMEWORKS})
         return ModuleType(name)
 
-    for unused in ("coremltools", *lean.UNUSED):
+    for unused in ("coremltools", *FRAMEWORKS):
         monkeypatch.delitem(sys.modules, unused, raising=False)
     monkeypatch.setitem(sys.modules, "sklearn", theirs)
-    monkeypatch.setattr(importlib, "import_module", record)
+    monkeypatch.setattr(lean, "import_module", record)
     assert lean.coremltools("models").__name__ == "coremltools.models"
-    assert seen == [{**dict.fromkeys(lean.UNUSED), "sklearn": theirs}]
+    assert seen == [{**dict.fromkeys(FRAMEWORKS), "sklearn": theirs}]
     assert sys.modules["sklearn"] is theirs
     assert not {"transformers", "xgboost", "libsvm", "tensorflow"} & set(sys.modules)
 
@@ -80,12 +110,12 @@ def test_a_failed_import_hides_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(name: str) -> ModuleType:
         raise ModuleNotFoundError(f"No module named {name!r}")
 
-    for unused in ("coremltools", *lean.UNUSED):
+    for unused in ("coremltools", *FRAMEWORKS):
         monkeypatch.delitem(sys.modules, unused, raising=False)
-    monkeypatch.setattr(importlib, "import_module", refuse)
+    monkeypatch.setattr(lean, "import_module", refuse)
     with pytest.raises(ImportError, match="'coremltools'"):
         lean.coremltools()
-    assert not set(lean.UNUSED) & set(sys.modules)
+    assert not set(FRAMEWORKS) & set(sys.modules)
 
 
 def test_the_evaluator_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -113,7 +113,7 @@ def _drawn(able: Sequence[tuple[ArtifactReport, Row]], subject: Subject) -> Drif
     from levit_export.drift import chain, mapping
     from levit_export.drift.request import accepted
     from levit_export.drift.yardstick import samples_of
-    from levit_export.targets.eager import _cpu_threads
+    from levit_export.targets.eager import cpu_threads
 
     expected = subject.expected
     chosen = telling([report for report, _ in able], len(expected.samples))
@@ -125,7 +125,7 @@ def _drawn(able: Sequence[tuple[ArtifactReport, Row]], subject: Subject) -> Drif
         is_ours=subject.is_ours,
         layouts=origin.layouts([row.artifact for _, row in able]),
     )
-    with _cpu_threads(chain.THREADS):
+    with cpu_threads(chain.THREADS):
         bench = mapping.Bench(model, subject.calibration)
         rows = [(row.artifact, row.run) for _, row in able]
         return mapping.draw(bench, rows, known=subject.programs)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from levit_export import naming
+from levit_export import lean, naming
 from levit_export.core import Artifact, Target
 from levit_export.targets import target
 
@@ -39,7 +39,7 @@ def _values(kind: Target, artifact: Artifact) -> Iterable[str]:
         graph = onnx.load(artifact.path).graph
         return [name for node in graph.node for name in node.output]
     if artifact.format == "openvino":
-        import openvino
+        openvino = lean.openvino()
 
         graph = openvino.Core().read_model(artifact.path)
         constants = ("Constant", "Result", "Parameter")

@@ -20,7 +20,7 @@ from levit_export.progress import Progress, Silent
 from levit_export.reference import ModelChoice, _held_out
 from levit_export.targets import target
 from levit_export.targets.availability import needs
-from levit_export.targets.eager import _cpu_threads
+from levit_export.targets.eager import cpu_threads
 
 if TYPE_CHECKING:
     from levit_export.checkpoints import Checkpoint
@@ -80,7 +80,7 @@ def trace(request: DriftRequest, progress: Progress | None = None) -> DriftMap:
         layouts=origin.layouts([artifact for artifact, _ in runnable]),
     )
     progress.stage("computing the reference")
-    with _cpu_threads(chain.THREADS):
+    with cpu_threads(chain.THREADS):
         bench = mapping.Bench(model, calibration)
         drawn = mapping.draw(bench, runnable, progress.stage)
     return replace(drawn, notes=tuple(notes))

@@ -116,7 +116,7 @@ class EagerSession:
         """One forward call; outputs are float64 for ``fp64``, else float32."""
         tensor = torch.from_numpy(np.ascontiguousarray(inputs["input"]))
         try:
-            with torch.inference_mode(), _cpu_threads(self._threads):
+            with torch.inference_mode(), cpu_threads(self._threads):
                 value = tensor.to(_DTYPES[self._arithmetic])
                 if self._arithmetic == "fp16":
                     with self._rounding:
@@ -135,7 +135,7 @@ class EagerSession:
 
 
 @contextmanager
-def _cpu_threads(count: int | None) -> Iterator[None]:
+def cpu_threads(count: int | None) -> Iterator[None]:
     """PyTorch's thread count is the process's, so it is set for one call and put back."""
     before = torch.get_num_threads()
     if count is None or count == before:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from levit_export import naming
+from levit_export import lean, naming
 from levit_export.core import (
     Artifact,
     Availability,
@@ -70,7 +70,7 @@ class OpenvinoTarget:
 
     def export(self, model: Prepared, path: Path, options: ExportOptions) -> Artifact:
         """Write ``path`` and the ``.bin`` beside it."""
-        import openvino
+        openvino = lean.openvino()
         from openvino.frontend.pytorch.fx_decoder import TorchFXPythonDecoder
 
         try:
@@ -103,7 +103,7 @@ class OpenvinoTarget:
 
     def inspect(self, path: Path) -> Artifact:
         """Signature and precision of an IR file."""
-        import openvino
+        openvino = lean.openvino()
 
         graph = _read(openvino.Core(), path)
         said = _said(graph)
@@ -113,14 +113,14 @@ class OpenvinoTarget:
 
     def constants(self, artifact: Artifact) -> Iterator[np.ndarray]:
         """The data of Constant nodes, quantised weights as float32."""
-        import openvino
+        openvino = lean.openvino()
 
         yield from openvino_constants.values(_read(openvino.Core(), artifact.path))
 
     def runs(self, options: RunOptions) -> tuple[RunOptions, ...]:
         """Once, on ``options.device``, which must be one that OpenVINO sees."""
         if options.device.upper() != RunOptions().device:
-            import openvino
+            openvino = lean.openvino()
 
             _refuse_absent(openvino.Core(), options.device)
         return (options,)
@@ -139,7 +139,7 @@ class OpenvinoTarget:
         ``INFERENCE_PRECISION_HINT`` is float32: on some processors OpenVINO would compute a
         float32 file in bfloat16 or float16 otherwise (openvino#28032, #27795).
         """
-        import openvino
+        openvino = lean.openvino()
 
         core = openvino.Core()
         device = options.device.upper()
@@ -168,7 +168,7 @@ class OpenvinoSession:
     def __init__(
         self, compiled: openvino.CompiledModel, path: Path, device: str, taps: Sequence[str]
     ) -> None:
-        import openvino
+        openvino = lean.openvino()
 
         self._request = compiled.create_infer_request()
         self._path = path
@@ -224,7 +224,7 @@ def _said(graph: openvino.Model) -> dict[str, str]:
 
 def _shape(graph: openvino.Model, signature: Signature) -> None:
     """Fix every dimension but an open batch: the converter leaves height and width open."""
-    import openvino
+    openvino = lean.openvino()
 
     graph.reshape(
         {

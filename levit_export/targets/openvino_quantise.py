@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from levit_export import naming
+from levit_export import lean, naming
 from levit_export.core import Calibration, ExportOptions, Prepared
 from levit_export.errors import MissingDependencyError, UnknownNameError, UsageError
 from levit_export.targets.availability import needs
@@ -160,7 +160,7 @@ def _halved(graph: openvino.Model, model: Prepared, keep: Sequence[str]) -> open
     OpenVINO's own mark for constants that stay has no Python name, so those of ``keep`` are put
     back. A constant that is mostly outside float16's range OpenVINO leaves in float32.
     """
-    import openvino
+    openvino = lean.openvino()
     from openvino._offline_transformations import compress_model_transformation
 
     kept = set(_kept(graph, model, keep))

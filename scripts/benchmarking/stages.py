@@ -89,12 +89,12 @@ def _import_torch() -> None:
 def _import_rest() -> None:
     import onnxruntime  # noqa: F401
     import onnxscript  # noqa: F401
-    import openvino  # noqa: F401
     import torch.onnx  # noqa: F401
 
     from levit_export import lean, pipeline, preparation  # noqa: F401
     from levit_export.targets.quiet import quiet
 
+    lean.openvino()
     with quiet():
         lean.coremltools()
 

@@ -373,6 +373,8 @@ def onnx(path: Path, manifest: Any, units: str) -> tuple[str, Run]:
 
 def openvino(path: Path, manifest: Any, units: str) -> tuple[str, Run]:
     """Compile for the CPU, in float32: some processors would compute in bfloat16 otherwise."""
+    # Importing openvino would tell Google Analytics of it; it does without what is not there.
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     import openvino as ov
 
     del manifest, units
