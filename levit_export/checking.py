@@ -170,6 +170,13 @@ def rows(artifacts: Sequence[Artifact], options: RunOptions) -> tuple[Row, ...]:
     )
 
 
+def checked(
+    expected: Reference, options: RunOptions, artifact: Artifact
+) -> dict[Row, tuple[ParityReport, Accuracy | None]]:
+    """:func:`check` of each of an artifact's rows."""
+    return {row: check(row, expected) for row in rows([artifact], options)}
+
+
 def check(row: Row, reference: Reference) -> tuple[ParityReport, Accuracy | None]:
     """Parity of one artifact, and its accuracy where the reference has labelled images."""
     kind = target(row.artifact.format)

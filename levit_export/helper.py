@@ -1,7 +1,7 @@
 """A second process that exports some of a run's formats while the first exports the others.
 
 The converters are Python and use one core each. The helper is started before the checkpoint is
-read, so that its imports are done when there is something to export. It is a plain subprocess and
+read, so that its imports are done when there is something to do. It is a plain subprocess and
 not ``multiprocessing``, which would run the caller's main module again.
 
 Messages are pickles of this package's own values, over pipes to a process that this one started.
@@ -11,17 +11,18 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import io
 import os
 import pickle
+import queue
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from levit_export import launch
@@ -31,9 +32,9 @@ from levit_export.targets import target
 from levit_export.targets.quiet import first_line
 
 PACKAGES = {
-    "onnx": ("torch.onnx", "onnxscript", "onnxruntime"),
-    "openvino": ("openvino", "openvino.frontend.pytorch.fx_decoder"),
-    "coreml": ("coremltools",),
+    "onnx": ("torch.export", "torch.onnx", "onnxscript", "onnxruntime"),
+    "openvino": ("torch.export", "openvino", "openvino.frontend.pytorch.fx_decoder"),
+    "coreml": ("torch.export", "coremltools"),
 }
 """What an export of a format imports."""
 
@@ -71,37 +72,103 @@ def uncollected() -> Iterator[None]:
             gc.enable()
 
 
+@dataclass(frozen=True)
+class _Message:
+    """Calls to be done one after the other; ``about_last`` ones take the answer before them."""
+
+    calls: tuple[Callable[..., Any], ...]
+    answered: bool
+    about_last: bool
+
+
 class Helper:
-    """The other process, seen from this one."""
+    """The other process, seen from this one.
+
+    It is asked for calls and answers them in their order. Threads write and read, so that neither
+    process waits for the other to take what it has to say.
+    """
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self._process = process
+        self._outbox: queue.Queue[bytes | None] = queue.Queue()
+        self._inbox: queue.Queue[Any] = queue.Queue()
+        self._jobs = 0
+        self._threads = [Thread(target=each, daemon=True) for each in (self._write, self._read)]
+        for thread in self._threads:
+            thread.start()
+
+    def get_ready(self, packages: Sequence[str]) -> None:
+        """Let it import ``packages``; one that is missing is missed by who needs it."""
+        self._say((partial(_import, tuple(packages)),), answered=False)
+
+    def ask(self, call: Callable[[], Any]) -> None:
+        """Let it call ``call``, which a pickle must hold, and :meth:`answer` what comes of it."""
+        self._say((call,))
+
+    def ask_about_last(self, call: Callable[[Artifact], Any]) -> None:
+        """The same for a call that takes the artifact of the last job, as soon as that is made."""
+        self._say((call,), about_last=True)
 
     def start(self, work: Sequence[tuple[Job, Prepared]], folder: Path) -> None:
-        """Hand over jobs, each with the model to export; returns when they have been sent."""
-        message = tuple((job, _bare(model)) for job, model in work), folder
-        try:
-            with _pipe(self._process.stdin) as pipe:
-                pickle.dump(message, pipe)
-        except OSError as error:
-            raise self._died() from error
+        """Hand over jobs, each with the model to export, for :meth:`results`."""
+        self._jobs += len(work)
+        self._say(tuple(partial(run, job, _bare(model), folder) for job, model in work))
 
     def results(self) -> Iterator[Artifact]:
         """The artifacts in the order of the jobs, each as soon as it is written.
 
         What was raised over there is raised here.
         """
-        while (answer := self._answer()) is not None:
-            if isinstance(answer, BaseException):
-                raise answer
-            yield answer
+        while self._jobs:
+            self._jobs -= 1
+            yield self.answer()
 
-    def _answer(self) -> Artifact | BaseException | None:
-        try:
-            answer = pickle.load(_pipe(self._process.stdout))  # noqa: S301 - our own process
-        except (EOFError, OSError, pickle.UnpicklingError) as error:
-            raise self._died() from error
-        return answer  # type: ignore[no-any-return]
+    def answer(self) -> Any:
+        """The next answer. Raises what was raised over there, or that nobody is there."""
+        answer = self._inbox.get()
+        if isinstance(answer, BaseException):
+            self._inbox.put(answer)  # nothing comes after it
+            raise answer
+        return answer
+
+    def close(self) -> None:
+        """End the process, whatever it does, and let go of its pipes."""
+        self._process.kill()
+        self._process.wait()
+        self._outbox.put(None)
+        for thread in self._threads:
+            thread.join()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                with suppress(OSError):  # what was left to be written has no reader any more
+                    pipe.close()
+
+    def _say(
+        self,
+        calls: tuple[Callable[..., Any], ...],
+        *,
+        answered: bool = True,
+        about_last: bool = False,
+    ) -> None:
+        # At once: what is in it may change while a thread would still pickle it.
+        self._outbox.put(pickle.dumps(_Message(calls, answered, about_last)))
+
+    def _write(self) -> None:
+        while (message := self._outbox.get()) is not None:
+            with suppress(OSError):  # whoever waits for an answer finds out
+                pipe = _pipe(self._process.stdin)
+                pipe.write(message)
+                pipe.flush()
+
+    def _read(self) -> None:
+        answer: Any = None
+        while not isinstance(answer, BaseException):
+            try:
+                answer = pickle.load(_pipe(self._process.stdout))  # noqa: S301 - from our process
+            except Exception as error:
+                answer = self._died()
+                answer.__cause__ = error
+            self._inbox.put(answer)
 
     def _died(self) -> ExportFailedError:
         try:  # it closes its pipes a moment before it has a status of its own
@@ -116,25 +183,19 @@ class Helper:
 
 
 @contextmanager
-def helper(formats: Iterable[str] = ()) -> Iterator[Helper]:
-    """Start the process; whatever happens in the block, it is gone afterwards.
-
-    It gets ready for exports of ``formats`` at once.
-    """
+def helper() -> Iterator[Helper]:
+    """Start the process; whatever happens in the block, it is gone afterwards."""
     process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
-        launch.command("from levit_export.helper import main; main()", *formats),
+        launch.command("from levit_export.helper import main; main()"),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
     )
+    made = Helper(process)
     try:
-        yield Helper(process)
+        yield made
     finally:
-        process.kill()
-        process.wait()
-        for pipe in (process.stdin, process.stdout):
-            if pipe is not None:
-                pipe.close()
+        made.close()
 
 
 def _pipe(stream: Any) -> Any:
@@ -149,31 +210,38 @@ def _bare(model: Prepared) -> Prepared:
 
 
 def _serve(requests: Any, answers: Any) -> None:
-    """Import what will be needed, then do what is asked and send back what comes of it."""
-    with ThreadPoolExecutor(1) as reader:  # so that the first process need not wait for imports
-        message = reader.submit(requests.read)
-        _import(sys.argv[1:])
-        work, folder = pickle.load(io.BytesIO(message.result()))  # noqa: S301 - from our parent
+    """Do what is asked, and send back what comes of it, until something is raised."""
+    answer: Any = None
     try:
-        for job, model in work:
-            _send(run(job, model, folder), answers)
-        _send(None, answers)
+        for message in _messages(requests):
+            for call in message.calls:
+                answer = call(answer) if message.about_last else call()
+                if message.answered:
+                    _send(answer, answers)
     except Exception as error:
         _send(_sendable(error), answers)
 
 
-def _import(formats: Sequence[str]) -> None:
-    """What exports of ``formats`` need. A package that is missing is missed by who needs it."""
+def _messages(requests: Any) -> Iterator[_Message]:
+    while True:
+        try:
+            message = pickle.load(requests)  # noqa: S301 - from our own parent
+        except EOFError:  # nothing more is asked
+            return
+        yield message
+
+
+def _import(packages: Sequence[str]) -> None:
     from levit_export import lean
     from levit_export.targets.quiet import quiet
 
     with quiet():
-        for package in ("torch.export", *(p for f in formats for p in PACKAGES.get(f, ()))):
+        for package in packages:
             with suppress(ImportError):
                 lean.load(package)
 
 
-def _send(answer: Artifact | Exception | None, answers: Any) -> None:
+def _send(answer: object, answers: Any) -> None:
     pickle.dump(answer, answers)
     answers.flush()
 
@@ -200,6 +268,7 @@ def die_with_parent() -> None:
 def main() -> None:
     """Be the helper."""
     die_with_parent()
+    launch.collect_garbage_rarely()
     # What converters print must not get between the messages.
     channel = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)

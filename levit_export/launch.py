@@ -1,15 +1,28 @@
-"""Start Python again with the import path of this process, and no other.
-
-``python -m`` and ``python -c`` put the current directory first on the path, so a ``random.py`` or
-``onnx.py`` in a user's folder would be imported, and run, in place of the real one.
-"""
+"""How processes of this package begin."""
 
 from __future__ import annotations
 
+import gc
 import sys
+
+GARBAGE_THRESHOLDS = (50_000, 20, 20)
+"""For ``gc.set_threshold``, which begins with 700, 10, 10."""
+
+
+def collect_garbage_rarely() -> None:
+    """Look for garbage in cycles after more objects: importing PyTorch makes a million, to stay.
+
+    A quarter of the time of importing ``torch`` and ``torch.export`` went there.
+    """
+    gc.set_threshold(*GARBAGE_THRESHOLDS)
 
 
 def command(code: str, *arguments: str) -> list[str]:
-    """The command line that runs ``code`` with ``sys.argv[1:]`` set to ``arguments``."""
+    """The command line that runs ``code`` with ``sys.argv[1:]`` set to ``arguments``.
+
+    It has the import path of this process, and no other: ``python -m`` and ``python -c`` put the
+    current directory first, so a ``random.py`` or ``onnx.py`` in a user's folder would be
+    imported, and run, in place of the real one.
+    """
     path = [entry for entry in sys.path if entry]
     return [sys.executable, "-c", f"import sys; sys.path[:] = {path!r}\n{code}", *arguments]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -214,19 +215,21 @@ def export(request: ExportRequest, progress: Progress | None = None) -> Report:
     When a check fails, the directory becomes ``<output>.failed`` and an earlier export at
     ``<output>`` stays as it was.
     """
-    from levit_export.preparation import Forms
-    from levit_export.targets.eager import cpu_threads
-
     progress = progress or Silent()
     jobs = plan(request)
     with ExitStack() as stack:
         other = _other_process(jobs, stack)
+        # While that one imports the same.
+        from levit_export.preparation import Forms
+        from levit_export.targets.eager import cpu_threads
+
         # Threads that wait for one another while the helper has a core take twice as long as one.
         stack.enter_context(cpu_threads(machine.usable_cores() - (other is not None)))
         progress.stage("loading the checkpoint")
         checkpoint = reference.load(request.choice, progress)
         calibration = _calibration(jobs, checkpoint, request)
         jobs = [_calibrated(job, calibration) for job in jobs]
+        asked = other is not None and _ask_early(other, jobs, checkpoint, request, calibration)
         output = request.output or Path("exported", checkpoint.name)
         _refuse_output(output)
         stage = stack.enter_context(atomic.staged(output))
@@ -241,20 +244,21 @@ def export(request: ExportRequest, progress: Progress | None = None) -> Report:
         made = _export_all(jobs, other, forms, stage.path, progress)
         first = next(made)
         progress.stage("computing the reference")
-        expected = reference.make(
-            checkpoint,
-            model.info,
-            {job.options.precision for job in jobs},
-            fingerprints=model.fingerprints,
-            seed=request.seed,
-            threads=machine.usable_cores(),
-            overrides=request.overrides,
-            calibration=calibration,
-            keep=_kept_in_all(jobs),
-        ).matching(model.signature)
+        if other is not None and asked:
+            answered = other.answer()
+        else:
+            answered = _answers(jobs, checkpoint, request, calibration, machine.usable_cores())()
+        expected = reference.completed(answered, model.info, model.fingerprints)
+        expected = expected.matching(model.signature)
         checks = _Checks(model, expected, request, progress)
-        for artifact in chain([first], made):
-            checks.add(artifact)
+        theirs = other if other is not None and _checks_its_last(jobs, request) else None
+        if theirs is not None:
+            theirs.ask_about_last(partial(checking.checked, expected, request.run))
+        for job, artifact in zip(jobs, chain([first], made), strict=True):
+            if theirs is not None and job is jobs[-1]:
+                checks.answered(artifact, theirs)
+            else:
+                checks.add(artifact)
         model = replace(model, passes=forms.passes)
         result = _examined(checks, stage.path, checkpoint, model)
         subject = explaining.Subject(
@@ -270,6 +274,53 @@ def export(request: ExportRequest, progress: Progress | None = None) -> Report:
         _describe(stage.path, model, checks, result, drawn=drawn)
         stage.commit(final)
     return result
+
+
+def _ask_early(
+    other: Helper,
+    jobs: Sequence[Job],
+    checkpoint: Checkpoint,
+    request: ExportRequest,
+    calibration: Calibration | None,
+) -> bool:
+    """Let the helper compute the reference while this process proves, where it can already."""
+    known = all(job.options.precision != AUTO for job in jobs)
+    if known:
+        other.ask(_answers(jobs, checkpoint, request, calibration, 1))
+    for job in jobs[1:]:
+        other.get_ready(helper.PACKAGES.get(job.format, ()))
+    return known
+
+
+def _checks_its_last(jobs: Sequence[Job], request: ExportRequest) -> bool:
+    """Whether the helper is to check what it makes last, while this process checks the others.
+
+    What a quantised artifact must hold is worked out from weights that are here.
+    """
+    from levit_export.targets import simulated
+
+    cores = machine.usable_cores() // request.run.threads
+    return request.check and cores > 1 and jobs[-1].options.precision not in simulated.BITS
+
+
+def _answers(
+    jobs: Sequence[Job],
+    checkpoint: Checkpoint,
+    request: ExportRequest,
+    calibration: Calibration | None,
+    threads: int,
+) -> Callable[[], Reference]:
+    """The call, for this process or another, that computes what the artifacts are held against."""
+    return partial(
+        reference.answers,
+        checkpoint,
+        {job.options.precision for job in jobs},
+        seed=request.seed,
+        threads=threads,
+        overrides=request.overrides,
+        calibration=calibration,
+        keep=_kept_in_all(jobs),
+    )
 
 
 def _kept_in_all(jobs: Sequence[Job]) -> dict[str, frozenset[str]]:
@@ -347,7 +398,9 @@ def _other_process(jobs: Sequence[Job], stack: ExitStack) -> Helper | None:
     """A helper where there is work for it and a core."""
     if len(jobs) < 2 or machine.usable_cores() < 2:
         return None
-    return stack.enter_context(helper.helper(dict.fromkeys(job.format for job in jobs[1:])))
+    other = stack.enter_context(helper.helper())
+    other.get_ready(("torch",))
+    return other
 
 
 def _export_all(
@@ -401,6 +454,12 @@ class _Checks:
         for row in checking.rows([artifact], self.request.run):
             self.found[row] = self._checked(row)
 
+    def answered(self, artifact: Artifact, other: Helper) -> None:
+        """Take what ``other`` found out about ``artifact``."""
+        self.progress.stage(f"checking {artifact.id}")
+        for row, (found, accuracy) in other.answer().items():
+            self.found[row] = self._explained(row, found), accuracy
+
     @property
     def artifacts(self) -> list[Artifact]:
         """In the order in which they came; each has a row at least."""
@@ -411,12 +470,16 @@ class _Checks:
             return parity.not_run("--no-check"), None
         self.progress.stage(f"checking {row.artifact.id}")
         found, accuracy = checking.check(row, self.expected)
+        return self._explained(row, found), accuracy
+
+    def _explained(self, row: Row, found: ParityReport) -> ParityReport:
+        """Where half precision is at fault, with the block that left its range."""
         if found.verdict == "fail" and checking.computes_in_half(row.artifact):
             from levit_export import ranges
 
             overflows = ranges.overflows(self.model, self.expected.samples.inputs)
             found = checking.with_overflows(found, row.artifact, overflows)
-        return found, accuracy
+        return found
 
 
 def _examined(checks: _Checks, folder: Path, checkpoint: Checkpoint, model: Prepared) -> Report:

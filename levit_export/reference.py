@@ -217,9 +217,42 @@ def make(
     calibration: Calibration | None = None,
     keep: Mapping[str, Collection[str]] | None = None,
 ) -> Reference:
+    """:func:`answers` and :func:`completed` in one.
+
+    ``fingerprints`` are those of the weights that the artifacts must hold, if they must.
+    """
+    made = answers(
+        checkpoint,
+        precisions,
+        seed=seed,
+        threads=threads,
+        overrides=overrides,
+        calibration=calibration,
+        keep=keep,
+    )
+    return completed(made, info, fingerprints)
+
+
+def completed(
+    made: Reference, info: ModelInfo, fingerprints: Fingerprints | None = None
+) -> Reference:
+    """``made`` with the model's doubt and the digests for each of its precisions."""
+    weights = {p: d for p, d in (fingerprints or {}).items() if p in made.tolerances}
+    return replace(made, weights=weights, doubt=info.doubt)
+
+
+def answers(
+    checkpoint: Checkpoint,
+    precisions: Collection[str],
+    *,
+    seed: int = 0,
+    threads: int | None = None,
+    overrides: Overrides | None = None,
+    calibration: Calibration | None = None,
+    keep: Mapping[str, Collection[str]] | None = None,
+) -> Reference:
     """Samples, the fresh model's answers to them, and the tolerance for each of ``precisions``.
 
-    ``fingerprints`` are those of the weights that the artifacts must hold, if they must;
     ``calibration`` is what activations were quantised by, if they were; ``keep`` the blocks that
     every artifact of a precision leaves in float.
 
@@ -249,8 +282,6 @@ def make(
         samples=inputs,
         outputs=outputs,
         tolerances=tolerances,
-        weights={p: d for p, d in (fingerprints or {}).items() if p in precisions},
-        doubt=info.doubt,
         images=images,
         dataset=DIGITS if images is not None else "",
         predictions=None if images is None else _answers(session, images)[LOGITS].argmax(1),

@@ -7,6 +7,8 @@ import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
@@ -50,6 +52,54 @@ def test_the_same_bytes(tmp_path: Path) -> None:
         assert artifact.path.parent == tmp_path / artifact.id
         theirs, ours = subjects.contents(artifact), subjects.contents(here)
         assert list(theirs.values()) == list(ours.values())
+
+
+def test_calls_are_answered_in_their_order(tmp_path: Path) -> None:
+    """Calls and jobs are answered as they were asked; one may be about the last artifact."""
+    job = Job("openvino", ExportOptions(precision="fp32"))
+    with helper.helper() as other:
+        other.get_ready(("colorsys", "no_such_package"))
+        other.ask(partial(divmod, 17, 5))
+        other.start([(job, subjects.tiny())], tmp_path)
+        other.ask_about_last(attrgetter("path.name"))
+        assert other.answer() == (3, 2)
+        (made,) = other.results()
+        assert other.answer() == made.path.name == "levit_tiny.xml"
+
+
+def test_a_call_that_raises() -> None:
+    """What a call raises over there is raised by whoever asks for it or for anything after it."""
+    with helper.helper() as other:
+        other.ask(partial(open, "no such file"))
+        other.ask(partial(divmod, 17, 5))
+        for _ in range(2):
+            with pytest.raises(FileNotFoundError, match="no such file"):
+                other.answer()
+
+
+def test_a_long_message_and_a_long_answer() -> None:
+    """Neither process waits for the other to read: more than a pipe holds goes both ways."""
+    much = bytes(2**24)
+    with helper.helper() as other:
+        for _ in range(3):
+            other.ask(partial(bytes.upper, much))
+        assert [len(other.answer()) for _ in range(3)] == [2**24] * 3
+
+
+def test_helped_or_not_it_is_the_same_report(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """With a helper that computes the reference and checks the last artifact, and without."""
+    reports = []
+    for cores in (1, 2):
+        monkeypatch.setattr(machine, "usable_cores", lambda cores=cores: cores)
+        request = pipeline.ExportRequest(
+            formats=("onnx", "coreml"), output=tmp_path / str(cores), bench=False
+        )
+        reports.append(pipeline.export(request))
+    alone, helped = reports
+    assert [a.parity.verdict for a in alone.artifacts] == ["pass", "pass"]
+    assert helped.artifacts == alone.artifacts
 
 
 def test_jobs_in_two_layouts(tmp_path: Path) -> None:
@@ -178,7 +228,7 @@ def test_a_process_that_ends_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
         stand_in(monkeypatch, script) as other,
         pytest.raises(ExportFailedError, match="ended with status 7") as raised,
     ):
-        list(other.results())
+        other.answer()
     assert "one --format at a time" in raised.value.remedy
 
 
@@ -187,8 +237,7 @@ def test_a_process_that_is_killed(tmp_path: Path) -> None:
     with helper.helper() as other:
         other._process.kill()
         other._process.wait()
-        with pytest.raises(ExportFailedError, match="ended with status -9"):
-            other.start([(job, subjects.tiny()) for job in JOBS], tmp_path)
+        other.start([(job, subjects.tiny()) for job in JOBS], tmp_path)
         with pytest.raises(ExportFailedError, match="ended with status -9"):
             list(other.results())
     assert list(tmp_path.iterdir()) == []
@@ -202,14 +251,14 @@ def test_a_process_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
         stand_in(monkeypatch, script) as other,
         pytest.raises(ExportFailedError, match="ended with status -9"),
     ):
-        list(other.results())
+        other.answer()
 
 
 def test_an_answer_that_is_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that prints something else than an answer is a failed export."""
     script = "import os; os.write(1, b'Converting: 50%'); os._exit(0)"
     with stand_in(monkeypatch, script) as other, pytest.raises(ExportFailedError):
-        list(other.results())
+        other.answer()
 
 
 @pytest.mark.parametrize("error", [None, UsageError("stop"), KeyboardInterrupt()], ids=repr)
@@ -251,11 +300,13 @@ def test_it_is_started_when_it_helps(
 ) -> None:
     """One format, or one core, needs no helper; several formats on several cores start one."""
     count: list[None] = []
+    real = helper.helper
 
     @contextmanager
-    def counted(_: object) -> Iterator[None]:
+    def counted() -> Iterator[Helper]:
         count.append(None)
-        yield
+        with real() as other:
+            yield other
 
     def stop(*_: object) -> None:
         raise UsageError("stop")

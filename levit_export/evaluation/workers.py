@@ -20,6 +20,7 @@ from threading import Lock
 from time import perf_counter
 from typing import Any
 
+from levit_export import launch
 from levit_export.errors import LevitExportError, RuntimeFailedError
 from levit_export.evaluation.answers import Answers, Task, classified, entered, merge
 from levit_export.evaluation.process import Process, conversing
@@ -192,6 +193,7 @@ def _serve(requests: Any, channel: Any) -> None:
 def main(imports: Sequence[str]) -> None:
     """Be a worker; ``imports`` are what its task is going to need."""
     die_with_parent()
+    launch.collect_garbage_rarely()
     # What runtimes print must not get between the messages.
     channel = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from levit_export import launch
 from levit_export.errors import LevitExportError, RuntimeFailedError
 from levit_export.evaluation.process import Process, conversing
 from levit_export.helper import die_with_parent
@@ -42,6 +43,7 @@ def isolated(
 def main() -> None:
     """Be that process."""
     die_with_parent()
+    launch.collect_garbage_rarely()
     # What converters print must not get between the messages.
     channel = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)

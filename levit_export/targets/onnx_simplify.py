@@ -28,15 +28,20 @@ SUM_LENGTH = 4096
 
 # Gemm takes rank 2 only: turning MatMul+Add of (B, N, C) tokens into it costs two Reshapes each,
 # and ONNX Runtime fuses the pair by itself.
-# onnxsim imports torch where it is installed, for parts that are not used here.
+# onnxsim imports torch and sympy where they are installed, for parts that are not used here.
+# Newer ones write the file themselves, which spares reading and writing the weights in Python.
 SCRIPT = """
-import sys
-sys.modules["torch"] = None
+import inspect, sys
+sys.modules["torch"] = sys.modules["sympy"] = None
 import onnx, onnxsim
+before, after = sys.argv[1:]
 skipped = ["fuse_matmul_add_bias_into_gemm_batched"]
-model, ok = onnxsim.simplify(sys.argv[1], skipped_optimizers=skipped)
-del model.metadata_props[:]
-onnx.save(model, sys.argv[2])
+direct = {"output_path": after, "external_data_threshold": "2GB"}
+if not {*direct} <= {*inspect.signature(onnxsim.simplify).parameters}:
+    direct = {}
+model, ok = onnxsim.simplify(before, skipped_optimizers=skipped, **direct)
+if not direct:
+    onnx.save(model, after)
 sys.exit(0 if ok else 3)
 """
 
@@ -76,6 +81,7 @@ def simplify(
             )
         try:
             simplified = onnx.load(after)
+            del simplified.metadata_props[:]
             difference = _largest_difference(before, after, inputs)
         except Exception as error:
             return Simplified(
