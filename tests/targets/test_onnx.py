@@ -10,15 +10,16 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import subjects
 from onnx import TensorProto, helper, numpy_helper
 from support import Exported
 
 from levit_export import checking, checkpoints, reference
 from levit_export.checking import Reference
-from levit_export.core import Artifact, ExportOptions, Prepared, RunOptions, Signature
+from levit_export.core import Artifact, ExportOptions, Layout, Prepared, RunOptions, Signature
 from levit_export.errors import ArtifactError, RuntimeFailedError, UsageError
 from levit_export.parity import ParityReport
-from levit_export.preparation import prepare
+from levit_export.preparation import Forms, prepare
 from levit_export.targets import onnx as onnx_target
 from levit_export.targets import onnx_simplify
 from levit_export.targets.metadata import PREFIX
@@ -319,6 +320,31 @@ def test_simplifier_that_fails(plain: Artifact, script: str, note: str) -> None:
     assert found.model is model
     assert found.note.startswith("not simplified: ")
     assert note in found.note
+
+
+@pytest.mark.parametrize("layout", ["tokens", "maps"])
+def test_the_optimiser_is_not_missed(layout: Layout, tmp_path: Path) -> None:
+    """Before onnxsim the optimiser of torch.onnx is left out; its graph has the same operators."""
+    options = ExportOptions(layout=layout)
+    model = Forms(subjects.tiny_checkpoint()).of("onnx", options)
+    optimised = onnx_target._convert(model, options.opset)
+    twice = onnx_simplify.simplify(optimised, onnx_target._example(model.signature))
+    made = TARGET.export(model, tmp_path / "m.onnx", options)
+    assert (twice.note, made.notes) == ("", ())
+    found = Counter(node.op_type for node in onnx.load(made.path).graph.node)
+    assert found == Counter(node.op_type for node in twice.model.graph.node)
+    assert found["Split"] > 1
+
+
+def test_simplifier_that_fails_after_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Where onnxsim fails, the file is the optimised graph, and a note says why."""
+    refused = onnx_simplify.Simplified(onnx.ModelProto(), "not simplified: no")
+    monkeypatch.setattr(onnx_simplify, "simplify", lambda *_: refused)
+    model = subjects.tiny()
+    made = TARGET.export(model, tmp_path / "m.onnx", ExportOptions())
+    plain_one = TARGET.export(model, tmp_path / "p.onnx", PLAIN)
+    assert made.notes == ("not simplified: no",)
+    assert made.path.read_bytes() == plain_one.path.read_bytes()
 
 
 def test_simplifier_that_hangs(plain: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
