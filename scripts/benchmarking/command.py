@@ -117,7 +117,7 @@ def main() -> int:
             quick=arguments.quick,
             models=_names(arguments.models) or (QUICK if arguments.quick else FULL),
             sections=_names(arguments.sections) or tuple(RUN),
-            seconds=arguments.seconds or (3.0 if arguments.quick else 20.0),
+            seconds=arguments.seconds or (3.0 if arguments.quick else 10.0),
             folder=Path(folder),
             others=others,
         )
@@ -182,7 +182,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="three minutes, two small models")
     parser.add_argument("--models", help=f"comma-separated; default: {','.join(FULL)}")
     parser.add_argument("--sections", help=f"comma-separated, of {', '.join(SECTIONS)}")
-    parser.add_argument("--seconds", type=float, help="for each cell of latency; default: 20")
+    parser.add_argument("--seconds", type=float, help="for each cell of latency; default: 10")
     parser.add_argument("--record", action="store_true", help="keep the results in models/")
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="write the results there as well"

@@ -31,7 +31,7 @@ class Plan:
 
     batches: tuple[int, ...] = (1, 16)
     threads: tuple[int, ...] = (1,)
-    seconds: float = 20.0
+    seconds: float = 10.0
     compile: bool = True
     quantise_others: bool = True
     variations: bool = True
