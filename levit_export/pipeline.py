@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -17,12 +17,12 @@ from levit_export import (
     atomic,
     bundle,
     checking,
-    helper,
     machine,
     parity,
     reference,
     report,
     search,
+    sharing,
 )
 from levit_export.bundle import ArtifactEntry, GoldenEntry, Manifest
 from levit_export.checking import Reference, Row
@@ -66,8 +66,6 @@ TOOLCHAIN = (
 )
 BASELINE = "PyTorch eager"
 TO_BE_READ = Calibration(np.empty((0, 3, 0, 0), np.float32), "to be read with the checkpoint")
-FEW_IMAGES = 100
-"""Fewer images than this do not show a quantiser the range of a network's values."""
 
 
 @dataclass(frozen=True)
@@ -218,18 +216,18 @@ def export(request: ExportRequest, progress: Progress | None = None) -> Report:
     progress = progress or Silent()
     jobs = plan(request)
     with ExitStack() as stack:
-        other = _other_process(jobs, stack)
+        other = sharing.other_process(jobs, stack)
         # While that one imports the same.
         from levit_export.preparation import Forms
         from levit_export.targets.eager import cpu_threads
 
-        # Threads that wait for one another while the helper has a core take twice as long as one.
-        stack.enter_context(cpu_threads(machine.usable_cores() - (other is not None)))
+        stack.enter_context(cpu_threads(sharing.own_threads(other)))
         progress.stage("loading the checkpoint")
         checkpoint = reference.load(request.choice, progress)
         calibration = _calibration(jobs, checkpoint, request)
         jobs = [_calibrated(job, calibration) for job in jobs]
-        asked = other is not None and _ask_early(other, jobs, checkpoint, request, calibration)
+        question = sharing.Question(checkpoint, calibration, request.seed, request.overrides)
+        asked = other is not None and sharing.ask_early(other, jobs, question)
         output = request.output or Path("exported", checkpoint.name)
         _refuse_output(output)
         stage = stack.enter_context(atomic.staged(output))
@@ -241,17 +239,19 @@ def export(request: ExportRequest, progress: Progress | None = None) -> Report:
             work = [(job, forms.of(job.format, job.options)) for job in jobs[1:]]
             other.start(work, stage.path)
         model = forms.of(jobs[0].format, jobs[0].options)
-        made = _export_all(jobs, other, forms, stage.path, progress)
+        made = sharing.export_all(jobs, other, forms, stage.path, progress)
         first = next(made)
         progress.stage("computing the reference")
-        if other is not None and asked:
-            answered = other.answer()
-        else:
-            answered = _answers(jobs, checkpoint, request, calibration, machine.usable_cores())()
+        answered = (
+            other.answer()
+            if other is not None and asked
+            else question.answer(jobs, machine.usable_cores())()
+        )
         expected = reference.completed(answered, model.info, model.fingerprints)
         expected = expected.matching(model.signature)
         checks = _Checks(model, expected, request, progress)
-        theirs = other if other is not None and _checks_its_last(jobs, request) else None
+        shared = request.check and sharing.checks_its_last(jobs, request.run.threads)
+        theirs = other if shared else None
         if theirs is not None:
             theirs.ask_about_last(partial(checking.checked, expected, request.run))
         for job, artifact in zip(jobs, chain([first], made), strict=True):
@@ -274,62 +274,6 @@ def export(request: ExportRequest, progress: Progress | None = None) -> Report:
         _describe(stage.path, model, checks, result, drawn=drawn)
         stage.commit(final)
     return result
-
-
-def _ask_early(
-    other: Helper,
-    jobs: Sequence[Job],
-    checkpoint: Checkpoint,
-    request: ExportRequest,
-    calibration: Calibration | None,
-) -> bool:
-    """Let the helper compute the reference while this process proves, where it can already."""
-    known = all(job.options.precision != AUTO for job in jobs)
-    if known:
-        other.ask(_answers(jobs, checkpoint, request, calibration, 1))
-    for job in jobs[1:]:
-        other.get_ready(helper.PACKAGES.get(job.format, ()))
-    return known
-
-
-def _checks_its_last(jobs: Sequence[Job], request: ExportRequest) -> bool:
-    """Whether the helper is to check what it makes last, while this process checks the others.
-
-    What a quantised artifact must hold is worked out from weights that are here.
-    """
-    from levit_export.targets import simulated
-
-    cores = machine.usable_cores() // request.run.threads
-    return request.check and cores > 1 and jobs[-1].options.precision not in simulated.BITS
-
-
-def _answers(
-    jobs: Sequence[Job],
-    checkpoint: Checkpoint,
-    request: ExportRequest,
-    calibration: Calibration | None,
-    threads: int,
-) -> Callable[[], Reference]:
-    """The call, for this process or another, that computes what the artifacts are held against."""
-    return partial(
-        reference.answers,
-        checkpoint,
-        {job.options.precision for job in jobs},
-        seed=request.seed,
-        threads=threads,
-        overrides=request.overrides,
-        calibration=calibration,
-        keep=_kept_in_all(jobs),
-    )
-
-
-def _kept_in_all(jobs: Sequence[Job]) -> dict[str, frozenset[str]]:
-    """For each precision the blocks that all of its artifacts leave in float."""
-    kept: dict[str, frozenset[str]] = {}
-    for job in jobs:
-        blocks = frozenset(job.options.keep)
-        kept[job.options.precision] = kept.get(job.options.precision, blocks) & blocks
-    return kept
 
 
 def _refuse_unknown_blocks(
@@ -392,48 +336,6 @@ def _calibrated(job: Job, calibration: Calibration | None) -> Job:
     options = replace(job.options, calibration=calibration)
     target(job.format).refuse(options)
     return replace(job, options=options)
-
-
-def _other_process(jobs: Sequence[Job], stack: ExitStack) -> Helper | None:
-    """A helper where there is work for it and a core."""
-    if len(jobs) < 2 or machine.usable_cores() < 2:
-        return None
-    other = stack.enter_context(helper.helper())
-    other.get_ready(("torch",))
-    return other
-
-
-def _export_all(
-    jobs: Sequence[Job],
-    other: Helper | None,
-    forms: Forms,
-    folder: Path,
-    progress: Progress,
-) -> Iterator[Artifact]:
-    """Each artifact when it is there: the first job's from here, the others from the helper.
-
-    Without one all are made here.
-    """
-    for job in jobs if other is None else jobs[:1]:
-        progress.stage(f"exporting {job.format}")
-        made = helper.run(job, forms.of(job.format, job.options), folder)
-        yield _with_calibration_note(made, jobs)
-    if other is not None:
-        progress.stage(f"exporting {', '.join(job.format for job in jobs[1:])}")
-        for made in other.results():
-            yield _with_calibration_note(made, jobs)
-
-
-def _with_calibration_note(artifact: Artifact, jobs: Sequence[Job]) -> Artifact:
-    """Where the ranges of an artifact's activations come from, and whether that is little."""
-    used = {(job.format, job.options.precision): job.options.calibration for job in jobs}
-    images = used[artifact.format, artifact.precision]
-    if images is None:
-        return artifact
-    few = len(images.inputs) < FEW_IMAGES
-    warning = f"; fewer than {FEW_IMAGES} images may not show the range of the values"
-    note = f"calibrated on {images.source}{warning if few else ''}"
-    return replace(artifact, notes=(*artifact.notes, note))
 
 
 @dataclass
