@@ -9,12 +9,9 @@ Messages are pickles of this package's own values, over pipes to a process that 
 
 from __future__ import annotations
 
-import ctypes
 import gc
-import os
 import pickle
 import queue
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -106,7 +103,7 @@ class Helper:
 
     def get_ready(self, packages: Sequence[str]) -> None:
         """Let it import ``packages``; one that is missing is missed by who needs it."""
-        self._say((partial(_import, tuple(packages)),), answered=False)
+        self._say((partial(import_early, tuple(packages)),), answered=False)
 
     def ask(self, call: Callable[[], Any]) -> None:
         """Let it call ``call``, which a pickle must hold, and :meth:`answer` what comes of it."""
@@ -238,7 +235,8 @@ def _messages(requests: Any) -> Iterator[_Message]:
         yield message
 
 
-def _import(packages: Sequence[str]) -> None:
+def import_early(packages: Sequence[str]) -> None:
+    """Import ``packages`` before they are needed; who needs one that is missing says so."""
     from levit_export import lean
     from levit_export.targets.quiet import quiet
 
@@ -265,18 +263,7 @@ def _sendable(error: Exception) -> Exception:
     return error
 
 
-def die_with_parent() -> None:
-    """End when the first process is gone, however it went (Linux; elsewhere its pipe tells)."""
-    if sys.platform == "linux":
-        set_parent_death_signal = 1
-        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
-
-
 def main() -> None:
     """Be the helper."""
-    die_with_parent()
-    launch.collect_garbage_rarely()
-    # What converters print must not get between the messages.
-    channel = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
+    channel = launch.as_child()
     _serve(sys.stdin.buffer, channel)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import gc
+import os
+import signal
 import sys
+from typing import BinaryIO
 
 GARBAGE_THRESHOLDS = (50_000, 20, 20)
 """For ``gc.set_threshold``, which begins with 700, 10, 10."""
@@ -26,3 +29,25 @@ def command(code: str, *arguments: str) -> list[str]:
     """
     path = [entry for entry in sys.path if entry]
     return [sys.executable, "-c", f"import sys; sys.path[:] = {path!r}\n{code}", *arguments]
+
+
+def as_child() -> BinaryIO:
+    """Begin a process that works for the one that started it; returns the way to answer it.
+
+    It ends with its parent, and what runtimes and converters print goes to standard error, so that
+    it does not get between the answers.
+    """
+    die_with_parent()
+    collect_garbage_rarely()
+    channel = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    return channel
+
+
+def die_with_parent() -> None:
+    """End when the first process is gone, however it went (Linux; elsewhere its pipe tells)."""
+    if sys.platform == "linux":
+        import ctypes
+
+        set_parent_death_signal = 1
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)

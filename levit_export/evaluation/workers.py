@@ -8,14 +8,12 @@ Plain subprocesses, as in ``helper``; messages are pickles of this package's own
 
 from __future__ import annotations
 
-import os
 import pickle
 import queue
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from importlib import import_module
 from threading import Lock
 from time import perf_counter
 from typing import Any
@@ -24,7 +22,7 @@ from levit_export import launch
 from levit_export.errors import LevitExportError, RuntimeFailedError
 from levit_export.evaluation.answers import Answers, Task, classified, entered, merge
 from levit_export.evaluation.process import Process, conversing
-from levit_export.helper import die_with_parent
+from levit_export.helper import import_early
 
 NEXT = "next"
 """What a worker says that wants a group, having done those that it had."""
@@ -192,12 +190,6 @@ def _serve(requests: Any, channel: Any) -> None:
 
 def main(imports: Sequence[str]) -> None:
     """Be a worker; ``imports`` are what its task is going to need."""
-    die_with_parent()
-    launch.collect_garbage_rarely()
-    # What runtimes print must not get between the messages.
-    channel = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
-    for package in imports:
-        with suppress(ImportError):  # whoever needs it says so, and better
-            import_module(package)
+    channel = launch.as_child()
+    import_early(imports)
     _serve(sys.stdin.buffer, channel)

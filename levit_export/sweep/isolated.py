@@ -13,7 +13,6 @@ from typing import Any
 from levit_export import launch
 from levit_export.errors import LevitExportError, RuntimeFailedError
 from levit_export.evaluation.process import Process, conversing
-from levit_export.helper import die_with_parent
 from levit_export.sweep.cells import Cell, Result, failure, perform
 
 CODE = "from levit_export.sweep.isolated import main; main()"
@@ -42,11 +41,7 @@ def isolated(
 
 def main() -> None:
     """Be that process."""
-    die_with_parent()
-    launch.collect_garbage_rarely()
-    # What converters print must not get between the messages.
-    channel = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
+    channel = launch.as_child()
     cell, folder = pickle.load(sys.stdin.buffer)  # noqa: S301 - from our own parent
     os.chdir(folder)  # where nothing is called digits, or could be imported
     answer: Any
