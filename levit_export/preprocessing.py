@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
 
-from levit_export.core import Preprocessing
+from levit_export.core import Preprocessing, Size
 from levit_export.errors import DataError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 RECIPES: dict[str, Preprocessing] = {
-    "fair": Preprocessing("fair", resize=256, crop=224),
+    "fair": Preprocessing("fair", resize=(256, 256), crop=(224, 224)),
     "digits": Preprocessing(
         "digits",
-        resize=96,
-        crop=96,
+        resize=(96, 96),
+        crop=(96, 96),
         resize_mode="exact",
         mean=(0.5, 0.5, 0.5),
         std=(0.5, 0.5, 0.5),
@@ -50,15 +51,12 @@ def from_fields(
         raise ValueError(f"resize to {resize}, then crop to {crop}")
     means = IMAGENET_MEAN if mean is None else tuple(map(float, mean))
     deviations = IMAGENET_STD if std is None else tuple(map(float, std))
-    numbers = (*means, *deviations)
-    if len(means) != 3 or len(deviations) != 3 or not all(map(math.isfinite, numbers)):
-        raise ValueError(f"mean {mean}, std {std}: three finite numbers each are needed")
-    if min(deviations) <= 0:
-        raise ValueError(f"std {std}: positive numbers are needed")
+    if len(means) != 3 or len(deviations) != 3:
+        raise ValueError(f"mean {mean}, std {std}: three numbers each are needed")
     return Preprocessing(
         name,
-        resize=resize,
-        crop=crop,
+        resize=(resize, resize),
+        crop=(crop, crop),
         interpolation=interpolation,  # type: ignore[arg-type]
         mean=means,
         std=deviations,
@@ -66,20 +64,32 @@ def from_fields(
     )
 
 
-def for_image_size(recipe: Preprocessing, image_size: int) -> Preprocessing:
-    """``recipe`` at another input size, its ratio of resize to crop kept (paper: 256:224)."""
-    if image_size == recipe.crop:
+def for_image_size(recipe: Preprocessing, image_size: int | Size) -> Preprocessing:
+    """``recipe`` at another input size, its ratio of resize to crop kept (paper: 256:224).
+
+    ``image_size`` is a side or (height, width).
+    """
+    crop = (image_size, image_size) if isinstance(image_size, int) else image_size
+    if crop == recipe.crop:
         return recipe
-    resize = round(recipe.resize * image_size / recipe.crop)
-    fields = {**vars(recipe), "resize": resize, "crop": image_size}
-    return Preprocessing(**fields)
+    height, width = (
+        round(resize * side / before)
+        for resize, side, before in zip(recipe.resize, crop, recipe.crop, strict=True)
+    )
+    is_covered = recipe.resize_mode == "shorter-side" and height != width
+    return replace(
+        recipe,
+        resize=(height, width),
+        crop=crop,
+        resize_mode="cover" if is_covered else recipe.resize_mode,
+    )
 
 
 def apply(recipe: Preprocessing, pixels: np.ndarray) -> np.ndarray:
     """Turn one image into one input.
 
     ``pixels`` is uint8, grey ``(H, W)`` or RGB ``(H, W, 3)``; the result is float32
-    ``(3, crop, crop)``. Grey is repeated over the channels.
+    ``(3, *crop)``. Grey is repeated over the channels.
     """
     return normalise(recipe, resize_and_crop(recipe, pixels))
 
@@ -104,8 +114,31 @@ def pixels_of(recipe: Preprocessing, inputs: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(levels.clip(0, 255).astype(np.uint8))
 
 
+def resized_size(recipe: Preprocessing, height: int, width: int) -> Size:
+    """What an image of ``height`` and ``width`` is resized to; a side may come out as 0."""
+    if recipe.resize_mode == "none":
+        return height, width
+    if recipe.resize_mode == "exact":
+        return recipe.resize
+    if recipe.resize_mode == "shorter-side":
+        short, size = min(height, width), recipe.resize[0]
+        # Multiplied first and truncated, as torchvision's Resize and transformers do it.
+        return int(size * height / short), int(size * width / short)
+    ratios = (height / recipe.resize[0], width / recipe.resize[1])
+    ratio = max(ratios) if recipe.resize_mode == "fit" else min(ratios)
+    return round(height / ratio), round(width / ratio)  # as timm's ResizeKeepRatio does it
+
+
+def crop_offset(recipe: Preprocessing, side: int, crop: int) -> int:
+    """Where the crop starts along a side; negative where it reaches beyond the image."""
+    half = (side - crop) / 2
+    if recipe.centre == "floored":
+        return math.floor(half)
+    return round(half) if recipe.centre == "rounded" and half > 0 else int(half)
+
+
 def resize_and_crop(recipe: Preprocessing, pixels: np.ndarray) -> np.ndarray:
-    """The uint8 RGB image ``(crop, crop, 3)`` that the recipe sees of ``pixels``."""
+    """The uint8 RGB image ``(*crop, 3)`` that the recipe sees of ``pixels``."""
     from PIL import Image
 
     is_image = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 3)
@@ -114,16 +147,18 @@ def resize_and_crop(recipe: Preprocessing, pixels: np.ndarray) -> np.ndarray:
             f"an image of type {pixels.dtype} and shape {pixels.shape} cannot be preprocessed",
             remedy="Give uint8 pixels, (height, width) or (height, width, 3).",
         )
+    height, width = resized_size(recipe, *pixels.shape[:2])
+    if not height or not width:
+        raise DataError(
+            f"an image of {pixels.shape[0]} x {pixels.shape[1]} pixels vanishes when it is "
+            f"resized to fit into {recipe.resize[0]} x {recipe.resize[1]}",
+            remedy="Leave this image out.",
+        )
     image = Image.fromarray(pixels).convert("RGB")
-    width, height = image.size
-    if recipe.resize_mode == "exact":
-        width = height = recipe.resize
-    else:
-        short, size = min(width, height), recipe.resize
-        # Truncated, as torchvision's Resize does it.
-        width, height = int(size * width / short), int(size * height / short)
-    filters = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
-    image = image.resize((width, height), filters[recipe.interpolation])
-    settle = round if recipe.centre == "rounded" else math.floor
-    left, top = settle((width - recipe.crop) / 2), settle((height - recipe.crop) / 2)
-    return np.asarray(image.crop((left, top, left + recipe.crop, top + recipe.crop)))
+    if image.size != (width, height):
+        image = image.resize((width, height), Image.Resampling[recipe.interpolation.upper()])
+    seen = Image.new("RGB", recipe.crop[::-1], recipe.fill)
+    left = crop_offset(recipe, width, recipe.crop[1])
+    top = crop_offset(recipe, height, recipe.crop[0])
+    seen.paste(image, (-left, -top))
+    return np.asarray(seen)

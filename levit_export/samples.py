@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from levit_export import preprocessing
-from levit_export.core import Preprocessing, TensorSpec
+from levit_export.core import Preprocessing, Size, TensorSpec
 from levit_export.errors import DataError
 
 NORMAL_SAMPLES = 4
@@ -87,31 +87,32 @@ def seeded(spec: TensorSpec) -> np.ndarray:
     return generator.standard_normal(shape).astype(spec.dtype)
 
 
-def adversarial_images(side: int, seed: int) -> dict[str, np.ndarray]:
-    """Images at the edges of what a camera gives, uint8 ``(side, side, 3)``."""
+def adversarial_images(size: Size, seed: int) -> dict[str, np.ndarray]:
+    """Images at the edges of what a camera gives, uint8 ``(*size, 3)``."""
     generator = np.random.default_rng(seed)
-    rows, columns = np.indices((side, side))
+    height, width = size
+    rows, columns = np.indices(size)
     checkerboard = ((rows // 8 + columns // 8) % 2 * 255).astype(np.uint8)
-    ramp = np.linspace(0, 255, side).astype(np.uint8)
+    across, down = (np.linspace(0, 255, side).astype(np.uint8) for side in (width, height))
     return {
-        "black": np.zeros((side, side, 3), np.uint8),
-        "white": np.full((side, side, 3), 255, np.uint8),
+        "black": np.zeros((*size, 3), np.uint8),
+        "white": np.full((*size, 3), 255, np.uint8),
         "checkerboard": np.repeat(checkerboard[..., None], 3, axis=2),
-        "saturated": (generator.integers(0, 2, (side, side, 3)) * 255).astype(np.uint8),
-        "noise": generator.integers(0, 256, (side, side, 3), dtype=np.uint8),
+        "saturated": (generator.integers(0, 2, (*size, 3)) * 255).astype(np.uint8),
+        "noise": generator.integers(0, 256, (*size, 3), dtype=np.uint8),
         # One colour per channel and a direction per axis: swapped channels and flips show here.
         "gradient": np.stack(
-            [np.tile(ramp, (side, 1)), np.tile(ramp[:, None], (1, side)), checkerboard], axis=2
+            [np.tile(across, (height, 1)), np.tile(down[:, None], (1, width)), checkerboard],
+            axis=2,
         ),
     }
 
 
 def make(recipe: Preprocessing, *, seed: int = 0) -> Samples:
     """Standard-normal tensors and adversarial images for a model with this recipe."""
-    side = recipe.crop
     generator = np.random.default_rng(seed)
-    normal = generator.standard_normal((NORMAL_SAMPLES, 3, side, side)).astype(np.float32)
-    images = adversarial_images(side, seed)
+    normal = generator.standard_normal((NORMAL_SAMPLES, 3, *recipe.crop)).astype(np.float32)
+    images = adversarial_images(recipe.crop, seed)
     names = (*(f"normal-{i}" for i in range(NORMAL_SAMPLES)), *images)
     inputs = [*normal, *(preprocessing.normalise(recipe, image) for image in images.values())]
     return Samples(names, np.stack(inputs), np.full(len(names), -1), images)

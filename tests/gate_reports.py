@@ -28,7 +28,7 @@ MODEL = ModelInfo(
     heads=2,
     config={"dims": (1, 2)},
     labels=("a", "b"),
-    preprocessing=Preprocessing("digits", 96, 96),
+    preprocessing=Preprocessing("digits", (96, 96), (96, 96)),
 )
 MACHINE = Machine("cpu", 2, 3, ("avx2",), "Linux", "3.11")
 

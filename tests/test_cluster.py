@@ -165,7 +165,7 @@ def test_errors_cross(running: Running) -> None:
 def test_another_checkpoint(running: Running) -> None:
     """What a worker refuses is refused here, as what it is."""
     images = open_images("digits", labels=tuple("0123456789"))
-    recipe = Preprocessing("digits", resize=96, crop=96)
+    recipe = Preprocessing("digits", resize=(96, 96), crop=(96, 96))
     task = Task(images, recipe, 10, (), Weights(ModelChoice(), "0" * 64), ((0,),), 1, 1)
     with pytest.raises(CheckpointError, match="000000"):
         remote.run(task, running.address)

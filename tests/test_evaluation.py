@@ -42,7 +42,7 @@ from levit_export.targets.onnx import OnnxTarget
 FILE = "onnx-fp32/levit_digits.onnx"
 DIGITS = tuple("0123456789")
 CLASS = 3
-SMALL = Preprocessing("digits", resize=8, crop=8, resize_mode="exact")
+SMALL = Preprocessing("digits", resize=(8, 8), crop=(8, 8), resize_mode="exact")
 
 
 @pytest.fixture

@@ -58,7 +58,7 @@ def test_digits_recipe() -> None:
 def test_exact_resize_ignores_the_ratio() -> None:
     """``exact`` brings both sides to the size; nothing is cropped away."""
     pixels = photo(40, 80)
-    recipe = Preprocessing("x", 96, 96, resize_mode="exact", interpolation="bilinear")
+    recipe = Preprocessing("x", (96, 96), (96, 96), resize_mode="exact", interpolation="bilinear")
     large = Image.fromarray(pixels).resize((96, 96), Image.Resampling.BILINEAR)
     np.testing.assert_array_equal(preprocessing.resize_and_crop(recipe, pixels), large)
 
@@ -96,7 +96,8 @@ def test_grey_is_repeated() -> None:
 def test_other_sizes(side: int, resize: int) -> None:
     """At another input size the ratio of resize to crop stays the paper's 256:224."""
     recipe = preprocessing.for_image_size(RECIPES["fair"], side)
-    assert (recipe.resize, recipe.crop, recipe.mean) == (resize, side, MEAN)
+    assert (recipe.resize, recipe.crop) == ((resize, resize), (side, side))
+    assert recipe.mean == MEAN
     assert preprocessing.apply(recipe, photo(300, 400)).shape == (3, side, side)
 
 

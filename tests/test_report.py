@@ -58,7 +58,7 @@ MODEL = ModelInfo(
     heads=2,
     config={"dims": (1, 2)},
     labels=("a", "b"),
-    preprocessing=Preprocessing("digits", 96, 96),
+    preprocessing=Preprocessing("digits", (96, 96), (96, 96)),
 )
 REPORT = Report(
     verdict="pass",

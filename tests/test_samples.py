@@ -39,7 +39,6 @@ def _samples(count: int) -> Samples:
 def test_samples_are_noise_and_adversarial_images(recipe: preprocessing.Preprocessing) -> None:
     """A check has normal tensors and six adversarial images, in float32 of the model's size."""
     samples = make(recipe)
-    side = recipe.crop
     assert samples.names == (
         *(f"normal-{index}" for index in range(NORMAL_SAMPLES)),
         "black",
@@ -49,7 +48,7 @@ def test_samples_are_noise_and_adversarial_images(recipe: preprocessing.Preproce
         "noise",
         "gradient",
     )
-    assert samples.inputs.shape == (10, 3, side, side)
+    assert samples.inputs.shape == (10, 3, *recipe.crop)
     assert samples.inputs.dtype == np.float32
     assert np.isfinite(samples.inputs).all()
     assert samples.labels.tolist() == [-1] * 10
@@ -80,9 +79,9 @@ def test_the_pixels_behind_a_sample_are_kept() -> None:
 
 
 def test_adversarial_images_are_at_the_edges() -> None:
-    """They are uint8 images of the side asked for; the extreme ones hold 0 and 255 alone."""
-    images = adversarial_images(32, seed=0)
-    assert {image.shape for image in images.values()} == {(32, 32, 3)}
+    """They are uint8 images of the size asked for; the extreme ones hold 0 and 255 alone."""
+    images = adversarial_images((32, 48), seed=0)
+    assert {image.shape for image in images.values()} == {(32, 48, 3)}
     assert {image.dtype for image in images.values()} == {np.dtype(np.uint8)}
     values = {name: set(np.unique(image).tolist()) for name, image in images.items()}
     assert values["black"] == {0}
@@ -93,7 +92,7 @@ def test_adversarial_images_are_at_the_edges() -> None:
 
 def test_the_gradient_tells_channels_and_axes_apart() -> None:
     """No exchange of channels, flip or transposition leaves the gradient as it is."""
-    image = adversarial_images(32, seed=0)["gradient"]
+    image = adversarial_images((32, 32), seed=0)["gradient"]
     changed = [
         image[..., [1, 0, 2]],
         image[..., [2, 1, 0]],

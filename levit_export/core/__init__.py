@@ -6,6 +6,7 @@ disk and opens it as a :class:`Session`; everything else compares and times sess
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
@@ -19,7 +20,13 @@ if TYPE_CHECKING:
 
 Tensors = Mapping[str, np.ndarray]
 Verdict = Literal["pass", "fail", "not-run"]
-Resize = Literal["shorter-side", "exact"]
+Size = tuple[int, int]
+"""Height and width in pixels."""
+Resize = Literal["shorter-side", "exact", "cover", "fit", "none"]
+Interpolation = Literal["bicubic", "bilinear", "lanczos", "hamming", "box", "nearest"]
+"""Pillow's filters by the names that timm gives them; all but ``nearest`` are antialiased."""
+LARGEST_SIDE = 2**14
+"""Pixels of the longest side that a recipe may ask for."""
 Layout = Literal["tokens", "maps"]
 """The form of a LeViT: ``(B, N, C)`` with linear layers, ``(B, C, H, W)`` with convolutions."""
 LAID_OUT_AS_MAPS = "lay_out_maps"
@@ -74,39 +81,75 @@ class Signature:
 class Preprocessing:
     """How pixels become the model's input: resize, centre crop, scale to [0, 1], normalise.
 
-    ``resize`` is the side in pixels that the image's shorter side is brought to (``shorter-side``)
-    or that both sides are (``exact``); ``mean`` and ``std`` are per RGB channel on the 0-1 scale.
+    ``resize`` and ``crop`` are (height, width). ``resize_mode`` says what ``resize`` is for:
+
+    - ``shorter-side``: the image's shorter side gets this length, the same for both numbers, and
+      the longer one is cut to whole pixels (torchvision, transformers);
+    - ``cover`` and ``fit``: the image is scaled until it just covers that rectangle or just fits
+      into it, sides rounded (timm);
+    - ``exact``: both sides get these lengths, whatever becomes of the aspect ratio;
+    - ``none``: the image keeps its size.
+
+    A crop that reaches beyond the image shows ``fill``, RGB from 0 to 255. ``mean`` and ``std``
+    are per RGB channel on the 0-1 scale. ``centre`` says how half a pixel of the crop's offset is
+    settled: ``rounded`` to even inside the image and towards zero outside, as torchvision does it;
+    ``floored`` or ``truncated``, as transformers' slow and fast processors do it.
+
+    Raises ``ValueError`` for numbers that cannot be a recipe.
     """
 
     name: str
-    resize: int
-    crop: int
+    resize: Size
+    crop: Size
     resize_mode: Resize = "shorter-side"
-    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    interpolation: Interpolation = "bicubic"
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    centre: Literal["rounded", "floored"] = "rounded"
-    """How half a pixel of the crop's offset is settled: by torchvision, or by transformers."""
+    centre: Literal["rounded", "floored", "truncated"] = "rounded"
+    fill: tuple[int, int, int] = (0, 0, 0)
+
+    def __post_init__(self) -> None:
+        for name, sides in (("resize", self.resize), ("crop", self.crop)):
+            if not all(1 <= side <= LARGEST_SIDE for side in sides):
+                raise ValueError(f"{name} {sides}: sides of 1 to {LARGEST_SIDE} pixels are needed")
+        if self.resize_mode == "shorter-side" and self.resize[0] != self.resize[1]:
+            raise ValueError(f"resize {self.resize}: the shorter side has one length")
+        if not all(map(math.isfinite, (*self.mean, *self.std))):
+            raise ValueError(f"mean {self.mean}, std {self.std}: finite numbers are needed")
+        if min(self.std) <= 0:
+            raise ValueError(f"std {self.std}: positive numbers are needed")
+        if not all(0 <= level <= 255 for level in self.fill):
+            raise ValueError(f"fill {self.fill}: levels of 0 to 255 are needed")
 
     def in_words(self, *, embedded: bool = False) -> str:
         """The recipe in one sentence, for the people who write the device's code.
 
         ``embedded`` says that the model itself normalises.
         """
-        sides = (
-            f"resize the shorter side to {self.resize} px"
-            if self.resize_mode == "shorter-side"
-            else f"resize to {self.resize}x{self.resize} px"
+        height, width = self.resize
+        rectangle = f"{height}x{width} px (height x width)" if height != width else f"{height} px"
+        sides = {
+            "shorter-side": f"resize the shorter side to {height} px",
+            "exact": f"resize to {height}x{width} px",
+            "cover": f"resize, keeping the aspect ratio, until it just covers {rectangle}",
+            "fit": f"resize, keeping the aspect ratio, until it just fits into {rectangle}",
+            "none": "no resize",
+        }[self.resize_mode]
+        if self.resize_mode != "none":
+            antialiased = "" if self.interpolation == "nearest" else ", antialiased"
+            sides += f" ({self.interpolation}{antialiased})"
+        height, width = self.crop
+        crop = f"{height}x{width} px (height x width)" if height != width else f"{height} px"
+        padded = self.resize_mode in ("fit", "none") or any(
+            side < cut for side, cut in zip(self.resize, self.crop, strict=True)
         )
+        filled = f", pixels outside the image are {list(self.fill)}" if padded else ""
         values = (
             "bytes 0 to 255 as they are: the model normalises by itself"
             if embedded
             else f"divide by 255; subtract {list(self.mean)}; divide by {list(self.std)}; NCHW"
         )
-        return (
-            f"RGB; {sides} ({self.interpolation}, antialiased); centre crop {self.crop} px "
-            f"(offset {self.centre}); {values}"
-        )
+        return f"RGB; {sides}; centre crop {crop} (offset {self.centre}{filled}); {values}"
 
 
 @dataclass(frozen=True)

@@ -209,14 +209,11 @@ class _Ballot:
 
 def _refuse_misfit(session: Session, task: Task) -> None:
     spec = session.signature.inputs[0]
-    side = task.recipe.crop
-    if (spec.dtype, spec.shape[1:]) not in (
-        ("float32", (3, side, side)),
-        ("uint8", (side, side, 3)),
-    ):
+    size = task.recipe.crop
+    if (spec.dtype, spec.shape[1:]) not in (("float32", (3, *size)), ("uint8", (*size, 3))):
         raise ArtifactError(
             f"the model takes {spec.dtype} {spec.shape}, and its recipe gives float32 "
-            f"{(3, side, side)} or uint8 {(side, side, 3)}",
+            f"{(3, *size)} or uint8 {(*size, 3)}",
             remedy="Give the --checkpoint and --imgsz that it was exported with.",
         )
 

@@ -111,10 +111,11 @@ def _reference(
             f"{len(info.labels)}",
             remedy="Give the checkpoint that was exported.",
         )
-    if checkpoint.config.image_size != info.preprocessing.crop:
+    if checkpoint.preprocessing.crop != info.preprocessing.crop:
+        ours, theirs = checkpoint.preprocessing.crop, info.preprocessing.crop
         raise UsageError(
-            f"the checkpoint takes {checkpoint.config.image_size} px, the export in {folder} "
-            f"{info.preprocessing.crop}",
+            f"the checkpoint takes {ours[0]} x {ours[1]} px (height x width), the export in "
+            f"{folder} {theirs[0]} x {theirs[1]}",
             remedy="Give the --imgsz that it was exported with.",
         )
     said: tuple[str, ...] = ()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 
@@ -26,7 +27,7 @@ MOST_UNREADABLE = 0.1
 
 @dataclass(frozen=True)
 class Batch:
-    """Inputs ``(n, 3, crop, crop)`` float32 of those entries that could be read.
+    """Inputs ``(n, 3, *crop)`` float32 of those entries that could be read.
 
     ``rows`` says which place in the image set each input has.
     """
@@ -53,7 +54,7 @@ def batches(
                     rows.append(row)
                 except UnreadableImageError as error:
                     unreadable.append((row, Unreadable(entry.name, str(error))))
-            shape = (len(inputs), 3, recipe.crop, recipe.crop)
+            shape = (len(inputs), 3, *recipe.crop)
             stacked = np.stack(inputs) if inputs else np.empty(shape, np.float32)
             yield Batch(tuple(rows), stacked, tuple(unreadable))
 
@@ -61,12 +62,8 @@ def batches(
 def _input(read: Read, entry: Entry, recipe: Preprocessing) -> np.ndarray:
     pixels = read(entry)
     height, width = pixels.shape[:2]
-    longer, shorter = max(height, width), min(height, width)
-    # Once the shorter side has its size, a strip can have billions of pixels.
-    if (
-        recipe.resize_mode == "shorter-side"
-        and recipe.resize**2 * longer > LARGEST_PIXELS * shorter
-    ):
+    # Once the shorter side has its size, a strip can have billions of pixels, or none in ``fit``.
+    if not 0 < prod(preprocessing.resized_size(recipe, height, width)) <= LARGEST_PIXELS:
         raise UnreadableImageError(f"{width} x {height} pixels is too long a strip to be resized")
     return preprocessing.apply(recipe, pixels)
 

@@ -65,11 +65,11 @@ def fed(recipe: Preprocessing, spec: TensorSpec, cropped: np.ndarray) -> np.ndar
 
 
 def resize_images(recipe: Preprocessing) -> dict[str, np.ndarray]:
-    """A picture wider and larger than the recipe's side, and one narrower and smaller."""
-    side = recipe.resize
+    """A picture wider and larger than what the recipe resizes to, and one taller and smaller."""
+    height, width = recipe.resize
     return {
-        LANDSCAPE: picture(side * 5 // 4 + 1, side * 7 // 4),
-        PORTRAIT: picture(side * 3 // 4, side // 2 + 1),
+        LANDSCAPE: picture(height * 5 // 4 + 1, width * 7 // 4),
+        PORTRAIT: picture(height * 3 // 4, width // 2 + 1),
     }
 
 
@@ -92,9 +92,7 @@ def _of_sample(manifest: Manifest, samples: Samples, row: int) -> GoldenImage:
     recipe, spec = manifest.model.preprocessing, manifest.signature.inputs[0]
     name, wanted = samples.names[row], samples.inputs[row]
     pixels = samples.pixels[name]
-    if pixels.shape == (recipe.crop, recipe.crop, 3) and np.array_equal(
-        fed(recipe, spec, pixels), wanted
-    ):
+    if pixels.shape == (*recipe.crop, 3) and np.array_equal(fed(recipe, spec, pixels), wanted):
         return GoldenImage(pixels, pixels, ImageEntry(row, resized=False))
     cropped = preprocessing.resize_and_crop(recipe, pixels)
     if not np.array_equal(fed(recipe, spec, cropped), wanted):

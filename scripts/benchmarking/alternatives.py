@@ -169,8 +169,8 @@ def _config(config: Any) -> dict[str, Any]:
 def _steps(recipe: Any) -> dict[str, Any]:
     return {
         "image_processor_type": "LevitImageProcessor",
-        "size": {"shortest_edge": recipe.crop},
-        "crop_size": {"height": recipe.crop, "width": recipe.crop},
+        "size": {"shortest_edge": recipe.crop[0]},
+        "crop_size": {"height": recipe.crop[0], "width": recipe.crop[1]},
         "image_mean": recipe.mean,
         "image_std": recipe.std,
     }

@@ -113,7 +113,7 @@ def calibrate(model: str, folder: Path) -> list[str]:
     if own is not None:
         np.savez(folder / "calibration.npz", inputs=own.inputs)
         return ["--num-samples", str(count)]
-    pixels = images.structured(count, recipe.crop)
+    pixels = images.structured(count, recipe.crop[0])
     np.savez(folder / "images.npz", images=pixels)
     inputs = np.stack([preprocessing.apply(recipe, image) for image in pixels])
     np.savez(folder / "calibration.npz", inputs=inputs)

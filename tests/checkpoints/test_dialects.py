@@ -156,7 +156,7 @@ def test_transformers_folder(tmp_path: Path, two_heads: bool) -> None:  # noqa: 
     assert found.config == replace(TINY, two_heads=two_heads)
     assert found.labels == tuple(f"class {index}" for index in range(5))
     assert found.preprocessing.mean == (0.5, 0.4, 0.3)
-    assert (found.preprocessing.resize, found.preprocessing.crop) == (73, 64)
+    assert (found.preprocessing.resize, found.preprocessing.crop) == ((73, 73), (64, 64))
     expected = logits(model, 64)
     error = (logits(found.build(), 64) - expected).abs().max() / expected.abs().max()
     assert error <= BOUND
@@ -225,7 +225,7 @@ def test_timm_folder(tmp_path: Path) -> None:
     assert found.config == replace(TINY, activation="silu")
     assert found.labels == tuple("abcde")
     recipe = found.preprocessing
-    assert (recipe.resize, recipe.crop, recipe.interpolation) == (80, 64, "bilinear")
+    assert (recipe.resize, recipe.crop, recipe.interpolation) == ((80, 80), (64, 64), "bilinear")
     assert (recipe.mean, recipe.std) == ((0.5, 0.5, 0.5), (0.25, 0.5, 0.5))
     assert not any("activation" in remark for remark in found.remarks)
 
@@ -237,7 +237,7 @@ def test_timm_file_is_the_same_model(tmp_path: Path, maps: bool) -> None:  # noq
     assert found.dialect == f"timm ({'maps' if maps else 'tokens'})"
     expected = logits(randomize_(Levit(TINY), 0), 64)
     assert (logits(found.build(), 64) - expected).abs().max() <= BOUND * expected.abs().max()
-    assert found.preprocessing.resize == 71  # 64 / 0.9, as timm cuts it off
+    assert found.preprocessing.resize == (71, 71)  # 64 / 0.9, as timm cuts it off
 
 
 def test_stem_of_stride_8(tmp_path: Path) -> None:
@@ -386,7 +386,7 @@ def test_resized_tables(tmp_path: Path) -> None:
     whole = checkpoints.load(place)
     resized = checkpoints.load(place, Choices(image_size=96, resize_bias=True))
     assert resized.config == replace(TINY, image_size=96)
-    assert resized.preprocessing.crop == 96
+    assert resized.preprocessing.crop == (96, 96)
     assert any("an approximation: trained at 64 px, 6 tables" in r for r in resized.remarks)
     tables = [name for name in whole.tensors if name.endswith("attention_biases")]
     for name in tables:

@@ -141,7 +141,7 @@ def test_variants_are_recognised_by_shape(tmp_path: Path, known: checkpoints.Var
     found = checkpoints.load(written(tmp_path, tensors, "w.safetensors"))
     assert (found.name, found.dialect) == (known.name, "fair")
     assert found.config == replace(known.config, classes=10)
-    assert (found.preprocessing.name, found.preprocessing.crop) == ("fair", 224)
+    assert (found.preprocessing.name, found.preprocessing.crop) == ("fair", (224, 224))
     assert found.sha256 == reading.sha256_of(tmp_path / "w.safetensors")
 
 
@@ -153,7 +153,7 @@ def test_fine_tuned(tmp_path: Path, model: checkpoints.Variant | None) -> None:
     found = checkpoints.load(file, Choices(model=model, labels=tuple("abcdefg")))
     assert (found.name, found.config) == ("levit_128s", config)
     assert found.labels == tuple("abcdefg")
-    assert found.preprocessing.crop == 160
+    assert found.preprocessing.crop == (160, 160)
     assert found.describe().heads == 1
     assert answer(found).shape == (2, 7)
 
@@ -164,7 +164,7 @@ def test_image_size_is_read_from_the_bias_tables(tmp_path: Path, side: int) -> N
     config = replace(TINY, image_size=side)
     found = checkpoints.load(written(tmp_path, tensors_of(config)))
     assert found.config == config
-    assert found.preprocessing.crop == side
+    assert found.preprocessing.crop == (side, side)
 
 
 def test_unknown_dimensions(tmp_path: Path, tiny: Tensors) -> None:

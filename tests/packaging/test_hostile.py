@@ -229,7 +229,7 @@ ATTACKS: dict[str, tuple[Attack, str]] = {
         described(lambda t: t.replace('"bytes": 16', '"bytes": "16"')),
         "is no SHA-256 and size",
     ),
-    "recipe": (described(lambda t: t.replace('"crop": 16', '"crop": "x"')), "is no recipe"),
+    "recipe": (described(lambda t: t.replace('"crop": [', '"crop": ["x",')), "is no recipe"),
     "negative row": (described(lambda t: t.replace('"row": 9', '"row": -9')), "no image"),
     "image with no files": (
         described(lambda t: t.replace('"real-1": {', '"real-9": {')),
@@ -250,7 +250,7 @@ ATTACKS: dict[str, tuple[Attack, str]] = {
         "disagree on labels.txt",
     ),
     "manifest: recipe": (
-        manifest(lambda m: m["model"]["preprocessing"].update(crop=17)),
+        manifest(lambda m: m["model"]["preprocessing"].update(crop=[17, 17])),
         "disagree on the preprocessing",
     ),
     "array that is none": (adding("golden/x.npy"), "golden/x.npy is not an array"),

@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
-from tiny_exports import COREML, ONNX, RECIPE, fed, make_export
+from tiny_exports import COREML, ONNX, RECIPE, RESIZES, fed, make_export, named
 
 from levit_export import packaging, preprocessing
 from levit_export.core import Preprocessing
@@ -249,9 +249,9 @@ def test_grey_image_cannot_show_swapped_channels(diagnose: Any, unpacked: Path) 
     [
         ({"interpolation": "bilinear"}, "resized with bilinear in place of bicubic"),
         ({"interpolation": "nearest"}, "resized with nearest"),
-        ({"resize_mode": "exact", "resize": 16}, "the aspect ratio was not kept"),
-        ({"resize": 16}, "resized straight to the crop's size"),
-        ({"resize": 18}, "other pixels: up to"),
+        ({"resize_mode": "exact", "resize": (16, 16)}, "the aspect ratio was not kept"),
+        ({"resize": (16, 16)}, "resized straight to the crop's size"),
+        ({"resize": (18, 18)}, "other pixels: up to"),
     ],
 )
 def test_another_resize(
@@ -266,20 +266,13 @@ def test_another_resize(
     assert line.detail.startswith(f"resize-landscape: {message}")
 
 
-@pytest.mark.parametrize("mode", ["shorter-side", "exact"])
-@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
-@pytest.mark.parametrize("centre", ["rounded", "floored"])
-def test_resize_is_the_toolchains(
-    diagnose: Any, mode: Any, interpolation: Any, centre: Any
-) -> None:
+@pytest.mark.parametrize("recipe", RESIZES, ids=named)
+def test_resize_is_the_toolchains(diagnose: Any, recipe: Preprocessing) -> None:
     """``verify.py`` spells the preprocessing out again; both give the same pixels and tensors.
 
-    The crop's offset is 3/2, which the two centres settle differently, and 79 * (21 / 79) is
-    less than 21 in float64.
+    79 * (21 / 79) is less than 21 in float64.
     """
-    numbers = ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
-    recipe = Preprocessing("r", 21, 18, mode, interpolation, *numbers, centre)
-    spec = {"dtype": "float32", "shape": [1, 3, 18, 18]}
+    spec = {"dtype": "float32", "shape": [1, 3, *recipe.crop]}
     generator = np.random.default_rng(0)
     for shape in ((37, 22, 3), (9, 40), (16, 16, 3), (90, 79, 3)):
         pixels = generator.integers(0, 256, shape, dtype=np.uint8)

@@ -23,7 +23,6 @@ from support import Exported
 from tiny_exports import make_export
 
 from levit_export import bundle, packaging, preprocessing, reference, samples
-from levit_export.core import Preprocessing
 from levit_export.errors import DownloadError
 from levit_export.images.decoding import decode
 from levit_export.packaging import arrays, png
@@ -166,44 +165,6 @@ def test_digits_get_pytorchs_answers(
     assert furthest <= 1
     assert "median of" in page.text("#latency")
     assert page.complaints() == []
-
-
-SIZES = ((1, 1), (7, 90), (20, 20), (21, 20), (37, 53), (64, 33), (120, 41), (90, 79))
-RECIPES = [
-    Preprocessing("x", resize=21, crop=18, resize_mode=mode, interpolation=kind, centre=centre)
-    for mode in ("shorter-side", "exact")
-    for kind in ("bicubic", "bilinear")
-    for centre in ("rounded", "floored")
-]
-
-
-@pytest.mark.parametrize(
-    "recipe", RECIPES, ids=lambda r: f"{r.resize_mode}-{r.interpolation}-{r.centre}"
-)
-def test_the_resize_is_pillows(modules: Browser, recipe: Preprocessing) -> None:
-    """Every pixel of the page's resize and crop, and every bit of its input, is Python's."""
-    generator = np.random.default_rng(3)
-    images = [generator.integers(0, 256, (*size, 3), dtype=np.uint8) for size in SIZES]
-    # Black and white next to each other make a cubic filter overshoot.
-    images += [np.where(image > 127, 255, 0).astype(np.uint8) for image in images]
-    images.append(picture(61, 47))
-    script = """const [recipe, images] = arguments;
-        return import('/web/recipe.js').then(({ resizeAndCrop, feed }) => images.map((image) => {
-            const cropped = resizeAndCrop(recipe, { ...image, data: Uint8Array.from(image.data) });
-            const fed = feed(recipe, { dtype: 'float32', shape: [1, 3, 18, 18] }, cropped);
-            return [[...cropped.data], [...fed]];
-        }))"""
-    given = [
-        {"height": len(image), "width": image.shape[1], "data": image.ravel().tolist()}
-        for image in images
-    ]
-    for image, (cropped, fed) in zip(
-        images, modules.run(script, vars(recipe), given), strict=True
-    ):
-        wanted = preprocessing.resize_and_crop(recipe, image)
-        np.testing.assert_array_equal(np.reshape(cropped, wanted.shape), wanted, str(image.shape))
-        tensor = preprocessing.normalise(recipe, wanted)
-        np.testing.assert_array_equal(np.float32(fed).reshape(tensor.shape), tensor)
 
 
 def test_a_model_that_normalises_by_itself(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import onnx
@@ -12,16 +13,43 @@ from levit_export import bundle, preprocessing, samples
 from levit_export.atomic import MANIFEST
 from levit_export.bundle import ArtifactEntry, GoldenEntry, Manifest
 from levit_export.core import (
+    Interpolation,
     ModelInfo,
     Preprocessing,
+    Resize,
     Signature,
+    Size,
     TensorSpec,
     Tolerance,
     Verdict,
 )
 from levit_export.samples import Samples
 
-RECIPE = Preprocessing("tiny", resize=20, crop=16)
+RECIPE = Preprocessing("tiny", resize=(20, 20), crop=(16, 16))
+_MODES: dict[Resize, tuple[Size, Size]] = {
+    "shorter-side": ((21, 21), (18, 18)),
+    "exact": ((21, 30), (18, 27)),
+    "cover": ((21, 30), (18, 27)),
+    "fit": ((21, 30), (18, 35)),
+    "none": ((18, 21), (18, 21)),
+}
+RESIZES = [
+    Preprocessing(
+        mode, resize, crop, mode, kind, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), centre, (7, 130, 255)
+    )
+    for mode, (resize, crop) in _MODES.items()
+    for kind in get_args(Interpolation)
+    for centre in ("rounded", "floored", "truncated")
+    if kind == "bicubic" or (mode, centre) == ("cover", "rounded")
+]
+"""Every way to resize and every way to settle a crop's offset, which is 3/2 or -5/2 in places."""
+
+
+def named(recipe: Preprocessing) -> str:
+    """What a test calls one of :data:`RESIZES`."""
+    return f"{recipe.resize_mode}-{recipe.interpolation}-{recipe.centre}"
+
+
 CLASSES = ("ant", "bee", "cat", "doe")
 OUTPUTS = {"logits": 4, "distill": 3}
 ONNX = "onnx-fp32/tiny.onnx"

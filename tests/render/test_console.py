@@ -49,7 +49,7 @@ MODEL = ModelInfo(
     heads=2,
     config={},
     labels=(),
-    preprocessing=Preprocessing("digits", 96, 96),
+    preprocessing=Preprocessing("digits", (96, 96), (96, 96)),
 )
 MACHINE = Machine("A CPU", 2, 8 * 2**30, ("avx2",), "Linux x86_64", "3.11.7")
 

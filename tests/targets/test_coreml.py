@@ -161,7 +161,7 @@ def test_metadata(half: Artifact) -> None:
     assert (said["model"], said["precision"]) == ("levit_digits", "fp16")
     assert said["checkpoint_sha256"] == info.checkpoint_sha256
     assert json.loads(said["labels"]) == [str(digit) for digit in range(10)]
-    assert json.loads(said["preprocessing"])["resize"] == 96
+    assert json.loads(said["preprocessing"])["resize"] == [96, 96]
     applied = ["fuse_batchnorm", "fold_attention_scale", "bake_attention_bias", "merge_heads"]
     assert json.loads(said["passes"]) == applied
     assert set(json.loads(said["versions"])) == {"levit-export", "torch", "coremltools"}

@@ -129,7 +129,7 @@ def test_metadata(exported: Exported) -> None:
     assert said["model"] == "levit_digits"
     assert said["checkpoint_sha256"] == info.checkpoint_sha256
     assert json.loads(said["labels"]) == [str(digit) for digit in range(10)]
-    assert json.loads(said["preprocessing"])["resize"] == 96
+    assert json.loads(said["preprocessing"])["resize"] == [96, 96]
     assert json.loads(said["passes"]) == [
         "fuse_batchnorm",
         "fold_attention_scale",

@@ -107,7 +107,7 @@ def test_metadata(plain: Artifact) -> None:
     assert said["model"] == "levit_digits"
     assert said["checkpoint_sha256"] == info.checkpoint_sha256
     assert json.loads(said["labels"]) == [str(digit) for digit in range(10)]
-    assert json.loads(said["preprocessing"])["resize"] == 96
+    assert json.loads(said["preprocessing"])["resize"] == [96, 96]
     applied = ["fuse_batchnorm", "fold_attention_scale", "bake_attention_bias", "merge_heads"]
     assert json.loads(said["passes"]) == applied
     assert {"levit-export", "torch", "openvino"} == set(json.loads(said["versions"]))

@@ -158,19 +158,41 @@ def resize(recipe: Any, pixels: np.ndarray, **other: Any) -> np.ndarray | None:
     except ImportError:
         return None
     recipe = {**recipe, **other}
+    height, width = resized_size(recipe, *pixels.shape[:2])
+    if not height or not width:
+        return None
     image = Image.fromarray(pixels).convert("RGB")
-    width, height = image.size
-    if recipe["resize_mode"] == "exact":
-        width = height = recipe["resize"]
-    else:
-        short, size = min(width, height), recipe["resize"]
+    if image.size != (width, height):
+        image = image.resize((width, height), Image.Resampling[recipe["interpolation"].upper()])
+    high, wide = recipe["crop"]
+    seen = Image.new("RGB", (wide, high), tuple(recipe["fill"]))
+    seen.paste(image, (-crop_offset(recipe, width, wide), -crop_offset(recipe, height, high)))
+    return np.asarray(seen)
+
+
+def resized_size(recipe: Any, height: int, width: int) -> tuple[int, int]:
+    """What an image is resized to: height and width."""
+    high, wide = recipe["resize"]
+    mode = recipe["resize_mode"]
+    if mode == "none":
+        return height, width
+    if mode == "exact":
+        return high, wide
+    if mode == "shorter-side":
+        short = min(height, width)
         # Multiplied first: a factor such as 256 / 49 is rounded, and 49 times that is below 256.
-        width, height = int(size * width / short), int(size * height / short)
-    image = image.resize((width, height), Image.Resampling[recipe["interpolation"].upper()])
-    crop = recipe["crop"]
-    settle = round if recipe["centre"] == "rounded" else math.floor
-    left, top = settle((width - crop) / 2), settle((height - crop) / 2)
-    return np.asarray(image.crop((left, top, left + crop, top + crop)))
+        return int(high * height / short), int(high * width / short)
+    ratios = (height / high, width / wide)
+    ratio = max(ratios) if mode == "fit" else min(ratios)
+    return round(height / ratio), round(width / ratio)
+
+
+def crop_offset(recipe: Any, side: int, crop: int) -> int:
+    """Where the crop starts along a side; negative where it reaches beyond the image."""
+    half = (side - crop) / 2
+    if recipe["centre"] == "floored":
+        return math.floor(half)
+    return round(half) if recipe["centre"] == "rounded" and half > 0 else int(half)
 
 
 def levels_apart(one: np.ndarray, other: np.ndarray) -> str:
@@ -263,9 +285,9 @@ def roundings(recipe: Any, values: np.ndarray, unit: float) -> float:
     """Largest error of ``(p / 255 - mean) / std`` in arithmetic of this unit roundoff.
 
     Three operations and three rounded constants, none of whose results exceeds the larger of
-    ``(1 + mean) / std`` and the values themselves; 8 in place of 6 leaves room for second order.
+    ``(1 + |mean|) / std`` and the values themselves; 8 in place of 6 leaves room for second order.
     """
-    largest = (1 + max(recipe["mean"])) / min(recipe["std"])
+    largest = (1 + np.abs(recipe["mean"]).max()) / min(recipe["std"])
     return float(8 * unit * max(largest, np.abs(values).max()))
 
 
@@ -302,17 +324,18 @@ def explain_resize(fed: np.ndarray, pixels: np.ndarray, recipe: Any, spec: Any) 
     """Which other resize of the pixels gives ``fed`` within half a level; empty if none does."""
     others: dict[str, dict[str, Any]] = {
         f"resized with {kind} in place of {recipe['interpolation']}": {"interpolation": kind}
-        for kind in ("nearest", "bilinear", "bicubic", "lanczos", "box")
+        for kind in ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
         if kind != recipe["interpolation"]
     }
-    if recipe["resize_mode"] == "shorter-side":
-        others["the aspect ratio was not kept"] = {
-            "resize_mode": "exact",
-            "resize": recipe["crop"],
-        }
-        others["resized straight to the crop's size"] = {"resize": recipe["crop"]}
+    if recipe["resize_mode"] in ("exact", "none"):
+        others["the aspect ratio was kept and the sides cropped"] = {"resize_mode": "cover"}
     else:
-        others["the aspect ratio was kept and the sides cropped"] = {"resize_mode": "shorter-side"}
+        straight = {"resize": recipe["crop"]}
+        others["the aspect ratio was not kept"] = {"resize_mode": "exact", **straight}
+        others["resized straight to the crop's size"] = straight
+    if recipe["resize_mode"] == "fit":
+        others["padded with black"] = {"fill": (0, 0, 0)}
+        others["cropped, not padded"] = {"resize_mode": "cover"}
     for words, other in others.items():
         image = resize(recipe, pixels, **other)
         if image is not None and not explain(fed, image, recipe, spec):

@@ -105,7 +105,7 @@ async function classify(blob, isResized = true) {
   const prepared = performance.now();
   const found = ranked(await model.run([row]), bundle.labels.length);
   showPictures(blob, cropped);
-  part("shown").classList.toggle("small", image.width < bundle.recipe.crop);
+  part("shown").classList.toggle("small", image.width < bundle.recipe.crop[1]);
   showClasses(found.slice(0, SHOWN));
   part("remark").hidden = !image.transparent;
   part("remark").textContent = image.transparent

@@ -9,9 +9,16 @@ const PLACES = 22;
 const HALF = 1 << (PLACES - 1);
 
 const FILTERS = {
+  box: { radius: 0.5, at: (x) => (x > -0.5 && x <= 0.5 ? 1 : 0) },
   bilinear: { radius: 1, at: (x) => Math.max(0, 1 - Math.abs(x)) },
+  hamming: { radius: 1, at: (x) => (Math.abs(x) < 1 ? sinc(x) * (0.54 + 0.46 * Math.cos(Math.PI * x)) : 0) },
   bicubic: { radius: 2, at: (x) => cubic(Math.abs(x)) },
+  lanczos: { radius: 3, at: (x) => (x >= -3 && x < 3 ? sinc(x) * sinc(x / 3) : 0) },
 };
+
+function sinc(x) {
+  return x === 0 ? 1 : Math.sin(Math.PI * x) / (Math.PI * x);
+}
 
 /** Keys' cubic with a = -1/2. */
 function cubic(x) {
@@ -66,6 +73,7 @@ function pass(source, from, target, to, lines, channels, every) {
 
 /** An RGB image {width, height, data} at another size. */
 export function resize(image, width, height, interpolation) {
+  if (interpolation === "nearest") return picked(image, width, height);
   const filter = FILTERS[interpolation];
   let { data } = image;
   if (width !== image.width) {
@@ -91,27 +99,73 @@ function halfToEven(value) {
   return below % 2 === 0 ? below : below + 1;
 }
 
-/** What the recipe sees of an RGB image: {width, height, data} of the model's size. */
-export function resizeAndCrop(recipe, image) {
-  let { width, height } = image;
-  if (recipe.resize_mode === "exact") {
-    width = height = recipe.resize;
-  } else {
-    const short = Math.min(width, height);
-    [width, height] = [width, height].map((side) => Math.trunc((recipe.resize * side) / short));
-  }
-  const resized = resize(image, width, height, recipe.interpolation);
-  const settle = recipe.centre === "rounded" ? halfToEven : Math.floor;
-  return crop(resized, settle((width - recipe.crop) / 2), settle((height - recipe.crop) / 2), recipe.crop);
+/** For each output pixel the nearest input pixel; steps are summed up, as Pillow does it. */
+function nearest(input, output) {
+  const step = input / output;
+  let at = step / 2;
+  return Array.from({ length: output }, () => {
+    const place = Math.floor(at);
+    at += step;
+    return place;
+  });
 }
 
-function crop(image, left, top, side) {
-  const data = new Uint8Array(side * side * 3);
-  for (let row = 0; row < side; row++) {
-    const start = ((top + row) * image.width + left) * 3;
-    data.set(image.data.subarray(start, start + side * 3), row * side * 3);
+function picked(image, width, height) {
+  const [rows, columns] = [nearest(image.height, height), nearest(image.width, width)];
+  const data = new Uint8Array(width * height * 3);
+  let to = 0;
+  for (const row of rows) {
+    for (const column of columns) {
+      const from = (row * image.width + column) * 3;
+      for (let channel = 0; channel < 3; channel++) data[to++] = image.data[from + channel];
+    }
   }
-  return { width: side, height: side, data };
+  return { width, height, data };
+}
+
+/** What an image is resized to: [height, width]. */
+function resizedSize(recipe, height, width) {
+  const [high, wide] = recipe.resize;
+  if (recipe.resize_mode === "none") return [height, width];
+  if (recipe.resize_mode === "exact") return [high, wide];
+  if (recipe.resize_mode === "shorter-side") {
+    const short = Math.min(height, width);
+    return [Math.trunc((high * height) / short), Math.trunc((high * width) / short)];
+  }
+  const ratios = [height / high, width / wide];
+  const ratio = recipe.resize_mode === "fit" ? Math.max(...ratios) : Math.min(...ratios);
+  return [halfToEven(height / ratio), halfToEven(width / ratio)];
+}
+
+/** Where the crop starts along a side; negative where it reaches beyond the image. */
+function cropOffset(recipe, side, cut) {
+  const half = (side - cut) / 2;
+  if (recipe.centre === "floored") return Math.floor(half);
+  return recipe.centre === "rounded" && half > 0 ? halfToEven(half) : Math.trunc(half);
+}
+
+/** What the recipe sees of an RGB image: {width, height, data} of the model's size. */
+export function resizeAndCrop(recipe, image) {
+  const [height, width] = resizedSize(recipe, image.height, image.width);
+  if (!height || !width) throw new Error("This image is too long a strip to be resized.");
+  const resized = resize(image, width, height, recipe.interpolation);
+  const [high, wide] = recipe.crop;
+  const [top, left] = [cropOffset(recipe, height, high), cropOffset(recipe, width, wide)];
+  return crop(resized, { left, top, width: wide, height: high }, recipe.fill);
+}
+
+/** The pixels of a rectangle; those outside the image are `fill`. */
+function crop(image, { left, top, width, height }, fill) {
+  const data = new Uint8Array(width * height * 3);
+  for (let to = 0; to < data.length; to += 3) data.set(fill, to);
+  const [from, end] = [Math.max(left, 0), Math.min(left + width, image.width)];
+  if (end <= from) return { width, height, data };
+  for (let row = Math.max(top, 0); row < Math.min(top + height, image.height); row++) {
+    const start = (row * image.width + from) * 3;
+    const pixels = image.data.subarray(start, start + (end - from) * 3);
+    data.set(pixels, ((row - top) * width + from - left) * 3);
+  }
+  return { width, height, data };
 }
 
 /**
