@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-import torch
 from torch import nn
 from torch.export import ExportedProgram
 
@@ -25,13 +23,12 @@ from levit_export.core import (
     Preprocessing,
     Signature,
 )
-from levit_export.errors import ExportFailedError
+from levit_export.core.network import Network
+from levit_export.models.capture import exported, read
 from levit_export.passes import LAY_OUT_MAPS, PASSES, apply_passes
 from levit_export.targets.eager import signature_of
 
 NOTHING = Embedded()
-LARGEST_BATCH = 65535
-"""Upper bound that is declared for an open batch."""
 
 
 @dataclass(frozen=True)
@@ -115,19 +112,30 @@ class Capture:
     program.
     """
 
-    def __init__(self, module: nn.Module, signature: Signature, name: str) -> None:
+    def __init__(
+        self, module: nn.Module, signature: Signature, names: Mapping[str, str], name: str
+    ) -> None:
         self._module = module
         self._signature = signature
+        self._blocks = names
         self._name = name
         self._program: ExportedProgram | None = None
+        self._network: Network | None = None
 
-    def __call__(self) -> ExportedProgram:
+    def program(self) -> ExportedProgram:
         """The program. Raises ``ExportFailedError`` where there can be none."""
-        self._program = self._program or _program(self._module, self._signature, self._name)
+        if self._program is None:
+            self._program = exported(self._module, self._signature, self._name)
         return self._program
 
+    def network(self) -> Network:
+        """The network. Raises ``ExportFailedError`` where there can be none."""
+        if self._network is None:
+            self._network = read(self.program(), self._signature, self._blocks, self._name)
+        return self._network
+
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_program": None}
+        return {**self.__dict__, "_program": None, "_network": None}
 
 
 def capture(
@@ -147,35 +155,18 @@ def capture(
     tensors = weights_of(rewritten.module, recipe)
     module = embedding.around(rewritten.module, checkpoint.preprocessing, embedded)
     signature = embedding.signature(signature_of(config, batch), embedded)
+    names = embedding.blocks(block_names(config), embedded)
     return Prepared(
         info=checkpoint.describe() if like is None else like.info,
         signature=signature,
         passes=rewritten.passes,
         fingerprints=fingerprint(tensors) if like is None else like.fingerprints,
-        blocks=embedding.blocks(block_names(config), embedded),
+        blocks=names,
         weights=tensors,
-        capture=Capture(module, signature, checkpoint.name),
+        capture=Capture(module, signature, names, checkpoint.name),
         embedded=embedded,
         layout=rewritten.layout,
     )
-
-
-def _program(module: nn.Module, signature: Signature, name: str) -> ExportedProgram:
-    (taken,) = signature.inputs
-    # An example of 1 would be taken for a dimension that broadcasts.
-    shape = [signature.batch or 2, *(side or 1 for side in taken.shape[1:])]
-    example = torch.zeros(shape, dtype=getattr(torch, taken.dtype))
-    is_open = signature.batch is None
-    shapes = ({0: torch.export.Dim("batch", min=1, max=LARGEST_BATCH)},) if is_open else None
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return torch.export.export(module, (example,), dynamic_shapes=shapes)
-    except Exception as error:
-        raise ExportFailedError(
-            f"torch.export could not capture {name}: {error}",
-            remedy="Report the model; without passes it may work (--skip-pass …).",
-        ) from error
 
 
 def weights_of(module: nn.Module, recipe: Preprocessing | None = None) -> dict[str, np.ndarray]:

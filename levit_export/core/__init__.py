@@ -7,7 +7,7 @@ disk and opens it as a :class:`Session`; everything else compares and times sess
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,6 +17,8 @@ import numpy as np
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
+
+    from levit_export.core.network import Network
 
 Tensors = Mapping[str, np.ndarray]
 Verdict = Literal["pass", "fail", "not-run"]
@@ -217,13 +219,23 @@ def applied(ledger: Iterable[PassRecord]) -> tuple[str, ...]:
     return tuple(record.name for record in ledger if record.status == "applied")
 
 
+class Captured(Protocol):
+    """A module, captured when it is first asked for."""
+
+    def program(self) -> ExportedProgram:
+        """What ``torch.export`` made of it."""
+
+    def network(self) -> Network:
+        """The same as a network."""
+
+
 @dataclass(frozen=True)
 class Prepared:
     """A model ready for every target: passes applied, shapes static but for the batch.
 
     ``blocks`` says what users call the block that a module, given by its path, is. ``weights`` are
     the tensors that artifacts must hold, empty when exporters make others of them. ``capture``
-    gives the program that targets read, always the same one.
+    gives the network that targets write, always the same one.
     """
 
     info: ModelInfo
@@ -232,14 +244,19 @@ class Prepared:
     fingerprints: Fingerprints
     blocks: Mapping[str, str]
     weights: Mapping[str, np.ndarray]
-    capture: Callable[[], ExportedProgram]
+    capture: Captured
     embedded: Embedded = Embedded()
     layout: Layout = "tokens"
 
     @property
     def program(self) -> ExportedProgram:
         """The network as ``torch.export`` captured it."""
-        return self.capture()
+        return self.capture.program()
+
+    @property
+    def network(self) -> Network:
+        """What writers write."""
+        return self.capture.network()
 
     @property
     def dynamic(self) -> bool:

@@ -153,7 +153,7 @@ def _prepared(parts: Parts, checkpoint: Checkpoint) -> dict[str, Prepared]:
                     partial(preparation.laid_out, rewritten, layout),
                 )
             made[layout] = preparation.capture(laid_out, 1)
-            parts.time(f"torch.export, {layout}", made[layout].capture)
+            parts.time(f"torch.export, {layout}", made[layout].capture.program)
         found[form] = made[layout]
     return found
 

@@ -1,0 +1,1 @@
+"""The PyTorch side of a model on its way to a file."""
