@@ -102,7 +102,7 @@ def laid_out(rewritten: Rewritten, layout: Layout) -> Rewritten:
 
 
 def _input_shape(checkpoint: Checkpoint) -> tuple[int, int, int]:
-    return (3, checkpoint.config.image_size, checkpoint.config.image_size)
+    return (3, *checkpoint.config.image_size)
 
 
 class Capture:

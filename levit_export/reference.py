@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from levit_export.checkpoints import Checkpoint, Choices
     from levit_export.samples import Samples
     from levit_export.targets.eager import EagerSession
-    from levit_export.zoo import Variant
+    from levit_export.zoo import Size, Variant
 
 DIGITS = "held-out UCI digits"
 REFERENCE_BATCH = 16
@@ -56,7 +56,7 @@ class ModelChoice:
     pretrained: bool = False
     offline: bool = False
     random_seed: int | None = None
-    image_size: int | None = None
+    image_size: Size | None = None
     resize_bias: bool = False
     activation: str | None = None
     labels: tuple[str, ...] = ()

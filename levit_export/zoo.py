@@ -6,7 +6,9 @@ multiply-accumulates of one 224x224 image, which the paper calls FLOPs.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from math import isqrt
 
 from levit_export.errors import UnknownNameError, UsageError
 
@@ -16,12 +18,15 @@ AUTO_LAYOUT = "auto"
 LAYOUTS = (AUTO_LAYOUT, "tokens", "maps")
 """What may be asked for; see ``layouts``."""
 
-LARGEST_GRID = 64
-"""Tokens along a side. An attention table has as many entries as its fourth power."""
+LARGEST_GRID = 64 * 64
+"""Tokens of a grid. An attention table has as many entries as the square of it."""
 
 LOGITS = "logits"
 DISTILL = "distill"
 """Names of a model's outputs."""
+
+Size = tuple[int, int]
+"""Height and width, of an image in pixels or of a grid in tokens."""
 
 
 @dataclass(frozen=True)
@@ -30,15 +35,16 @@ class LevitConfig:
 
     ``dims``, ``heads`` and ``depths`` are per stage (the paper's C, N and depth), ``key_dim`` is
     the paper's D. Values have ``2 * key_dim`` channels per head (4 in the shrinking attention).
-    ``stem_stride`` 16 is the paper's stem of four convolutions, 8 timm's of three. A ``fused``
-    model's layers carry their BatchNorm inside and are stored without it.
+    ``image_size`` is (height, width). ``stem_stride`` 16 is the paper's stem of four convolutions,
+    8 timm's of three. A ``fused`` model's layers carry their BatchNorm inside and are stored
+    without it.
     """
 
     dims: tuple[int, ...]
     key_dim: int
     heads: tuple[int, ...]
     depths: tuple[int, ...]
-    image_size: int = 224
+    image_size: Size = (224, 224)
     classes: int = 1000
     two_heads: bool = True
     activation: str = "hardswish"
@@ -53,9 +59,9 @@ class LevitConfig:
             raise UnknownNameError("activation", self.activation, ACTIVATIONS)
 
     @property
-    def resolutions(self) -> tuple[int, ...]:
-        """Side of the square token grid of each stage; a shrinking attention keeps every other."""
-        return halving(self.image_size // self.stem_stride, len(self.dims))
+    def grids(self) -> tuple[Size, ...]:
+        """The token grid of each stage; a shrinking attention keeps every other row and column."""
+        return halving(grid_of(self.image_size, self.stem_stride), len(self.dims))
 
     @property
     def outputs(self) -> tuple[tuple[str, int], ...]:
@@ -83,7 +89,7 @@ class VitPytorchConfig:
     key_dim: int = 32
     value_dim: int = 64
     mlp_ratio: int = 2
-    image_size: int = 224
+    image_size: Size = (224, 224)
     classes: int = 1000
     distill_classes: int | None = None
 
@@ -91,9 +97,9 @@ class VitPytorchConfig:
         _refuse_image_size(self.image_size, 16)
 
     @property
-    def resolutions(self) -> tuple[int, ...]:
-        """Side of the square feature map of each stage."""
-        return halving(self.image_size // 16, len(self.dims))
+    def grids(self) -> tuple[Size, ...]:
+        """Height and width of the feature map of each stage."""
+        return halving(grid_of(self.image_size, 16), len(self.dims))
 
     @property
     def outputs(self) -> tuple[tuple[str, int], ...]:
@@ -120,7 +126,7 @@ class GraftedConfig:
     dim: int = 384
     heads: int = 6
     mlp_ratio: int = 4
-    image_size: int = 224
+    image_size: Size = (224, 224)
     classes: int = 1000
 
     def __post_init__(self) -> None:
@@ -151,26 +157,52 @@ Config = LevitConfig | VitPytorchConfig | GraftedConfig
 """What a module is built from; ``architectures.build`` does it."""
 
 
-def halving(side: int, count: int) -> tuple[int, ...]:
-    """``count`` sides of a square grid, each keeping every other row of the one before."""
-    sides = [side]
+def grid_of(image_size: Size, stride: int) -> Size:
+    """How many tokens a stem of this stride makes of an image, down and across."""
+    height, width = image_size
+    return height // stride, width // stride
+
+
+def halving(grid: Size, count: int) -> tuple[Size, ...]:
+    """``count`` grids, each keeping every other row and column of the one before."""
+    grids = [grid]
     for _ in range(count - 1):
-        sides.append((sides[-1] - 1) // 2 + 1)
-    return tuple(sides)
+        rows, columns = grids[-1]
+        grids.append(((rows - 1) // 2 + 1, (columns - 1) // 2 + 1))
+    return tuple(grids)
 
 
-def _refuse_image_size(image_size: int, stride: int) -> None:
-    if image_size < stride or image_size % stride:
+def size_in_words(size: Size) -> str:
+    """``224`` for a square, ``128x512`` (height x width) otherwise: what ``--imgsz`` takes."""
+    height, width = size
+    return str(height) if height == width else f"{height}x{width}"
+
+
+def parse_size(text: str) -> Size:
+    """What :func:`size_in_words` wrote. Raises ``ValueError`` for what it cannot have written."""
+    found = re.fullmatch(r"(\d{1,6})(?:x(\d{1,6}))?", text.strip().lower())
+    if not found or 0 in (sides := (int(found[1]), int(found[2] or found[1]))):
+        raise ValueError(f"{text!r} is not a size")
+    return sides
+
+
+def _refuse_image_size(image_size: Size, stride: int) -> None:
+    odd = [side for side in image_size if side < stride or side % stride]
+    if odd:
+        height, width = (max(stride, side // stride * stride) for side in image_size)
         raise UsageError(
-            f"image size {image_size} does not divide by the stem's stride {stride}",
-            remedy=f"Use a multiple of {stride}, such as "
-            f"{max(stride, image_size // stride * stride)}.",
+            f"image size {size_in_words(image_size)} does not divide by the stem's stride "
+            f"{stride}",
+            remedy=f"Use multiples of {stride}, such as {size_in_words((height, width))}.",
         )
-    if image_size // stride > LARGEST_GRID:
+    rows, columns = grid_of(image_size, stride)
+    if rows * columns > LARGEST_GRID:
+        largest = isqrt(LARGEST_GRID)
         raise UsageError(
-            f"image size {image_size} makes a grid of {image_size // stride} tokens a side; "
-            "attention tables grow with the fourth power of that",
-            remedy=f"{stride * LARGEST_GRID} is the largest that is supported.",
+            f"image size {size_in_words(image_size)} makes a grid of {rows}x{columns} tokens; "
+            "attention tables grow with the square of their number",
+            remedy=f"{LARGEST_GRID} tokens are the most that are supported, "
+            f"a square of {stride * largest} px.",
         )
 
 
@@ -252,7 +284,9 @@ VARIANTS: tuple[Variant, ...] = (
     Variant(
         name="levit_digits",
         title="LeViT for handwritten digits (bundled)",
-        config=LevitConfig((64, 96, 128), 16, (2, 3, 4), (2, 2, 2), image_size=96, classes=10),
+        config=LevitConfig(
+            (64, 96, 128), 16, (2, 3, 4), (2, 2, 2), image_size=(96, 96), classes=10
+        ),
         parameters="0.71M",
         macs="",
         top1=99.2,

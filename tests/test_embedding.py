@@ -33,7 +33,7 @@ from levit_export.zoo import DISTILL, LOGITS
 FORMATS = ("onnx", "openvino", "coreml")
 RAW, PROBABLE, BOTH = Embedded(True, False), Embedded(False, True), Embedded(True, True)
 EMBEDDED = (RAW, PROBABLE, BOTH)
-SIDE = subjects.TINY.config.image_size
+SIDE = subjects.TINY.config.image_size[0]
 
 
 @cache

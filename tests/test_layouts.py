@@ -27,12 +27,12 @@ from levit_export.preparation import Forms, prepare
 from levit_export.targets import target
 from levit_export.zoo import Config, LevitConfig, variant
 
-SMALL = LevitConfig((32, 48), 16, (2, 3), (1, 1), image_size=64, classes=10)
+SMALL = LevitConfig((32, 48), 16, (2, 3), (1, 1), image_size=(64, 64), classes=10)
 KINDS = {
     "plain": SMALL,
     "one head": replace(SMALL, two_heads=False),
     "stride 8": replace(SMALL, stem_stride=8),
-    "odd grid": replace(SMALL, image_size=112),
+    "odd grid": replace(SMALL, image_size=(112, 112)),
     "scale no power of two": replace(SMALL, key_dim=24, dims=(48, 72)),
 }
 ARTIFACTS = (
@@ -50,7 +50,7 @@ ARTIFACTS = (
 def rewritten(config: LevitConfig) -> nn.Module:
     """A randomised network in float32 after the passes that all artifacts share."""
     model = randomize_(build(config), 0).eval()
-    shape = (3, config.image_size, config.image_size)
+    shape = (3, *config.image_size)
     return apply_passes(model, PASSES, input_shape=shape)[0]
 
 
@@ -83,7 +83,7 @@ def test_maps_compute_what_tokens_compute(name: str) -> None:
     tokens = rewritten(config).double()
     other = copy.deepcopy(tokens)
     LAY_OUT_MAPS.apply(other)
-    images = torch.randn(2, 3, config.image_size, config.image_size, dtype=torch.float64)
+    images = torch.randn(2, 3, *config.image_size, dtype=torch.float64)
     assert relative_error(other(images), tokens(images)) <= PROOF_BOUND
     kept, found = tokens.state_dict(), other.state_dict()
     assert list(found) == list(kept)

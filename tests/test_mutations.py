@@ -28,7 +28,7 @@ PLAIN = ExportOptions(simplify=False)
 TINY: Variant = replace(
     variant("levit_digits"),
     name="levit_tiny",
-    config=LevitConfig((32, 48), 16, (2, 3), (1, 1), image_size=64, classes=10),
+    config=LevitConfig((32, 48), 16, (2, 3), (1, 1), image_size=(64, 64), classes=10),
 )
 
 

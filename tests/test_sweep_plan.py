@@ -138,7 +138,7 @@ def test_no_such_file(tmp_path: Path) -> None:
 CELL = Cell("a", ModelChoice(), "bundled", "onnx", "fp32")
 CHANGES = [
     {"weights": "other"},
-    {"choice": ModelChoice(image_size=128)},
+    {"choice": ModelChoice(image_size=(128, 128))},
     {"format": "openvino"},
     {"precision": "fp16"},
     {"settings": Settings(opset=17)},

@@ -1,7 +1,7 @@
 """The paper's first experiment (arXiv 2104.01136, table 1): a ResNet-50 trunk below a DeiT-S.
 
 The first ``k`` stages of ResNet-50 (v1.5: a stage's stride is in its 3x3 convolution), average
-pooling down to the grid of side ``image_size / 16``, a 1x1 convolution to the transformer's
+pooling down to the grid of ``image_size / 16``, a 1x1 convolution to the transformer's
 width, class token and position embedding, then DeiT layers. No stage is DeiT-S itself, whose
 patch embedding is a 16x16 convolution; four stages are ResNet-50 itself.
 
@@ -23,6 +23,7 @@ count (its figures fit 196 tokens).
 from __future__ import annotations
 
 from collections import OrderedDict
+from math import prod
 from typing import cast
 
 import torch
@@ -30,7 +31,7 @@ from torch import nn
 from torch.nn import functional
 
 from levit_export.architectures.layers import ConvBN
-from levit_export.zoo import GraftedConfig
+from levit_export.zoo import GraftedConfig, grid_of
 
 STAGE_DEPTHS = (3, 4, 6, 3)
 """Bottleneck blocks in each stage of ResNet-50."""
@@ -149,7 +150,7 @@ class Layer(nn.Module):
 
 
 class Transformer(nn.Module):
-    """DeiT over what the trunk gives: ``(B, C, side, side) -> (B, classes)``.
+    """DeiT over what the trunk gives: ``(B, C, H, W) -> (B, classes)``.
 
     Where the trunk is empty, ``patch_embed.proj`` takes 16x16 pixels to a token; behind a trunk
     the map is averaged down to the token grid first and ``proj`` is a 1x1 convolution.
@@ -157,8 +158,9 @@ class Transformer(nn.Module):
 
     def __init__(self, config: GraftedConfig) -> None:
         super().__init__()
-        dim, grid = config.dim, config.image_size // PATCH
-        self.tokens = grid * grid + 1
+        dim = config.dim
+        self.grid = grid_of(config.image_size, PATCH)
+        self.tokens = prod(self.grid) + 1
         patch = 1 if config.stages else PATCH
         window = 2 ** (3 - config.stages) if config.stages else 1
         self.pool = nn.AvgPool2d(window) if window > 1 else nn.Identity()
@@ -187,7 +189,7 @@ class Transformer(nn.Module):
 
 
 class Grafted(nn.Module):
-    """Images ``(B, 3, image_size, image_size)`` to logits ``(B, classes)``."""
+    """Images ``(B, 3, *image_size)`` to logits ``(B, classes)``."""
 
     def __init__(self, config: GraftedConfig) -> None:
         super().__init__()

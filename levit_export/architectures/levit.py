@@ -11,9 +11,9 @@ implementation go stale when weights are loaded in eval mode (pytorch-image-mode
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable
 from functools import cache
+from math import prod, sqrt
 from typing import cast
 
 import torch
@@ -27,7 +27,7 @@ from levit_export.architectures.layers import (
     without_norms_,
 )
 from levit_export.core import Layout
-from levit_export.zoo import LevitConfig
+from levit_export.zoo import LevitConfig, Size
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "hardswish": nn.Hardswish,
@@ -41,23 +41,30 @@ PAPER_BRANCHES = 24
 
 
 @cache
-def attention_bias_index(query_side: int, key_side: int, stride: int) -> tuple[torch.Tensor, int]:
-    """Which entry of a head's bias row belongs to each pair of positions.
+def attention_bias_index(queries: Size, keys: Size, stride: int) -> tuple[torch.Tensor, int]:
+    """Which entry of a head's bias row belongs to each pair of positions of two grids.
 
     A query at grid point q looks at a key at k with the bias of the offset
     ``(|stride*q_y - k_y|, |stride*q_x - k_x|)``: the paper's translation-invariant bias (§4.2).
     Entries are numbered in the order in which the pairs (q outer, k inner, row-major) first
-    show an offset, which is the order of the authors' checkpoints.
+    show an offset, which is the order of the authors' checkpoints; timm's is the same, of grids
+    that are not square as well.
 
-    Returns the index, int64 ``(query_side**2, key_side**2)``, and the number of offsets.
+    Returns the index, int64 ``(queries, keys)``, and the number of offsets.
     """
-    # On the CPU also where modules are built without storage: it follows from the arguments alone.
-    queries = stride * torch.arange(query_side, device="cpu")
-    keys = torch.arange(key_side, device="cpu")
-    distance = (queries[:, None] - keys).abs()  # of rows, and as well of columns
+    (rows, columns), (key_rows, key_columns) = queries, keys
+    down, across = _distances(rows, key_rows, stride), _distances(columns, key_columns, stride)
     # The first query stands at offset 0, so its keys show every offset in row-major order.
-    index = distance[:, None, :, None] * key_side + distance[None, :, None, :]
-    return index.reshape(query_side**2, key_side**2), key_side**2
+    index = down[:, None, :, None] * key_columns + across[None, :, None, :]
+    offsets = key_rows * key_columns
+    return index.reshape(rows * columns, offsets), offsets
+
+
+def _distances(queries: int, keys: int, stride: int) -> torch.Tensor:
+    """``|stride * q - k|`` along one axis, ``(queries, keys)``."""
+    # On the CPU also where modules are built without storage: it follows from the arguments alone.
+    places = stride * torch.arange(queries, device="cpu")
+    return (places[:, None] - torch.arange(keys, device="cpu")).abs()
 
 
 class AttentionBias(nn.Module):
@@ -73,9 +80,10 @@ class AttentionBias(nn.Module):
     attention_bias_idxs: torch.Tensor
     baked_bias: torch.Tensor | None
 
-    def __init__(self, heads: int, query_side: int, key_side: int, *, stride: int) -> None:
+    def __init__(self, heads: int, queries: Size, keys: Size, *, stride: int) -> None:
         super().__init__()
-        index, offsets = attention_bias_index(query_side, key_side, stride)
+        index, offsets = attention_bias_index(queries, keys, stride)
+        self.keys = keys
         self.attention_biases = nn.Parameter(torch.zeros(heads, offsets))
         self.register_buffer("attention_bias_idxs", index.clone())
         self.register_buffer("baked_bias", None)
@@ -93,18 +101,24 @@ class AttentionBias(nn.Module):
 
 
 class Attention(AttentionBias):
-    """Multi-head attention over a square grid: ``(B, N, dim) -> (B, N, dim)``.
+    """Multi-head attention over a grid of N tokens: ``(B, N, dim) -> (B, N, dim)``.
 
     ``softmax(s * q k^T + b) v`` per head with ``s = key_dim ** -0.5``, an activation, and an
     output projection. The rows of ``qkv`` are ordered head by head, ``[q, k, v]`` within each.
     """
 
     def __init__(
-        self, dim: int, *, key_dim: int, heads: int, side: int, activation: Callable[[], nn.Module]
+        self,
+        dim: int,
+        *,
+        key_dim: int,
+        heads: int,
+        grid: Size,
+        activation: Callable[[], nn.Module],
     ) -> None:
-        super().__init__(heads, side, side, stride=1)
+        super().__init__(heads, grid, grid, stride=1)
         self.heads, self.key_dim, self.value_dim = heads, key_dim, 2 * key_dim
-        self.tokens = side * side
+        self.grid, self.tokens = grid, prod(grid)
         self.scale = key_dim**-0.5
         self.qkv = LinearBN(dim, heads * (2 * key_dim + self.value_dim))
         self.proj = nn.Sequential(
@@ -121,7 +135,7 @@ class Attention(AttentionBias):
         if self.layout == "maps":
             q, k, v = qkv.reshape(-1, self.heads, sum(sizes), self.tokens).split(sizes, dim=2)
             return attend_in_maps(
-                q, k, v, scale=self.scale, bias=self.bias(), proj=self.proj, side=x.shape[3]
+                q, k, v, scale=self.scale, bias=self.bias(), proj=self.proj, grid=self.grid
             )
         q, k, v = qkv.reshape(-1, self.tokens, self.heads, sum(sizes)).split(sizes, dim=3)
         return attend(
@@ -130,10 +144,10 @@ class Attention(AttentionBias):
 
 
 class AttentionSubsample(AttentionBias):
-    """The shrinking attention between stages: ``(B, side**2, dim) -> (B, side_out**2, dim_out)``.
+    """The shrinking attention between stages: ``(B, N, dim) -> (B, N_out, dim_out)``.
 
-    Queries come from every other position of the grid; values have ``4 * key_dim`` channels; there
-    is no residual (paper §4.2).
+    Queries come from every other row and column of the grid; values have ``4 * key_dim``
+    channels; there is no residual (paper §4.2).
     """
 
     def __init__(
@@ -143,17 +157,17 @@ class AttentionSubsample(AttentionBias):
         *,
         key_dim: int,
         heads: int,
-        side: int,
-        side_out: int,
+        grid: Size,
+        grid_out: Size,
         activation: Callable[[], nn.Module],
     ) -> None:
-        super().__init__(heads, side_out, side, stride=2)
+        super().__init__(heads, grid_out, grid, stride=2)
         self.heads, self.key_dim, self.value_dim = heads, key_dim, 4 * key_dim
-        self.side, self.tokens, self.tokens_out = side, side * side, side_out * side_out
+        self.grid_out, self.tokens, self.tokens_out = grid_out, prod(grid), prod(grid_out)
         self.scale = key_dim**-0.5
         self.kv = LinearBN(dim, heads * (key_dim + self.value_dim))
         # The authors' q is (subsampling, projection), hence the projection's index 1.
-        self.q = nn.Sequential(Subsample(side), LinearBN(dim, heads * key_dim))
+        self.q = nn.Sequential(Subsample(grid), LinearBN(dim, heads * key_dim))
         self.proj = nn.Sequential(activation(), LinearBN(heads * self.value_dim, dim_out))
 
     def query_rows(self) -> tuple[nn.Module, torch.Tensor]:
@@ -166,7 +180,7 @@ class AttentionSubsample(AttentionBias):
             k, v = kv.reshape(-1, self.heads, sum(sizes), self.tokens).split(sizes, dim=2)
             heads = q.reshape(-1, self.heads, self.key_dim, self.tokens_out)
             return attend_in_maps(
-                heads, k, v, scale=self.scale, bias=self.bias(), proj=self.proj, side=q.shape[3]
+                heads, k, v, scale=self.scale, bias=self.bias(), proj=self.proj, grid=self.grid_out
             )
         k, v = kv.reshape(-1, self.tokens, self.heads, sum(sizes)).split(sizes, dim=3)
         q = q.reshape(-1, self.tokens_out, self.heads, self.key_dim)
@@ -176,18 +190,18 @@ class AttentionSubsample(AttentionBias):
 
 
 class Subsample(nn.Module):
-    """Every other row and column of the token grid: ``(B, side**2, C) -> (B, side_out**2, C)``."""
+    """Every other row and column of the token grid: ``(B, N, C) -> (B, N_out, C)``."""
 
     layout: Layout = "tokens"
 
-    def __init__(self, side: int) -> None:
+    def __init__(self, grid: Size) -> None:
         super().__init__()
-        self.side = side
+        self.grid = grid
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.layout == "maps":
             return x[:, :, ::2, ::2]
-        grid = x.reshape(-1, self.side, self.side, x.shape[2])
+        grid = x.reshape(-1, *self.grid, x.shape[2])
         return grid[:, ::2, ::2].flatten(1, 2)
 
 
@@ -222,17 +236,17 @@ def attend_in_maps(
     scale: float,
     bias: torch.Tensor,
     proj: nn.Module,
-    side: int,
+    grid: Size,
 ) -> torch.Tensor:
     """:func:`attend` with q ``(B, heads, D, queries)``, k and v ``(B, heads, ..., keys)``.
 
-    The result is ``(B, C, side, side)``, of ``side**2`` queries. No axis has to be moved.
+    The result is ``(B, C, *grid)``, the grid that of the queries. No axis has to be moved.
     """
     scores = q.transpose(2, 3) @ k
     if scale != 1.0:
         scores = scores * scale
     mixed = v @ (scores + bias).softmax(dim=-1).transpose(2, 3)
-    joined = mixed.reshape(-1, v.shape[1] * v.shape[2], side, side)
+    joined = mixed.reshape(-1, v.shape[1] * v.shape[2], *grid)
     return cast("torch.Tensor", proj(joined))
 
 
@@ -257,7 +271,7 @@ def _mlp(dim: int, activation: Callable[[], nn.Module]) -> Residual:
 
 
 class Levit(nn.Module):
-    """Images ``(B, 3, image_size, image_size)`` to logits ``(B, classes)``.
+    """Images ``(B, 3, *image_size)`` to logits ``(B, classes)``.
 
     With two heads (the paper's classifier and distillation heads) the logits are their mean.
     """
@@ -285,7 +299,7 @@ class Levit(nn.Module):
         many would leave the range of float16.
         """
         branches = 2 * sum(self.config.depths)
-        return min(1.0, math.sqrt(2.0 ** (PAPER_BRANCHES / branches) - 1))
+        return min(1.0, sqrt(2.0 ** (PAPER_BRANCHES / branches) - 1))
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         maps = self.patch_embed(input)
@@ -301,25 +315,25 @@ class Levit(nn.Module):
 
 def _blocks(config: LevitConfig, activation: Callable[[], nn.Module]) -> list[nn.Module]:
     blocks: list[nn.Module] = []
-    stages = zip(config.dims, config.heads, config.depths, config.resolutions, strict=True)
-    below: tuple[int, int] | None = None
-    for dim, heads, depth, side in stages:
+    stages = zip(config.dims, config.heads, config.depths, config.grids, strict=True)
+    below: tuple[int, Size] | None = None
+    for dim, heads, depth, grid in stages:
         if below is not None:
-            dim_below, side_below = below
+            dim_below, grid_below = below
             shrink = AttentionSubsample(
                 dim_below,
                 dim,
                 key_dim=config.key_dim,
                 heads=dim_below // config.key_dim,
-                side=side_below,
-                side_out=side,
+                grid=grid_below,
+                grid_out=grid,
                 activation=activation,
             )
             blocks += [shrink, _mlp(dim, activation)]
         for _ in range(depth):
             attention = Attention(
-                dim, key_dim=config.key_dim, heads=heads, side=side, activation=activation
+                dim, key_dim=config.key_dim, heads=heads, grid=grid, activation=activation
             )
             blocks += [Residual(attention), _mlp(dim, activation)]
-        below = (dim, side)
+        below = (dim, grid)
     return blocks

@@ -12,6 +12,7 @@ Written after vit-pytorch 1.26.11 (MIT). ``checkpoints.vit_pytorch`` translates 
 from __future__ import annotations
 
 import itertools
+from math import prod
 from typing import cast
 
 import torch
@@ -19,7 +20,7 @@ from torch import nn
 
 from levit_export.architectures.layers import ConvBN, Residual
 from levit_export.architectures.levit import AttentionBias
-from levit_export.zoo import VitPytorchConfig
+from levit_export.zoo import Size, VitPytorchConfig, halving
 
 STEM_WIDTHS = (3, 32, 64, 128)
 """Channels between the stem's convolutions; the last one leads to the first stage's width."""
@@ -28,12 +29,12 @@ SHRINKING_MLP_RATIO = 2
 
 
 class MapAttention(AttentionBias):
-    """Attention over a square feature map: ``(B, dim, side, side) -> (B, dim_out, out, out)``.
+    """Attention over a feature map: ``(B, dim, *grid) -> (B, dim_out, *grid_out)``.
 
-    With ``stride`` 2 the queries come from every other row and column and ``out`` is
-    ``ceil(side / 2)``; with 1 it is ``side``. Offsets are numbered ``dy * side + dx``, which is
-    the order in which :func:`levit.attention_bias_index` meets them: the query at (0, 0) looks at
-    all of them, row by row.
+    With ``stride`` 2 the queries come from every other row and column, with 1 from all of them.
+    Offsets are numbered ``dy * columns + dx``, which is the order in which
+    :func:`levit.attention_bias_index` meets them: the query at (0, 0) looks at all of them, row
+    by row.
     """
 
     def __init__(
@@ -44,14 +45,14 @@ class MapAttention(AttentionBias):
         key_dim: int,
         value_dim: int,
         heads: int,
-        side: int,
+        grid: Size,
         stride: int,
     ) -> None:
-        side_out = (side - 1) // stride + 1
-        super().__init__(heads, side_out, side, stride=stride)
-        self.side_out = side_out
+        grid_out = grid if stride == 1 else halving(grid, 2)[1]
+        super().__init__(heads, grid_out, grid, stride=stride)
+        self.grid_out = grid_out
         self.heads, self.key_dim, self.value_dim = heads, key_dim, value_dim
-        self.keys, self.queries = side * side, self.side_out * self.side_out
+        self.tokens, self.tokens_out = prod(grid), prod(grid_out)
         self.scale = key_dim**-0.5
         # A constant of its own: folding the scale into q sets ``scale`` to 1 and must not touch b.
         self.bias_divisor = self.scale
@@ -75,16 +76,16 @@ class MapAttention(AttentionBias):
         return divided
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        q = self.q(x).reshape(-1, self.heads, self.key_dim, self.queries)
-        k = self.k(x).reshape(-1, self.heads, self.key_dim, self.keys)
-        v = self.v(x).reshape(-1, self.heads, self.value_dim, self.keys)
+        q = self.q(x).reshape(-1, self.heads, self.key_dim, self.tokens_out)
+        k = self.k(x).reshape(-1, self.heads, self.key_dim, self.tokens)
+        v = self.v(x).reshape(-1, self.heads, self.value_dim, self.tokens)
         scores = q.transpose(2, 3) @ k
         if self.scale != 1.0:
             scores = scores * self.scale
         weights = (scores + self.bias()).softmax(dim=-1)
         # v W^T rather than W v^T: its result has the channels first, as the next layer wants them.
         mixed = v @ weights.transpose(2, 3)
-        maps = mixed.reshape(-1, self.heads * self.value_dim, self.side_out, self.side_out)
+        maps = mixed.reshape(-1, self.heads * self.value_dim, *self.grid_out)
         return cast("torch.Tensor", self.proj(maps))
 
 
@@ -104,7 +105,7 @@ def _mlp(dim: int, ratio: int) -> Residual:
 
 
 class VitPytorchLevit(nn.Module):
-    """Images ``(B, 3, image_size, image_size)`` to logits ``(B, classes)``.
+    """Images ``(B, 3, *image_size)`` to logits ``(B, classes)``.
 
     With ``distill_classes`` the result is ``(logits, distill)``, the second
     ``(B, distill_classes)``: the two heads may differ in width and are not averaged.
@@ -135,12 +136,12 @@ def _blocks(config: VitPytorchConfig) -> list[nn.Module]:
     blocks: list[nn.Module] = []
     sizes = {"key_dim": config.key_dim, "value_dim": config.value_dim}
     above = [*config.dims[1:], None]
-    stages = zip(config.dims, above, config.heads, config.depths, config.resolutions, strict=True)
-    for dim, dim_above, heads, depth, side in stages:
+    stages = zip(config.dims, above, config.heads, config.depths, config.grids, strict=True)
+    for dim, dim_above, heads, depth, grid in stages:
         for _ in range(depth):
-            attention = MapAttention(dim, dim, heads=heads, side=side, stride=1, **sizes)
+            attention = MapAttention(dim, dim, heads=heads, grid=grid, stride=1, **sizes)
             blocks += [Residual(attention), _mlp(dim, config.mlp_ratio)]
         if dim_above is not None:
-            shrink = MapAttention(dim, dim_above, heads=2 * heads, side=side, stride=2, **sizes)
+            shrink = MapAttention(dim, dim_above, heads=2 * heads, grid=grid, stride=2, **sizes)
             blocks += [shrink, _mlp(dim_above, SHRINKING_MLP_RATIO)]
     return blocks

@@ -17,7 +17,7 @@ from levit_export.architectures.census import count_macs, count_parameters, dead
 from levit_export.architectures.random_weights import randomize_
 from levit_export.checkpoints import fair, grafted, huggingface, timm, vit_pytorch
 from levit_export.checkpoints.fitting import described, refuse_misfit
-from levit_export.checkpoints.found import Dialect, Found, Stored
+from levit_export.checkpoints.found import Choices, Dialect, Found, Stored
 from levit_export.checkpoints.labels import labels_for
 from levit_export.checkpoints.reading import read, refuse_unusable
 from levit_export.checkpoints.resizing import holds_positions, resized
@@ -30,6 +30,7 @@ from levit_export.zoo import (
     LevitConfig,
     Variant,
     VitPytorchConfig,
+    size_in_words,
     variant_of,
 )
 
@@ -43,21 +44,6 @@ CUSTOM = {
 """What a network of no known size is called."""
 
 DIALECTS: tuple[Dialect, ...] = (fair, timm, huggingface, vit_pytorch, grafted)
-
-
-@dataclass(frozen=True)
-class Choices:
-    """What a user may settle that a file leaves open.
-
-    ``image_size`` other than the trained one is refused unless ``resize_bias`` allows
-    interpolation. ``activation`` overrides what the size of the model suggests.
-    """
-
-    model: Variant | None = None
-    image_size: int | None = None
-    resize_bias: bool = False
-    activation: str | None = None
-    labels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -99,7 +85,6 @@ class Checkpoint:
     def describe(self) -> ModelInfo:
         """What manifests and metadata say of the model."""
         module = self.build()
-        side = self.config.image_size
         dead, branches = dead_branches(module)
         return ModelInfo(
             name=self.name,
@@ -107,7 +92,7 @@ class Checkpoint:
             checkpoint=self.source,
             checkpoint_sha256=self.sha256,
             parameters=count_parameters(module),
-            macs=count_macs(module.to("meta"), (3, side, side)),
+            macs=count_macs(module.to("meta"), (3, *self.config.image_size)),
             heads=self.config.head_count,
             config=vars(self.config),
             labels=self.labels,
@@ -125,7 +110,7 @@ def load(path: Path, choices: Choices | None = None) -> Checkpoint:
     choices = choices or Choices()
     stored = read(path)
     refuse_unusable(stored.tensors, str(path))
-    found = _settled(_understood(stored, path), choices, path)
+    found = _settled(_understood(stored, path, choices), choices, path)
     refuse_misfit(found, str(path))
     if choices.image_size not in (None, found.config.image_size):
         found = _at_size(found, choices, path)
@@ -145,11 +130,11 @@ def load(path: Path, choices: Choices | None = None) -> Checkpoint:
     )
 
 
-def _understood(stored: Stored, path: Path) -> Found:
+def _understood(stored: Stored, path: Path, choices: Choices) -> Found:
     """What the one dialect that knows these names makes of them."""
     known = [dialect for dialect in DIALECTS if dialect.recognises(stored.tensors)]
     if len(known) == 1:
-        return known[0].understand(stored, str(path))
+        return known[0].understand(stored, str(path), choices)
     shown = ", ".join(list(stored.tensors)[:3])
     if not known:
         raise CheckpointError(
@@ -207,10 +192,11 @@ def _as_asked(model: Variant, found: Config, path: Path) -> Config:
 def _at_size(found: Found, choices: Choices, path: Path) -> Found:
     size = choices.image_size or found.config.image_size
     if holds_positions(found) and not choices.resize_bias:
+        asked, trained = size_in_words(size), size_in_words(found.config.image_size)
         raise UsageError(
-            f"--imgsz {size} does not fit {path}, trained at {found.config.image_size}: "
+            f"--imgsz {asked} does not fit {path}, trained at {trained}: "
             "it learned a number for each position of that grid",
-            remedy=f"Export at {found.config.image_size}, fine-tune at {size}, or accept "
+            remedy=f"Export at {trained}, fine-tune at {asked}, or accept "
             "interpolated tables with --resize-bias.",
         )
     return resized(found, size)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
 import torch
 
-from levit_export.checkpoints.found import Found, Stored, Tensors
+from levit_export.architectures.levit import attention_bias_index
+from levit_export.checkpoints import shapes
+from levit_export.checkpoints.found import Choices, Found, Stored, Tensors
 from levit_export.errors import CheckpointError
-from levit_export.zoo import LevitConfig, usual_activation
+from levit_export.zoo import LevitConfig, Size, grid_of, usual_activation
 
 NAME = "fair"
 STEMS = ("patch_embed.0.c.weight", "patch_embed.0.weight")
@@ -24,14 +25,16 @@ def recognises(tensors: Tensors) -> bool:
     return has_stem and any(name.startswith("blocks.0.m.qkv.") for name in tensors)
 
 
-def understand(stored: Stored, source: str) -> Found:
+def understand(stored: Stored, source: str, choices: Choices) -> Found:
     """Configuration and tensors, whose names are ours."""
-    config = infer_config(stored.tensors, source)
+    config, sizes = infer_config(stored.tensors, source)
+    config, remarks = shapes.settle(config, sizes, choices, source)
     return Found(
         dialect=f"{NAME} (fused)" if config.fused else NAME,
         config=replace(config, activation=usual_activation(config)),
         tensors=stored.tensors,
         theirs={},
+        remarks=remarks,
     )
 
 
@@ -40,15 +43,16 @@ class _Stage:
     dim: int
     heads: int
     key_dim: int
-    side: int
+    tokens: int
     depth: int
 
 
-def infer_config(tensors: Tensors, source: str) -> LevitConfig:
-    """The configuration whose shapes are these, Hardswish assumed.
+def infer_config(tensors: Tensors, source: str) -> tuple[LevitConfig, tuple[Size, ...]]:
+    """The configuration whose shapes are these, Hardswish assumed, and the sizes that fit.
 
-    An attention block has as many bias rows as heads and ``side ** 2`` offsets; its ``qkv`` has
-    ``4 * key_dim`` rows a head. Raises ``CheckpointError`` where the shapes fit no LeViT.
+    An attention block has as many bias rows as heads and an offset for each token; its ``qkv`` has
+    ``4 * key_dim`` rows a head. The configuration has the first of the sizes. Raises
+    ``CheckpointError`` where the shapes fit no LeViT.
     """
     try:
         return _config(tensors)
@@ -60,27 +64,46 @@ def infer_config(tensors: Tensors, source: str) -> LevitConfig:
         ) from error
 
 
-def _config(tensors: Tensors) -> LevitConfig:
+def _config(tensors: Tensors) -> tuple[LevitConfig, tuple[Size, ...]]:
     stages = _stages(tensors)
     classes = _weight(tensors, "head", "l").shape[0]
     convolutions = sum(
         _has(tensors, f"patch_embed.{2 * index}", "c") for index in range(MOST_CONVOLUTIONS)
     )
     stride = 2**convolutions
-    sizes = [classes, *(n for s in stages for n in (s.dim, s.heads, s.key_dim, s.side))]
-    if min(sizes) < 1:
+    counts = [classes, *(n for s in stages for n in (s.dim, s.heads, s.key_dim, s.tokens))]
+    if min(counts) < 1:
         raise ValueError("a tensor without elements")
-    return LevitConfig(
+    sizes = _shown(tensors, shapes.fitting([s.tokens for s in stages], stride), stride)
+    config = LevitConfig(
         dims=tuple(s.dim for s in stages),
         key_dim=stages[0].key_dim,
         heads=tuple(s.heads for s in stages),
         depths=tuple(s.depth for s in stages),
-        image_size=stride * stages[0].side,
+        image_size=sizes[0],
         classes=classes,
         two_heads=_has(tensors, "head_dist", "l"),
         stem_stride=stride,
         fused=STEMS[1] in tensors,
     )
+    return config, sizes
+
+
+def _shown(tensors: Tensors, sizes: tuple[Size, ...], stride: int) -> tuple[Size, ...]:
+    """Those of ``sizes`` whose index of offsets is the one that the file holds, if it holds one.
+
+    All of them where none is: the comparison of every tensor says then what is wrong.
+    """
+    stored = tensors.get("blocks.0.m.attention_bias_idxs")
+    if stored is None:
+        return sizes
+    grids = {size: grid_of(size, stride) for size in sizes}
+    shown = [
+        size
+        for size, grid in grids.items()
+        if torch.equal(attention_bias_index(grid, grid, 1)[0], stored)
+    ]
+    return tuple(shown) or sizes
 
 
 def _has(tensors: Tensors, layer: str, inner: str) -> bool:
@@ -105,9 +128,8 @@ def _stages(tensors: Tensors) -> list[_Stage]:
         qkv = _weight(tensors, f"blocks.{index}.m.qkv", "c")
         heads, offsets = tensors[f"blocks.{index}.m.attention_biases"].shape
         if fresh:
-            side = math.isqrt(offsets)
-            stages.append(_Stage(qkv.shape[1], heads, qkv.shape[0] // (4 * heads), side, 0))
+            stages.append(_Stage(qkv.shape[1], heads, qkv.shape[0] // (4 * heads), offsets, 0))
             fresh = False
         last = stages[-1]
-        stages[-1] = _Stage(last.dim, last.heads, last.key_dim, last.side, last.depth + 1)
+        stages[-1] = _Stage(last.dim, last.heads, last.key_dim, last.tokens, last.depth + 1)
     return stages

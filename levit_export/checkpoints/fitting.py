@@ -9,7 +9,7 @@ import torch
 from levit_export.architectures import build
 from levit_export.checkpoints.found import Found
 from levit_export.errors import CheckpointError
-from levit_export.zoo import Config, GraftedConfig
+from levit_export.zoo import Config, GraftedConfig, size_in_words
 
 LISTED = 10
 DERIVED = ("attention_bias_idxs", "num_batches_tracked")
@@ -61,7 +61,7 @@ def _differences(found: Found, expected: Mapping[str, torch.Tensor]) -> list[str
 
 def described(config: Config) -> str:
     """The network in a few words: its dimensions, classes, heads and image size."""
-    classes = f"{config.classes} classes, {config.image_size} px"
+    classes = f"{config.classes} classes, {size_in_words(config.image_size)} px"
     if isinstance(config, GraftedConfig):
         parts = f"{config.stages} ResNet-50 stages and {config.layers} DeiT layers"
         return f"a network of {parts}, dim {config.dim}, {classes}"

@@ -11,11 +11,26 @@ import torch
 from levit_export.checkpoints.reading import Stored
 from levit_export.core import Preprocessing
 from levit_export.errors import CheckpointError
-from levit_export.zoo import Config
+from levit_export.zoo import Config, Size, Variant
 
-__all__ = ["Dialect", "Found", "Stored", "Tensors", "renamed"]
+__all__ = ["Choices", "Dialect", "Found", "Stored", "Tensors", "renamed"]
 
 Tensors = Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What a user may settle that a file leaves open.
+
+    ``image_size`` (height, width) other than the trained one is refused unless ``resize_bias``
+    allows interpolation. ``activation`` overrides what the size of the model suggests.
+    """
+
+    model: Variant | None = None
+    image_size: Size | None = None
+    resize_bias: bool = False
+    activation: str | None = None
+    labels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -45,8 +60,12 @@ class Dialect(Protocol):
     def recognises(self, tensors: Tensors) -> bool:
         """Whether the tensors have this dialect's names."""
 
-    def understand(self, stored: Stored, source: str) -> Found:
-        """Configuration and tensors. Raises ``CheckpointError`` where the shapes fit nothing."""
+    def understand(self, stored: Stored, source: str, choices: Choices) -> Found:
+        """Configuration and tensors.
+
+        Raises ``CheckpointError`` where the shapes fit nothing, and ``UsageError`` where they fit
+        several image sizes and nothing decides.
+        """
 
 
 def renamed(tensors: Tensors, theirs: Mapping[str, str]) -> dict[str, torch.Tensor]:

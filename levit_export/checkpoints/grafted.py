@@ -7,20 +7,19 @@ above (``patch_embed.proj``, ``cls_token``, ``blocks``, …); nothing is called 
 
 from __future__ import annotations
 
-import math
-
 import torch
 
 from levit_export.architectures.grafted import EXPANSION, PATCH, STAGE_DEPTHS, trunk_width
-from levit_export.checkpoints.found import Found, Stored, Tensors, renamed
+from levit_export.checkpoints import shapes, timm
+from levit_export.checkpoints.found import Choices, Found, Stored, Tensors, renamed
 from levit_export.checkpoints.levit_names import NORM, count
 from levit_export.errors import CheckpointError, UsageError
-from levit_export.zoo import GraftedConfig
+from levit_export.zoo import GraftedConfig, size_in_words
 
 NAME = "grafted"
 HEAD_DIM = 64
 """Channels of a head in every DeiT. No tensor's shape tells how many heads there are."""
-RESNET_IMAGE_SIZE = 224
+RESNET_IMAGE_SIZE = (224, 224)
 """What ResNet-50 was trained at. Its weights fit every size, so none can be told from them."""
 AFFINE = ("weight", "bias")
 LAYER = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
@@ -34,19 +33,29 @@ def recognises(tensors: Tensors) -> bool:
     return resnet <= tensors.keys() or transformer <= tensors.keys()
 
 
-def understand(stored: Stored, source: str) -> Found:
+def understand(stored: Stored, source: str, choices: Choices) -> Found:
     """Configuration and tensors. Raises ``CheckpointError`` for other ResNets and ViTs."""
     config = infer_config(stored.tensors, source)
     if config.layers:
         remark = f"{config.heads} heads, at {HEAD_DIM} channels each: the shapes do not tell"
+        described = stored.config or {}
+        config, remarks = shapes.settle(
+            config,
+            shapes.fitting([stored.tensors["pos_embed"].shape[1] - 1], PATCH),
+            choices,
+            source,
+            built_with=timm.built_with(described, source),
+            usual=timm.usual_size(described),
+        )
     else:
-        remark = f"image size {RESNET_IMAGE_SIZE} taken: ResNet-50's weights fit every size"
+        size = size_in_words(RESNET_IMAGE_SIZE)
+        remark, remarks = f"image size {size} taken: ResNet-50's weights fit every size", ()
     return Found(
         dialect=NAME,
         config=config,
         tensors=to_ours(stored.tensors, config),
         theirs=renaming(config),
-        remarks=(remark,),
+        remarks=(remark, *remarks),
     )
 
 
@@ -99,8 +108,9 @@ def _pair(ours: str, conv: str, norm: str) -> dict[str, str]:
 def infer_config(tensors: Tensors, source: str) -> GraftedConfig:
     """The configuration whose names and shapes are these.
 
-    ``pos_embed`` is ``(1, 1 + (image_size / 16) ** 2, dim)``. Heads are taken to have 64 channels
-    each and a ResNet-50 to see 224 pixels, which no shape tells. Raises ``CheckpointError`` for
+    ``pos_embed`` is ``(1, 1 + tokens, dim)``, a token for 16x16 pixels; of the images that have so
+    many, the squarest is given. Heads are taken to have 64 channels each and a ResNet-50 to see
+    224 pixels, which no shape tells. Raises ``CheckpointError`` for
     other ResNets and other ViTs.
     """
     try:
@@ -131,9 +141,6 @@ def _config(tensors: Tensors) -> GraftedConfig:
         return GraftedConfig(stages, 0, image_size=RESNET_IMAGE_SIZE, classes=classes)
     _, tokens, dim = _shape(tensors, "pos_embed", 3)
     _shape(tensors, "cls_token", 3)
-    grid = math.isqrt(tokens - 1)
-    if grid * grid != tokens - 1 or not grid:
-        raise ValueError(f"{tokens} positions are those of no square grid and a class token")
     if dim % HEAD_DIM:
         raise ValueError(f"its {dim} channels are no multiple of {HEAD_DIM}, those of a head")
     _refuse_other_projection(tensors, stages, dim)
@@ -146,7 +153,7 @@ def _config(tensors: Tensors) -> GraftedConfig:
         dim=dim,
         heads=dim // HEAD_DIM,
         mlp_ratio=hidden // dim,
-        image_size=PATCH * grid,
+        image_size=shapes.fitting([tokens - 1], PATCH)[0],
         classes=_shape(tensors, "head.weight", 2)[0],
     )
 

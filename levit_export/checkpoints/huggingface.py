@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from levit_export.checkpoints import fair
-from levit_export.checkpoints.found import Found, Stored, Tensors, renamed
+from levit_export.checkpoints import fair, shapes
+from levit_export.checkpoints.found import Choices, Found, Stored, Tensors, renamed
 from levit_export.checkpoints.levit_names import Outline, Place, Spelling, tensor_names
 from levit_export.core import Preprocessing
 from levit_export.errors import CheckpointError
@@ -76,18 +76,27 @@ def outline(tensors: Tensors) -> Outline:
     )
 
 
-def understand(stored: Stored, source: str) -> Found:
+def understand(stored: Stored, source: str, choices: Choices) -> Found:
     """Configuration and tensors; labels from ``id2label``; the processor's own preprocessing."""
     theirs = names(outline(stored.tensors))
     tensors = renamed(stored.tensors, theirs)
-    config = fair.infer_config(tensors, source)
+    config, sizes = fair.infer_config(tensors, source)
+    squares = [size for size in sizes if size[0] == size[1]]  # it builds no others
+    if not squares:
+        raise CheckpointError(
+            f"{source} has tables for {sizes[0][0]}x{sizes[0][1]} px, and transformers builds "
+            "LeViT for squares only",
+            remedy="Give the checkpoint of the model itself, under the names of its library.",
+        )
+    config, remarks = shapes.settle(config, squares, choices, source)
     return Found(
         dialect=NAME,
         config=replace(config, activation="hardswish"),
         tensors=tensors,
         theirs=theirs,
         labels=_labels(stored.config or {}, config.classes, source),
-        preprocessing=_preprocessing(stored.preprocessor or {}, config.image_size, source),
+        preprocessing=_preprocessing(stored.preprocessor or {}, config.image_size[0], source),
+        remarks=remarks,
         activation_said=True,  # this implementation has no other
     )
 

@@ -1,41 +1,45 @@
 """Give a trained model another image size by interpolating what it learned per position.
 
 An approximation: the model was never trained at that size. An attention-bias table ``(heads,
-side**2)`` is a map over the offsets ``(|dy|, |dx|)``; it is interpolated bicubically with its
-corners kept, so that offset 0 keeps its bias. Position embeddings are interpolated as DeiT does.
+rows * columns)`` is a map over the offsets ``(|dy|, |dx|)``; it is interpolated bicubically with
+its corners kept, so that offset 0 keeps its bias. Position embeddings are interpolated as DeiT does.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
-from math import isqrt
+from typing import cast
 
 import torch
+from torch import nn
 from torch.nn.functional import interpolate
 
 from levit_export.architectures import build
+from levit_export.architectures.grafted import Transformer
+from levit_export.architectures.levit import AttentionBias
 from levit_export.checkpoints.fitting import DERIVED
 from levit_export.checkpoints.found import Found
-from levit_export.zoo import GraftedConfig
+from levit_export.zoo import GraftedConfig, Size, size_in_words
 
 BIASES = "attention_biases"
 POSITIONS = "pos_embed"
 
 
-def resized(found: Found, image_size: int) -> Found:
+def resized(found: Found, image_size: Size) -> Found:
     """``found`` for inputs of ``image_size``; a remark says what was approximated."""
     before, config = found.config.image_size, replace(found.config, image_size=image_size)
     with torch.device("meta"):
-        shapes = {name: t.shape for name, t in build(config).state_dict().items()}
+        old, new = build(found.config), build(config)
     tensors = {
-        name: _resized(name, tensor, shapes[name])
+        name: _resized(name, tensor, _grid(old, name), _grid(new, name))
         for name, tensor in found.tensors.items()
         if not name.endswith(DERIVED[0])
     }
     changed = sum(tensors[name].shape != found.tensors[name].shape for name in tensors)
     remark = (
-        f"an approximation: trained at {before} px, {changed} tables of positions were "
-        f"interpolated for {image_size} px (--resize-bias); evaluate it on real images"
+        f"an approximation: trained at {size_in_words(before)} px, {changed} tables of positions "
+        f"were interpolated for {size_in_words(image_size)} px (--resize-bias); evaluate it on "
+        "real images"
     )
     return replace(
         found, config=config, tensors=tensors, remarks=(*found.remarks, *[remark] * (changed > 0))
@@ -47,19 +51,24 @@ def holds_positions(found: Found) -> bool:
     return not (isinstance(found.config, GraftedConfig) and found.config.layers == 0)
 
 
-def _resized(name: str, tensor: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-    if tensor.shape == shape:
+def _grid(module: nn.Module, name: str) -> Size:
+    """Rows and columns of the tokens that a table of positions has entries for; else (0, 0)."""
+    if name.endswith(BIASES):
+        return cast("AttentionBias", module.get_submodule(name.rpartition(".")[0])).keys
+    if name.endswith(POSITIONS):
+        return cast("Transformer", module.get_submodule(name.rpartition(".")[0])).grid
+    return (0, 0)
+
+
+def _resized(name: str, tensor: torch.Tensor, old: Size, new: Size) -> torch.Tensor:
+    if old == new:
         return tensor
     if name.endswith(BIASES):
-        old, new = isqrt(tensor.shape[1]), isqrt(shape[1])
-        table = tensor.double().reshape(1, -1, old, old)
-        table = interpolate(table, size=(new, new), mode="bicubic", align_corners=True)
-        return table.reshape(shape).to(tensor.dtype)
-    if name.endswith(POSITIONS):
-        own, grid = tensor[:, :1], tensor[:, 1:]
-        old, new = isqrt(grid.shape[1]), isqrt(shape[1] - 1)
-        maps = grid.double().reshape(1, old, old, -1).permute(0, 3, 1, 2)
-        maps = interpolate(maps, size=(new, new), mode="bicubic", align_corners=False)
-        rows = maps.permute(0, 2, 3, 1).reshape(1, new * new, -1).to(tensor.dtype)
-        return torch.cat([own, rows], dim=1)
-    return tensor
+        table = tensor.double().reshape(1, -1, *old)
+        table = interpolate(table, size=new, mode="bicubic", align_corners=True)
+        return table.flatten(2)[0].to(tensor.dtype)
+    own, rest = tensor[:, :1], tensor[:, 1:]
+    maps = rest.double().reshape(1, *old, -1).permute(0, 3, 1, 2)
+    maps = interpolate(maps, size=new, mode="bicubic", align_corners=False)
+    rows = maps.permute(0, 2, 3, 1).flatten(1, 2).to(tensor.dtype)
+    return torch.cat([own, rows], dim=1)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from levit_export.checkpoints import fair
-from levit_export.checkpoints.found import Found, Stored, Tensors, renamed
+from levit_export.checkpoints import fair, shapes
+from levit_export.checkpoints.found import Choices, Found, Stored, Tensors, renamed
 from levit_export.checkpoints.levit_names import Outline, Place, Spelling, count, tensor_names
 from levit_export.core import Preprocessing
 from levit_export.errors import CheckpointError, UsageError
 from levit_export.preprocessing import from_fields
-from levit_export.zoo import LevitConfig, usual_activation
+from levit_export.zoo import LevitConfig, Size, usual_activation
 
 NAME = "timm"
 STEM = "stem.conv1.linear.weight"
@@ -66,7 +66,7 @@ def outline(tensors: Tensors) -> Outline:
     )
 
 
-def understand(stored: Stored, source: str) -> Found:
+def understand(stored: Stored, source: str, choices: Choices) -> Found:
     """Configuration and tensors; 1x1 convolutions over maps are linear layers over tokens."""
     theirs = names(outline(stored.tensors))
     named = renamed(stored.tensors, theirs)
@@ -76,8 +76,16 @@ def understand(stored: Stored, source: str) -> Found:
         if name.startswith("blocks.") and tensor.dim() == 4 and tensor.shape[2:] == (1, 1)
     ]
     tensors = named | {name: named[name][:, :, 0, 0] for name in maps}
-    config = fair.infer_config(tensors, source)
     described = stored.config or {}
+    config, sizes = fair.infer_config(tensors, source)
+    config, remarks = shapes.settle(
+        config,
+        sizes,
+        choices,
+        source,
+        built_with=built_with(described, source),
+        usual=usual_size(described),
+    )
     activation, said = _activation(described, config)
     return Found(
         dialect=f"{NAME} ({'maps' if maps else 'tokens'})",
@@ -85,9 +93,33 @@ def understand(stored: Stored, source: str) -> Found:
         tensors=tensors,
         theirs=theirs,
         labels=_labels(described),
-        preprocessing=_preprocessing(described, config.image_size, source),
+        preprocessing=_preprocessing(described, config.image_size[0], source),
+        remarks=remarks,
         activation_said=said,
     )
+
+
+def built_with(described: Mapping[str, Any], source: str) -> Size | None:
+    """The ``img_size`` that timm's ``create_model`` was given, as config.json keeps it."""
+    arguments = described.get("model_args")
+    given = arguments.get("img_size") if isinstance(arguments, Mapping) else None
+    if given is None:
+        return None
+    sides = given if isinstance(given, list) else [given, given]
+    if len(sides) != 2 or not all(type(side) is int for side in sides):
+        raise CheckpointError(
+            f"the config.json of {source} has the img_size {given!r}",
+            remedy="Mend model_args.img_size there: a side, or [height, width].",
+        )
+    return sides[0], sides[1]
+
+
+def usual_size(described: Mapping[str, Any]) -> Size | None:
+    """``input_size`` of config.json, ``[channels, height, width]``, where there is one."""
+    given = _pretrained(described).get("input_size", described.get("input_size"))
+    if isinstance(given, list) and len(given) == 3 and all(type(side) is int for side in given):
+        return given[1], given[2]
+    return None
 
 
 def _activation(said: Mapping[str, Any], config: LevitConfig) -> tuple[str, bool]:

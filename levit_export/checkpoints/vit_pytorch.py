@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 
 import torch
 
-from levit_export.checkpoints.found import Found, Stored, Tensors, renamed
+from levit_export.checkpoints.found import Choices, Found, Stored, Tensors, renamed
 from levit_export.checkpoints.levit_names import NORM, count
 from levit_export.errors import CheckpointError
 from levit_export.zoo import VitPytorchConfig
@@ -28,8 +28,8 @@ def recognises(tensors: Tensors) -> bool:
     return "conv_embedding.0.weight" in tensors and "mlp_head.weight" in tensors
 
 
-def understand(stored: Stored, source: str) -> Found:
-    """Configuration and tensors. Raises ``CheckpointError`` where the shapes fit nothing."""
+def understand(stored: Stored, source: str, choices: Choices) -> Found:  # noqa: ARG001
+    """Configuration and tensors; it builds squares only, so nothing is left to ``choices``."""
     config = infer_config(stored.tensors, source)
     return Found(
         dialect=NAME,
@@ -133,7 +133,7 @@ def _config(tensors: Tensors) -> VitPytorchConfig:
         _shape(tensors, f"{prefix}.0.pos_bias.weight", 2)
     first = firsts[0]
     query, dim = _shape(tensors, f"{first}.0.to_q.0.weight", 4)[:2]
-    offsets = _shape(tensors, f"{first}.0.pos_bias.weight", 2)[0]
+    side = STEM_STRIDE * _root(_shape(tensors, f"{first}.0.pos_bias.weight", 2)[0])
     distill = tensors.get("distill_head.weight")
     return VitPytorchConfig(
         dims=tuple(_shape(tensors, f"{name}.0.to_q.0.weight", 4)[1] for name in firsts),
@@ -146,7 +146,7 @@ def _config(tensors: Tensors) -> VitPytorchConfig:
         mlp_ratio=_times(
             _shape(tensors, f"{first}.1.net.0.weight", 4)[0], dim, "rows of the MLP", "channels"
         ),
-        image_size=STEM_STRIDE * _root(offsets),
+        image_size=(side, side),
         classes=_shape(tensors, "mlp_head.weight", 2)[0],
         distill_classes=None if distill is None else _shape(tensors, "distill_head.weight", 2)[0],
     )

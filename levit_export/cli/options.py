@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from levit_export.zoo import ACTIVATIONS
+from levit_export.zoo import ACTIVATIONS, parse_size
 
 if TYPE_CHECKING:
     from levit_export.core import RunOptions
@@ -19,6 +19,23 @@ CommandT = TypeVar("CommandT", bound=Callable[..., Any])
 
 POSITIVE = click.IntRange(min=1)
 EXISTING = click.Path(path_type=Path)
+
+
+class ImageSize(click.ParamType[tuple[int, int]]):
+    """``224``, or ``128x512`` for a height of 128 and a width of 512."""
+
+    name = "size"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, int]:
+        """(height, width)."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            return parse_size(value)
+        except ValueError as error:
+            self.fail(f"{error}; give a side such as 224, or height x width: 128x512", param, ctx)
 
 
 def _all(*options: Callable[[CommandT], CommandT]) -> Callable[[CommandT], CommandT]:
@@ -53,7 +70,11 @@ def model_options(command: CommandT) -> CommandT:
             metavar="SEED",
             help="Seeded random weights, for a dry run of a model you have not trained yet.",
         ),
-        click.option("--imgsz", type=POSITIVE, help="Side of the input image in pixels."),
+        click.option(
+            "--imgsz",
+            type=ImageSize(),
+            help="Size of the input image in pixels: a side, or height x width such as 128x512.",
+        ),
         click.option(
             "--resize-bias",
             is_flag=True,

@@ -43,9 +43,8 @@ def choice_of(choice: ModelChoice, found: Sequence[Located]) -> ModelChoice:
 def _said(info: ModelInfo) -> ModelChoice:
     seeded = re.fullmatch(r"random weights, seed (\d+)", info.checkpoint)
     if seeded:
-        return ModelChoice(
-            info.name, random_seed=int(seeded[1]), image_size=int(info.config["image_size"])
-        )
+        height, width = info.config["image_size"]
+        return ModelChoice(info.name, random_seed=int(seeded[1]), image_size=(height, width))
     return ModelChoice()
 
 

@@ -21,6 +21,7 @@ from levit_export.render import accuracy
 from levit_export.report import ArtifactReport, Report
 from levit_export.search import Found
 from levit_export.timing import TimingReport
+from levit_export.zoo import size_in_words
 
 if TYPE_CHECKING:
     from levit_export.machine import Machine
@@ -324,7 +325,7 @@ def print_models(screen: Screen, variants: Sequence[Variant]) -> None:
             known.name,
             known.parameters,
             known.macs,
-            str(known.config.image_size),
+            size_in_words(known.config.image_size),
             str(known.config.classes),
             f"{known.top1} % {known.top1_on}" if known.top1 else "untrained",
             known.licence,

@@ -6,12 +6,16 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from levit_export.errors import UnknownNameError, UsageError
 from levit_export.reference import ModelChoice
 from levit_export.sweep.cells import DIGITS, Cell, Images, Settings, images_at, weights_of
 from levit_export.targets import TARGETS, target
+from levit_export.zoo import parse_size
+
+if TYPE_CHECKING:
+    from levit_export.zoo import Size
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -41,7 +45,6 @@ CHOICE = {
     "pretrained": ("pretrained", bool),
     "offline": ("offline", bool),
     "random-weights": ("random_seed", int),
-    "imgsz": ("image_size", int),
     "resize-bias": ("resize_bias", bool),
     "activation": ("activation", str),
 }
@@ -119,7 +122,7 @@ def read(file: Path, *, output: Path | None = None, timed: bool = True) -> Plan:
         if not isinstance(content, dict):
             raise top.wrong(MODELS, "each model as a table: [[models]]")
         table = _Table(content, f"{file}, model {number}", top.root)
-        table.refuse_unknown(("name", "labels", *CHOICE, *WHICH))
+        table.refuse_unknown(("name", "labels", "imgsz", *CHOICE, *WHICH))
         found, without = _cells(table, top, settings, timed=timed)
         cells += found
         left_out += without
@@ -207,7 +210,16 @@ def _choice(table: _Table) -> ModelChoice:
             f"{table.where} does not say which model",
             remedy='Give model = "levit_digits", or a checkpoint.',
         )
-    return replace(choice, labels=tuple(table.names("labels") or ()))
+    size = _image_size(table) if "imgsz" in table.content else None
+    return replace(choice, image_size=size, labels=tuple(table.names("labels") or ()))
+
+
+def _image_size(table: _Table) -> Size:
+    given = table.content["imgsz"]
+    try:
+        return parse_size(str(given))
+    except ValueError:
+        raise table.wrong("imgsz", 'a side such as 224, or height x width: "128x512"') from None
 
 
 def _name(choice: ModelChoice) -> str:

@@ -21,10 +21,9 @@ _DTYPES = {"fp64": torch.float64, "fp32": torch.float32, "fp16": torch.float32}
 
 
 def signature_of(config: Config, batch: int | None) -> Signature:
-    """``input (batch, 3, side, side)`` to ``logits (batch, classes)`` and what else there is."""
-    side = config.image_size
+    """``input (batch, 3, *image_size)`` to ``logits (batch, classes)`` and what else there is."""
     return Signature(
-        inputs=(TensorSpec("input", (batch, 3, side, side)),),
+        inputs=(TensorSpec("input", (batch, 3, *config.image_size)),),
         outputs=tuple(TensorSpec(name, (batch, width)) for name, width in config.outputs),
     )
 

@@ -152,7 +152,7 @@ def _config(config: Any) -> dict[str, Any]:
     return {
         "model_type": "levit",
         "architectures": ["LevitForImageClassificationWithTeacher"],
-        "image_size": config.image_size,
+        "image_size": config.image_size[0],
         "patch_size": config.stem_stride,
         "hidden_sizes": config.dims,
         "num_attention_heads": config.heads,

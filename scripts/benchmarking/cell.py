@@ -136,8 +136,9 @@ def _open(stack: ExitStack, row: Row, path: str, task: Mapping[str, Any]) -> tup
 def _fused(model: str, *, compiled: bool) -> Session:
     """Our prepared module in PyTorch; without autograd, as its session runs it."""
     checkpoint = reference.load(choice(model))
-    side = checkpoint.config.image_size
-    module, _ = apply_passes(checkpoint.build(), PASSES, input_shape=(3, side, side))
+    module, _ = apply_passes(
+        checkpoint.build(), PASSES, input_shape=(3, *checkpoint.config.image_size)
+    )
     if compiled:
         module = cast("torch.nn.Module", torch.compile(module))
     return reference.session_of(checkpoint, module)

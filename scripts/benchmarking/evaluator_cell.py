@@ -33,8 +33,9 @@ def main() -> None:
     torch.set_num_threads(task["threads"])
     checkpoint = reference.load(choice(task["model"]))
     prepared, kind = prepare(checkpoint), target("coreml")
-    side = checkpoint.config.image_size
-    image = np.random.default_rng(0).standard_normal((1, 3, side, side), np.float32)
+    image = np.random.default_rng(0).standard_normal(
+        (1, 3, *checkpoint.config.image_size), np.float32
+    )
     eager = reference.eager_session(checkpoint)
     inputs = {"input": image}
     calls: dict[str, Callable[[], object]] = {EAGER: partial(eager.run, inputs)}

@@ -63,7 +63,7 @@ def run(model: str, folder: Path, plan: Plan, others: Alternatives) -> LatencyRe
                 "model": model,
                 "batch": batch,
                 "threads": threads,
-                "side": checkpoint.config.image_size,
+                "side": checkpoint.config.image_size[0],
                 "seconds": plan.seconds,
                 "rows": [*_pytorch(plan), *artifacts.at(files, batch)],
             }

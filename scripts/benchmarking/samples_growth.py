@@ -47,8 +47,9 @@ def _reference(model: str, count: int) -> tuple[Reference, float]:
     """What a check is held against for ``count`` samples, and seconds of its answers."""
     checkpoint = reference.load(choice(model))
     session = reference.eager_session(checkpoint, threads=machine.usable_cores())
-    side = checkpoint.config.image_size
-    noise = np.random.default_rng(0).standard_normal((count, 3, side, side), np.float32)
+    noise = np.random.default_rng(0).standard_normal(
+        (count, 3, *checkpoint.config.image_size), np.float32
+    )
     names = tuple(f"normal-{index}" for index in range(count))
     inputs = Samples(names, noise, np.full(count, -1), {})
     parity.collect(session, inputs.first(REFERENCE_BATCH), batch=REFERENCE_BATCH)

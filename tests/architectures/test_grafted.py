@@ -30,11 +30,11 @@ PAIRS = ((0, 12), (1, 9), (2, 6), (3, 3), (4, 0))
 """The stages and layers of table 1's rows."""
 
 SMALL = {
-    "deit": GraftedConfig(0, 2, dim=128, heads=2, image_size=64, classes=5),
-    "one": GraftedConfig(1, 2, dim=128, heads=2, image_size=64, classes=5),
-    "two": GraftedConfig(2, 1, dim=64, heads=4, mlp_ratio=2, image_size=48, classes=3),
-    "three": GraftedConfig(3, 1, dim=64, heads=1, image_size=80, classes=3),
-    "resnet": GraftedConfig(4, 0, image_size=64, classes=5),
+    "deit": GraftedConfig(0, 2, dim=128, heads=2, image_size=(64, 64), classes=5),
+    "one": GraftedConfig(1, 2, dim=128, heads=2, image_size=(64, 64), classes=5),
+    "two": GraftedConfig(2, 1, dim=64, heads=4, mlp_ratio=2, image_size=(48, 48), classes=3),
+    "three": GraftedConfig(3, 1, dim=64, heads=1, image_size=(80, 80), classes=3),
+    "resnet": GraftedConfig(4, 0, image_size=(64, 64), classes=5),
 }
 
 LAYERS = 2**7
@@ -51,7 +51,7 @@ def _model(config: GraftedConfig, seed: int = 7) -> Grafted:
 
 def _images(config: GraftedConfig, batch: int = 2) -> torch.Tensor:
     generator = torch.Generator().manual_seed(11)
-    side = config.image_size
+    side, _ = config.image_size
     return torch.randn(batch, 3, side, side, dtype=torch.float64, generator=generator)
 
 
@@ -143,7 +143,7 @@ def _their_vit(model: Grafted) -> nn.Module:
             intermediate_size=config.mlp_ratio * config.dim,
             hidden_act="gelu",
             layer_norm_eps=1e-6,
-            image_size=config.image_size // 16 * patch,
+            image_size=config.image_size[0] // 16 * patch,
             patch_size=patch,
             num_channels=trunk_width(config.stages),
             qkv_bias=True,
@@ -166,7 +166,7 @@ def _their_logits(model: Grafted, images: torch.Tensor) -> torch.Tensor:
         return _their_resnet(model, ResNetForImageClassification, head)(images).logits
     if config.stages:
         maps = _their_resnet(model, ResNetModel, {})(images).last_hidden_state
-        images = functional.adaptive_avg_pool2d(maps, config.image_size // 16)
+        images = functional.adaptive_avg_pool2d(maps, config.image_size[0] // 16)
     return _their_vit(model)(images).logits
 
 
@@ -276,7 +276,7 @@ def test_resnet_50_has_no_other_product_than_its_classifier() -> None:
 @pytest.mark.parametrize("side", [64, 96])
 def test_other_image_sizes_work(name: str, side: int) -> None:
     """A multiple of the stride gives one finite row of logits for each image."""
-    config = replace(SMALL[name], image_size=side)
+    config = replace(SMALL[name], image_size=(side, side))
     logits = _model(config)(_images(config))
     assert logits.shape == (2, config.classes)
     assert torch.isfinite(logits).all()

@@ -13,7 +13,7 @@ from levit_export.architectures.random_weights import randomize_
 from levit_export.errors import UnknownNameError, UsageError
 from levit_export.zoo import LevitConfig, variant
 
-SMALL = LevitConfig((32, 48), 16, (2, 3), (1, 1), image_size=64, classes=10)
+SMALL = LevitConfig((32, 48), 16, (2, 3), (1, 1), image_size=(64, 64), classes=10)
 """Every kind of layer once, for the tests that do not ask for a published size."""
 
 PUBLISHED = {
@@ -28,7 +28,7 @@ PUBLISHED = {
 
 def _images(config: LevitConfig, *, batch: int = 2) -> torch.Tensor:
     generator = torch.Generator().manual_seed(1)
-    side = config.image_size
+    side, _ = config.image_size
     return torch.randn(batch, 3, side, side, generator=generator)
 
 
@@ -172,9 +172,9 @@ def test_the_bias_of_a_pair_depends_on_its_offset_alone(kind: str) -> None:
     """Two pairs of positions share a bias exactly when their offsets are the same."""
     stride, queries, keys = {"same": (1, 4, 4), "shrinking": (2, 4, 7)}[kind]
     block = {
-        "same": lambda: Attention(32, key_dim=16, heads=2, side=4, activation=torch.nn.ReLU),
+        "same": lambda: Attention(32, key_dim=16, heads=2, grid=(4, 4), activation=torch.nn.ReLU),
         "shrinking": lambda: AttentionSubsample(
-            32, 48, key_dim=16, heads=2, side=7, side_out=4, activation=torch.nn.ReLU
+            32, 48, key_dim=16, heads=2, grid=(7, 7), grid_out=(4, 4), activation=torch.nn.ReLU
         ),
     }[kind]()
     index = block.attention_bias_idxs.tolist()
@@ -247,7 +247,7 @@ def test_modes_leave_no_trace_outside_the_state_dict() -> None:
 @pytest.mark.parametrize("side", [192, 256])
 def test_other_image_sizes_work(side: int) -> None:
     """A multiple of the stem's stride gives one finite row of logits for each image."""
-    config = LevitConfig((32, 48), 16, (2, 3), (1, 1), image_size=side, classes=10)
+    config = LevitConfig((32, 48), 16, (2, 3), (1, 1), image_size=(side, side), classes=10)
     model = _fresh(0, config)
     logits = _logits(model)
     assert logits.shape == (2, 10)
@@ -257,7 +257,7 @@ def test_other_image_sizes_work(side: int) -> None:
 
 def test_a_grid_of_odd_side_keeps_its_last_row() -> None:
     """Shrinking keeps every other position, the first and (of an odd side) the last included."""
-    assert LevitConfig((32, 48, 64), 16, (2, 3, 4), (1, 1, 1), image_size=208).resolutions == (
+    assert LevitConfig((32, 48, 64), 16, (2, 3, 4), (1, 1, 1), image_size=(208, 208)).grids == (
         13,
         7,
         4,
@@ -268,7 +268,7 @@ def test_a_grid_of_odd_side_keeps_its_last_row() -> None:
 def test_an_image_size_beside_the_stride_is_refused(side: int, near: int) -> None:
     """A size that the stem cannot divide is refused with one that works."""
     with pytest.raises(UsageError) as refused:
-        LevitConfig((32, 48), 16, (2, 3), (1, 1), image_size=side)
+        LevitConfig((32, 48), 16, (2, 3), (1, 1), image_size=(side, side))
     assert str(side) in refused.value.what
     assert refused.value.remedy == f"Use a multiple of 16, such as {near}."
 
@@ -284,7 +284,7 @@ def test_an_unknown_activation_is_refused_with_the_nearest() -> None:
 @pytest.mark.parametrize("activation", ["hardswish", "silu", "gelu", "relu"])
 def test_every_known_activation_is_used_throughout(activation: str) -> None:
     """The chosen activation is the only one in the model, and it is in the stem and the blocks."""
-    config = LevitConfig((32, 48), 16, (2, 3), (1, 1), image_size=64, activation=activation)
+    config = LevitConfig((32, 48), 16, (2, 3), (1, 1), image_size=(64, 64), activation=activation)
     kinds = {"hardswish": "Hardswish", "silu": "SiLU", "gelu": "GELU", "relu": "ReLU"}
     found = {
         (name.split(".")[0], type(part).__name__)

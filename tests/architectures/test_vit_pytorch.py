@@ -21,7 +21,7 @@ from levit_export.core import UNIT_ROUNDOFF
 from levit_export.passes import bake_attention_bias, fold_attention_scale, fuse_batchnorm
 from levit_export.zoo import VitPytorchConfig
 
-TINY = VitPytorchConfig((32, 48, 64), (1, 2, 3), (1, 2, 1), 8, 12, image_size=64, classes=5)
+TINY = VitPytorchConfig((32, 48, 64), (1, 2, 3), (1, 2, 1), 8, 12, image_size=(64, 64), classes=5)
 """Every kind of layer, for the tests that do not ask for a published size."""
 PUBLISHED = VitPytorchConfig((256, 384, 512), (4, 6, 8), (4, 4, 4))
 
@@ -29,12 +29,14 @@ CONFIGS = {
     "tiny": TINY,
     "distill": VitPytorchConfig(**{**vars(TINY), "distill_classes": 7}),
     "distill-alike": VitPytorchConfig(**{**vars(TINY), "distill_classes": 5}),
-    "odd-grid": VitPytorchConfig(**{**vars(TINY), "image_size": 112}),
+    "odd-grid": VitPytorchConfig(**{**vars(TINY), "image_size": (112, 112)}),
     "wide-mlp": VitPytorchConfig(**{**vars(TINY), "mlp_ratio": 3}),
-    "same-width": VitPytorchConfig((32, 32), (2, 1), (1, 1), 16, 8, image_size=48, classes=3),
-    "one-stage": VitPytorchConfig((24,), (3,), (2,), 8, 8, image_size=32, classes=2),
+    "same-width": VitPytorchConfig(
+        (32, 32), (2, 1), (1, 1), 16, 8, image_size=(48, 48), classes=3
+    ),
+    "one-stage": VitPytorchConfig((24,), (3,), (2,), 8, 8, image_size=(32, 32), classes=2),
     "four-stages": VitPytorchConfig(
-        (16, 24, 32, 40), (1, 2, 1, 2), (1, 1, 1, 1), 8, 16, image_size=144, classes=3
+        (16, 24, 32, 40), (1, 2, 1, 2), (1, 1, 1, 1), 8, 16, image_size=(144, 144), classes=3
     ),
     "published": VitPytorchConfig(**{**vars(PUBLISHED), "distill_classes": 1000}),
 }
@@ -62,7 +64,7 @@ def _package() -> ModuleType:
 def theirs(config: VitPytorchConfig, seed: int = 7) -> nn.Module:
     """The package's network with seeded weights, in eval mode."""
     model: nn.Module = _package().LeViT(
-        image_size=config.image_size,
+        image_size=config.image_size[0],
         num_classes=config.classes,
         dim=config.dims,
         depth=config.depths,
@@ -85,7 +87,7 @@ def ours(config: VitPytorchConfig, reference: nn.Module) -> VitPytorchLevit:
 
 def _images(config: VitPytorchConfig, batch: int = 2) -> torch.Tensor:
     generator = torch.Generator().manual_seed(11)
-    side = config.image_size
+    side, _ = config.image_size
     return torch.randn(batch, 3, side, side, dtype=torch.float64, generator=generator)
 
 
@@ -117,7 +119,7 @@ def test_the_same_weights_give_the_same_outputs(name: str) -> None:
 def test_the_bias_is_divided_by_the_scale() -> None:
     """``bias()`` is the table over ``key_dim ** -0.5``, unlike in the paper's network."""
     block = randomize_(
-        MapAttention(8, 8, key_dim=16, value_dim=8, heads=2, side=3, stride=1), seed=1
+        MapAttention(8, 8, key_dim=16, value_dim=8, heads=2, grid=(3, 3), stride=1), seed=1
     )
     table = block.attention_biases[:, block.attention_bias_idxs]
     assert torch.equal(block.bias(), table * 4)  # 16 ** 0.5, an exact power of two
@@ -156,7 +158,7 @@ def test_the_passes_keep_the_function(*, fused: bool, baked_first: bool) -> None
 
 def test_query_rows_name_all_rows_of_q() -> None:
     """Every output of the layer called q belongs to q; k and v have layers of their own."""
-    block = MapAttention(8, 8, key_dim=16, value_dim=8, heads=2, side=4, stride=2)
+    block = MapAttention(8, 8, key_dim=16, value_dim=8, heads=2, grid=(4, 4), stride=2)
     layer, rows = block.query_rows()
     assert layer is block.q
     assert rows.tolist() == [True] * 32

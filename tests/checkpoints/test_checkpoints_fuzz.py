@@ -23,7 +23,7 @@ from levit_export.architectures.levit import Levit
 from levit_export.architectures.random_weights import randomize_
 from levit_export.zoo import LevitConfig
 
-TINY = LevitConfig((16, 24, 32), 8, (1, 2, 3), (1, 1, 1), image_size=32, classes=3)
+TINY = LevitConfig((16, 24, 32), 8, (1, 2, 3), (1, 1, 1), image_size=(32, 32), classes=3)
 OUTCOMES = {"read", "CheckpointError", "UnsafeCheckpointError"}
 ROUNDS = 150
 """Damaged forms of each subject; 10,000 of each are read by hand before a release."""

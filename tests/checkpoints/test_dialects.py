@@ -32,7 +32,7 @@ from levit_export.zoo import VARIANTS, LevitConfig, variant
 
 Tensors = dict[str, torch.Tensor]
 LEVITS = [known for known in VARIANTS if isinstance(known.config, LevitConfig)]
-TINY = LevitConfig((32, 48, 64), 16, (2, 3, 4), (1, 2, 1), image_size=64, classes=5)
+TINY = LevitConfig((32, 48, 64), 16, (2, 3, 4), (1, 2, 1), image_size=(64, 64), classes=5)
 BOUND = UNIT_ROUNDOFF["fp64"] * 2**5 * 2**10
 """Twice the layers of the small model, more terms than any of its sums has."""
 
@@ -123,7 +123,7 @@ def theirs(two_heads: bool) -> torch.nn.Module:  # noqa: FBT001
     """A small model of ``transformers`` with random weights and labels."""
     kind = LevitForImageClassificationWithTeacher if two_heads else LevitForImageClassification
     config = TransformersConfig(
-        image_size=TINY.image_size,
+        image_size=TINY.image_size[0],
         hidden_sizes=list(TINY.dims),
         num_attention_heads=list(TINY.heads),
         depths=list(TINY.depths),
@@ -242,7 +242,7 @@ def test_timm_file_is_the_same_model(tmp_path: Path, maps: bool) -> None:  # noq
 
 def test_stem_of_stride_8(tmp_path: Path) -> None:
     """Three convolutions make a stem of stride 8, told by their number."""
-    config = replace(TINY, stem_stride=8, image_size=32, two_heads=False)
+    config = replace(TINY, stem_stride=8, image_size=(32, 32), two_heads=False)
     found = checkpoints.load(written(tmp_path, in_timm(config)))
     assert found.config == config
     assert logits(found.build(), 32).shape == (2, 5)
@@ -377,15 +377,15 @@ def test_another_image_size_is_refused_with_the_way_out(tmp_path: Path) -> None:
     """The trained resolution is in the weights; changing it takes a flag that says so."""
     place = written(tmp_path, in_timm(TINY))
     with pytest.raises(UsageError, match="--resize-bias"):
-        checkpoints.load(place, Choices(image_size=96))
+        checkpoints.load(place, Choices(image_size=(96, 96)))
 
 
 def test_resized_tables(tmp_path: Path) -> None:
     """``--resize-bias`` interpolates every table, keeps offset 0, and says what it did."""
     place = written(tmp_path, in_timm(TINY))
     whole = checkpoints.load(place)
-    resized = checkpoints.load(place, Choices(image_size=96, resize_bias=True))
-    assert resized.config == replace(TINY, image_size=96)
+    resized = checkpoints.load(place, Choices(image_size=(96, 96), resize_bias=True))
+    assert resized.config == replace(TINY, image_size=(96, 96))
     assert resized.preprocessing.crop == (96, 96)
     assert any("an approximation: trained at 64 px, 6 tables" in r for r in resized.remarks)
     tables = [name for name in whole.tensors if name.endswith("attention_biases")]
@@ -397,13 +397,13 @@ def test_resized_tables(tmp_path: Path) -> None:
 
 def test_a_constant_table_stays_constant(tmp_path: Path) -> None:
     """Interpolation of equal biases gives these biases, at a larger and at a smaller size."""
-    tensors = in_timm(replace(TINY, image_size=128))
+    tensors = in_timm(replace(TINY, image_size=(128, 128)))
     for name in tensors:
         if name.endswith("attention_biases"):
             tensors[name] = torch.full_like(tensors[name], 0.75)
     place = written(tmp_path, tensors)
     for side in (64, 224):
-        found = checkpoints.load(place, Choices(image_size=side, resize_bias=True))
+        found = checkpoints.load(place, Choices(image_size=(side, side), resize_bias=True))
         biases = [t for n, t in found.tensors.items() if n.endswith("attention_biases")]
         assert biases
         for table in biases:

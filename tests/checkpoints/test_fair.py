@@ -28,7 +28,7 @@ from levit_export.zoo import VARIANTS, LevitConfig, variant
 
 Tensors = dict[str, torch.Tensor]
 PUBLISHED = [known for known in VARIANTS if known.weights]
-TINY = LevitConfig((16, 24, 32), 8, (1, 2, 3), (1, 1, 1), image_size=32, classes=3)
+TINY = LevitConfig((16, 24, 32), 8, (1, 2, 3), (1, 1, 1), image_size=(32, 32), classes=3)
 
 
 def tensors_of(config: LevitConfig, seed: int = 0) -> Tensors:
@@ -54,7 +54,7 @@ def written(folder: Path, tensors: object, name: str = "w.pth") -> Path:
 
 def answer(checkpoint: checkpoints.Checkpoint) -> torch.Tensor:
     """What the checkpoint's module says of a seeded batch."""
-    side = checkpoint.config.image_size
+    side, _ = checkpoint.config.image_size
     images = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(1))
     return checkpoint.build()(images)
 
@@ -148,7 +148,9 @@ def test_variants_are_recognised_by_shape(tmp_path: Path, known: checkpoints.Var
 @pytest.mark.parametrize("model", [None, variant("levit_128s")])
 def test_fine_tuned(tmp_path: Path, model: checkpoints.Variant | None) -> None:
     """Another number of classes, one head and another image size are read from the file."""
-    config = replace(variant("levit_128s").config, classes=7, two_heads=False, image_size=160)
+    config = replace(
+        variant("levit_128s").config, classes=7, two_heads=False, image_size=(160, 160)
+    )
     file = written(tmp_path, tensors_of(config))
     found = checkpoints.load(file, Choices(model=model, labels=tuple("abcdefg")))
     assert (found.name, found.config) == ("levit_128s", config)
@@ -161,7 +163,7 @@ def test_fine_tuned(tmp_path: Path, model: checkpoints.Variant | None) -> None:
 @pytest.mark.parametrize("side", [16, 48, 112, 224, 256])
 def test_image_size_is_read_from_the_bias_tables(tmp_path: Path, side: int) -> None:
     """The side of the image follows from the number of offsets of the first attention."""
-    config = replace(TINY, image_size=side)
+    config = replace(TINY, image_size=(side, side))
     found = checkpoints.load(written(tmp_path, tensors_of(config)))
     assert found.config == config
     assert found.preprocessing.crop == (side, side)
@@ -184,7 +186,7 @@ def test_order_of_the_tensors_does_not_matter(tmp_path: Path, tiny: Tensors) -> 
 def test_image_size_that_was_not_trained(tmp_path: Path, tiny: Tensors) -> None:
     """Another image size than the trained one is refused, with both and the reason."""
     with pytest.raises(UsageError, match=r"--imgsz 64 .* trained at 32"):
-        checkpoints.load(written(tmp_path, tiny), Choices(image_size=64))
+        checkpoints.load(written(tmp_path, tiny), Choices(image_size=(64, 64)))
 
 
 def misfit(tmp_path: Path, tensors: Tensors) -> str:

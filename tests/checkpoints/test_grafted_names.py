@@ -19,13 +19,13 @@ from levit_export.zoo import GraftedConfig
 
 Tensors = dict[str, torch.Tensor]
 
-DEIT = GraftedConfig(0, 2, dim=128, heads=2, image_size=64, classes=5)
-ONE = GraftedConfig(1, 1, dim=64, heads=1, mlp_ratio=2, image_size=48, classes=3)
+DEIT = GraftedConfig(0, 2, dim=128, heads=2, image_size=(64, 64), classes=5)
+ONE = GraftedConfig(1, 1, dim=64, heads=1, mlp_ratio=2, image_size=(48, 48), classes=3)
 CONFIGS = {
     "deit": DEIT,
     "one": ONE,
     "two": replace(ONE, stages=2, layers=3),
-    "three": replace(ONE, stages=3, image_size=80),
+    "three": replace(ONE, stages=3, image_size=(80, 80)),
     "resnet": GraftedConfig(4, 0, classes=7),
 }
 PAIRS = ((0, 12), (1, 9), (2, 6), (3, 3), (4, 0))
@@ -137,13 +137,13 @@ def test_the_published_sizes_are_told(pair: tuple[int, int]) -> None:
     """DeiT-S, ResNet-50 and the three graftings are told with their heads and image size."""
     config = grafted.infer_config(hollow(GraftedConfig(*pair)), "w.pth")
     assert config == GraftedConfig(*pair)
-    assert (config.heads, config.image_size) == (6, 224)
+    assert (config.heads, config.image_size) == (6, (224, 224))
 
 
 @pytest.mark.parametrize(
     "config",
     [
-        GraftedConfig(0, 12, image_size=384),
+        GraftedConfig(0, 12, image_size=(384, 384)),
         GraftedConfig(0, 12, classes=10),
         GraftedConfig(0, 12, dim=192, heads=3),
         GraftedConfig(0, 12, dim=768, heads=12),

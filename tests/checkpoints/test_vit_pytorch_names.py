@@ -19,15 +19,19 @@ from levit_export.zoo import VitPytorchConfig
 
 Tensors = dict[str, torch.Tensor]
 
-TINY = VitPytorchConfig((16, 24, 32), (1, 2, 3), (1, 2, 1), 8, 12, image_size=64, classes=5)
+TINY = VitPytorchConfig((16, 24, 32), (1, 2, 3), (1, 2, 1), 8, 12, image_size=(64, 64), classes=5)
 CONFIGS = {
     "tiny": TINY,
     "distill": replace(TINY, distill_classes=7),
-    "odd-grid": replace(TINY, image_size=112),
+    "odd-grid": replace(TINY, image_size=(112, 112)),
     "wide-mlp": replace(TINY, mlp_ratio=3),
-    "one-stage": VitPytorchConfig((24,), (3,), (2,), 8, 8, image_size=32, classes=2),
-    "two-stages": VitPytorchConfig((16, 16), (2, 1), (1, 1), 16, 8, image_size=48, classes=3),
-    "four-stages": VitPytorchConfig((16, 24, 32, 40), (1, 2, 1, 2), (1, 1, 1, 1), image_size=144),
+    "one-stage": VitPytorchConfig((24,), (3,), (2,), 8, 8, image_size=(32, 32), classes=2),
+    "two-stages": VitPytorchConfig(
+        (16, 16), (2, 1), (1, 1), 16, 8, image_size=(48, 48), classes=3
+    ),
+    "four-stages": VitPytorchConfig(
+        (16, 24, 32, 40), (1, 2, 1, 2), (1, 1, 1, 1), image_size=(144, 144)
+    ),
     "published": VitPytorchConfig((256, 384, 512), (4, 6, 8), (4, 4, 4)),
 }
 

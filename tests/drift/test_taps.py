@@ -17,12 +17,14 @@ from levit_export.testing import randomize_
 from levit_export.zoo import Config, GraftedConfig, LevitConfig, VitPytorchConfig
 
 OTHERS: dict[str, Config] = {
-    "levit": LevitConfig((32, 48), 16, (2, 3), (1, 1), image_size=64, classes=10),
+    "levit": LevitConfig((32, 48), 16, (2, 3), (1, 1), image_size=(64, 64), classes=10),
     "one head, SiLU": LevitConfig(
-        (32, 48), 16, (2, 3), (1, 1), image_size=64, two_heads=False, activation="silu"
+        (32, 48), 16, (2, 3), (1, 1), image_size=(64, 64), two_heads=False, activation="silu"
     ),
-    "vit-pytorch": VitPytorchConfig((32, 48), (2, 2), (1, 1), 16, 16, image_size=64, classes=5),
-    "grafted": GraftedConfig(1, 1, dim=32, heads=2, image_size=64, classes=5),
+    "vit-pytorch": VitPytorchConfig(
+        (32, 48), (2, 2), (1, 1), 16, 16, image_size=(64, 64), classes=5
+    ),
+    "grafted": GraftedConfig(1, 1, dim=32, heads=2, image_size=(64, 64), classes=5),
 }
 
 

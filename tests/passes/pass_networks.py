@@ -22,12 +22,12 @@ NETWORKS = {
     "digits": (variant("levit_digits").config, 4 + 2 + 6 * 2 + 2 * 3 + 8 * 2, 6 + 2),
     "128s": (variant("levit_128s").config, 4 + 2 + 9 * 2 + 2 * 3 + 11 * 2, 9 + 2),
     "odd-scale": (
-        LevitConfig((64, 96), 32, (2, 3), (1, 1), image_size=112, classes=7),
+        LevitConfig((64, 96), 32, (2, 3), (1, 1), image_size=(112, 112), classes=7),
         4 + 2 + 2 * 2 + 1 * 3 + 3 * 2,
         2 + 1,
     ),
 }
-SMALL = LevitConfig((32, 48), 16, (2, 3), (1, 1), image_size=64, classes=10)
+SMALL = LevitConfig((32, 48), 16, (2, 3), (1, 1), image_size=(64, 64), classes=10)
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def _stage(module: nn.Module, images: torch.Tensor) -> Stage:
 def build(name: str) -> Network:
     """The network called ``name`` in ``NETWORKS``."""
     config, pairs, blocks = NETWORKS[name]
-    shape = (3, config.image_size, config.image_size)
+    shape = (3, *config.image_size)
     model = randomize_(Levit(config), seed=3).eval()
     rewritten, ledger = apply_passes(model, PASSES, input_shape=shape)
     generator = torch.Generator().manual_seed(99)

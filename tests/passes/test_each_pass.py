@@ -162,7 +162,7 @@ def test_heads_that_are_not_fused_are_refused_with_the_flag(small: Levit) -> Non
 
 def test_one_head_has_nothing_to_merge() -> None:
     """On a model with one head the pass is not applicable, and says so."""
-    config = LevitConfig((32, 48), 16, (2, 3), (1, 1), image_size=64, two_heads=False)
+    config = LevitConfig((32, 48), 16, (2, 3), (1, 1), image_size=(64, 64), two_heads=False)
     model = randomize_(Levit(config), seed=1).eval()
     _, ledger = apply_passes(model, PASSES, input_shape=SHAPE)
     assert (ledger[3].status, ledger[3].reason) == ("not-applicable", "the model has one head")
