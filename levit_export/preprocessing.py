@@ -64,12 +64,8 @@ def from_fields(
     )
 
 
-def for_image_size(recipe: Preprocessing, image_size: int | Size) -> Preprocessing:
-    """``recipe`` at another input size, its ratio of resize to crop kept (paper: 256:224).
-
-    ``image_size`` is a side or (height, width).
-    """
-    crop = (image_size, image_size) if isinstance(image_size, int) else image_size
+def for_image_size(recipe: Preprocessing, crop: Size) -> Preprocessing:
+    """``recipe`` at another input size, its ratio of resize to crop kept (paper: 256:224)."""
     if crop == recipe.crop:
         return recipe
     height, width = (

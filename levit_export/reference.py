@@ -33,9 +33,10 @@ if TYPE_CHECKING:
     from torch import nn
 
     from levit_export.checkpoints import Checkpoint, Choices
+    from levit_export.core import Size
     from levit_export.samples import Samples
     from levit_export.targets.eager import EagerSession
-    from levit_export.zoo import Size, Variant
+    from levit_export.zoo import Variant
 
 DIGITS = "held-out UCI digits"
 REFERENCE_BATCH = 16

@@ -9,8 +9,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from math import isqrt
+from typing import TYPE_CHECKING
 
 from levit_export.errors import UnknownNameError, UsageError
+
+if TYPE_CHECKING:
+    from levit_export.core import Size
 
 STEM_STRIDES = (16, 8)
 ACTIVATIONS = ("hardswish", "silu", "gelu", "relu")
@@ -24,9 +28,6 @@ LARGEST_GRID = 64 * 64
 LOGITS = "logits"
 DISTILL = "distill"
 """Names of a model's outputs."""
-
-Size = tuple[int, int]
-"""Height and width, of an image in pixels or of a grid in tokens."""
 
 
 @dataclass(frozen=True)

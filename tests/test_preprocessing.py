@@ -95,7 +95,7 @@ def test_grey_is_repeated() -> None:
 @pytest.mark.parametrize(("side", "resize"), [(224, 256), (256, 293), (160, 183), (112, 128)])
 def test_other_sizes(side: int, resize: int) -> None:
     """At another input size the ratio of resize to crop stays the paper's 256:224."""
-    recipe = preprocessing.for_image_size(RECIPES["fair"], side)
+    recipe = preprocessing.for_image_size(RECIPES["fair"], (side, side))
     assert (recipe.resize, recipe.crop) == ((resize, resize), (side, side))
     assert recipe.mean == MEAN
     assert preprocessing.apply(recipe, photo(300, 400)).shape == (3, side, side)

@@ -26,8 +26,8 @@ from levit_export.architectures.layers import (
     Residual,
     without_norms_,
 )
-from levit_export.core import Layout
-from levit_export.zoo import LevitConfig, Size
+from levit_export.core import Layout, Size
+from levit_export.zoo import LevitConfig
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "hardswish": nn.Hardswish,

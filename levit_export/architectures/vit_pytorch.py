@@ -20,7 +20,8 @@ from torch import nn
 
 from levit_export.architectures.layers import ConvBN, Residual
 from levit_export.architectures.levit import AttentionBias
-from levit_export.zoo import Size, VitPytorchConfig, halving
+from levit_export.core import Size
+from levit_export.zoo import VitPytorchConfig, halving
 
 STEM_WIDTHS = (3, 32, 64, 128)
 """Channels between the stem's convolutions; the last one leads to the first stage's width."""

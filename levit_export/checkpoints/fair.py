@@ -9,8 +9,9 @@ import torch
 from levit_export.architectures.levit import attention_bias_index
 from levit_export.checkpoints import shapes
 from levit_export.checkpoints.found import Choices, Found, Stored, Tensors
+from levit_export.core import Size
 from levit_export.errors import CheckpointError
-from levit_export.zoo import LevitConfig, Size, grid_of, usual_activation
+from levit_export.zoo import LevitConfig, grid_of, usual_activation
 
 NAME = "fair"
 STEMS = ("patch_embed.0.c.weight", "patch_embed.0.weight")

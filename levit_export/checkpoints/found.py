@@ -9,9 +9,9 @@ from typing import Protocol
 import torch
 
 from levit_export.checkpoints.reading import Stored
-from levit_export.core import Preprocessing
+from levit_export.core import Preprocessing, Size
 from levit_export.errors import CheckpointError
-from levit_export.zoo import Config, Size, Variant
+from levit_export.zoo import Config, Variant
 
 __all__ = ["Choices", "Dialect", "Found", "Stored", "Tensors", "renamed"]
 

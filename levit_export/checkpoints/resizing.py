@@ -2,7 +2,8 @@
 
 An approximation: the model was never trained at that size. An attention-bias table ``(heads,
 rows * columns)`` is a map over the offsets ``(|dy|, |dx|)``; it is interpolated bicubically with
-its corners kept, so that offset 0 keeps its bias. Position embeddings are interpolated as DeiT does.
+its corners kept, so that offset 0 keeps its bias. Position embeddings are interpolated as DeiT
+does.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from levit_export.architectures.grafted import Transformer
 from levit_export.architectures.levit import AttentionBias
 from levit_export.checkpoints.fitting import DERIVED
 from levit_export.checkpoints.found import Found
-from levit_export.zoo import GraftedConfig, Size, size_in_words
+from levit_export.core import Size
+from levit_export.zoo import GraftedConfig, size_in_words
 
 BIASES = "attention_biases"
 POSITIONS = "pos_embed"
@@ -30,19 +32,17 @@ def resized(found: Found, image_size: Size) -> Found:
     before, config = found.config.image_size, replace(found.config, image_size=image_size)
     with torch.device("meta"):
         old, new = build(found.config), build(config)
-    tensors = {
-        name: _resized(name, tensor, _grid(old, name), _grid(new, name))
-        for name, tensor in found.tensors.items()
-        if not name.endswith(DERIVED[0])
-    }
-    changed = sum(tensors[name].shape != found.tensors[name].shape for name in tensors)
+    tensors = {n: t for n, t in found.tensors.items() if not n.endswith(DERIVED[0])}
+    grids = {name: (_grid(old, name), _grid(new, name)) for name in tensors}
+    changed = [name for name, (own, other) in grids.items() if own != other]
+    tensors |= {name: _resized(name, tensors[name], *grids[name]) for name in changed}
     remark = (
-        f"an approximation: trained at {size_in_words(before)} px, {changed} tables of positions "
-        f"were interpolated for {size_in_words(image_size)} px (--resize-bias); evaluate it on "
-        "real images"
+        f"an approximation: trained at {size_in_words(before)} px, {len(changed)} tables of "
+        f"positions were interpolated for {size_in_words(image_size)} px (--resize-bias); "
+        "evaluate it on real images"
     )
     return replace(
-        found, config=config, tensors=tensors, remarks=(*found.remarks, *[remark] * (changed > 0))
+        found, config=config, tensors=tensors, remarks=(*found.remarks, *[remark] * bool(changed))
     )
 
 
@@ -61,8 +61,6 @@ def _grid(module: nn.Module, name: str) -> Size:
 
 
 def _resized(name: str, tensor: torch.Tensor, old: Size, new: Size) -> torch.Tensor:
-    if old == new:
-        return tensor
     if name.endswith(BIASES):
         table = tensor.double().reshape(1, -1, *old)
         table = interpolate(table, size=new, mode="bicubic", align_corners=True)

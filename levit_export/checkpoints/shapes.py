@@ -45,7 +45,8 @@ from levit_export.zoo import (
 
 if TYPE_CHECKING:
     from levit_export.checkpoints.found import Choices
-    from levit_export.zoo import Size
+    from levit_export.core import Size
+
 
 ConfigT = TypeVar("ConfigT", LevitConfig, GraftedConfig)
 

@@ -8,10 +8,10 @@ from typing import Any
 from levit_export.checkpoints import fair, shapes
 from levit_export.checkpoints.found import Choices, Found, Stored, Tensors, renamed
 from levit_export.checkpoints.levit_names import Outline, Place, Spelling, count, tensor_names
-from levit_export.core import Preprocessing
+from levit_export.core import Preprocessing, Size
 from levit_export.errors import CheckpointError, UsageError
 from levit_export.preprocessing import from_fields
-from levit_export.zoo import LevitConfig, Size, usual_activation
+from levit_export.zoo import LevitConfig, usual_activation
 
 NAME = "timm"
 STEM = "stem.conv1.linear.weight"

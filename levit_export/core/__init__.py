@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 Tensors = Mapping[str, np.ndarray]
 Verdict = Literal["pass", "fail", "not-run"]
 Size = tuple[int, int]
-"""Height and width in pixels."""
+"""Height and width, of an image in pixels or of a grid in tokens."""
 Resize = Literal["shorter-side", "exact", "cover", "fit", "none"]
 Interpolation = Literal["bicubic", "bilinear", "lanczos", "hamming", "box", "nearest"]
 """Pillow's filters by the names that timm gives them; all but ``nearest`` are antialiased."""

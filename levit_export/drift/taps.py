@@ -158,7 +158,7 @@ def in_tokens(value: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     if value.ndim != 4 or len(shape) != 3:
         return value
     batch, channels, height, width = value.shape
-    if height != width or (height * width, channels) != tuple(shape[1:]):
+    if (height * width, channels) != tuple(shape[1:]):
         return value
     return value.reshape(batch, channels, -1).swapaxes(1, 2)
 

@@ -15,7 +15,8 @@ from levit_export.targets import TARGETS, target
 from levit_export.zoo import parse_size
 
 if TYPE_CHECKING:
-    from levit_export.zoo import Size
+    from levit_export.core import Size
+
 
 if sys.version_info >= (3, 11):
     import tomllib

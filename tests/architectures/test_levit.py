@@ -258,9 +258,9 @@ def test_other_image_sizes_work(side: int) -> None:
 def test_a_grid_of_odd_side_keeps_its_last_row() -> None:
     """Shrinking keeps every other position, the first and (of an odd side) the last included."""
     assert LevitConfig((32, 48, 64), 16, (2, 3, 4), (1, 1, 1), image_size=(208, 208)).grids == (
-        13,
-        7,
-        4,
+        (13, 13),
+        (7, 7),
+        (4, 4),
     )
 
 
@@ -270,7 +270,7 @@ def test_an_image_size_beside_the_stride_is_refused(side: int, near: int) -> Non
     with pytest.raises(UsageError) as refused:
         LevitConfig((32, 48), 16, (2, 3), (1, 1), image_size=(side, side))
     assert str(side) in refused.value.what
-    assert refused.value.remedy == f"Use a multiple of 16, such as {near}."
+    assert refused.value.remedy == f"Use multiples of 16, such as {near}."
 
 
 def test_an_unknown_activation_is_refused_with_the_nearest() -> None:

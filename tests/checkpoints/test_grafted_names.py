@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from levit_export import checkpoints
 from levit_export.architectures.grafted import Grafted
 from levit_export.architectures.random_weights import randomize_
-from levit_export.checkpoints import fair, grafted, huggingface, timm, vit_pytorch
+from levit_export.checkpoints import Choices, fair, grafted, huggingface, timm, vit_pytorch
 from levit_export.errors import CheckpointError
 from levit_export.zoo import GraftedConfig
 
@@ -173,7 +173,7 @@ def test_there_and_back_is_the_same_bit_for_bit(name: str) -> None:
 def test_a_file_is_loaded_whole(tmp_path: Path, name: str) -> None:
     """A saved state dict becomes a module that holds its tensors under our names."""
     config, tensors = CONFIGS[name], stored(CONFIGS[name])
-    loaded = checkpoints.load(written(tmp_path, tensors))
+    loaded = checkpoints.load(written(tmp_path, tensors), Choices(image_size=config.image_size))
     assert (loaded.dialect, loaded.config) == ("grafted", config)
     built = loaded.build().state_dict()
     assert built.keys() == (expected := grafted.to_ours(tensors, config)).keys()
@@ -189,7 +189,8 @@ def test_a_file_is_loaded_whole(tmp_path: Path, name: str) -> None:
 )
 def test_what_no_shape_tells_is_said(tmp_path: Path, name: str, said: str) -> None:
     """The number of heads and a ResNet's image size are choices, and said to be."""
-    loaded = checkpoints.load(written(tmp_path, stored(CONFIGS[name])))
+    choices = Choices(image_size=CONFIGS[name].image_size)
+    loaded = checkpoints.load(written(tmp_path, stored(CONFIGS[name])), choices)
     assert said in loaded.remarks
 
 
@@ -242,8 +243,8 @@ REFUSED: dict[str, tuple[GraftedConfig, Callable[[Tensors], Tensors], str]] = {
         "patch_embed.proj.weight is [64, 256, 2, 2], expected [64, 256, 1, 1]",
     ),
     "no-class-token": (DEIT, _without("cls_token"), "'cls_token' is missing"),
-    "positions": (DEIT, _with("pos_embed", 1, 16, 128), "16 positions are those of no square"),
-    "lone-position": (DEIT, _with("pos_embed", 1, 1, 128), "1 positions are those of no square"),
+    "lone-position": (DEIT, _with("pos_embed", 1, 1, 128), "a table for 0 tokens"),
+    "positions": (DEIT, _with("pos_embed", 1, 4098, 128), "4097 tokens, expected 1 to 4096"),
     "flat-positions": (DEIT, _with("pos_embed", 17, 128), "pos_embed is [17, 128]"),
     "empty": (DEIT, _with("pos_embed", 1, 0, 128), "none of them 0"),
     "width": (DEIT, _with("pos_embed", 1, 17, 100), "its 100 channels are no multiple of 64"),
@@ -282,4 +283,4 @@ def test_a_layer_unlike_its_siblings_is_refused_by_the_files_name(
     tensors = stored(config)
     tensors[name] = tensors[name][:-1].contiguous()
     with pytest.raises(CheckpointError, match=name.replace(".", r"\.")):
-        checkpoints.load(written(tmp_path, tensors))
+        checkpoints.load(written(tmp_path, tensors), Choices(image_size=config.image_size))
