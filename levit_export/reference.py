@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from levit_export import parity, samples, tolerance, weights
+from levit_export import digests, parity, samples, tolerance, weights
 from levit_export.checking import Reference
 from levit_export.core import (
     CALIBRATED,
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from levit_export.targets.eager import EagerSession
     from levit_export.zoo import Variant
 
+BUNDLED = "levit_digits.safetensors"
 DIGITS = "held-out UCI digits"
 REFERENCE_BATCH = 16
 SHOWN_REAL = 16
@@ -72,7 +75,8 @@ class ModelChoice:
     def is_digits(self) -> bool:
         """Whether the weights are those of the bundled model, which brings its own images."""
         named = (self.model or "levit_digits").lower().replace("-", "_")
-        return named == "levit_digits" and not self.pretrained and self.checkpoint is None
+        others = (self.checkpoint, self.random_seed)
+        return named == "levit_digits" and not self.pretrained and others == (None, None)
 
 
 @dataclass(frozen=True)
@@ -196,7 +200,7 @@ def calibration(
     from levit_export import images
 
     if data is None:
-        if not _is_digits(checkpoint.preprocessing.name):
+        if checkpoint.sha256 != bundled_sha256():
             return None
         pixels, labels = samples.calibration_digits()
         chosen = samples.from_images(checkpoint.preprocessing, pixels, labels).first(count)
@@ -352,12 +356,14 @@ def _answers(session: EagerSession, inputs: Samples) -> dict[str, np.ndarray]:
 
 def _held_out(checkpoint: Checkpoint) -> Samples | None:
     """The real images that belong to the model, or None."""
-    if not _is_digits(checkpoint.preprocessing.name):
+    if checkpoint.sha256 != bundled_sha256():
         return None
     pixels, labels = samples.held_out_digits()
     return samples.from_images(checkpoint.preprocessing, pixels, labels)
 
 
-def _is_digits(recipe: str) -> bool:
-    """Whether a preprocessing is that of the bundled model and of others for its images."""
-    return recipe == "digits"
+@cache
+def bundled_sha256() -> str:
+    """Hash of the bundled weights. Its images belong to them, and to no others of their shape."""
+    with resources.as_file(resources.files("levit_export.data") / BUNDLED) as path:
+        return digests.sha256_of(path)

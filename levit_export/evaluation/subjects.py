@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -100,7 +99,7 @@ def _reference(
 ) -> tuple[Weights | None, tuple[str, ...]]:
     """What a directory is held against: the model that was named, else the bundled one."""
     if checkpoint is None:
-        if info.checkpoint_sha256 != _bundled_sha256():
+        if info.checkpoint_sha256 != reference.bundled_sha256():
             return None, (NO_REFERENCE,)
         if not needs("torch").ok:
             return None, (NO_TORCH,)
@@ -123,8 +122,3 @@ def _reference(
         names = info.preprocessing.in_words(), checkpoint.preprocessing.in_words()
         said = (OTHER_RECIPE.format(*names),)
     return Weights(choice, checkpoint.sha256), said
-
-
-def _bundled_sha256() -> str:
-    file = resources.files("levit_export.data") / "levit_digits.safetensors"
-    return bundle.file_entry(Path(str(file))).sha256

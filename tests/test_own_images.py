@@ -1,0 +1,87 @@
+"""Whose images a model is judged by: the bundled digits belong to the bundled weights alone."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from support import Cli
+
+from levit_export import checkpoints, reference
+from levit_export.checkpoints import Checkpoint
+from levit_export.errors import UsageError
+from levit_export.pipeline import ExportRequest, plan
+from levit_export.reference import ModelChoice
+from levit_export.zoo import variant
+
+DIGITS = variant("levit_digits")
+
+
+@pytest.fixture(scope="module")
+def bundled_file() -> Path:
+    """The bundled weights as a file."""
+    return Path(str(resources.files("levit_export.data") / "levit_digits.safetensors"))
+
+
+def trained_otherwise(bundled_file: Path, folder: Path) -> Checkpoint:
+    """Weights of the same network that saw something else: their classes come in another order."""
+    tensors = load_file(bundled_file)
+    order = torch.arange(9, -1, -1)
+    for head in ("head", "head_dist"):
+        for leaf in ("weight", "bias"):
+            tensors[f"{head}.l.{leaf}"] = tensors[f"{head}.l.{leaf}"][order].contiguous()
+    save_file(tensors, folder / "mine.safetensors")
+    return checkpoints.load(folder / "mine.safetensors")
+
+
+def test_the_bundled_weights_bring_their_images(bundled_file: Path, tmp_path: Path) -> None:
+    """Chosen without a name, and from a copy of their file: the hash says whose they are."""
+    copy = tmp_path / "copy.safetensors"
+    copy.write_bytes(bundled_file.read_bytes())
+    for checkpoint in (checkpoints.bundled(), checkpoints.load(copy)):
+        made = reference.answers(checkpoint, ["fp32"])
+        assert made.dataset == reference.DIGITS
+        assert made.images is not None
+        assert made.predictions is not None
+        assert np.mean(made.predictions == made.images.labels) > 0.98
+        calibration = reference.calibration(checkpoint, None, count=7)
+        assert calibration is not None
+        assert "UCI digits" in calibration.source
+
+
+def test_other_weights_of_that_shape_have_none(bundled_file: Path, tmp_path: Path) -> None:
+    """A fine-tuned copy of the network and random weights are not judged on somebody's digits."""
+    for checkpoint in (
+        trained_otherwise(bundled_file, tmp_path),
+        checkpoints.randomised(DIGITS, 0),
+    ):
+        assert checkpoint.config == DIGITS.config
+        made = reference.answers(checkpoint, ["fp32"])
+        assert (made.images, made.predictions, made.dataset) == (None, None, "")
+        assert not any(name.startswith("real") for name in made.samples.names)
+        assert reference.calibration(checkpoint, None, count=7) is None
+
+
+@pytest.mark.parametrize("precision", ["int8", "auto"])
+@pytest.mark.parametrize(
+    "choice",
+    [ModelChoice(random_seed=0), ModelChoice("levit_digits", random_seed=0)],
+    ids=["bare", "named"],
+)
+def test_what_needs_images_asks_for_them(choice: ModelChoice, precision: str) -> None:
+    """Random weights of the bundled network are refused with ``--data`` before any work."""
+    request = ExportRequest(choice, ("onnx",), {"onnx": (precision,)})
+    with pytest.raises(UsageError, match="--data"):
+        plan(request)
+    assert plan(ExportRequest(ModelChoice(), ("onnx",), {"onnx": (precision,)}))
+
+
+def test_random_weights_never_print_an_accuracy(cli: Cli, tmp_path: Path) -> None:
+    """There is nothing that a random network could be right about."""
+    result = cli("export", "--random-weights", 0, "-f", "onnx", "--no-bench", "-o", tmp_path / "x")
+    assert result.exit_code == 0, result.output
+    assert "top-1" not in result.output
