@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from levit_export.architectures.layers import Residual, last_layer
+from levit_export.architectures.levit import AttentionBias
 
 
 def count_parameters(module: nn.Module) -> int:
@@ -35,3 +38,13 @@ def dead_branches(module: nn.Module) -> tuple[int, int]:
     branches = [branch for branch in module.modules() if isinstance(branch, Residual)]
     dead = sum(not any(p.any() for p in last_layer(b).parameters()) for b in branches)
     return dead, len(branches)
+
+
+def idle_attentions(module: nn.Module, blocks: Mapping[str, str]) -> tuple[str, ...]:
+    """The blocks, by the names in ``blocks``, whose attention is over one key.
+
+    Its softmax is 1: nothing but the values matters.
+    """
+    parts = module.named_modules()
+    paths = [path for path, part in parts if isinstance(part, AttentionBias) and part.has_one_key]
+    return tuple(blocks[path.removesuffix(".m")] for path in paths)

@@ -88,6 +88,15 @@ class AttentionBias(nn.Module):
         self.register_buffer("attention_bias_idxs", index.clone())
         self.register_buffer("baked_bias", None)
 
+    @property
+    def has_one_key(self) -> bool:
+        """Whether the softmax is over one score, and therefore 1 whatever the score is."""
+        return self.keys == (1, 1)
+
+    def value_rows(self) -> tuple[nn.Module, torch.Tensor]:
+        """The layer that makes v, and a mask over its output rows that belong to v."""
+        raise NotImplementedError
+
     def bias(self) -> torch.Tensor:
         """The bias of every pair, ``(heads, queries, keys)``."""
         if self.baked_bias is not None:
@@ -128,6 +137,11 @@ class Attention(AttentionBias):
     def query_rows(self) -> tuple[nn.Module, torch.Tensor]:
         """The layer that makes q, and a mask over its output rows that belong to q."""
         per_head = torch.arange(2 * self.key_dim + self.value_dim) < self.key_dim
+        return self.qkv, per_head.repeat(self.heads)
+
+    def value_rows(self) -> tuple[nn.Module, torch.Tensor]:
+        """The layer that makes v, and a mask over its output rows that belong to v."""
+        per_head = torch.arange(2 * self.key_dim + self.value_dim) >= 2 * self.key_dim
         return self.qkv, per_head.repeat(self.heads)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -173,6 +187,11 @@ class AttentionSubsample(AttentionBias):
     def query_rows(self) -> tuple[nn.Module, torch.Tensor]:
         """The layer that makes q, and a mask over its output rows that belong to q."""
         return self.q[1], torch.ones(self.heads * self.key_dim, dtype=torch.bool)
+
+    def value_rows(self) -> tuple[nn.Module, torch.Tensor]:
+        """The layer that makes v, and a mask over its output rows that belong to v."""
+        per_head = torch.arange(self.key_dim + self.value_dim) >= self.key_dim
+        return self.kv, per_head.repeat(self.heads)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         kv, q, sizes = self.kv(x), self.q(x), [self.key_dim, self.value_dim]

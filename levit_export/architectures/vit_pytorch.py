@@ -69,6 +69,10 @@ class MapAttention(AttentionBias):
         """The layer that makes q, and a mask over its output rows that belong to q."""
         return self.q, torch.ones(self.heads * self.key_dim, dtype=torch.bool)
 
+    def value_rows(self) -> tuple[nn.Module, torch.Tensor]:
+        """The layer that makes v, and a mask over its output rows that belong to v."""
+        return self.v, torch.ones(self.heads * self.value_dim, dtype=torch.bool)
+
     def bias(self) -> torch.Tensor:
         """``b / s`` of every pair, ``(heads, queries, keys)``; baked, it is divided already."""
         if self.baked_bias is not None:

@@ -13,7 +13,13 @@ from torch import nn
 
 from levit_export import preprocessing
 from levit_export.architectures import build
-from levit_export.architectures.census import count_macs, count_parameters, dead_branches
+from levit_export.architectures.blocks import block_names
+from levit_export.architectures.census import (
+    count_macs,
+    count_parameters,
+    dead_branches,
+    idle_attentions,
+)
 from levit_export.architectures.random_weights import randomize_
 from levit_export.checkpoints import fair, grafted, huggingface, timm, vit_pytorch
 from levit_export.checkpoints.fitting import described, refuse_misfit
@@ -86,6 +92,12 @@ class Checkpoint:
         """What manifests and metadata say of the model."""
         module = self.build()
         dead, branches = dead_branches(module)
+        idle = idle_attentions(module, block_names(self.config))
+        remark = (
+            f"at {size_in_words(self.config.image_size)} px the last grid is one token: biases, "
+            f"queries and keys of {', '.join(idle)} cannot change an answer; bake_attention_bias "
+            "leaves them out"
+        )
         return ModelInfo(
             name=self.name,
             dialect=self.dialect,
@@ -98,7 +110,7 @@ class Checkpoint:
             labels=self.labels,
             preprocessing=self.preprocessing,
             licence=self.licence,
-            remarks=self.remarks,
+            remarks=(*self.remarks, *[remark] * bool(idle)),
             doubt=f"{dead} of {branches} residual branches contribute exactly zero (untrained)"
             if dead
             else "",
