@@ -347,13 +347,10 @@ def time_rows(
 
 
 def _peaks(rows: Sequence[Row], threads: int) -> dict[Row, int | None]:
-    """Peak memory of every row that can be timed here, measured side by side before the timing."""
+    """Peak memory of every row that can be timed here, measured before the timing."""
     timed = [row for row in rows if target(row.artifact.format).can_time().ok]
-    running = {row: footprint.start(row.artifact, threads) for row in timed}
-    try:
-        return {row: footprint.finish(process) for row, process in running.items()}
-    finally:
-        footprint.stop(running.values())
+    found = footprint.peaks([row.artifact for row in timed], threads)
+    return dict(zip(timed, found, strict=True))
 
 
 def _rest(others: Mapping[str, Session], threads: int) -> Callable[[Row | str], None]:

@@ -5,48 +5,28 @@ Measured in a process of its own, because this one holds PyTorch and every other
 
 from __future__ import annotations
 
-import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 
-from levit_export import launch
 from levit_export.core import Artifact, RunOptions
-
-TIMEOUT_S = 120
-
-
-def start(artifact: Artifact, threads: int) -> subprocess.Popen[str]:
-    """Begin measuring; :func:`finish` waits for the figure."""
-    code = "from levit_export.footprint import main; main()"
-    return subprocess.Popen(  # noqa: S603 - our own interpreter and module
-        launch.command(code, artifact.format, str(artifact.path), str(threads)),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
+from levit_export.core.processes import each_alone
+from levit_export.errors import LevitExportError
+from levit_export.machine import usable_cores
 
 
-def finish(process: subprocess.Popen[str]) -> int | None:
-    """Peak resident memory in bytes, or None where it could not be measured."""
-    try:
-        output, _ = process.communicate(timeout=TIMEOUT_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.communicate()
-        return None
-    last = (output.split() or [""])[-1]
-    return int(last) if process.returncode == 0 and last.isdigit() else None
+def peaks(artifacts: Sequence[Artifact], threads: int) -> list[int | None]:
+    """Peak resident memory in bytes of each artifact; None where it could not be measured.
+
+    As many at a time as there are cores.
+    """
+    calls = [(each.format, each.path, threads) for each in artifacts]
+    found = each_alone(measure, calls, at_a_time=max(1, usable_cores() // threads))
+    return [None if isinstance(each, LevitExportError) else each for each in found]
 
 
-def stop(processes: Iterable[subprocess.Popen[str]]) -> None:
-    """End what is still being measured."""
-    for process in processes:
-        process.kill()
-        process.communicate()
-
-
-def _measure(name: str, path: Path, threads: int) -> int:
+def measure(name: str, path: Path, threads: int) -> int:
+    """Load the artifact of format ``name`` in this process, run it once, and say what it took."""
     import numpy as np
 
     from levit_export.targets import target
@@ -76,8 +56,3 @@ def peak_bytes() -> int:
 
     peak: int = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
-
-
-def main() -> None:
-    """Measure what the command line names, and print it."""
-    print(_measure(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])))  # noqa: T201 - its answer

@@ -10,6 +10,8 @@ time for LeViT-256). Both treat what cannot be imported as not installed.
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
 from types import ModuleType
 
@@ -28,6 +30,13 @@ def coremltools(module: str = "") -> ModuleType:
 def openvino() -> ModuleType:
     """``openvino``. Raises ``ImportError`` where it is missing."""
     return load("openvino")
+
+
+def load_early(names: Sequence[str]) -> None:
+    """Import ``names`` before they are needed; whoever needs one that is missing says so."""
+    for name in names:
+        with suppress(ImportError):
+            load(name)
 
 
 def load(name: str) -> ModuleType:

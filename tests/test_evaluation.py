@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from PIL import Image
 from support import Exported
 
 from levit_export import bundle, report, samples
-from levit_export.core import Availability, Preprocessing
+from levit_export.core import Availability, Preprocessing, processes
 from levit_export.errors import (
     ArtifactError,
     CheckpointError,
@@ -32,7 +32,6 @@ from levit_export.errors import (
 )
 from levit_export.evaluation import EvaluateRequest, answers, evaluate, judging, workers
 from levit_export.evaluation.answers import Answer, Answers, Task, Weights
-from levit_export.evaluation.process import Process
 from levit_export.images import Unreadable, open_images
 from levit_export.images.image_set import Entry, ImageSet
 from levit_export.reference import ModelChoice
@@ -300,10 +299,6 @@ def task(**changes: Any) -> Task:
     return replace(empty, **changes)
 
 
-ASK = "import pickle, sys; o = sys.stdout.buffer; pickle.dump('next', o); o.flush(); "
-"""A worker that takes a group."""
-
-
 def never_done(_: Task, __: object, groups: Iterable[object], ___: object) -> Answers:
     """What this process does while a worker has not been heard of: take groups, slowly."""
     for _group in groups:
@@ -314,39 +309,55 @@ def never_done(_: Task, __: object, groups: Iterable[object], ___: object) -> An
 @pytest.mark.parametrize(
     ("code", "message"),
     [
-        (
-            "import sys; print('out of luck', file=sys.stderr); sys.exit(9)",
-            "status 9: out of luck",
-        ),
+        ("import sys; sys.exit('out of luck')", "status 1: out of luck"),
         ("import os; os.kill(os.getpid(), 9)", "status -9"),
         ("print('no pickle')", "status 0"),
     ],
 )
-@pytest.mark.parametrize("ask", ["", ASK], ids=["at once", "with a group"])
-def test_crashed_worker(
-    monkeypatch: pytest.MonkeyPatch, ask: str, code: str, message: str
-) -> None:
+def test_crashed_worker(monkeypatch: pytest.MonkeyPatch, code: str, message: str) -> None:
     """A worker that dies is an error with its status and last words, never a hang."""
     monkeypatch.setattr(workers, "classified", never_done)
-    monkeypatch.setattr(
-        "levit_export.launch.command", lambda _: [sys.executable, "-c", ask + code]
-    )
+    monkeypatch.setattr(processes, "SERVE", code)
     with pytest.raises(RuntimeFailedError, match=message):
         workers.run(task(groups=((0,),) * 3000), 2)
 
 
+def test_a_worker_that_dies_with_a_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images that a dead worker had taken are not left out: it is an error."""
+    monkeypatch.setattr(workers, "_answer", die)
+    own = workers.classified
+
+    def slowly(task_: Task, entrants: object, groups: Iterable[Any], done: object) -> Answers:
+        def late() -> Iterator[Any]:
+            for group in groups:
+                time.sleep(0.3)
+                yield group
+
+        return own(task_, entrants, late(), done)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(workers, "classified", slowly)
+    with pytest.raises(RuntimeFailedError, match="status 9"):
+        workers.run(task(recipe=SMALL, groups=tuple((i,) for i in range(60))), 2)
+
+
+def die(_: object) -> None:
+    """End the process as a crash does."""
+    os._exit(9)
+
+
 def test_a_worker_that_is_late(monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that still starts when there is nothing left to do is not waited for."""
-    asleep = [sys.executable, "-c", "import time; time.sleep(600)"]
-    monkeypatch.setattr("levit_export.launch.command", lambda _: asleep)
+    monkeypatch.setattr(processes, "SERVE", "import time; time.sleep(60)")
     seen: list[object] = []
     monkeypatch.setattr(
         workers,
         "classified",
         lambda _, __, groups, ___: seen.extend(groups) or answers.Answers(np.arange(2), (), ()),
     )
+    begun = time.monotonic()
     assert workers.run(task(), 2).rows.tolist() == [0, 1]
     assert seen == [(0,), (1,)]
+    assert time.monotonic() - begun < 50
 
 
 @pytest.mark.parametrize(
@@ -358,40 +369,24 @@ def test_workers_that_pay(
     """Unasked, others are started by the work that is left, and no more than there are groups."""
     begun: list[object] = []
 
-    @contextmanager
-    def conversing(process: object, *_: object) -> Iterator[object]:
-        begun.append(process)
-        yield process
-
-    monkeypatch.setattr(workers, "Process", lambda _: object())
-    monkeypatch.setattr(workers, "conversing", conversing)
+    monkeypatch.setattr(workers._Heap, "worked_off_by", lambda _, worker: begun.append(worker))
     whole = task(recipe=SMALL, groups=tuple((i,) for i in range(7)))
     found = workers.run(whole, None, most=most, worth_s=worth_s)
     assert len(begun) == expected
     assert found.rows.tolist() == list(range(7))
 
 
-def test_workers_that_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_that_wait() -> None:
     """Processes started early are taken first, and whichever was not needed is gone as well."""
-    begun: list[Process] = []
-    ended: list[Process] = []
-
-    class Recorded(Process):
-        def __init__(self, code: str) -> None:
-            super().__init__(code)
-            begun.append(self)
-
-        def end(self) -> None:
-            super().end()
-            ended.append(self)
-
-    monkeypatch.setattr(workers, "Process", Recorded)
     whole = task(recipe=SMALL, groups=((0,), (1,), (2,)))
     with workers.ready(3, ("colorsys", "no_such_package")) as waiting:
+        pids = {worker.submit(os.getpid).result() for worker in waiting}
         found = workers.run(whole, 3, waiting=waiting)
-        assert (len(begun), len(waiting)) == (3, 1)
+        assert waiting[0].submit(os.getpid).result() in pids
     assert found.rows.tolist() == [0, 1, 2]
-    assert set(begun) == set(ended)
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
 
 
 def test_what_a_worker_raises(copied: Path, tmp_path: Path) -> None:

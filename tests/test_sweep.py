@@ -16,9 +16,10 @@ from click.testing import CliRunner, Result
 from support import Exported
 
 from levit_export.cli.sweep import sweep as verb
+from levit_export.core import processes
 from levit_export.errors import LevitExportError, PassProofError, UsageError
 from levit_export.progress import Silent
-from levit_export.sweep import SweepRequest, cells, isolated, running, store, sweep
+from levit_export.sweep import SweepRequest, cells, running, store, sweep
 
 TWO = """
 bench = false
@@ -66,7 +67,7 @@ class Work:
         self.act: Act = good
         self.done: list[str] = []
 
-    def __call__(self, cell: cells.Cell, folder: Path, _: object) -> cells.Result:
+    def __call__(self, _: object, cell: cells.Cell, folder: Path) -> cells.Result:
         self.done.append(cell.id)
         (folder / "export").mkdir()
         return self.act(cell)
@@ -76,7 +77,7 @@ class Work:
 def work(monkeypatch: pytest.MonkeyPatch) -> Work:
     """No process is started; the test says what each would have found."""
     found = Work()
-    monkeypatch.setattr(running, "isolated", found)
+    monkeypatch.setattr(running, "_performed", found)
     return found
 
 
@@ -192,7 +193,7 @@ def test_a_process_that_crashes(
     monkeypatch: pytest.MonkeyPatch, file: Path, code: str, reason: str
 ) -> None:
     """A converter that takes its process with it is a row like any other failure."""
-    monkeypatch.setattr("levit_export.launch.command", lambda _: [sys.executable, "-c", code])
+    monkeypatch.setattr(processes, "SERVE", code)
     found = sweep(SweepRequest(file, workers=2))
     assert [row.result.verdict for row in found.rows] == ["not-run", "not-run"]
     assert reason in found.rows[0].result.reason
@@ -201,9 +202,7 @@ def test_a_process_that_crashes(
 def test_interrupted_while_others_run(monkeypatch: pytest.MonkeyPatch, file: Path) -> None:
     """Processes that are still at work are ended, not waited for."""
     codes = ["import time; time.sleep(600)", "pass"]
-    monkeypatch.setattr(
-        "levit_export.launch.command", lambda _: [sys.executable, "-c", codes.pop()]
-    )
+    monkeypatch.setattr(processes, "command", lambda _: [sys.executable, "-c", codes.pop()])
 
     class Impatient(Silent):
         """Interrupts when the first cell is done."""
@@ -338,8 +337,3 @@ def test_on_a_cluster(
     assert any("on a cluster" in note for note in there.notes)
     monkeypatch.setattr(running, "connected", None)
     assert not sweep(SweepRequest(Path(file), scheduler="tcp://nobody:1")).rows[0].fresh
-
-
-def test_one_process_for_each_cell() -> None:
-    """The code that a process is started with names a function that exists."""
-    assert isolated.CODE.startswith(f"from {isolated.main.__module__} import main;")

@@ -11,9 +11,9 @@ from typing import NoReturn
 
 import click
 
-from levit_export import launch
 from levit_export._version import __version__
 from levit_export.cli.verb import HELP_NAMES, PIPE_CLOSED, VerbGroup
+from levit_export.core.processes import collect_garbage_rarely
 
 __all__ = ["cli", "main"]
 
@@ -58,7 +58,7 @@ def _terminated(number: int, _: object) -> None:
 def main() -> None:
     """Run the command line and exit. SIGTERM ends it as Ctrl-C does, so that nothing is left."""
     signal.signal(signal.SIGTERM, _terminated)
-    launch.collect_garbage_rarely()
+    collect_garbage_rarely()
     try:
         cli(prog_name="levit-export")
     except SystemExit as end:

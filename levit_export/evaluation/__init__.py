@@ -11,10 +11,10 @@ from pathlib import Path
 from levit_export import checking, parity, report
 from levit_export.checking import Row
 from levit_export.core import RunOptions, Verdict
+from levit_export.core.processes import Worker
 from levit_export.errors import UsageError
 from levit_export.evaluation import judging, remote, workers
 from levit_export.evaluation.answers import Answers, Task
-from levit_export.evaluation.process import Process
 from levit_export.evaluation.record import record
 from levit_export.evaluation.subjects import Subject, subjects
 from levit_export.images import ImageSet, open_images, refuse_too_many
@@ -86,13 +86,13 @@ def evaluate(request: EvaluateRequest, progress: Progress | None = None) -> Repo
         return _evaluated(request, progress, waiting)
 
 
-def _workers_for(request: EvaluateRequest) -> AbstractContextManager[list[Process]]:
+def _workers_for(request: EvaluateRequest) -> AbstractContextManager[list[Worker]]:
     """The processes that were asked for, as far as there is a core for them to start on."""
     others = min((request.workers or 1) - 1, usable_cores())
     return workers.ready(others, () if request.choice.is_default else ("torch",))
 
 
-def _evaluated(request: EvaluateRequest, progress: Progress, waiting: list[Process]) -> Report:
+def _evaluated(request: EvaluateRequest, progress: Progress, waiting: list[Worker]) -> Report:
     all_subjects = subjects(request.paths, request.choice, request.run, progress)
     data = {
         subject.labels: open_images(request.data, labels=subject.labels)
@@ -164,7 +164,7 @@ def _evaluate(
 
 
 def _answers(
-    request: EvaluateRequest, progress: Progress, waiting: list[Process], task: Task
+    request: EvaluateRequest, progress: Progress, waiting: list[Worker], task: Task
 ) -> Answers:
     """The answers to ``task``, which are the same wherever they are worked out."""
     progress.stage(f"evaluating on {len(task.images)} images")

@@ -2,30 +2,20 @@
 
 This process is one of them: it works from the first moment, while the others still import. Nobody
 is dealt a share; whoever is done takes the next group, so none waits for a slower one.
-
-Plain subprocesses, as in ``helper``; messages are pickles of this package's own values.
 """
 
 from __future__ import annotations
 
-import pickle
-import queue
-import sys
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from threading import Lock
+from threading import Condition
 from time import perf_counter
-from typing import Any
 
-from levit_export import launch
-from levit_export.errors import LevitExportError, RuntimeFailedError
-from levit_export.evaluation.answers import Answers, Task, classified, entered, merge
-from levit_export.evaluation.process import Process, conversing
-from levit_export.helper import import_early
-
-NEXT = "next"
-"""What a worker says that wants a group, having done those that it had."""
+from levit_export.core.processes import Worker
+from levit_export.evaluation.answers import Answers, Entrant, Task, classified, entered, merge
+from levit_export.lean import load_early
 
 WARM = 2
 """Groups after which the pace is known; the first one's includes the runtimes' own warming up."""
@@ -34,23 +24,13 @@ Group = tuple[int, ...]
 
 
 @contextmanager
-def ready(count: int, imports: Sequence[str]) -> Iterator[list[Process]]:
-    """``count`` processes that import while this one still finds out what there is to do.
-
-    For :func:`run`'s ``waiting``. Whoever takes one from the list ends it; the others end here.
-    """
-    waiting: list[Process] = []
-    try:
-        waiting.extend(Process(_code(imports)) for _ in range(count))
+def ready(count: int, imports: Sequence[str]) -> Iterator[list[Worker]]:
+    """``count`` processes that import while this one still finds out what there is to do."""
+    with ExitStack() as stack:
+        waiting = [stack.enter_context(Worker()) for _ in range(count)]
+        for worker in waiting:
+            worker.submit(load_early, tuple(imports))
         yield waiting
-    finally:
-        for process in waiting:
-            process.end()
-            process.close()
-
-
-def _code(imports: Sequence[str]) -> str:
-    return f"from levit_export.evaluation.workers import main; main({tuple(imports)!r})"
 
 
 def run(
@@ -60,7 +40,7 @@ def run(
     *,
     most: int = 1,
     worth_s: float = 0.0,
-    waiting: list[Process] | None = None,
+    waiting: Sequence[Worker] = (),
 ) -> Answers:
     """The answers to ``task``, the same for any number of ``workers``; 1 is this process.
 
@@ -69,127 +49,106 @@ def run(
     process has left, up to ``most`` of all. Raises what a worker raised, and
     ``RuntimeFailedError`` for one that died with images in its hands.
     """
-    with ExitStack() as stack:
-        pool = _Pool(task, stack, advance, [] if waiting is None else waiting)
-        if workers is not None:
-            pool.start(workers - 1)
+    with ThreadPoolExecutor(max(most, workers or 1)) as threads, ExitStack() as stack:
+        heap = _Heap(task, advance)
+        unused, used = list(waiting), list[Worker]()
+
+        def start(count: int) -> None:
+            for _ in range(min(count, heap.left - 1)):
+                used.append(unused.pop() if unused else stack.enter_context(Worker()))
+                threads.submit(heap.worked_off_by, used[-1])
 
         def pay(left_s: float) -> None:
             if workers is None:
-                pool.start(min(most - 1, int(left_s / worth_s)))
+                start(min(most - 1, int(left_s / worth_s)))
 
-        with entered(task) as entrants:
-            own = classified(task, entrants, pool.groups(pay), pool.advance)
-        return merge([own, *pool.results()])
+        if workers is not None:
+            start(workers - 1)
+        try:
+            with entered(task) as entrants:
+                own = classified(task, entrants, heap.groups(pay), heap.done)
+            return merge([own, *heap.finished()])
+        finally:
+            for worker in used:  # one that took nothing may still import: nobody waits for it
+                worker.kill()
 
 
-class _Pool:
-    """The heap of groups, and the other processes that take from it."""
+class _Heap:
+    """The groups that nobody has taken yet, and what came of those that other processes took."""
 
-    def __init__(
-        self,
-        task: Task,
-        stack: ExitStack,
-        advance: Callable[[], None],
-        waiting: list[Process],
-    ) -> None:
+    def __init__(self, task: Task, advance: Callable[[], None]) -> None:
         self._task = replace(task, groups=())
-        self._stack = stack
-        self._waiting = waiting
         self._groups = list(reversed(task.groups))
         self._advance = advance
-        self._lock = Lock()
-        self._workers: list[Process] = []
-        self._busy: set[Process] = set()
-        self._results: queue.Queue[tuple[Process, Any]] = queue.Queue()
+        self._changed = Condition()
+        self._taken = 0
+        self._parts: list[Answers] = []
         self._failure: BaseException | None = None
 
-    def start(self, count: int) -> None:
-        """Start so many processes more, as far as there are groups for them."""
-        for _ in range(min(count, len(self._groups) - 1)):
-            process = self._waiting.pop() if self._waiting else Process(_code(()))
-            conversation = conversing(process, self._task, self._heard)
-            self._workers.append(self._stack.enter_context(conversation))
+    @property
+    def left(self) -> int:
+        """How many there are."""
+        return len(self._groups)
 
-    def advance(self) -> None:
+    def done(self) -> None:
         """A group is done, here or elsewhere."""
-        with self._lock:
+        with self._changed:
             self._advance()
 
     def groups(self, pay: Callable[[float], None]) -> Iterator[Group]:
         """The groups for this process; ``pay`` is told once what it would take to do the rest."""
-        done = 0
-        while (group := self._take(None)) is not None:
+        number = 0
+        while (group := self._take()) is not None:
             begun = perf_counter()
             yield group
-            done += 1
-            if done == WARM:
-                pay((perf_counter() - begun) * len(self._groups))
+            number += 1
+            if number == WARM:
+                pay((perf_counter() - begun) * self.left)
             if self._failure is not None:
                 raise self._failure
 
-    def results(self) -> list[Answers]:
-        """Wait for those who took something; whoever did not is not needed any more."""
-        found: list[Answers] = []
-        while self._failure is None and self._busy:
-            process, result = self._results.get()
-            if isinstance(result, BaseException):
-                raise result
-            self._busy.discard(process)
-            found.append(result)
+    def worked_off_by(self, worker: Worker) -> None:
+        """Hand ``worker`` a group at a time; in a thread of its own."""
+        try:
+            worker.submit(_enter, self._task).result()
+            while (group := self._take(elsewhere=True)) is not None:
+                part = worker.submit(_answer, group).result()
+                self.done()
+                with self._changed:
+                    self._parts.append(part)
+                    self._changed.notify()
+        except BaseException as error:
+            with self._changed:
+                self._failure = error
+                self._changed.notify()
+
+    def finished(self) -> list[Answers]:
+        """What the others found out, when all that they took is done."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._failure or len(self._parts) == self._taken)
         if self._failure is not None:
             raise self._failure
-        return found
+        return self._parts
 
-    def _take(self, worker: Process | None) -> Group | None:
-        with self._lock:
+    def _take(self, *, elsewhere: bool = False) -> Group | None:
+        with self._changed:
             if not self._groups:
                 return None
-            if worker is not None:
-                self._busy.add(worker)
+            self._taken += elsewhere
             return self._groups.pop()
 
-    def _heard(self, worker: Process, message: Any) -> None:
-        """Answer a worker; in a thread of its own."""
-        if message == NEXT:
-            if worker in self._busy:
-                self.advance()
-            worker.say(self._take(worker))
-            return
-        if isinstance(message, BaseException):
-            self._failure = message
-        self._results.put((worker, message))
+
+# What a worker does. It keeps the sessions of its task open until it ends.
+
+_entered: list[tuple[Task, tuple[Entrant, ...]]] = []
+_sessions = ExitStack()
 
 
-def _serve(requests: Any, channel: Any) -> None:
-    def say(message: Any) -> None:
-        pickle.dump(message, channel)
-        channel.flush()
-
-    def groups() -> Iterator[Group]:
-        while True:
-            say(NEXT)
-            group = pickle.load(requests)  # noqa: S301 - from our own parent
-            if group is None:
-                return
-            yield group
-
-    try:
-        task = pickle.load(requests)  # noqa: S301 - from our own parent
-        with entered(task) as entrants:
-            result: Any = classified(task, entrants, groups())
-    except LevitExportError as error:
-        result = error
-    except Exception as error:
-        result = RuntimeFailedError(
-            f"a worker process raised {type(error).__name__}: {error}",
-            remedy="This is a bug in levit-export; please report it.",
-        )
-    say(result)
+def _enter(task: Task) -> None:
+    _sessions.close()
+    _entered[:] = [(task, _sessions.enter_context(entered(task)))]
 
 
-def main(imports: Sequence[str]) -> None:
-    """Be a worker; ``imports`` are what its task is going to need."""
-    channel = launch.as_child()
-    import_early(imports)
-    _serve(sys.stdin.buffer, channel)
+def _answer(group: Group) -> Answers:
+    ((task, entrants),) = _entered
+    return classified(task, entrants, (group,))

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
+from queue import SimpleQueue
 
 from levit_export.cluster import Call, checkpoint_files, connected, parcel
-from levit_export.errors import DataError
-from levit_export.evaluation.process import Process
-from levit_export.sweep.cells import Cell, Result, failure
-from levit_export.sweep.isolated import isolated
+from levit_export.core.processes import Worker
+from levit_export.errors import DataError, LevitExportError
+from levit_export.sweep.cells import Cell, Result, failure, perform
 from levit_export.sweep.store import Store
 
 Done = tuple[Cell, Path | None, Result]
@@ -21,26 +22,42 @@ Done = tuple[Cell, Path | None, Result]
 
 
 def locally(cells: Sequence[Cell], store: Store, workers: int) -> Iterator[Done]:
-    """Do ``cells``, ``workers`` at a time, each in a process of its own.
+    """Do ``cells`` in ``workers`` processes, each of which does one after the other.
 
-    Those that run when the generator is closed, or interrupted, are ended.
+    So cells of one model share what a process has loaded of it, and a cell that crashes, or eats
+    the memory, takes no other with it: the next one gets a new process. Those that run when the
+    generator is closed, or interrupted, are ended.
     """
-    processes: list[Process] = []
-    with ThreadPoolExecutor(workers) as pool:
+    idle: SimpleQueue[Worker] = SimpleQueue()
+
+    def one(cell: Cell) -> Done:
+        worker = idle.get()
         try:
-            futures = [pool.submit(_one, cell, store, processes.append) for cell in cells]
-            for future in as_completed(futures):
-                yield future.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for process in processes:
-                process.end()
-            raise
+            with store.staged() as work:
+                return cell, *_kept(store, work, cell, _performed(worker, cell, work))
+        finally:
+            idle.put(worker)
+
+    with ThreadPoolExecutor(workers) as pool, ExitStack() as stack:
+        for _ in range(min(workers, len(cells))):
+            idle.put(stack.enter_context(Worker()))
+        stack.callback(pool.shutdown, wait=False, cancel_futures=True)
+        futures = [pool.submit(one, cell) for cell in cells]
+        for future in as_completed(futures):
+            yield future.result()
 
 
-def _one(cell: Cell, store: Store, begun: Callable[[Process], None]) -> Done:
-    with store.staged() as work:
-        return cell, *_kept(store, work, cell, isolated(cell, work, begun))
+def _performed(worker: Worker, cell: Cell, folder: Path) -> Result:
+    """``perform`` in a process; what it raises is the row's reason."""
+    try:
+        return worker.submit(_perform_in, cell, folder).result()
+    except LevitExportError as error:
+        return failure(error)
+
+
+def _perform_in(cell: Cell, folder: Path) -> Result:
+    os.chdir(folder)  # where nothing is called digits, or could be imported
+    return perform(cell, folder)
 
 
 def _kept(store: Store, work: Path, cell: Cell, result: Result) -> tuple[Path | None, Result]:
@@ -86,7 +103,8 @@ def away(cell: Cell, *folders: Path) -> tuple[Result, Mapping[str, bytes]]:
         place = folders[0] / cell.choice.checkpoint.absolute().name
         cell = replace(cell, choice=replace(cell.choice, checkpoint=place))
     with tempfile.TemporaryDirectory() as folder:
-        result = isolated(cell, Path(folder))
+        with Worker() as worker:
+            result = _performed(worker, cell, Path(folder))
         files = [path for path in Path(folder).rglob("*") if path.is_file()]
         contents = {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
     return result, contents if result.artifact is not None else {}
