@@ -9,17 +9,29 @@ time for LeViT-256). Both treat what cannot be imported as not installed.
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib import import_module
 from types import ModuleType
 
+GARBAGE_THRESHOLDS = (50_000, 20, 20)
+"""For ``gc.set_threshold``, which begins with 700, 10, 10."""
+
 UNUSED = {
     "coremltools": ("sklearn", "transformers", "xgboost", "libsvm", "tensorflow"),
     "openvino": ("openvino_telemetry",),
 }
 """What a package must not find while it is imported."""
+
+
+def collect_garbage_rarely() -> None:
+    """Look for garbage in cycles after more objects: importing PyTorch makes a million, to stay.
+
+    A quarter of the time of importing ``torch`` and ``torch.export`` went there.
+    """
+    gc.set_threshold(*GARBAGE_THRESHOLDS)
 
 
 def coremltools(module: str = "") -> ModuleType:

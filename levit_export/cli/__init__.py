@@ -13,7 +13,7 @@ import click
 
 from levit_export._version import __version__
 from levit_export.cli.verb import HELP_NAMES, PIPE_CLOSED, VerbGroup
-from levit_export.core.processes import collect_garbage_rarely
+from levit_export.lean import collect_garbage_rarely
 
 __all__ = ["cli", "main"]
 

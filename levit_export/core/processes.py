@@ -12,7 +12,6 @@ both outlive a parent that is killed.
 
 from __future__ import annotations
 
-import gc
 import os
 import pickle
 import signal
@@ -27,24 +26,14 @@ from types import TracebackType
 from typing import IO, Any, TypeVar, cast
 
 from levit_export.errors import LevitExportError, RuntimeFailedError
+from levit_export.lean import collect_garbage_rarely
 
 Result = TypeVar("Result")
 
 GRACE_S = 5
 """How long a process whose pipes broke may take to end by itself."""
 
-GARBAGE_THRESHOLDS = (50_000, 20, 20)
-"""For ``gc.set_threshold``, which begins with 700, 10, 10."""
-
 SERVE = "from levit_export.core.processes import serve; serve()"
-
-
-def collect_garbage_rarely() -> None:
-    """Look for garbage in cycles after more objects: importing PyTorch makes a million, to stay.
-
-    A quarter of the time of importing ``torch`` and ``torch.export`` went there.
-    """
-    gc.set_threshold(*GARBAGE_THRESHOLDS)
 
 
 class Worker:
