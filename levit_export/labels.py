@@ -1,4 +1,4 @@
-"""The names of ImageNet's classes."""
+"""The names and synset ids of ImageNet's classes."""
 
 from __future__ import annotations
 
@@ -14,3 +14,9 @@ def imagenet_labels() -> tuple[str, ...]:
     """
     file = resources.files("levit_export.data") / "imagenet_labels.txt"
     return tuple(file.read_text(encoding="utf-8").splitlines())
+
+
+def imagenet_synsets() -> tuple[str, ...]:
+    """The synset ids of the same classes in the same order, such as ``n01440764``."""
+    file = resources.files("levit_export.data") / "imagenet_synsets.txt"
+    return tuple(file.read_text(encoding="ascii").split())

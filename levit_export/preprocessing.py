@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import math
-from dataclasses import replace
-from typing import Any, Literal
+import re
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any, get_args
 
 import numpy as np
 
-from levit_export.core import Preprocessing, Size
+from levit_export.core import Centre, Interpolation, Preprocessing, Resize, Size
 from levit_export.errors import DataError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -27,41 +30,82 @@ RECIPES: dict[str, Preprocessing] = {
 }
 """``fair``: the authors' evaluation transform. ``digits``: the bundled model's own.
 
-Recipes called ``timm`` and ``transformers`` come from a checkpoint's own settings.
+Recipes called ``timm`` and ``transformers`` are those libraries', by a checkpoint's settings.
 """
 
 
-def from_fields(
-    name: str,
-    *,
-    resize: int,
-    crop: int,
-    interpolation: str,
-    mean: Any,
-    std: Any,
-    centre: Literal["rounded", "floored"] = "rounded",
-) -> Preprocessing:
-    """A recipe from what a configuration file says; ImageNet's mean and deviation if None.
+GIVEN = "given"
+"""What a recipe is called that a user states without a name."""
+REQUIRED = ("resize", "crop", "resize_mode", "interpolation", "mean", "std")
+LARGEST_FILE = 2**16
 
-    Raises ``ValueError`` for what cannot be a recipe.
+
+def read(file: Path) -> Preprocessing:
+    """The recipe that a JSON file states, in the words of a manifest.
+
+    All of it but ``name``, ``centre`` and ``fill`` has to be there. Raises ``DataError``.
     """
-    if interpolation not in ("bicubic", "bilinear"):
-        raise ValueError(f"interpolation {interpolation!r} (known: bicubic, bilinear)")
-    if not 0 < crop <= resize:
-        raise ValueError(f"resize to {resize}, then crop to {crop}")
-    means = IMAGENET_MEAN if mean is None else tuple(map(float, mean))
-    deviations = IMAGENET_STD if std is None else tuple(map(float, std))
-    if len(means) != 3 or len(deviations) != 3:
-        raise ValueError(f"mean {mean}, std {std}: three numbers each are needed")
-    return Preprocessing(
-        name,
-        resize=(resize, resize),
-        crop=(crop, crop),
-        interpolation=interpolation,  # type: ignore[arg-type]
-        mean=means,
-        std=deviations,
-        centre=centre,
-    )
+    try:
+        with file.open("rb") as stream:
+            content = json.loads(stream.read(LARGEST_FILE).decode("utf-8-sig"))
+        return from_json(content)
+    except (OSError, TypeError, ValueError, RecursionError) as error:
+        detail = error.strerror if isinstance(error, OSError) else error
+        raise DataError(
+            f"{file} does not state a preprocessing: {detail}",
+            remedy="Write it as docs/checkpoints.md shows, or copy model.preprocessing of a "
+            "manifest.json.",
+        ) from error
+
+
+def from_json(content: Any) -> Preprocessing:
+    """The recipe that parsed JSON spells out.
+
+    Raises ``TypeError`` and ``ValueError``, which name the setting.
+    """
+    if not isinstance(content, dict):
+        raise TypeError(f"it holds a JSON {type(content).__name__}, not an object")
+    known = [field.name for field in fields(Preprocessing)]
+    if strange := sorted(content.keys() - known):
+        raise ValueError(f"{strange[0]!r} is not a setting (known: {', '.join(known)})")
+    if missing := [key for key in REQUIRED if key not in content]:
+        raise ValueError(f"{missing[0]!r} is missing")
+    choices = {
+        "resize_mode": get_args(Resize),
+        "interpolation": get_args(Interpolation),
+        "centre": get_args(Centre),
+    }
+    for key, names in choices.items():
+        if content.get(key, names[0]) not in names:
+            raise ValueError(f"{key} is {content[key]!r} (known: {', '.join(names)})")
+    for key, (count, kind) in LISTS.items():
+        value = content.get(key, [0] * count)
+        numbers = value if isinstance(value, list) else []
+        if len(numbers) != count or any(
+            isinstance(number, bool) or not isinstance(number, kind) for number in numbers
+        ):
+            words = "whole numbers" if kind is int else "numbers"
+            raise ValueError(f"{key} is {value!r}; {count} {words} in a list are needed")
+    name = content.get("name", GIVEN)
+    if not isinstance(name, str) or not re.fullmatch(r"\w[\w .-]{0,63}", name):
+        raise ValueError(
+            f"name is {name!r}; up to 64 letters, digits, blanks, '.', '-' are needed"
+        )
+    lists = {key: tuple(content[key]) for key in LISTS if key in content}
+    recipe = Preprocessing(**{**content, **lists, "name": name})
+    if name in RECIPES and recipe != RECIPES[name]:
+        raise ValueError(f"name is {name!r}, which is that of another recipe")
+    return recipe
+
+
+LISTS: dict[str, tuple[int, Any]] = {
+    "resize": (2, int),
+    "crop": (2, int),
+    "mean": (3, int | float),
+    "std": (3, int | float),
+    "fill": (3, int),
+}
+"""How many numbers a setting has, and of which kind."""
 
 
 def for_image_size(recipe: Preprocessing, crop: Size) -> Preprocessing:

@@ -24,6 +24,7 @@ from levit_export.core import (
     Calibration,
     Fingerprints,
     ModelInfo,
+    Preprocessing,
     Tolerance,
     Tolerances,
 )
@@ -64,6 +65,7 @@ class ModelChoice:
     resize_bias: bool = False
     activation: str | None = None
     labels: tuple[str, ...] = ()
+    preprocessing: Preprocessing | None = None
 
     @property
     def is_default(self) -> bool:
@@ -145,9 +147,16 @@ def _published(choice: ModelChoice, progress: Progress) -> Checkpoint:
     wanted = published.parse(choice.model or "")
     path = published.fetch(wanted, offline=choice.offline, progress=progress)
     # A repository's config.json and preprocessor_config.json stand beside the weights.
-    place = path.parent if isinstance(wanted.source, published.HubModel) else path
-    checkpoint = checkpoints.load(place, _choices(choice, variant(wanted.variant)))
-    return replace(checkpoint, source=wanted.name, licence=wanted.licence or checkpoint.licence)
+    is_folder = isinstance(wanted.source, published.HubModel)
+    choices = _choices(choice, variant(wanted.variant))
+    checkpoint = checkpoints.load(path.parent if is_folder else path, choices)
+    return replace(
+        checkpoint,
+        source=wanted.name,
+        licence=wanted.licence or checkpoint.licence,
+        # What is assumed of a bare file of the authors' form is known of the authors' own files.
+        assumptions=checkpoint.assumptions if is_folder else (),
+    )
 
 
 def _choices(choice: ModelChoice, wanted: Variant | None) -> Choices:
@@ -159,6 +168,7 @@ def _choices(choice: ModelChoice, wanted: Variant | None) -> Choices:
         resize_bias=choice.resize_bias,
         activation=choice.activation,
         labels=choice.labels,
+        preprocessing=choice.preprocessing,
     )
 
 

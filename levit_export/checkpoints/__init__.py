@@ -21,10 +21,17 @@ from levit_export.architectures.census import (
     idle_attentions,
 )
 from levit_export.architectures.random_weights import randomize_
-from levit_export.checkpoints import fair, grafted, huggingface, timm, vit_pytorch
+from levit_export.checkpoints import (
+    fair,
+    grafted,
+    huggingface,
+    labels,
+    recipes,
+    timm,
+    vit_pytorch,
+)
 from levit_export.checkpoints.fitting import described, refuse_misfit
 from levit_export.checkpoints.found import Choices, Dialect, Found, Stored
-from levit_export.checkpoints.labels import labels_for
 from levit_export.checkpoints.reading import read, refuse_unusable
 from levit_export.checkpoints.resizing import holds_positions, resized
 from levit_export.core import ModelInfo, Preprocessing
@@ -56,7 +63,8 @@ DIALECTS: tuple[Dialect, ...] = (fair, timm, huggingface, vit_pytorch, grafted)
 class Checkpoint:
     """Tensors as they were stored, under our names, and what is needed to rebuild their model.
 
-    ``remarks`` say what was found and what was chosen, a sentence each.
+    ``remarks`` say what was found and what was chosen, ``assumptions`` what was taken for granted
+    because nothing was said, a sentence each.
     """
 
     name: str
@@ -69,6 +77,7 @@ class Checkpoint:
     preprocessing: Preprocessing
     licence: str
     remarks: tuple[str, ...] = ()
+    assumptions: tuple[str, ...] = ()
 
     def build(self) -> nn.Module:
         """A fresh float32 module in eval mode that holds exactly these tensors.
@@ -111,6 +120,7 @@ class Checkpoint:
             preprocessing=self.preprocessing,
             licence=self.licence,
             remarks=(*self.remarks, *[remark] * bool(idle)),
+            assumptions=self.assumptions,
             doubt=f"{dead} of {branches} residual branches contribute exactly zero (untrained)"
             if dead
             else "",
@@ -124,10 +134,12 @@ def load(path: Path, choices: Choices | None = None) -> Checkpoint:
     refuse_unusable(stored.tensors, str(path))
     found = _settled(_understood(stored, path, choices), choices, path)
     refuse_misfit(found, str(path))
+    said = _stated(stored, found, choices, path)
     if choices.image_size not in (None, found.config.image_size):
         found = _at_size(found, choices, path)
-    named = choices.model or variant_of(found.config)
-    config = found.config
+    config, named = found.config, choices.model or variant_of(found.config)
+    recipe, assumed = _recipe(said, found, choices)
+    names = labels.settled(config, choices.labels, stored.config, str(path))
     return Checkpoint(
         name=named.name if named else CUSTOM[type(config)],
         dialect=found.dialect,
@@ -135,11 +147,41 @@ def load(path: Path, choices: Choices | None = None) -> Checkpoint:
         sha256=stored.sha256,
         config=config,
         tensors=found.tensors,
-        labels=labels_for(config, choices.labels or found.labels),
-        preprocessing=_preprocessing(found, config),
+        labels=names.names,
+        preprocessing=recipe,
         licence=named.licence if named else "",
-        remarks=(_said(found, named, stored), *stored.remarks, *found.remarks),
+        remarks=(_said(found, named, stored), *stored.remarks, *found.remarks, *names.remarks),
+        assumptions=(*found.assumptions, *assumed, *names.assumptions),
     )
+
+
+def _stated(stored: Stored, found: Found, choices: Choices, path: Path) -> recipes.Recipe | None:
+    """What the files beside the weights say of pictures; not looked at where the user said it."""
+    if choices.preprocessing is not None:
+        return choices.preprocessing, ()
+    return recipes.of(stored, found, found.config.image_size, str(path))
+
+
+def _recipe(said: recipes.Recipe | None, found: Found, choices: Choices) -> recipes.Recipe:
+    """The recipe for the size that the network takes now."""
+    taken = found.config.image_size
+    if said is None:
+        return recipes.assumed(found, taken)
+    if choices.preprocessing is None:
+        return preprocessing.for_image_size(said[0], taken), said[1]
+    return _fitting(choices.preprocessing, found.config), ()
+
+
+def _fitting(given: Preprocessing, config: Config) -> Preprocessing:
+    """``given``, which has to crop to what the network takes."""
+    if given.crop != config.image_size:
+        height, width = config.image_size
+        raise UsageError(
+            f"--preprocessing crops to {size_in_words(given.crop)} px, the model takes "
+            f"{size_in_words(config.image_size)}",
+            remedy=f'Write "crop": [{height}, {width}], or give the --imgsz that is meant.',
+        )
+    return given
 
 
 def _understood(stored: Stored, path: Path, choices: Choices) -> Found:
@@ -171,14 +213,12 @@ def _settled(found: Found, choices: Choices, path: Path) -> Found:
         return replace(found, config=_with_activation(config, choices.activation, str(path)))
     if found.activation_said or not isinstance(config, LevitConfig):
         return replace(found, config=config)
-    remark = (
-        f"no tensor tells the activation: {config.activation} is taken, as in the known model "
-        "of this size"
-        if variant_of(config)
-        else f"no tensor tells the activation: {config.activation} is assumed; "
+    known = ", as in the known model of this size" if variant_of(config) else ""
+    assumption = (
+        f"no tensor tells the activation: {config.activation} is assumed{known}; "
         "--activation says another"
     )
-    return replace(found, config=config, remarks=(*found.remarks, remark))
+    return replace(found, config=config, assumptions=(*found.assumptions, assumption))
 
 
 def _with_activation(config: Config, activation: str, source: str) -> Config:
@@ -214,15 +254,6 @@ def _at_size(found: Found, choices: Choices, path: Path) -> Found:
     return resized(found, size)
 
 
-def _preprocessing(found: Found, config: Config) -> Preprocessing:
-    recipe = found.preprocessing or preprocessing.RECIPES[_recipe(config)]
-    return preprocessing.for_image_size(recipe, config.image_size)
-
-
-def _recipe(config: Config) -> str:
-    return "digits" if config == VARIANTS[0].config else "fair"
-
-
 def _said(found: Found, named: Variant | None, stored: Stored) -> str:
     """What was found, in one sentence."""
     kinds = {str(t.dtype).removeprefix("torch.") for t in stored.tensors.values()} - {"int64"}
@@ -235,7 +266,8 @@ def bundled(choices: Choices | None = None) -> Checkpoint:
     """The digits model that travels with the package."""
     file = resources.files("levit_export.data") / "levit_digits.safetensors"
     with resources.as_file(file) as path:
-        return load(path, replace(choices or Choices(), model=VARIANTS[0]))
+        found = load(path, replace(choices or Choices(), model=VARIANTS[0]))
+    return replace(found, assumptions=())  # of its own weights all of it is known
 
 
 def randomised(model: Variant, seed: int, choices: Choices | None = None) -> Checkpoint:
@@ -248,7 +280,7 @@ def randomised(model: Variant, seed: int, choices: Choices | None = None) -> Che
     digest = hashlib.sha256()
     for name, tensor in tensors.items():
         digest.update(name.encode() + tensor.numpy().tobytes())
-    recipe = preprocessing.RECIPES[_recipe(config)]
+    recipe = preprocessing.RECIPES["digits" if config == VARIANTS[0].config else "fair"]
     return Checkpoint(
         name=model.name,
         dialect="random",
@@ -256,7 +288,9 @@ def randomised(model: Variant, seed: int, choices: Choices | None = None) -> Che
         sha256=digest.hexdigest(),
         config=config,
         tensors=tensors,
-        labels=labels_for(config, choices.labels),
-        preprocessing=preprocessing.for_image_size(recipe, config.image_size),
+        labels=labels.settled(config, choices.labels, None, "").names,
+        preprocessing=preprocessing.for_image_size(recipe, config.image_size)
+        if choices.preprocessing is None
+        else _fitting(choices.preprocessing, config),
         licence=model.licence,
     )

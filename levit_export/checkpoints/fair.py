@@ -29,13 +29,14 @@ def recognises(tensors: Tensors) -> bool:
 def understand(stored: Stored, source: str, choices: Choices) -> Found:
     """Configuration and tensors, whose names are ours."""
     config, sizes = infer_config(stored.tensors, source)
-    config, remarks = shapes.settle(config, sizes, choices, source)
+    config, said = shapes.settle(config, sizes, choices, source)
     return Found(
         dialect=f"{NAME} (fused)" if config.fused else NAME,
         config=replace(config, activation=usual_activation(config)),
         tensors=stored.tensors,
         theirs={},
-        remarks=remarks,
+        remarks=said.remarks,
+        assumptions=said.assumptions,
     )
 
 

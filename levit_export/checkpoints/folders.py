@@ -60,7 +60,7 @@ def look_into(folder: Path) -> Folder:
         file=file,
         shards=_shards(file) if file.name.endswith(".json") else {},
         config=_optional(folder / "config.json", names),
-        preprocessor=_optional(folder / "preprocessor_config.json", names),
+        preprocessor=_preprocessor(folder, names),
         remarks=remarks,
     )
 
@@ -111,6 +111,24 @@ def _shards(index: Path) -> Mapping[Path, tuple[str, ...]]:
     if len(shards) > SHARDS:
         raise CheckpointError(f"{index} names {len(shards):,} files", remedy="Merge the shards.")
     return {path: tuple(names) for path, names in shards.items()}
+
+
+def _preprocessor(folder: Path, names: list[str]) -> Mapping[str, Any] | None:
+    """The settings of the image processor; version 5 may keep them in ``processor_config.json``.
+
+    Raises ``CheckpointError`` where both files have some, and not the same.
+    """
+    alone = _optional(folder / "preprocessor_config.json", names)
+    inner = (_optional(folder / "processor_config.json", names) or {}).get("image_processor")
+    if not isinstance(inner, Mapping):
+        return alone
+    if alone is not None and alone != inner:
+        raise CheckpointError(
+            f"preprocessor_config.json and processor_config.json of {folder} differ",
+            remedy="Remove the one that is not meant, or state the recipe with "
+            "--preprocessing FILE and give the weight file alone.",
+        )
+    return inner
 
 
 def _optional(path: Path, names: list[str]) -> Mapping[str, Any] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 
@@ -31,6 +31,7 @@ class Choices:
     resize_bias: bool = False
     activation: str | None = None
     labels: tuple[str, ...] = ()
+    preprocessing: Preprocessing | None = None
 
 
 @dataclass(frozen=True)
@@ -39,17 +40,18 @@ class Found:
 
     ``theirs`` is what the file calls, or would call, each tensor of the module; a tensor that no
     module of this dialect has keeps its own name. ``activation_said`` tells whether the file
-    itself names the activation.
+    itself names the activation; ``recipe`` is whose preprocessing is assumed where no file says
+    one.
     """
 
     dialect: str
     config: Config
     tensors: Tensors
     theirs: Mapping[str, str]
-    labels: tuple[str, ...] = ()
-    preprocessing: Preprocessing | None = None
     remarks: tuple[str, ...] = ()
+    assumptions: tuple[str, ...] = ()
     activation_said: bool = False
+    recipe: Literal["fair", "timm", "transformers"] = "fair"
 
 
 class Dialect(Protocol):

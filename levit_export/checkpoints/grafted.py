@@ -37,9 +37,9 @@ def understand(stored: Stored, source: str, choices: Choices) -> Found:
     """Configuration and tensors. Raises ``CheckpointError`` for other ResNets and ViTs."""
     config = infer_config(stored.tensors, source)
     if config.layers:
-        remark = f"{config.heads} heads, at {HEAD_DIM} channels each: the shapes do not tell"
+        assumed = f"{config.heads} heads, at {HEAD_DIM} channels each: the shapes do not tell"
         described = stored.config or {}
-        config, remarks = shapes.settle(
+        config, settled = shapes.settle(
             config,
             shapes.fitting([stored.tensors["pos_embed"].shape[1] - 1], PATCH),
             choices,
@@ -49,13 +49,14 @@ def understand(stored: Stored, source: str, choices: Choices) -> Found:
         )
     else:
         size = size_in_words(RESNET_IMAGE_SIZE)
-        remark, remarks = f"image size {size} taken: ResNet-50's weights fit every size", ()
+        assumed, settled = f"image size {size}: ResNet-50's weights fit every size", shapes.Said()
     return Found(
         dialect=NAME,
         config=config,
         tensors=to_ours(stored.tensors, config),
         theirs=renaming(config),
-        remarks=(remark, *remarks),
+        remarks=settled.remarks,
+        assumptions=(assumed, *settled.assumptions),
     )
 
 

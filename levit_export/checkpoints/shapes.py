@@ -20,7 +20,7 @@ What a file leaves open follows from what else it says:
   is the size to change *to*, and says nothing of the trained one.
 - ``input_size`` in timm's config.json is left at the architecture's default where the model was
   built with ``img_size``. It decides where it fits, and says nothing where it does not.
-- A known model was published at one size. Where that fits it is assumed, and a remark says so.
+- A known model was published at one size. Where that fits it is assumed, and the report says so.
 
 Where several sizes are left after that, the file is refused and they are listed. A wrong guess
 would go through every check: the reference is built from the same guess as the artifacts.
@@ -29,7 +29,7 @@ would go through every check: the reference is built from the same guess as the 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING, TypeVar
 
@@ -49,6 +49,14 @@ if TYPE_CHECKING:
 
 
 ConfigT = TypeVar("ConfigT", LevitConfig, GraftedConfig)
+
+
+@dataclass(frozen=True)
+class Said:
+    """What decided an image size that tables leave open: something said, or something assumed."""
+
+    remarks: tuple[str, ...] = ()
+    assumptions: tuple[str, ...] = ()
 
 
 def fitting(tables: Sequence[int], stride: int) -> tuple[Size, ...]:
@@ -80,8 +88,8 @@ def settle(
     *,
     built_with: Size | None = None,
     usual: Size | None = None,
-) -> tuple[ConfigT, tuple[str, ...]]:
-    """``config`` at the one of ``sizes`` that it was trained at, and a remark on what decided.
+) -> tuple[ConfigT, Said]:
+    """``config`` at the one of ``sizes`` that it was trained at, and what decided.
 
     ``built_with`` is what the file's own description says that the model was built with, ``usual``
     what it calls the usual size. Raises ``CheckpointError`` where the description contradicts the
@@ -95,9 +103,9 @@ def settle(
                 f"tables of positions fit {fit}",
                 remedy="Mend the image size there, or give the weight file alone.",
             )
-        return replace(config, image_size=built_with), ()
+        return replace(config, image_size=built_with), Said()
     if len(sizes) == 1:
-        return replace(config, image_size=sizes[0]), ()
+        return replace(config, image_size=sizes[0]), Said()
     asked = None if choices.resize_bias else choices.image_size
     known = variant_of(config)
     published = None if known is None else known.config.image_size
@@ -108,8 +116,10 @@ def settle(
     )
     for size, reason in reasons:
         if size is not None and size in sizes:
-            remark = f"the tables of positions fit {fit}: {size_in_words(size)} {reason}"
-            return replace(config, image_size=size), (remark,)
+            sentence = f"the tables of positions fit {fit}: {size_in_words(size)} {reason}"
+            is_assumed = reason.startswith("is assumed")
+            said = Said(assumptions=(sentence,)) if is_assumed else Said(remarks=(sentence,))
+            return replace(config, image_size=size), said
     misses = "" if asked is None else f", none of which is {size_in_words(asked)}"
     raise UsageError(
         f"{source} leaves its image size open: its tables of positions fit {fit} "

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from levit_export.checkpoints import fair, shapes
+from levit_export.checkpoints import fair, recipes, shapes
 from levit_export.checkpoints.found import Choices, Found, Stored, Tensors, renamed
 from levit_export.checkpoints.levit_names import Outline, Place, Spelling, count, tensor_names
-from levit_export.core import Preprocessing, Size
+from levit_export.core import Size
 from levit_export.errors import CheckpointError, UsageError
-from levit_export.preprocessing import from_fields
 from levit_export.zoo import LevitConfig, usual_activation
 
 NAME = "timm"
@@ -78,7 +77,7 @@ def understand(stored: Stored, source: str, choices: Choices) -> Found:
     tensors = named | {name: named[name][:, :, 0, 0] for name in maps}
     described = stored.config or {}
     config, sizes = fair.infer_config(tensors, source)
-    config, remarks = shapes.settle(
+    config, settled = shapes.settle(
         config,
         sizes,
         choices,
@@ -92,34 +91,30 @@ def understand(stored: Stored, source: str, choices: Choices) -> Found:
         config=LevitConfig(**{**vars(config), "activation": activation}),
         tensors=tensors,
         theirs=theirs,
-        labels=_labels(described),
-        preprocessing=_preprocessing(described, config.image_size[0], source),
-        remarks=remarks,
+        remarks=settled.remarks,
+        assumptions=settled.assumptions,
         activation_said=said,
+        recipe="timm",
     )
 
 
 def built_with(described: Mapping[str, Any], source: str) -> Size | None:
     """The ``img_size`` that timm's ``create_model`` was given, as config.json keeps it."""
-    arguments = described.get("model_args")
-    given = arguments.get("img_size") if isinstance(arguments, Mapping) else None
-    if given is None:
-        return None
-    sides = given if isinstance(given, list) else [given, given]
-    if len(sides) != 2 or not all(type(side) is int for side in sides):
+    try:
+        return recipes.built_with(described)
+    except ValueError as error:
         raise CheckpointError(
-            f"the config.json of {source} has the img_size {given!r}",
+            f"in the config.json of {source}, {error}",
             remedy="Mend model_args.img_size there: a side, or [height, width].",
-        )
-    return sides[0], sides[1]
+        ) from error
 
 
 def usual_size(described: Mapping[str, Any]) -> Size | None:
     """``input_size`` of config.json, ``[channels, height, width]``, where there is one."""
-    given = _pretrained(described).get("input_size", described.get("input_size"))
-    if isinstance(given, list) and len(given) == 3 and all(type(side) is int for side in given):
-        return given[1], given[2]
-    return None
+    try:
+        return recipes.pictured(recipes.described(described))
+    except ValueError:
+        return None  # which the recipe refuses
 
 
 def _activation(said: Mapping[str, Any], config: LevitConfig) -> tuple[str, bool]:
@@ -134,36 +129,6 @@ def _activation(said: Mapping[str, Any], config: LevitConfig) -> tuple[str, bool
             remedy=f"Known: {', '.join(ACTIVATIONS)}; override it with --activation.",
         )
     return ACTIVATIONS[given], True
-
-
-def _pretrained(said: Mapping[str, Any]) -> Mapping[str, Any]:
-    inner = said.get("pretrained_cfg")
-    return inner if isinstance(inner, Mapping) else {}
-
-
-def _labels(said: Mapping[str, Any]) -> tuple[str, ...]:
-    labels = said.get("label_names", _pretrained(said).get("label_names"))
-    return tuple(map(str, labels)) if isinstance(labels, list) else ()
-
-
-def _preprocessing(said: Mapping[str, Any], side: int, source: str) -> Preprocessing:
-    """Evaluation transform of timm: shorter side to ``floor(side / crop_pct)``, centre crop."""
-    fields = _pretrained(said)
-    try:
-        share = float(fields.get("crop_pct", 0.9))
-        return from_fields(
-            NAME,
-            resize=int(side / share),
-            crop=side,
-            interpolation=fields.get("interpolation", "bicubic"),
-            mean=fields.get("mean"),
-            std=fields.get("std"),
-        )
-    except (TypeError, ValueError, ZeroDivisionError, OverflowError) as error:
-        raise CheckpointError(
-            f"the config.json of {source} describes a preprocessing that cannot be: {error}",
-            remedy="Mend pretrained_cfg (crop_pct, interpolation, mean, std).",
-        ) from error
 
 
 def to_theirs(tensors: Tensors, outline: Outline, *, maps: bool) -> dict[str, Any]:

@@ -86,6 +86,12 @@ def model_options(command: CommandT) -> CommandT:
             help="What the checkpoint does not tell.  [default: that of the known size]",
         ),
         click.option("--labels", type=EXISTING, help="A text file with one class name a line."),
+        click.option(
+            "--preprocessing",
+            type=EXISTING,
+            help="A JSON file that states how pictures become inputs, in place of what stands "
+            "beside the weights (docs/checkpoints.md).",
+        ),
     )(command)
 
 
@@ -167,8 +173,10 @@ def read_labels(file: Path | None) -> tuple[str, ...]:
 
 def model_choice(params: dict[str, Any]) -> ModelChoice:
     """What :func:`model_options` parsed."""
+    from levit_export import preprocessing
     from levit_export.reference import ModelChoice
 
+    recipe = params["preprocessing"]
     return ModelChoice(
         model=params["model"],
         checkpoint=params["checkpoint"],
@@ -179,6 +187,7 @@ def model_choice(params: dict[str, Any]) -> ModelChoice:
         resize_bias=params["resize_bias"],
         activation=params["activation"],
         labels=read_labels(params["labels"]),
+        preprocessing=None if recipe is None else preprocessing.read(recipe),
     )
 
 

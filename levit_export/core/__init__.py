@@ -27,6 +27,7 @@ Size = tuple[int, int]
 Resize = Literal["shorter-side", "exact", "cover", "fit", "none"]
 Interpolation = Literal["bicubic", "bilinear", "lanczos", "hamming", "box", "nearest"]
 """Pillow's filters by the names that timm gives them; all but ``nearest`` are antialiased."""
+Centre = Literal["rounded", "floored", "truncated"]
 LARGEST_SIDE = 2**14
 """Pixels of the longest side that a recipe may ask for."""
 Layout = Literal["tokens", "maps"]
@@ -107,7 +108,7 @@ class Preprocessing:
     interpolation: Interpolation = "bicubic"
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    centre: Literal["rounded", "floored", "truncated"] = "rounded"
+    centre: Centre = "rounded"
     fill: tuple[int, int, int] = (0, 0, 0)
 
     def __post_init__(self) -> None:
@@ -191,7 +192,9 @@ class ModelInfo:
     preprocessing: Preprocessing
     licence: str = ""
     remarks: tuple[str, ...] = ()
-    """What was found in the checkpoint and chosen where it leaves something open."""
+    """What was found in the checkpoint, and which of several things in it was taken."""
+    assumptions: tuple[str, ...] = ()
+    """What was taken for granted because nothing was said, such as ImageNet's names."""
     doubt: str = ""
     """Why a parity check on these weights would prove little, or empty."""
 

@@ -25,7 +25,7 @@ NO_REFERENCE = (
     "add --checkpoint FILE"
 )
 NO_TORCH = "agreement was not looked at: PyTorch is not installed"
-OTHER_RECIPE = "images go through the export's recipe ({}), not the checkpoint's own ({})"
+OTHER_RECIPE = "images go through this recipe: {}; not through {}: {}"
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,12 @@ def _subject(
             remedy="Give one label on each line, in the order of the classes.",
         )
     weights, remarks = _reference(info, choice, checkpoint, each.folder)
-    return Subject(each, rows, info.preprocessing, labels, weights, remarks)
+    recipe = choice.preprocessing or info.preprocessing
+    loaded = info.preprocessing if checkpoint is None else checkpoint.preprocessing
+    for other, whose in ((info.preprocessing, "the export's"), (loaded, "the checkpoint's own")):
+        if other != recipe:
+            remarks += (OTHER_RECIPE.format(recipe.in_words(), whose, other.in_words()),)
+    return Subject(each, rows, recipe, labels, weights, remarks)
 
 
 def _reference(
@@ -117,8 +122,4 @@ def _reference(
             f"{folder} {theirs[0]} x {theirs[1]}",
             remedy="Give the --imgsz that it was exported with.",
         )
-    said: tuple[str, ...] = ()
-    if checkpoint.preprocessing != info.preprocessing:
-        names = info.preprocessing.in_words(), checkpoint.preprocessing.in_words()
-        said = (OTHER_RECIPE.format(*names),)
-    return Weights(choice, checkpoint.sha256), said
+    return Weights(choice, checkpoint.sha256), ()

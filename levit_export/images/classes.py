@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from importlib import resources
 
 from levit_export.errors import DataError
 from levit_export.images.image_set import listed
-from levit_export.labels import imagenet_labels
+from levit_export.labels import imagenet_labels, imagenet_synsets
 
 SYNSET = re.compile(r"n\d{8}")
 
@@ -18,15 +17,17 @@ def classes_of(
 ) -> tuple[dict[str, int], str]:
     """The class of each folder, and a sentence on how it was found.
 
-    In this order: ImageNet's synset ids where the labels are ImageNet's; the model's labels, or
-    one of the synonyms that a label lists; torchvision's rule, by which the i-th name in sorted
-    order is class i, which needs a folder for each class. Raises ``DataError`` for names that
-    fit none of them: a class that is missing would shift all behind it.
+    In this order: ImageNet's synset ids where the labels are ImageNet's; the model's labels,
+    exactly first, then without case and underscores, then one of the synonyms that a label lists;
+    torchvision's rule, by which the i-th name in sorted order is class i, which needs a folder for
+    each class. Raises ``DataError`` for names that fit none of them: a class that is missing would
+    shift all behind it.
     """
     if all(SYNSET.fullmatch(name) for name in folders) and tuple(labels) == imagenet_labels():
         return _by_synset(folders, source), "class folders are ImageNet's synset ids"
-    known = _names(labels)
-    found = {name: known[_plain(name)] for name in folders if _plain(name) in known}
+    readings = _readings(labels)
+    meant = {name: _meant(name, readings, labels, source) for name in folders}
+    found = {name: index for name, index in meant.items() if index is not None}
     if len(found) == len(folders):
         _refuse_doubles(found, source)
         return found, _said_of_names(found, labels)
@@ -43,8 +44,7 @@ def classes_of(
 
 
 def _by_synset(folders: Sequence[str], source: str) -> dict[str, int]:
-    file = resources.files("levit_export.data") / "imagenet_synsets.txt"
-    places = {name: i for i, name in enumerate(file.read_text(encoding="ascii").split())}
+    places = {name: index for index, name in enumerate(imagenet_synsets())}
     if unknown := [name for name in folders if name not in places]:
         raise DataError(
             f"{len(unknown)} class folders of {source} are no classes of ILSVRC2012: "
@@ -54,14 +54,37 @@ def _by_synset(folders: Sequence[str], source: str) -> dict[str, int]:
     return {name: places[name] for name in folders}
 
 
-def _names(labels: Sequence[str]) -> dict[str, int]:
-    """Labels, and what they list between commas where it stands for one class only."""
-    owners: dict[str, set[int]] = {}
+def _readings(labels: Sequence[str]) -> tuple[dict[str, set[int]], ...]:
+    """Classes by name: the labels, the labels without case, the names that a label lists."""
+    same: dict[str, set[int]] = {}
+    plain: dict[str, set[int]] = {}
+    listed_in: dict[str, set[int]] = {}
     for index, label in enumerate(labels):
+        same.setdefault(label, set()).add(index)
+        plain.setdefault(_plain(label), set()).add(index)
         for part in label.split(","):
-            owners.setdefault(_plain(part), set()).add(index)
-    single = {name: next(iter(found)) for name, found in owners.items() if len(found) == 1}
-    return single | {_plain(label): index for index, label in enumerate(labels)}
+            listed_in.setdefault(_plain(part), set()).add(index)
+    return same, plain, listed_in
+
+
+def _meant(
+    folder: str, readings: Sequence[dict[str, set[int]]], labels: Sequence[str], source: str
+) -> int | None:
+    """The class that a folder's name means, None where it is the name of no class.
+
+    The strictest reading that knows the name counts, so that ``A`` and ``a`` are two classes
+    where the model has both. Raises ``DataError`` where it gives several classes.
+    """
+    same, plain, listed_in = readings
+    found = same.get(folder) or plain.get(_plain(folder)) or listed_in.get(_plain(folder)) or ()
+    if len(found) > 1:
+        names = [f"{index} ({labels[index]})" for index in sorted(found)]
+        raise DataError(
+            f"folder {folder} of {source} may be one of {len(found)} classes: {listed(names)}",
+            remedy="Name it exactly as one label, list the images in a labels.csv with the "
+            "numbers of their classes, or give --labels with distinct names.",
+        )
+    return next(iter(found), None)
 
 
 def _plain(name: str) -> str:

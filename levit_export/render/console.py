@@ -125,6 +125,8 @@ def print_report(screen: Screen, report: Report) -> None:
         )
         for remark in report.model.remarks:
             out.print(Text(remark, style="dim"))
+        for assumption in report.model.assumptions:
+            out.print(Text(f"assumption: {assumption}"))
     if report.passes:
         out.print(_passes(report))
     for kind, found in report.searches.items():

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from levit_export import preprocessing
 from levit_export.errors import UnknownNameError, UsageError
 from levit_export.reference import ModelChoice
 from levit_export.sweep.cells import DIGITS, Cell, Images, Settings, images_at, weights_of
@@ -123,7 +124,7 @@ def read(file: Path, *, output: Path | None = None, timed: bool = True) -> Plan:
         if not isinstance(content, dict):
             raise top.wrong(MODELS, "each model as a table: [[models]]")
         table = _Table(content, f"{file}, model {number}", top.root)
-        table.refuse_unknown(("name", "labels", "imgsz", *CHOICE, *WHICH))
+        table.refuse_unknown(("name", "labels", "imgsz", "preprocessing", *CHOICE, *WHICH))
         found, without = _cells(table, top, settings, timed=timed)
         cells += found
         left_out += without
@@ -211,8 +212,13 @@ def _choice(table: _Table) -> ModelChoice:
             f"{table.where} does not say which model",
             remedy='Give model = "levit_digits", or a checkpoint.',
         )
-    size = _image_size(table) if "imgsz" in table.content else None
-    return replace(choice, image_size=size, labels=tuple(table.names("labels") or ()))
+    recipe = table.path("preprocessing")
+    return replace(
+        choice,
+        image_size=_image_size(table) if "imgsz" in table.content else None,
+        labels=tuple(table.names("labels") or ()),
+        preprocessing=None if recipe is None else preprocessing.read(recipe),
+    )
 
 
 def _image_size(table: _Table) -> Size:

@@ -184,14 +184,14 @@ def test_a_file_is_loaded_whole(tmp_path: Path, name: str) -> None:
     ("name", "said"),
     [
         ("deit", "2 heads, at 64 channels each: the shapes do not tell"),
-        ("resnet", "image size 224 taken: ResNet-50's weights fit every size"),
+        ("resnet", "image size 224: ResNet-50's weights fit every size"),
     ],
 )
 def test_what_no_shape_tells_is_said(tmp_path: Path, name: str, said: str) -> None:
     """The number of heads and a ResNet's image size are choices, and said to be."""
     choices = Choices(image_size=CONFIGS[name].image_size)
     loaded = checkpoints.load(written(tmp_path, stored(CONFIGS[name])), choices)
-    assert said in loaded.remarks
+    assert said in loaded.assumptions
 
 
 def test_no_other_dialect_takes_it() -> None:

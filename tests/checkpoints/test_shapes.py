@@ -140,8 +140,14 @@ def test_interpolation_of_a_table_that_is_not_square(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "config",
     [
-        {"model_args": {"img_size": [128, 512]}, "pretrained_cfg": {"input_size": [3, 224, 224]}},
-        {"model_args": {"img_size": [128, 512]}, "pretrained_cfg": {"input_size": [3, 256, 256]}},
+        {
+            "model_args": {"img_size": [128, 512]},
+            "pretrained_cfg": {"input_size": [3, 224, 224], "fixed_input_size": True},
+        },
+        {
+            "model_args": {"img_size": [128, 512]},
+            "pretrained_cfg": {"input_size": [3, 256, 256], "fixed_input_size": True},
+        },
         {"pretrained_cfg": {"input_size": [3, 128, 512]}},
         {"input_size": [3, 128, 512]},
     ],
@@ -163,7 +169,7 @@ def test_a_description_that_contradicts_the_tables(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="leaves its image size open"):
         checkpoints.load(place)
     (place / "config.json").write_text(json.dumps({"model_args": {"img_size": "128x512"}}))
-    with pytest.raises(CheckpointError, match="has the img_size '128x512'"):
+    with pytest.raises(CheckpointError, match="img_size is '128x512'"):
         checkpoints.load(place)
 
 
@@ -187,7 +193,7 @@ def test_a_known_model_has_its_published_size() -> None:
     stored = checkpoints.Stored(tensors, None, None, Path("w"), (), ())
     found = timm.understand(stored, "w", Choices())
     assert found.config.image_size == (224, 224)
-    assert "224 is assumed, the size of levit_384_s8" in found.remarks[0]
+    assert "224 is assumed, the size of levit_384_s8" in found.assumptions[0]
     other = timm.understand(stored, "w", Choices(image_size=(32, 1568)))
     assert other.config.image_size == (32, 1568)
 

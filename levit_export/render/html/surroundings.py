@@ -103,6 +103,7 @@ def _environment(report: Report) -> Iterator[tuple[object, object]]:
         if model.licence:
             yield "licence", model.licence
         yield from (("remark", remark) for remark in model.remarks)
+        yield from (("assumption", assumption) for assumption in model.assumptions)
     yield "machine", _machine(report.machine)
     checked = sorted({a.parity.runtime for a in report.artifacts if a.parity.runtime})
     if checked:
