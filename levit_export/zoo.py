@@ -38,7 +38,8 @@ class LevitConfig:
     the paper's D. Values have ``2 * key_dim`` channels per head (4 in the shrinking attention).
     ``image_size`` is (height, width). ``stem_stride`` 16 is the paper's stem of four convolutions,
     8 timm's of three. A ``fused`` model's layers carry their BatchNorm inside and are stored
-    without it.
+    without it. ``linear_heads`` are heads that were replaced by a linear layer, which has no
+    BatchNorm before it.
     """
 
     dims: tuple[int, ...]
@@ -51,6 +52,7 @@ class LevitConfig:
     activation: str = "hardswish"
     stem_stride: int = 16
     fused: bool = False
+    linear_heads: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.stem_stride not in STEM_STRIDES:

@@ -296,6 +296,8 @@ class Levit(nn.Module):
     """
 
     layout: Layout = "tokens"
+    head: nn.Module
+    head_dist: nn.Module
 
     def __init__(self, config: LevitConfig) -> None:
         super().__init__()
@@ -303,9 +305,9 @@ class Levit(nn.Module):
         activation = ACTIVATIONS[config.activation]
         self.patch_embed = _stem(config.dims[0], config.stem_stride, activation)
         self.blocks = nn.Sequential(*_blocks(config, activation))
-        self.head = BNLinear(config.dims[-1], config.classes)
-        if config.two_heads:
-            self.head_dist = BNLinear(config.dims[-1], config.classes)
+        for name in ("head", "head_dist")[: config.head_count]:
+            kind = nn.Linear if name in config.linear_heads else BNLinear
+            setattr(self, name, kind(config.dims[-1], config.classes))
         if config.fused:
             without_norms_(self)
 

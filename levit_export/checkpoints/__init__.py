@@ -130,10 +130,10 @@ class Checkpoint:
 def load(path: Path, choices: Choices | None = None) -> Checkpoint:
     """Read a checkpoint, find out what it is, and hold it against the network of that name."""
     choices = choices or Choices()
-    stored = read(path)
+    stored = read(path, DIALECTS)
     refuse_unusable(stored.tensors, str(path))
     found = _settled(_understood(stored, path, choices), choices, path)
-    refuse_misfit(found, str(path))
+    refuse_misfit(found, str(path), choices.model)
     said = _stated(stored, found, choices, path)
     if choices.image_size not in (None, found.config.image_size):
         found = _at_size(found, choices, path)
@@ -190,6 +190,11 @@ def _understood(stored: Stored, path: Path, choices: Choices) -> Found:
     if len(known) == 1:
         return known[0].understand(stored, str(path), choices)
     shown = ", ".join(list(stored.tensors)[:3])
+    if huggingface.is_bare_body(stored.tensors):
+        raise CheckpointError(
+            f"{path} is a backbone, the LevitModel of transformers without a classifier head",
+            remedy=huggingface.LIBRARY.remedy,
+        )
     if not known:
         raise CheckpointError(
             f"{path} is no checkpoint of a known form ({len(stored.tensors)} tensors: {shown}, …)",
@@ -236,7 +241,7 @@ def _as_asked(model: Variant, found: Config, path: Path) -> Config:
             f"{path} is {described(found)}, not {model.name}",
             remedy="Leave out --model to let the file decide.",
         )
-    free = ("classes", "two_heads", "image_size", "fused", "distill_classes")
+    free = ("classes", "two_heads", "image_size", "fused", "distill_classes", "linear_heads")
     taken = {name: value for name, value in vars(found).items() if name in free}
     return replace(model.config, **taken)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import torch
 
@@ -49,21 +51,79 @@ class _Stage:
     depth: int
 
 
-def infer_config(tensors: Tensors, source: str) -> tuple[LevitConfig, tuple[Size, ...]]:
+@dataclass(frozen=True)
+class Library:
+    """How to speak of files of one library: what they are, and of those without a head."""
+
+    form: str
+    headless: str
+    remedy: str
+
+
+AUTHORS = Library(
+    "the authors' form",
+    "the authors' code builds one without with num_classes=0",
+    "Save the state dict of a model that was trained with its head.",
+)
+
+
+def infer_config(
+    tensors: Tensors,
+    source: str,
+    library: Library = AUTHORS,
+    theirs: Mapping[str, str] = MappingProxyType({}),
+) -> tuple[LevitConfig, tuple[Size, ...]]:
     """The configuration whose shapes are these, Hardswish assumed, and the sizes that fit.
 
     An attention block has as many bias rows as heads and an offset for each token; its ``qkv`` has
     ``4 * key_dim`` rows a head. The configuration has the first of the sizes. Raises
-    ``CheckpointError`` where the shapes fit no LeViT.
+    ``CheckpointError`` where the shapes fit no LeViT, in the words of ``library`` and with the
+    names ``theirs``.
     """
     try:
+        _refuse_other_heads(tensors, source, library)
         return _config(tensors)
     except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
-        reason = f"{error} is missing" if isinstance(error, KeyError) else f"its shapes: {error}"
+        missing = error.args[0] if isinstance(error, KeyError) else ""
+        reason = (
+            f"{theirs.get(missing, missing)} is missing" if missing else f"its shapes: {error}"
+        )
         raise CheckpointError(
-            f"{source} looks like a LeViT of the authors' form, but {reason}",
+            f"{source} looks like a LeViT of {library.form}, but {reason}",
             remedy="Save the whole model.state_dict().",
         ) from error
+
+
+def _refuse_other_heads(tensors: Tensors, source: str, library: Library) -> None:
+    """Raise for a network without a head, one that is not a single layer, and two that differ."""
+    widths = {
+        head: _weight(tensors, head, "l").shape[0]
+        for head in ("head", "head_dist")
+        if _has(tensors, head, "l")
+    }
+    if "head" not in widths:
+        others = [
+            name for name in tensors if name.startswith(("head.", "head_dist.", "classifier"))
+        ]
+        if not others:
+            raise CheckpointError(
+                f"{source} is a backbone, a LeViT of {library.form} without a classifier head "
+                f"({library.headless}); it answers with features, and what is exported here are "
+                "classifiers",
+                remedy=library.remedy,
+            )
+        raise CheckpointError(
+            f"the head of {source} is not one layer: it has {', '.join(others[:4])}"
+            f"{' …' if len(others) > 4 else ''}, and what lies between them no tensor tells",
+            remedy="A head is a linear layer, with the BatchNorm before it or without. Save the "
+            "model with such a head: model.head = model.head[1] for Sequential(Dropout, Linear).",
+        )
+    if len(set(widths.values())) > 1:
+        raise CheckpointError(
+            f"the two heads of {source} have {widths['head']} and {widths['head_dist']} classes; "
+            "the model's answer is their mean",
+            remedy="Replace both heads, or build the model with one (distillation=False).",
+        )
 
 
 def _config(tensors: Tensors) -> tuple[LevitConfig, tuple[Size, ...]]:
@@ -77,6 +137,8 @@ def _config(tensors: Tensors) -> tuple[LevitConfig, tuple[Size, ...]]:
     if min(counts) < 1:
         raise ValueError("a tensor without elements")
     sizes = _shown(tensors, shapes.fitting([s.tokens for s in stages], stride), stride)
+    is_fused = STEMS[1] in tensors
+    linear = tuple(head for head in ("head", "head_dist") if f"{head}.weight" in tensors)
     config = LevitConfig(
         dims=tuple(s.dim for s in stages),
         key_dim=stages[0].key_dim,
@@ -86,7 +148,8 @@ def _config(tensors: Tensors) -> tuple[LevitConfig, tuple[Size, ...]]:
         classes=classes,
         two_heads=_has(tensors, "head_dist", "l"),
         stem_stride=stride,
-        fused=STEMS[1] in tensors,
+        fused=is_fused,
+        linear_heads=() if is_fused else linear,
     )
     return config, sizes
 

@@ -9,17 +9,18 @@ import torch
 from levit_export.architectures import build
 from levit_export.checkpoints.found import Found
 from levit_export.errors import CheckpointError
-from levit_export.zoo import Config, GraftedConfig, size_in_words
+from levit_export.zoo import Config, GraftedConfig, Variant, size_in_words
 
 LISTED = 10
 DERIVED = ("attention_bias_idxs", "num_batches_tracked")
 """Buffers that follow from the shapes or play no part at inference; they may be absent."""
 
 
-def refuse_misfit(found: Found, source: str) -> None:
+def refuse_misfit(found: Found, source: str, model: Variant | None = None) -> None:
     """Raise unless the tensors are exactly those that the configuration has, derived ones aside.
 
-    Names are the file's own. The first ten differences are listed, the rest counted.
+    Names are the file's own. The first ten differences are listed, the rest counted. ``model`` is
+    the one that was asked for by name.
     """
     with torch.device("meta"):
         expected = build(found.config).state_dict()
@@ -29,7 +30,11 @@ def refuse_misfit(found: Found, source: str) -> None:
         rest = f"; and {len(lines) - LISTED} more" if len(lines) > LISTED else ""
         raise CheckpointError(
             f"{source} does not fit {described(found.config)}: {shown}{rest}",
-            remedy="Leave out --model to let the shapes decide, or give the checkpoint's own.",
+            remedy=f"The file is not of {model.name}: leave out --model to let the shapes decide."
+            if model
+            else "The dimensions are those of its own first layers, so a part of the network was "
+            "changed, added or lost. Save model.state_dict() of the network as its library "
+            "builds it.",
         )
 
 

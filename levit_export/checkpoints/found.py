@@ -9,6 +9,7 @@ from typing import Literal, Protocol
 import torch
 
 from levit_export.checkpoints.reading import Stored
+from levit_export.checkpoints.unwrapping import Names
 from levit_export.core import Preprocessing, Size
 from levit_export.errors import CheckpointError
 from levit_export.zoo import Config, Variant
@@ -54,13 +55,10 @@ class Found:
     recipe: Literal["fair", "timm", "transformers"] = "fair"
 
 
-class Dialect(Protocol):
+class Dialect(Names, Protocol):
     """A form in which checkpoints are published; a module of this package is one."""
 
     NAME: str
-
-    def recognises(self, tensors: Tensors) -> bool:
-        """Whether the tensors have this dialect's names."""
 
     def understand(self, stored: Stored, source: str, choices: Choices) -> Found:
         """Configuration and tensors.

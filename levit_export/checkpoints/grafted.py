@@ -17,6 +17,7 @@ from levit_export.errors import CheckpointError, UsageError
 from levit_export.zoo import GraftedConfig, size_in_words
 
 NAME = "grafted"
+STEMS = ("conv1.weight", "patch_embed.proj.weight")
 HEAD_DIM = 64
 """Channels of a head in every DeiT. No tensor's shape tells how many heads there are."""
 RESNET_IMAGE_SIZE = (224, 224)

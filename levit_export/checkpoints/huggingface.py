@@ -6,17 +6,33 @@ from dataclasses import replace
 
 from levit_export.checkpoints import fair, shapes
 from levit_export.checkpoints.found import Choices, Found, Stored, Tensors, renamed
-from levit_export.checkpoints.levit_names import Outline, Place, Spelling, tensor_names
+from levit_export.checkpoints.levit_names import (
+    Outline,
+    Place,
+    Spelling,
+    linear_heads,
+    tensor_names,
+)
 from levit_export.errors import CheckpointError
 
 NAME = "transformers"
-STEM = "levit.patch_embeddings.embedding_layer_1.convolution.weight"
+STEMS = ("levit.patch_embeddings.embedding_layer_1.convolution.weight",)
+LIBRARY = fair.Library(
+    "transformers' form",
+    "LevitModel, and LevitForImageClassification with num_labels=0, have none",
+    "Save a LevitForImageClassification with its classifier.",
+)
 LAYERS = "levit.encoder.stages.{}.layers."
 
 
 def recognises(tensors: Tensors) -> bool:
     """Whether the tensors have this dialect's names."""
-    return STEM in tensors and any(name.startswith(LAYERS.format(0)) for name in tensors)
+    return STEMS[0] in tensors and any(name.startswith(LAYERS.format(0)) for name in tensors)
+
+
+def is_bare_body(tensors: Tensors) -> bool:
+    """Whether they are those of ``LevitModel``, which has neither the prefix nor a classifier."""
+    return STEMS[0].removeprefix("levit.") in tensors
 
 
 def _block(place: Place) -> str:
@@ -63,15 +79,22 @@ def outline(tensors: Tensors) -> Outline:
     return Outline(
         convolutions=4,
         depths=tuple(depths),
-        two_heads="classifier_distill.linear.weight" in tensors,
+        two_heads=any(f"classifier_distill{inner}.weight" in tensors for inner in (".linear", "")),
+        linear_heads=linear_heads(tensors, ("classifier", "classifier_distill")),
     )
 
 
 def understand(stored: Stored, source: str, choices: Choices) -> Found:
     """Configuration and tensors."""
+    if strange := [n for n in stored.tensors if not n.startswith(("levit.", "classifier"))]:
+        raise CheckpointError(
+            f"{source} holds {len(strange)} tensors that transformers' LeViT does not have, first "
+            f"{strange[0]}",
+            remedy=LIBRARY.remedy,
+        )
     theirs = names(outline(stored.tensors))
     tensors = renamed(stored.tensors, theirs)
-    config, sizes = fair.infer_config(tensors, source)
+    config, sizes = fair.infer_config(tensors, source, LIBRARY, theirs)
     squares = [size for size in sizes if size[0] == size[1]]  # it builds no others
     if not squares:
         raise CheckpointError(

@@ -25,11 +25,15 @@ NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 
 @dataclass(frozen=True)
 class Outline:
-    """What decides which tensors a LeViT has: convolutions in the stem, blocks, heads."""
+    """What decides which tensors a LeViT has: convolutions in the stem, blocks, heads.
+
+    ``linear_heads`` are the numbers of those without a BatchNorm.
+    """
 
     convolutions: int
     depths: tuple[int, ...]
     two_heads: bool
+    linear_heads: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,9 @@ def tensor_names(outline: Outline, spelling: Spelling) -> dict[str, str]:
     names: dict[str, str] = {}
     for ours, place in _blocks(outline):
         theirs = spelling.block(place)
+        if place.part == "head" and place.index in outline.linear_heads:
+            names |= {f"{ours}.{leaf}": f"{theirs}.{leaf}" for leaf in ("weight", "bias")}
+            continue
         if place.part in ("stem", "head"):
             inner, outer = ("c", spelling.conv) if place.part == "stem" else ("l", spelling.linear)
             names |= _pair(ours, theirs, inner, outer, spelling.norm)
@@ -107,3 +114,8 @@ def count(names: Mapping[str, object], template: str) -> int:
     while any(name.startswith(template.format(number)) for name in names):
         number += 1
     return number
+
+
+def linear_heads(names: Mapping[str, object], heads: tuple[str, ...]) -> tuple[int, ...]:
+    """The numbers of those ``heads`` that are a linear layer alone."""
+    return tuple(index for index, head in enumerate(heads) if f"{head}.weight" in names)

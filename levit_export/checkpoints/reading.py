@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from levit_export.checkpoints.limits import FILE_BYTES, refuse_count
 from levit_export.checkpoints.pickles import read_pickle
 from levit_export.checkpoints.safetensors_file import read_safetensors
 from levit_export.checkpoints.unwrapping import (
+    Names,
+    find_network,
     refuse_large,
     unwrap,
     unwrap_with_remarks,
@@ -66,8 +68,11 @@ def sha256_of(*paths: Path) -> str:
         raise cannot_be_read(Path(error.filename or paths[0]), error) from error
 
 
-def read(path: Path) -> Stored:
+def read(path: Path, forms: Sequence[Names] = ()) -> Stored:
     """What a checkpoint file, or a folder that ``save_pretrained`` wrote, holds.
+
+    A network of one of ``forms`` is found whatever wraps it; what is none of them is unwrapped by
+    the usual names, so that it can be said what it is.
 
     Raises ``CheckpointError`` when it cannot be read, declares more than it holds or leaves open
     which weights are meant, and ``UnsafeCheckpointError`` when a pickle asks for more than
@@ -78,8 +83,8 @@ def read(path: Path) -> Stored:
     except (OSError, ValueError) as error:
         raise cannot_be_read(path, error) from error
     if is_folder:
-        return _read_folder(look_into(path))
-    tensors, remarks = _read_file(path)
+        return _read_folder(look_into(path), forms)
+    tensors, remarks = _read_file(path, forms)
     return Stored(tensors, None, None, path, (path,), remarks)
 
 
@@ -88,19 +93,21 @@ def read_tensors(path: Path) -> Tensors:
     return read(path).tensors
 
 
-def _read_folder(folder: Folder) -> Stored:
+def _read_folder(folder: Folder, forms: Sequence[Names]) -> Stored:
     if folder.shards:
-        tensors = without_prefixes(_read_shards(folder), folder.file)
-        files, remarks = (folder.file, *folder.shards), folder.remarks
+        whole = _read_shards(folder)
+        found = find_network(whole, folder.file, forms)
+        tensors, chosen = found or (without_prefixes(whole, folder.file), ())
     else:
-        tensors, chosen = _read_file(folder.file)
-        files, remarks = (folder.file,), folder.remarks + chosen
+        tensors, chosen = _read_file(folder.file, forms)
+    files, remarks = (folder.file, *folder.shards), folder.remarks + chosen
     return Stored(tensors, folder.config, folder.preprocessor, folder.file, files, remarks)
 
 
-def _read_file(path: Path) -> tuple[Tensors, tuple[str, ...]]:
+def _read_file(path: Path, forms: Sequence[Names]) -> tuple[Tensors, tuple[str, ...]]:
     content = _content(path)
-    tensors, remarks = unwrap_with_remarks(content, path)
+    found = find_network(content, path, forms)
+    tensors, remarks = found or unwrap_with_remarks(content, path)
     refuse_large(tensors, size_of(path), path)
     return tensors, remarks
 

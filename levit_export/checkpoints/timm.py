@@ -7,20 +7,34 @@ from typing import Any
 
 from levit_export.checkpoints import fair, recipes, shapes
 from levit_export.checkpoints.found import Choices, Found, Stored, Tensors, renamed
-from levit_export.checkpoints.levit_names import Outline, Place, Spelling, count, tensor_names
+from levit_export.checkpoints.levit_names import (
+    Outline,
+    Place,
+    Spelling,
+    count,
+    linear_heads,
+    tensor_names,
+)
 from levit_export.core import Size
 from levit_export.errors import CheckpointError, UsageError
 from levit_export.zoo import LevitConfig, usual_activation
 
 NAME = "timm"
-STEM = "stem.conv1.linear.weight"
+STEMS = ("stem.conv1.linear.weight",)
+LIBRARY = fair.Library(
+    "timm's form",
+    "timm builds one without with num_classes=0, for features",
+    "Give it one, model.reset_classifier(number_of_classes), train it and save that state dict.",
+)
 ACTIVATIONS = {"hard_swish": "hardswish", "silu": "silu", "swish": "silu", "gelu": "gelu"}
 """timm's names of activations, and ours."""
 
 
 def recognises(tensors: Tensors) -> bool:
     """Whether the tensors have this dialect's names."""
-    return STEM in tensors and any(n.startswith("stages.0.blocks.0.attn.qkv.") for n in tensors)
+    return STEMS[0] in tensors and any(
+        n.startswith("stages.0.blocks.0.attn.qkv.") for n in tensors
+    )
 
 
 def _block(place: Place) -> str:
@@ -61,7 +75,8 @@ def outline(tensors: Tensors) -> Outline:
     return Outline(
         convolutions=sum(f"stem.conv{i}.linear.weight" in tensors for i in range(1, 5)),
         depths=tuple(count(tensors, f"stages.{stage}.blocks.{{}}.") for stage in range(stages)),
-        two_heads="head_dist.linear.weight" in tensors,
+        two_heads=any(f"head_dist{inner}.weight" in tensors for inner in (".linear", "")),
+        linear_heads=linear_heads(tensors, ("head", "head_dist")),
     )
 
 
@@ -76,7 +91,7 @@ def understand(stored: Stored, source: str, choices: Choices) -> Found:
     ]
     tensors = named | {name: named[name][:, :, 0, 0] for name in maps}
     described = stored.config or {}
-    config, sizes = fair.infer_config(tensors, source)
+    config, sizes = fair.infer_config(tensors, source, LIBRARY, theirs)
     config, settled = shapes.settle(
         config,
         sizes,

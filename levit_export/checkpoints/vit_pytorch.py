@@ -17,6 +17,7 @@ from levit_export.errors import CheckpointError
 from levit_export.zoo import VitPytorchConfig
 
 NAME = "vit-pytorch"
+STEMS = ("conv_embedding.0.weight",)
 STEM_STRIDE = 16
 STEM_CONVOLUTIONS = 4
 TABLE = "attention_biases"
@@ -25,7 +26,7 @@ TABLE = "attention_biases"
 
 def recognises(tensors: Tensors) -> bool:
     """Whether the tensors have this dialect's names."""
-    return "conv_embedding.0.weight" in tensors and "mlp_head.weight" in tensors
+    return STEMS[0] in tensors and "mlp_head.weight" in tensors
 
 
 def understand(stored: Stored, source: str, choices: Choices) -> Found:  # noqa: ARG001

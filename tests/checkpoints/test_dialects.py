@@ -266,7 +266,7 @@ def test_half_fused_checkpoint(tmp_path: Path) -> None:
         tensors.pop("head.l.weight"),
         tensors.pop("head.l.bias"),
     )
-    with pytest.raises(CheckpointError, match=r"head\.weight: unexpected"):
+    with pytest.raises(CheckpointError, match=r"head\.bn\.weight: unexpected"):
         checkpoints.load(written(tmp_path, tensors))
 
 

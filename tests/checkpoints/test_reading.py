@@ -87,7 +87,7 @@ def test_training_state(tmp_path: Path, weights: Tensors, *, old: bool) -> None:
         "device": torch.device("cpu"),
         "bytes": b"\x00\xff",
         "parameter": torch.nn.Parameter(torch.ones(2)),
-        "module": model.state_dict(),
+        "teacher": model.state_dict(),
     }
     if not old:  # PyTorch itself cannot read these from its older format
         state["float8"] = torch.ones(2).to(torch.float8_e4m3fn)
