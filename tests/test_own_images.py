@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from support import Cli
 
 from levit_export import checkpoints, reference
-from levit_export.checkpoints import Checkpoint
+from levit_export.checkpoints import Checkpoint, Choices
 from levit_export.errors import UsageError
 from levit_export.pipeline import ExportRequest, plan
 from levit_export.reference import ModelChoice
@@ -85,3 +85,15 @@ def test_random_weights_never_print_an_accuracy(cli: Cli, tmp_path: Path) -> Non
     result = cli("export", "--random-weights", 0, "-f", "onnx", "--no-bench", "-o", tmp_path / "x")
     assert result.exit_code == 0, result.output
     assert "top-1" not in result.output
+
+
+def test_at_another_size_they_are_still_digits() -> None:
+    """With interpolated tables the bundled weights see their own images by their own recipe."""
+    choices = Choices(image_size=(112, 96), resize_bias=True)
+    for checkpoint in (checkpoints.bundled(choices), checkpoints.randomised(DIGITS, 0, choices)):
+        recipe = checkpoint.preprocessing
+        assert (recipe.name, recipe.resize, recipe.crop) == ("digits", (112, 96), (112, 96))
+    made = reference.answers(checkpoints.bundled(choices), ["fp32"])
+    assert made.images is not None
+    assert made.images.inputs.shape == (360, 3, 112, 96)
+    assert np.mean(made.predictions == made.images.labels) > 0.5

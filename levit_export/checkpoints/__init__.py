@@ -285,7 +285,7 @@ def randomised(model: Variant, seed: int, choices: Choices | None = None) -> Che
     digest = hashlib.sha256()
     for name, tensor in tensors.items():
         digest.update(name.encode() + tensor.numpy().tobytes())
-    recipe = preprocessing.RECIPES["digits" if config == VARIANTS[0].config else "fair"]
+    recipe = preprocessing.RECIPES["digits" if recipes.is_of_digits(config) else "fair"]
     return Checkpoint(
         name=model.name,
         dialect="random",

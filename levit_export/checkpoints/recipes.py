@@ -18,7 +18,7 @@ from levit_export.checkpoints.found import Found, Stored
 from levit_export.core import Interpolation, Preprocessing, Resize, Size
 from levit_export.errors import CheckpointError
 from levit_export.preprocessing import IMAGENET_MEAN, IMAGENET_STD
-from levit_export.zoo import VARIANTS
+from levit_export.zoo import VARIANTS, Config
 
 REMEDY = (
     "State the recipe with --preprocessing FILE (docs/checkpoints.md shows one), which replaces "
@@ -79,7 +79,7 @@ def _timms(config: Mapping[str, Any] | None, found: Found) -> Mapping[str, Any] 
 
 def assumed(found: Found, taken: Size) -> Recipe:
     """The recipe that the form of the weights suggests, for inputs of this size."""
-    if found.config == VARIANTS[0].config:
+    if is_of_digits(found.config):
         recipe, whose = preprocessing.RECIPES["digits"], "that of the bundled digits"
     elif found.recipe == "timm":
         recipe, whose = timm(TIMMS_USUAL, taken)[0], "timm's for its LeViT models"
@@ -96,6 +96,12 @@ def assumed(found: Found, taken: Size) -> Recipe:
     return preprocessing.for_image_size(recipe, taken), (
         f"{words}; --preprocessing FILE says another",
     )
+
+
+def is_of_digits(config: Config) -> bool:
+    """Whether it is the bundled network, at whatever size it takes its images."""
+    bundled = VARIANTS[0].config
+    return {**vars(config), "image_size": bundled.image_size} == vars(bundled)
 
 
 def described(said: Mapping[str, Any]) -> Mapping[str, Any]:
