@@ -203,8 +203,9 @@ class ModelInfo:
 class PassRecord:
     """One line of the ledger: what a pass matched, what it cost, how well it kept the function.
 
-    ``error`` is ``max|after - before| / max|before|`` over random inputs in float64. ``nodes`` are
-    the operators that one forward call with a batch of two executes.
+    ``error`` is the largest ``max|after - before| / max|before|`` of the places that it rewrote,
+    in float64, and ``network_error`` that of the whole network by all passes together. ``nodes``
+    are the operators that one forward call with a batch of two executes.
     """
 
     name: str
@@ -215,6 +216,7 @@ class PassRecord:
     parameters: tuple[int, int] = (0, 0)
     nodes: tuple[int, int] = (0, 0)
     bytes_added: int = 0
+    network_error: float = 0.0
 
 
 def applied(ledger: Iterable[PassRecord]) -> tuple[str, ...]:

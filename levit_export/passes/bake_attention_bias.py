@@ -13,6 +13,7 @@ No answer depends on those numbers, so no file has to hold them.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Mapping
 from typing import cast
 
 import torch
@@ -21,7 +22,7 @@ from torch import nn
 from levit_export.architectures.layers import ConvBN, LinearBN
 from levit_export.architectures.levit import AttentionBias
 from levit_export.errors import PassError
-from levit_export.passes.base import Matched, NotApplicable, Outcome, Pass
+from levit_export.passes.base import Matched, NotApplicable, Outcome, Pass, Probe, example
 
 
 def _floats(module: nn.Module) -> int:
@@ -76,4 +77,19 @@ def apply(module: nn.Module) -> Outcome:
     return Matched(len(blocks), bytes_added=4 * (_floats(module) - before))
 
 
-BAKE_ATTENTION_BIAS = Pass("bake_attention_bias", apply)
+def probes(module: nn.Module) -> Mapping[str, Probe]:
+    """The bias of every pair of positions; of a single key what the whole attention computes."""
+    blocks = {n: m for n, m in module.named_modules() if isinstance(m, AttentionBias)}
+    return {name: _probe(name, block) for name, block in blocks.items()}
+
+
+def _probe(place: str, block: AttentionBias) -> Probe:
+    if not block.has_one_key:
+        return lambda network: cast("AttentionBias", network.get_submodule(place)).bias()
+    layer = block.value_rows()[0]
+    x = example(layer, place)
+    x = x[..., :1, :1] if x.dim() == 4 else x[:, :1]
+    return lambda network: network.get_submodule(place)(x)
+
+
+BAKE_ATTENTION_BIAS = Pass("bake_attention_bias", apply, probes)

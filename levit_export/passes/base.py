@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import cast
+from zlib import crc32
 
+import torch
 from torch import nn
 
+from levit_export.architectures.layers import BNLinear, ConvBN, LinearBN
 from levit_export.errors import PassError
+
+Probe = Callable[[nn.Module], torch.Tensor]
+"""What one place of a network computes, of an input of its own; given the whole network.
+
+A pass leaves it as it is: the same probe is asked before and after.
+"""
 
 
 @dataclass(frozen=True)
@@ -31,16 +41,52 @@ class NotApplicable:
 Outcome = Matched | NotApplicable
 
 
+def no_probes(_: nn.Module) -> Mapping[str, Probe]:
+    """Of a pass that is proven on the whole network alone."""
+    return {}
+
+
 @dataclass(frozen=True)
 class Pass:
     """A named rewrite. ``apply`` edits a module in place; the framework copies, checks, proves.
 
+    ``probes`` are asked of a module that the pass is about to rewrite: for the path of each place
+    that it changes, what must stay the same there.
     It returns what it matched, or why there is positively nothing to match. Zero matches are an
     error: a pass that silently finds nothing has usually met a model it does not understand.
     """
 
     name: str
     apply: Callable[[nn.Module], Outcome]
+    probes: Callable[[nn.Module], Mapping[str, Probe]] = no_probes
+
+
+def example(layer: nn.Module, place: str) -> torch.Tensor:
+    """A few random float64 inputs for ``layer``, the same ones whenever ``place`` is asked.
+
+    Tokens ``(2, 3, C)`` for linear layers, maps of its kernel's size for convolutions, ``(4, C)``
+    for a BatchNorm in front of a linear layer. Raises ``PassError`` for another layer.
+    """
+    first = next(layer.children(), layer) if isinstance(layer, ConvBN | LinearBN) else layer
+    if isinstance(first, nn.Conv2d):
+        shape: tuple[int, ...] = (2, first.in_channels, *first.kernel_size)
+    elif isinstance(first, nn.Linear):
+        shape = (2, 3, first.in_features)
+    elif isinstance(first, BNLinear):
+        shape = (4, cast("nn.Linear", first.l).in_features)
+    else:
+        raise PassError(
+            f"{place} is a {type(layer).__name__}, which no pass knows how to try",
+            remedy="Report the architecture.",
+        )
+    generator = torch.Generator().manual_seed(crc32(place.encode()))
+    return torch.randn(shape, dtype=torch.float64, generator=generator)
+
+
+def of_layer(place: str, layer: nn.Module) -> Probe:
+    """What the layer at the path ``place`` makes of an example; it may become another layer."""
+    x = example(layer, place)
+    return lambda network: network.get_submodule(place)(x)
 
 
 def refuse_shared_weights(module: nn.Module) -> None:

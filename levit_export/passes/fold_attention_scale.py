@@ -6,14 +6,15 @@ the multiplication of every score map, one per block, becomes none.
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from collections.abc import Mapping
+from typing import Protocol, cast, runtime_checkable
 
 import torch
 from torch import nn
 
 from levit_export.architectures.layers import ConvBN, LinearBN
 from levit_export.errors import PassError
-from levit_export.passes.base import Matched, NotApplicable, Outcome, Pass
+from levit_export.passes.base import Matched, NotApplicable, Outcome, Pass, Probe, example
 
 SCALABLE = (nn.Linear, nn.Conv2d, nn.BatchNorm1d, nn.BatchNorm2d)
 
@@ -55,4 +56,28 @@ def apply(module: nn.Module) -> Outcome:
     return Matched(len(blocks))
 
 
-FOLD_ATTENTION_SCALE = Pass("fold_attention_scale", apply)
+def probes(module: nn.Module) -> Mapping[str, Probe]:
+    """The outputs of every layer that makes q, with q times the scale that it still waits for."""
+    layers = {
+        name: block.query_rows()[0]
+        for name, block in module.named_modules()
+        if isinstance(block, ScaledAttention)
+    }
+    known = ConvBN | LinearBN | nn.Linear | nn.Conv2d  # :func:`apply` refuses the others
+    return {n: _scaled(n, layer) for n, layer in layers.items() if isinstance(layer, known)}
+
+
+def _scaled(place: str, layer: nn.Module) -> Probe:
+    x = example(layer, place)
+
+    def probe(network: nn.Module) -> torch.Tensor:
+        block = cast("ScaledAttention", network.get_submodule(place))
+        found, rows = block.query_rows()
+        y = found(x)
+        channels = y.movedim(1, -1) if y.dim() == 4 else y
+        return torch.where(rows, block.scale * channels, channels)
+
+    return probe
+
+
+FOLD_ATTENTION_SCALE = Pass("fold_attention_scale", apply, probes)

@@ -10,6 +10,7 @@ and ``t = beta - mean * s``.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import cast
 
 import torch
@@ -17,7 +18,7 @@ from torch import nn
 
 from levit_export.architectures.layers import BNLinear, ConvBN, LinearBN
 from levit_export.errors import PassError
-from levit_export.passes.base import Matched, NotApplicable, Outcome, Pass
+from levit_export.passes.base import Matched, NotApplicable, Outcome, Pass, Probe, of_layer
 
 BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d
 
@@ -96,4 +97,11 @@ def apply(module: nn.Module) -> Outcome:
     return Matched(pairs, bytes_added=4 * (_weights(module) - before))
 
 
-FUSE_BATCHNORM = Pass("fuse_batchnorm", apply)
+def probes(module: nn.Module) -> Mapping[str, Probe]:
+    """What every pair computes."""
+    kinds = ConvBN | LinearBN | BNLinear
+    pairs = {name: m for name, m in module.named_modules() if isinstance(m, kinds)}
+    return {name: of_layer(name, pair) for name, pair in pairs.items()}
+
+
+FUSE_BATCHNORM = Pass("fuse_batchnorm", apply, probes)

@@ -8,13 +8,17 @@ and ``v softmax(…)ᵀ`` with no axis moved. It is the form of timm's ``levit_c
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import cast
+
+import torch
 from torch import nn
 
 from levit_export.architectures.layers import LinearBN
 from levit_export.architectures.levit import AttentionBias, Levit, Subsample
 from levit_export.core import LAID_OUT_AS_MAPS
 from levit_export.errors import PassError
-from levit_export.passes.base import Matched, NotApplicable, Outcome, Pass
+from levit_export.passes.base import Matched, NotApplicable, Outcome, Pass, Probe, example
 
 
 def _pointwise(linear: nn.Linear) -> nn.Conv2d:
@@ -45,4 +49,24 @@ def apply(module: nn.Module) -> Outcome:
     return Matched(len(linear))
 
 
-LAY_OUT_MAPS = Pass(LAID_OUT_AS_MAPS, apply)
+def probes(module: nn.Module) -> Mapping[str, Probe]:
+    """What every layer makes of a token."""
+    if not isinstance(module, Levit) or module.layout == "maps":
+        return {}
+    layers = {n: m for n, m in module.blocks.named_modules() if isinstance(m, nn.Linear)}
+    return {f"blocks.{name}": _of_tokens(f"blocks.{name}", m) for name, m in layers.items()}
+
+
+def _of_tokens(place: str, layer: nn.Linear) -> Probe:
+    tokens = example(layer, place)
+
+    def probe(network: nn.Module) -> torch.Tensor:
+        found = network.get_submodule(place)
+        if isinstance(found, nn.Conv2d):
+            return cast("torch.Tensor", found(tokens.mT[..., None])[..., 0].mT)
+        return cast("torch.Tensor", found(tokens))
+
+    return probe
+
+
+LAY_OUT_MAPS = Pass(LAID_OUT_AS_MAPS, apply, probes)

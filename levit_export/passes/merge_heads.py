@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import nn
 
 from levit_export.architectures.levit import Levit
 from levit_export.errors import PassError
-from levit_export.passes.base import Matched, NotApplicable, Outcome, Pass
+from levit_export.passes.base import Matched, NotApplicable, Outcome, Pass, Probe, example
 
 
 @torch.no_grad()
@@ -31,4 +33,17 @@ def apply(module: nn.Module) -> Outcome:
     return Matched(1, bytes_added=-4 * removed)
 
 
-MERGE_HEADS = Pass("merge_heads", apply)
+def probes(module: nn.Module) -> Mapping[str, Probe]:
+    """The mean of the heads."""
+    if not isinstance(module, Levit) or not hasattr(module, "head_dist"):
+        return {}
+    x = example(module.head, "head")
+
+    def mean(network: nn.Module) -> torch.Tensor:
+        names = [name for name in ("head", "head_dist") if hasattr(network, name)]
+        return torch.stack([getattr(network, name)(x) for name in names]).mean(dim=0)
+
+    return {"head": mean}
+
+
+MERGE_HEADS = Pass("merge_heads", apply, probes)

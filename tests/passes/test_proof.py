@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -67,11 +68,12 @@ def test_a_pass_that_is_not_applicable_says_why(small: Levit) -> None:
     assert (record.matches, record.parameters, record.nodes) == (0, (0, 0), (0, 0))
 
 
-def _refused_proof(model: Levit, each: Pass) -> PassProofError:
+def _refused_proof(model: Levit, each: Pass, place: str = "the model") -> PassProofError:
     with pytest.raises(PassProofError) as refused:
         apply_passes(model, (each,), input_shape=SHAPE)
     assert refused.value.exit_status == 1
-    assert refused.value.what.startswith(f"{each.name} changed the model: relative error ")
+    assert refused.value.what.startswith(f"{each.name} changed {place}")
+    assert ": relative error " in refused.value.what
     assert f"--skip-pass {each.name}" in refused.value.remedy
     return refused.value
 
@@ -87,7 +89,7 @@ def test_a_wrong_batchnorm_epsilon_is_caught(
         return right(norm, name)
 
     monkeypatch.setattr(fuse_batchnorm, "scale_and_shift", wrong)
-    _refused_proof(small, FUSE)
+    _refused_proof(small, FUSE, "patch_embed.0 and ")
 
 
 def test_a_forgotten_shift_is_caught(small: Levit, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,7 +101,7 @@ def test_a_forgotten_shift_is_caught(small: Levit, monkeypatch: pytest.MonkeyPat
         return s, torch.zeros_like(t)
 
     monkeypatch.setattr(fuse_batchnorm, "scale_and_shift", wrong)
-    _refused_proof(small, FUSE)
+    _refused_proof(small, FUSE, "patch_embed.0 and ")
 
 
 def test_a_transposed_bias_table_is_caught(small: Levit, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,7 +115,7 @@ def test_a_transposed_bias_table_is_caught(small: Levit, monkeypatch: pytest.Mon
         del block.attention_biases, block.attention_bias_idxs
 
     monkeypatch.setattr(AttentionBias, "bake_bias", wrong)
-    _refused_proof(small, BAKE)
+    _refused_proof(small, BAKE, "blocks.0.m and ")
 
 
 def test_a_single_wrong_bias_is_caught(small: Levit, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,6 +172,22 @@ def test_a_pass_with_a_side_effect_is_caught(
 ) -> None:
     """A pass that does its work and one thing more, NaN and infinity included, is refused."""
     _refused_proof(small, _after(FOLD, change))
+
+
+@pytest.mark.parametrize("change", [_scale_keys, _nan])
+def test_a_fault_where_a_pass_works_names_the_layer(
+    small: Levit, change: Callable[[nn.Module], None]
+) -> None:
+    """The layer that a pass got wrong is named, though all of the network's answers move."""
+    wrong = replace(_after(FOLD, change), probes=FOLD.probes)
+    _refused_proof(small, wrong, "blocks.0.m: relative error")
+
+
+def test_the_pass_at_fault_is_found_among_several(small: Levit) -> None:
+    """Where only the whole network tells of a fault, its pass is named all the same."""
+    passes = (FUSE, _after(FOLD, lambda module: module.head.bias.add_(0.1)), BAKE, MERGE)
+    with pytest.raises(PassProofError, match="fold_attention_scale changed the model"):
+        apply_passes(small, passes, input_shape=SHAPE)
 
 
 def test_the_error_tells_how_far_off(small: Levit) -> None:
