@@ -31,6 +31,7 @@ from levit_export.core import (
     applied,
 )
 from levit_export.errors import DataError, ManifestError
+from levit_export.labels import control_character
 from levit_export.samples import Samples
 
 SCHEMA = 1
@@ -169,6 +170,10 @@ def damage(folder: Path, manifest: Manifest) -> list[str]:
         for name in sorted(set(list_files(folder)) - set(manifest.files))
         if Path(name).parts[0] in places and Path(name).name != IGNORED
     ]
+    lines = [f"{label}\n" for label in manifest.model.labels]
+    names = folder / LABELS
+    if names.is_file() and names.read_bytes() != "".join(lines).encode():
+        found.append(f"{LABELS} does not hold the {len(lines)} names of the manifest, a line each")
     for name, entry in manifest.files.items():
         path = folder / name
         if not path.is_file():
@@ -240,6 +245,18 @@ def _inconsistencies(manifest: Manifest) -> Iterator[str]:
     for artifact in manifest.artifacts:
         if artifact.precision not in golden.tolerances:
             yield f"has no tolerance for {artifact.path}, which is {artifact.precision}"
+    for number, label in enumerate(manifest.model.labels):
+        if control_character(label):
+            yield f"calls class {number} {ascii(label)[:80]}, which is not a name of one line"
+    yield from _wrong_tolerances(manifest)
+    needed = [LABELS, f"{GOLDEN}/input.npy", *(a.path for a in manifest.artifacts)]
+    for name in needed:
+        if not any(file == name or file.startswith(f"{name}/") for file in manifest.files):
+            yield f"vouches for no file of {name}"
+
+
+def _wrong_tolerances(manifest: Manifest) -> Iterator[str]:
+    golden = manifest.golden
     names = {spec.name for spec in manifest.signature.outputs}
     for precision, tolerances in golden.tolerances.items():
         if tolerances.keys() != names:
@@ -250,10 +267,6 @@ def _inconsistencies(manifest: Manifest) -> Iterator[str]:
                     f"has {len(tolerance.rtol)} tolerances of {precision} for "
                     f"{len(golden.samples)} samples of {name}"
                 )
-    needed = [LABELS, f"{GOLDEN}/input.npy", *(a.path for a in manifest.artifacts)]
-    for name in needed:
-        if not any(file == name or file.startswith(f"{name}/") for file in manifest.files):
-            yield f"vouches for no file of {name}"
 
 
 def _number_or_text(value: Any, _: Any) -> float | str:

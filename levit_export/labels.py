@@ -1,8 +1,12 @@
-"""The names and synset ids of ImageNet's classes."""
+"""Names of classes: what they may hold, and ImageNet's."""
 
 from __future__ import annotations
 
+import unicodedata
 from importlib import resources
+
+DIRECTIONS = frozenset(map(chr, (*range(0x202A, 0x202F), *range(0x2066, 0x206A))))
+"""Characters that turn the direction of writing around, and so show other text than there is."""
 
 
 def imagenet_labels() -> tuple[str, ...]:
@@ -20,3 +24,13 @@ def imagenet_synsets() -> tuple[str, ...]:
     """The synset ids of the same classes in the same order, such as ``n01440764``."""
     file = resources.files("levit_export.data") / "imagenet_synsets.txt"
     return tuple(file.read_text(encoding="ascii").split())
+
+
+def control_character(name: str) -> str:
+    """The first character of a name that breaks its line or controls what shows it, or nothing.
+
+    ``labels.txt`` has a line for each class, so a name of two lines would shift all behind it.
+    """
+    kinds = ("Cc", "Zl", "Zp", "Cs")
+    bad = (c for c in name if unicodedata.category(c) in kinds or c in DIRECTIONS)
+    return next(bad, "")

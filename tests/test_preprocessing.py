@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -118,3 +123,110 @@ def test_refused_images(pixels: np.ndarray) -> None:
     assert str(pixels.dtype) in raised.value.what
     assert str(pixels.shape) in raised.value.what
     assert "uint8" in raised.value.remedy
+
+
+STATED = {
+    "resize": [70, 80],
+    "crop": [64, 72],
+    "resize_mode": "fit",
+    "interpolation": "lanczos",
+    "mean": [0, 0.5, 1],
+    "std": [1, 0.5, 0.25],
+}
+
+
+def stated(folder: Path, content: object) -> Path:
+    """A file that states a recipe."""
+    file = folder / "recipe.json"
+    file.write_text(json.dumps(content), encoding="utf-8")
+    return file
+
+
+def test_a_recipe_is_stated_in_a_file(tmp_path: Path) -> None:
+    """What a manifest holds can be written by hand; name, centre and fill may be left out."""
+    recipe = preprocessing.read(stated(tmp_path, STATED))
+    assert recipe == Preprocessing(
+        "given", (70, 80), (64, 72), "fit", "lanczos", (0, 0.5, 1), (1, 0.5, 0.25)
+    )
+    for known in (recipe, *RECIPES.values()):
+        assert preprocessing.read(stated(tmp_path, asdict(known))) == known
+    full = {**STATED, "name": "mine", "centre": "floored", "fill": [1, 2, 255]}
+    assert preprocessing.read(stated(tmp_path, full)).fill == (1, 2, 255)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"crop": 224}, "crop is 224; 2 whole numbers in a list are needed"),
+        ({"crop": [64, 64.0]}, "crop is .* 2 whole numbers"),
+        ({"crop": [64, True]}, "crop is .* 2 whole numbers"),
+        ({"crop": [0, 64]}, r"crop \(0, 64\): sides of 1 to"),
+        ({"resize": [2**20, 64]}, "resize .* sides of 1 to 16384"),
+        ({"resize_mode": "shorter-side"}, "the shorter side has one length"),
+        ({"resize_mode": "stretch"}, "resize_mode is 'stretch' .known: shorter-side, exact"),
+        ({"interpolation": "cubic"}, "interpolation is 'cubic'"),
+        ({"centre": "left"}, "centre is 'left'"),
+        ({"mean": [0, 0]}, "mean is .* 3 numbers"),
+        ({"mean": [0, 0, float("nan")]}, "finite"),
+        ({"std": [0, 1, 1]}, "std .* positive"),
+        ({"fill": [0, 0, 256]}, "fill .* 0 to 255"),
+        ({"name": "digits"}, "name is 'digits', which is that of another recipe"),
+        ({"name": "a\nb"}, "name is 'a.nb'"),
+        ({"size": 3}, "'size' is not a setting"),
+    ],
+)
+def test_statements_that_are_none(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    """Every setting that cannot be is refused by its name, and so is one that is missing."""
+    with pytest.raises(DataError, match=message) as refused:
+        preprocessing.read(stated(tmp_path, {**STATED, **change}))
+    assert "docs/checkpoints.md" in refused.value.remedy
+
+
+@pytest.mark.parametrize("key", STATED)
+def test_nothing_of_a_statement_is_guessed(tmp_path: Path, key: str) -> None:
+    """A setting that is left out is asked for, not filled in."""
+    content = {name: value for name, value in STATED.items() if name != key}
+    with pytest.raises(DataError, match=f"'{key}' is missing"):
+        preprocessing.read(stated(tmp_path, content))
+
+
+def test_files_that_state_nothing(tmp_path: Path) -> None:
+    """A missing file, another type of JSON and no JSON are each said."""
+    with pytest.raises(DataError, match="No such file"):
+        preprocessing.read(tmp_path / "none.json")
+    with pytest.raises(DataError, match="a JSON list"):
+        preprocessing.read(stated(tmp_path, [1]))
+    (tmp_path / "recipe.json").write_text("resize: 3")
+    with pytest.raises(DataError, match="Expecting value"):
+        preprocessing.read(tmp_path / "recipe.json")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words"),
+    [
+        (
+            Preprocessing("x", (248, 248), (224, 224)),
+            "resize the shorter side to 248 px (bicubic, antialiased); centre crop 224 px "
+            "(offset rounded)",
+        ),
+        (
+            Preprocessing("x", (142, 568), (128, 512), "cover", "nearest", centre="floored"),
+            "resize, keeping the aspect ratio, until it just covers 142x568 px (height x width) "
+            "(nearest); centre crop 128x512 px (height x width) (offset floored)",
+        ),
+        (
+            Preprocessing("x", (96, 96), (96, 96), "fit", fill=(1, 2, 3)),
+            "until it just fits into 96 px (bicubic, antialiased); centre crop 96 px "
+            "(offset rounded, pixels outside the image are [1, 2, 3])",
+        ),
+        (
+            Preprocessing("x", (96, 96), (96, 96), "none", centre="truncated"),
+            "no resize; centre crop 96 px (offset truncated, pixels outside the image are "
+            "[0, 0, 0])",
+        ),
+    ],
+    ids=lambda value: getattr(value, "resize_mode", ""),
+)
+def test_a_recipe_in_words(recipe: Preprocessing, words: str) -> None:
+    """The sentence for the device's programmer names every step that the recipe has."""
+    assert words in recipe.in_words()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from typing import Any
 
 from levit_export.checkpoints.recipes import described
 from levit_export.errors import CheckpointError, LevitExportError, UsageError
-from levit_export.labels import imagenet_labels, imagenet_synsets
+from levit_export.labels import control_character, imagenet_labels, imagenet_synsets
 from levit_export.zoo import Config, variant_of
 
 REMEDY = "Correct config.json, or give --labels FILE, which replaces its names."
@@ -153,11 +152,10 @@ def _tidied(names: Sequence[str], kind: type[LevitExportError], source: str) -> 
     for number, name in enumerate(names):
         if not name.strip():
             raise kind(f"class {number} of {source} has no name", remedy="Give every class one.")
-        if bad := next((c for c in name.strip() if not is_printable(c)), ""):
-            what = unicodedata.name(bad, f"U+{ord(bad):04X}")
+        if bad := control_character(name.strip()):
             raise kind(
                 f"class {number} of {source} is called {ascii(name.strip())[:80]}, which holds "
-                f"the control character {what}",
+                f"the control character U+{ord(bad):04X}",
                 remedy="Give names of one line without control characters, such as with "
                 "--labels FILE.",
             )
@@ -172,13 +170,3 @@ def _tidied(names: Sequence[str], kind: type[LevitExportError], source: str) -> 
         numbers = [str(number) for number, other in enumerate(tidy) if other == name][:SHOWN]
         remarks.append(f"{count} classes are called {name}: {', '.join(numbers)}")
     return Labels(tidy, tuple(remarks))
-
-
-def is_printable(character: str) -> bool:
-    """Whether a character neither breaks a line nor controls a terminal or a reader's eye.
-
-    Unicode's controls, line and paragraph separators, surrogates and directions of writing do.
-    """
-    return unicodedata.category(character) not in ("Cc", "Zl", "Zp", "Cs") and character not in (
-        "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
-    )

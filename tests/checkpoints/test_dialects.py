@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from folders import TINY, in_timm, outline, tensors_of, written
 from transformers import LevitConfig as TransformersConfig
 from transformers.models.levit.image_processing_levit import LevitImageProcessor
 from transformers.models.levit.modeling_levit import (
@@ -19,7 +19,6 @@ from transformers.models.levit.modeling_levit import (
 )
 
 from levit_export import checkpoints
-from levit_export.architectures import build
 from levit_export.architectures.levit import Levit
 from levit_export.architectures.random_weights import randomize_
 from levit_export.checkpoints import Choices, huggingface, timm
@@ -29,38 +28,9 @@ from levit_export.errors import CheckpointError, UsageError
 from levit_export.passes import PASSES, apply_passes
 from levit_export.zoo import VARIANTS, LevitConfig, variant
 
-Tensors = dict[str, torch.Tensor]
 LEVITS = [known for known in VARIANTS if isinstance(known.config, LevitConfig)]
-TINY = LevitConfig((32, 48, 64), 16, (2, 3, 4), (1, 2, 1), image_size=(64, 64), classes=5)
 BOUND = UNIT_ROUNDOFF["fp64"] * 2**5 * 2**10
 """Twice the layers of the small model, more terms than any of its sums has."""
-
-
-def outline(config: LevitConfig) -> Outline:
-    """Which layers a LeViT has."""
-    return Outline(config.stem_stride.bit_length() - 1, config.depths, config.two_heads)
-
-
-def tensors_of(config: LevitConfig) -> Tensors:
-    """Seeded weights of a network."""
-    return dict(randomize_(build(config), 0).state_dict())
-
-
-def in_timm(config: LevitConfig, *, maps: bool = False) -> Tensors:
-    """The same as timm stores them: without the index."""
-    kept = {k: v for k, v in tensors_of(config).items() if not k.endswith("attention_bias_idxs")}
-    return timm.to_theirs(kept, outline(config), maps=maps)
-
-
-def written(folder: Path, tensors: Mapping[str, torch.Tensor], **files: object) -> Path:
-    """A folder with the weights and JSON files, as ``save_pretrained`` leaves it."""
-    place = folder / "model"
-    place.mkdir()
-    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    save_file(contiguous, place / "model.safetensors")
-    for name, content in files.items():
-        (place / f"{name}.json").write_text(json.dumps(content))
-    return place
 
 
 def same(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> bool:

@@ -265,3 +265,34 @@ def test_fingerprint(tmp_path: Path) -> None:
     ]
     assert prints[0] == prints[1]
     assert len(set(prints)) == 3
+
+
+def test_letters_of_two_cases_are_two_classes(tmp_path: Path) -> None:
+    """``A`` and ``a``, as EMNIST has them, are scored as themselves; an exact name comes first."""
+    letters = ("A", "B", "a", "b")
+    for name in letters:
+        picture(tmp_path / name / "x.png")
+    assert found(tmp_path, letters) == {"A/x.png": 0, "B/x.png": 1, "a/x.png": 2, "b/x.png": 3}
+    assert found(tmp_path, letters[::-1]) == {
+        "A/x.png": 3,
+        "B/x.png": 2,
+        "a/x.png": 1,
+        "b/x.png": 0,
+    }
+
+
+def test_a_folder_that_fits_several_classes(tmp_path: Path) -> None:
+    """Where no label is exactly so called and several fit, none is guessed."""
+    picture(tmp_path / "Mine" / "x.png")
+    for labels in (("mine", "MINE", "yours"), ("gold, mine", "coal, mine", "yours")):
+        with pytest.raises(DataError, match=r"Mine .* may be one of 2 classes: 0 "):
+            open_images(tmp_path, labels=labels)
+    picture(tmp_path / "yours" / "x.png")
+    assert found(tmp_path, ("mine", "Mine", "yours")) == {"Mine/x.png": 1, "yours/x.png": 2}
+
+
+def test_a_name_that_two_classes_share(tmp_path: Path) -> None:
+    """A folder called as two classes are is refused: its images are of one of them."""
+    picture(tmp_path / "crane" / "x.png")
+    with pytest.raises(DataError, match=r"crane .* may be one of 2 classes: 0 \(crane\)"):
+        open_images(tmp_path, labels=("crane", "dog", "crane"))

@@ -139,6 +139,18 @@ def test_resize_with_pillow(verify: Verify, unpacked: Path) -> None:
     assert "fail    resize: real-0: differs by up to" in said
 
 
+def test_labels_that_moved(verify: Verify, unpacked: Path) -> None:
+    """A name of two lines in ``labels.txt`` would shift those behind it: the lines are counted."""
+    path = unpacked / "labels.txt"
+    lines = path.read_text(encoding="utf-8").splitlines()
+    path.write_text("\n".join(["two", "lines", *lines[1:]]) + "\n", encoding="utf-8")
+    vouch(unpacked)
+    status, said = verify(unpacked, "onnx", "--format", "onnx")
+    assert status == 1
+    count = len(lines)
+    assert f"fail    labels: labels.txt has {count + 1} lines, not the {count} names" in said
+
+
 def test_flipped_byte_of_a_weight(verify: Verify, unpacked: Path) -> None:
     """One flipped byte of a weight is found by the file's hash, and the file is not loaded."""
     content = bytearray((unpacked / ONNX).read_bytes())

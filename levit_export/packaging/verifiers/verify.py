@@ -89,6 +89,16 @@ def check_files(folder: Path, described: Any) -> Iterator[Line]:
             yield Line("fail", "files", f"{name} was altered: SHA-256 {found[0][:12]}…")
 
 
+def check_labels(folder: Path, manifest: Any) -> Iterator[Line]:
+    """One line of ``labels.txt`` for each class, in the order of the outputs."""
+    lines = (folder / "labels.txt").read_text(encoding="utf-8").split("\n")
+    labels = manifest["model"]["labels"]
+    if lines != [*labels, ""]:
+        yield Line(
+            "fail", "labels", f"labels.txt has {len(lines) - 1} lines, not the {len(labels)} names"
+        )
+
+
 def sha256_of(path: Path) -> tuple[str, int]:
     """Hash and size of a file."""
     digest, size = hashlib.sha256(), 0
@@ -560,6 +570,7 @@ def verify(folder: Path, formats: list[str], units: str) -> Iterator[Line]:
     if damaged:
         return
     manifest = read_json(folder / "manifest.json")
+    yield from check_labels(folder, manifest)
     wrong = list(check_images(folder, described, manifest))
     yield from wrong
     if not any(line.verdict == "fail" for line in wrong):
