@@ -8,12 +8,12 @@ import json
 import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from levit_export.core import files
 from levit_export.errors import OutputError
 
 MANIFEST = "manifest.json"
@@ -34,7 +34,7 @@ class Stage:
     def commit(self, final: Path) -> None:
         """Take the place of ``final``, which must lie beside the stage, in one step."""
         refuse_foreign(final)
-        self.path.chmod(0o777 & ~_umask())
+        self.path.chmod(0o777 & ~files.umask())
         _take_place(self.path, final.absolute())
 
 
@@ -49,18 +49,15 @@ def staged(final: Path) -> Iterator[Stage]:
     final = final.absolute()
     refuse_foreign(final)
     made = [folder for folder in final.parents if not folder.exists()]
-    work: Path | None = None
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(final)
         prefix = f".{final.name}{_PARTIAL}{os.getpid()}-"
-        work = Path(tempfile.mkdtemp(prefix=prefix, dir=final.parent))
-        yield Stage(work)
+        with files.temporary_folder(final.parent, prefix) as work:
+            yield Stage(work)
     except OSError as error:
         raise _unwritable(final, error) from error
     finally:
-        if work is not None:
-            shutil.rmtree(work, ignore_errors=True)
         for folder in made:
             with suppress(OSError):  # it holds the result
                 folder.rmdir()
@@ -85,19 +82,22 @@ def refuse_foreign(final: Path) -> None:
 
 def _foreign_files(folder: Path) -> list[str]:
     """Files below ``folder`` that its manifest does not vouch for; all, without one of ours."""
-    present = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if not p.is_dir()}
-    return sorted(present - _vouched_for(folder))
+    present = {path for path in folder.rglob("*") if not path.is_dir()}
+    replaceable = vouched_for(folder)
+    if replaceable:
+        replaceable |= {folder / name for name in (*REPORTS, ".DS_Store")}
+    return sorted(path.relative_to(folder).as_posix() for path in present - replaceable)
 
 
-def _vouched_for(folder: Path) -> set[str]:
-    """What may be replaced: an export's files, its two reports, and what Finder leaves."""
+def vouched_for(folder: Path) -> set[Path]:
+    """An export's manifest and the files that it names; nothing where ``folder`` is none."""
     try:
-        content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        is_ours = "levit-export" in content["toolchain"]
-        files = set(content["files"])
+        content = json.loads(files.read_text(folder / MANIFEST))
+        if "levit-export" not in content["toolchain"]:
+            return set()
+        return {folder / name for name in (MANIFEST, *content["files"])}
     except (OSError, ValueError, RecursionError, TypeError, KeyError):
         return set()
-    return files | {MANIFEST, *REPORTS, ".DS_Store"} if is_ours else set()
 
 
 def _unwritable(final: Path, error: OSError) -> OutputError:
@@ -160,9 +160,3 @@ def is_alive(process: int) -> bool:
     except (OSError, OverflowError):
         return True
     return True
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

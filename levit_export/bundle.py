@@ -29,6 +29,7 @@ from levit_export.core import (
     Tolerances,
     Verdict,
     applied,
+    files,
 )
 from levit_export.errors import DataError, ManifestError
 from levit_export.labels import control_character
@@ -96,13 +97,13 @@ class Manifest:
 
 def file_entry(path: Path) -> FileEntry:
     """Hash and size of a file."""
-    content = path.read_bytes()
+    content = files.read_bytes(path)
     return FileEntry(sha256(content).hexdigest(), len(content))
 
 
-def digest(files: Iterable[Path]) -> FileEntry:
+def digest(parts: Iterable[Path]) -> FileEntry:
     """Hash and size of an artifact: of its one file, or of the list of its files' hashes."""
-    entries = {path.name: file_entry(path) for path in sorted(files)}
+    entries = {path.name: file_entry(path) for path in sorted(parts)}
     if len(entries) == 1:
         return next(iter(entries.values()))
     listing = "".join(f"{entry.sha256}  {name}\n" for name, entry in sorted(entries.items()))
@@ -115,11 +116,16 @@ def write_golden(folder: Path, samples: Samples, outputs: Mapping[str, np.ndarra
     """Inputs, reference outputs ``<name>.npy``, and ``pixels/<sample>.npy`` under ``golden/``."""
     golden = folder / GOLDEN
     (golden / "pixels").mkdir(parents=True)
-    np.save(golden / "input.npy", samples.inputs)
+    _save(golden / "input.npy", samples.inputs)
     for name, values in outputs.items():
-        np.save(golden / f"{name}.npy", values)
+        _save(golden / f"{name}.npy", values)
     for name, pixels in samples.pixels.items():
-        np.save(golden / "pixels" / f"{name}.npy", pixels)
+        _save(golden / "pixels" / f"{name}.npy", pixels)
+
+
+def _save(path: Path, values: np.ndarray) -> None:
+    with files.replacing(path) as file:
+        np.save(file, values)
 
 
 def read_golden(folder: Path, manifest: Manifest) -> tuple[Samples, dict[str, np.ndarray]]:
@@ -146,7 +152,7 @@ def read_golden(folder: Path, manifest: Manifest) -> tuple[Samples, dict[str, np
 
 def _array(path: Path) -> np.ndarray:
     """The array of a ``.npy`` file; ``np.load`` would guess at archives and pickles."""
-    with path.open("rb") as file:
+    with files.open_regular(path) as file:
         array: np.ndarray = np.lib.format.read_array(  # type: ignore[no-untyped-call]
             file, allow_pickle=False
         )
@@ -187,16 +193,21 @@ def damage(folder: Path, manifest: Manifest) -> list[str]:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """``manifest.json``, sorted and indented."""
+    """``manifest.json`` of :func:`encode`."""
+    files.write(folder / MANIFEST, encode(manifest))
+
+
+def encode(manifest: Manifest) -> str:
+    """A manifest as JSON, sorted and indented."""
     text = json.dumps(asdict(manifest), indent=1, sort_keys=True, ensure_ascii=False)
-    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+    return text + "\n"
 
 
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of an export directory. Raises ``ManifestError`` when it is none of ours."""
     path = folder / MANIFEST
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(files.read_text(path))
     except (OSError, ValueError, RecursionError) as error:
         raise ManifestError(
             f"{path} cannot be read: {error}", remedy="Give an export directory."

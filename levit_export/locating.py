@@ -8,7 +8,7 @@ from pathlib import Path
 from levit_export import bundle
 from levit_export.atomic import MANIFEST
 from levit_export.bundle import Manifest
-from levit_export.core import Artifact
+from levit_export.core import Artifact, files
 from levit_export.errors import ArtifactError, UsageError
 from levit_export.targets import known_targets
 
@@ -31,9 +31,24 @@ def locate(path: Path) -> Located:
         return Located(path, tuple(bundle.artifacts(path, manifest)), manifest)
     for kind in known_targets():
         if path.suffix == kind.suffix:
+            _refuse_irregular(path)
             return Located(path.parent, (kind.inspect(path),), None)
     suffixes = ", ".join(kind.suffix for kind in known_targets())
     raise ArtifactError(
         f"{path} is neither an export directory nor an artifact",
         remedy=f"Give a folder with a {MANIFEST}, or a file ending in {suffixes}.",
     )
+
+
+def _refuse_irregular(path: Path) -> None:
+    """Raise for an artifact that is, or holds, a pipe or a device: a runtime would hang on it."""
+    parts = path.rglob("*") if path.is_dir() else (path,)
+    try:
+        for part in parts:
+            if not part.is_dir():
+                files.require_regular(part)
+    except OSError as error:
+        raise ArtifactError(
+            f"{error.filename or path} cannot be read: {error.strerror or error}",
+            remedy="Give a whole artifact, copied to this disk.",
+        ) from error

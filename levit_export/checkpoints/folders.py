@@ -11,6 +11,7 @@ from typing import Any
 
 from levit_export.checkpoints.kinds import cannot_be_read, size_of
 from levit_export.checkpoints.limits import JSON_BYTES, refuse_count, refuse_names
+from levit_export.core import files
 from levit_export.errors import CheckpointError
 
 STANDARD = (
@@ -143,7 +144,7 @@ def read_object(path: Path) -> dict[str, Any]:
             f"{path} has {size:,} bytes, more than {JSON_BYTES:,}", remedy="Shorten or remove it."
         )
     try:
-        content = json.loads(path.read_bytes().decode("utf-8"))
+        content = json.loads(files.read_text(path))
     except OSError as error:
         raise cannot_be_read(path, error) from error
     except (ValueError, RecursionError) as error:

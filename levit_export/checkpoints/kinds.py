@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from levit_export.checkpoints.limits import FILE_BYTES
+from levit_export.core import files
 from levit_export.errors import CheckpointError
 
 Kind = Literal["safetensors", "zip", "legacy"]
@@ -82,7 +83,7 @@ def kind_of(path: Path) -> Kind:
     """How to read ``path``. Raises ``CheckpointError`` that names a file of another kind."""
     size_of(path)
     try:
-        with path.open("rb") as file:
+        with files.open_regular(path) as file:
             head = file.read(HEAD)
     except OSError as error:
         raise cannot_be_read(path, error) from error

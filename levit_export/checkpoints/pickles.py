@@ -20,6 +20,7 @@ from levit_export.checkpoints.kinds import size_of
 from levit_export.checkpoints.limits import PICKLE_BYTES, unreadable
 from levit_export.checkpoints.pickle_program import Machine, unsafe
 from levit_export.checkpoints.torch_archive import read_archive
+from levit_export.core import files
 from levit_export.errors import LevitExportError
 
 MAGIC = 0x1950A86A20F9469CFC6C
@@ -76,7 +77,7 @@ def _check_legacy(path: Path) -> None:
     Each storage of the keys follows as its number of elements, 8 bytes, and its elements.
     """
     machine = Machine(path, size := size_of(path))
-    with path.open("rb") as file:
+    with files.open_regular(path) as file:
         stream = io.BytesIO(file.read(PICKLE_BYTES))
         if bytes(stream.getbuffer()[:1]) != b"\x80":
             raise ValueError("no pickle")

@@ -15,6 +15,7 @@ import torch
 
 from levit_export.checkpoints.kinds import size_of
 from levit_export.checkpoints.limits import JSON_BYTES, RANK, refuse_count, refuse_names
+from levit_export.core import files
 from levit_export.errors import CheckpointError
 
 BITS = {
@@ -73,7 +74,7 @@ def _damaged(path: Path, reason: str) -> CheckpointError:
 
 def _check(path: Path) -> None:
     size = size_of(path)
-    with path.open("rb") as file:
+    with files.open_regular(path) as file:
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or length > size - 8:
             raise ValueError(f"it declares a header of {length:,} bytes and has {size:,}")

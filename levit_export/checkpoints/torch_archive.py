@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from levit_export.checkpoints.limits import PICKLE_BYTES, TENSORS
+from levit_export.core import files
 from levit_export.errors import CheckpointError
 
 END = struct.Struct("<4s4H2IH")
@@ -37,7 +38,7 @@ def read_archive(path: Path) -> Archive:
     Raises ``CheckpointError`` for archives of other programs, ``ValueError`` and
     ``zipfile.BadZipFile`` for damaged and ambiguous ones.
     """
-    with path.open("rb") as file:
+    with files.open_regular(path) as file:
         start = _directory_start(file, path.stat().st_size)
         with zipfile.ZipFile(file) as archive:
             entries = archive.infolist()

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import atexit
-import os
-import signal
-import sys
-import threading
-from typing import NoReturn
-
 import click
 
 from levit_export._version import __version__
-from levit_export.cli.verb import HELP_NAMES, PIPE_CLOSED, VerbGroup
+from levit_export.cli import surroundings
+from levit_export.cli.verb import HELP_NAMES, INTERRUPTED, VerbGroup
 from levit_export.lean import collect_garbage_rarely
 
 __all__ = ["cli", "main"]
@@ -51,31 +45,17 @@ def cli() -> None:
     """  # noqa: D301 - click reads the backspace
 
 
-def _terminated(number: int, _: object) -> None:
-    sys.exit(128 + number)
-
-
 def main() -> None:
-    """Run the command line and exit. SIGTERM ends it as Ctrl-C does, so that nothing is left."""
-    signal.signal(signal.SIGTERM, _terminated)
+    """Run the command line and exit."""
+    surroundings.prepare()
     collect_garbage_rarely()
     try:
-        cli(prog_name="levit-export")
+        status = cli.main(prog_name="levit-export", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        status = error.exit_code
+    except click.Abort:  # click's own word for Ctrl-C, and its own status would be 1
+        status = INTERRUPTED
     except SystemExit as end:
-        _leave(end.code)
-
-
-def _leave(status: int | str | None) -> NoReturn:
-    """Exit without taking the interpreter down module by module: 1.5 s where torch is loaded."""
-    if not isinstance(status, int | None):
-        raise SystemExit(status)
-    threading._shutdown()  # type: ignore[attr-defined]  # noqa: SLF001
-    atexit._run_exitfuncs()  # noqa: SLF001
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except BrokenPipeError:
-            status = PIPE_CLOSED
-        except ValueError:  # closed already
-            continue
-    os._exit(status or 0)
+        status = end.code
+    surroundings.leave(status)

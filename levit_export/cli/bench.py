@@ -29,7 +29,7 @@ def bench(ctx: click.Context, /, paths: tuple[Path, ...], **_: Any) -> int:
     from levit_export.render import console
 
     params = ctx.params
-    refuse_unwritable(params["json_file"])
+    refuse_unwritable({"--json": params["json_file"]}, options.sources(params))
     request = inspection.InspectRequest(
         paths=paths,
         choice=options.model_choice(params),

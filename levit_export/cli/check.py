@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from levit_export.cli import options
-from levit_export.cli.output import write_or_print
+from levit_export.cli.output import refuse_unwritable, write_or_print
 from levit_export.cli.verb import Verb, status_of
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def _check(params: dict[str, Any], paths: tuple[Path, ...]) -> int:
 
 def _refuse(params: dict[str, Any], paths: tuple[Path, ...]) -> None:
     """Raise for options that contradict each other or lead nowhere, before anything is run."""
-    from levit_export.errors import OutputError, UsageError
+    from levit_export.errors import UsageError
 
     if params["baseline"] is None and any(params[name] is not None for name in SLACKS):
         raise UsageError("a slack is about a baseline", remedy="Add --baseline REPORT.")
@@ -134,18 +134,8 @@ def _refuse(params: dict[str, Any], paths: tuple[Path, ...]) -> None:
         )
     if params["recheck"] is not None:
         _refuse_recheck(params, paths)
-    given = {option: params[name] for name, option in FILES.items() if params[name] is not None}
-    if len([file for file in given.values() if file == "-"]) > 1:
-        raise UsageError(
-            f"{' and '.join(given)} cannot share standard output", remedy="Give files."
-        )
-    for option, file in given.items():
-        path = Path(file)
-        if file != "-" and (path.is_dir() or not path.absolute().parent.is_dir()):
-            raise OutputError(
-                f"{option} {file} is a folder, or its folder does not exist",
-                remedy="Give a file in a folder that exists, or - for standard output.",
-            )
+    given = {option: params[name] for name, option in FILES.items()}
+    refuse_unwritable(given, options.sources(params))
 
 
 def _refuse_recheck(params: dict[str, Any], paths: tuple[Path, ...]) -> None:
@@ -242,7 +232,9 @@ def _present(
     if params["junit"] is not None:
         write_or_print(junit.render(title, checks), params["junit"])
     if params["markdown"] is not None:
-        _write_or_append(markdown.render(title, report, checks), params["markdown"])
+        text = markdown.render(title, report, checks)
+        is_shared = _is_step_summary(params["markdown"])
+        write_or_print(text, params["markdown"], append=is_shared)
 
 
 def _print_baseline(screen: Screen, checks: Sequence[Check]) -> None:
@@ -258,22 +250,10 @@ def _print_baseline(screen: Screen, checks: Sequence[Check]) -> None:
         screen.out.print(line, highlight=False)
 
 
-def _write_or_append(text: str, destination: str) -> None:
+def _is_step_summary(destination: str) -> bool:
     """The steps of a GitHub job share one summary, so it is appended to."""
-    from levit_export.errors import OutputError
-
     summary = os.environ.get(SUMMARY)
-    if not summary or Path(destination).absolute() != Path(summary).absolute():
-        write_or_print(text, destination)
-        return
-    try:
-        with Path(destination).open("a", encoding="utf-8") as file:
-            file.write(text)
-    except OSError as error:
-        raise OutputError(
-            f"{destination} cannot be written: {error.strerror or error}",
-            remedy="Give another file, or - for standard output.",
-        ) from error
+    return bool(summary) and Path(destination).absolute() == Path(str(summary)).absolute()
 
 
 def _in_github_actions() -> bool:

@@ -57,8 +57,8 @@ def drift(ctx: click.Context, /, paths: tuple[Path, ...], **_: Any) -> int:
     from levit_export.render.drift import print_drift
 
     params = ctx.params
-    refuse_unwritable(params["json_file"])
-    refuse_unwritable(params["html"], option="--html")
+    given = {"--json": params["json_file"], "--html": params["html"]}
+    refuse_unwritable(given, options.sources(params))
     screen = console.Screen(quiet=params["quiet"])
     with opened(paths) as places, screen.progress() as progress:
         request = drifting.DriftRequest(

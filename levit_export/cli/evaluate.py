@@ -77,7 +77,7 @@ def evaluate(ctx: click.Context, /, paths: tuple[Path, ...], **_: Any) -> int:
     from levit_export.render import console
 
     params = ctx.params
-    refuse_unwritable(params["json_file"])
+    refuse_unwritable({"--json": params["json_file"]}, options.sources(params))
     request = evaluation.EvaluateRequest(
         paths=paths,
         data=params["data"],

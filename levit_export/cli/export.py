@@ -113,7 +113,7 @@ def export(ctx: click.Context, /, **_: Any) -> int:
     from levit_export.render import console
 
     params = ctx.params
-    refuse_unwritable(params["json_file"])
+    refuse_unwritable({"--json": params["json_file"]}, options.sources(params))
     request = _request(params)
     jobs = pipeline.plan(request)
     screen = console.Screen(quiet=params["quiet"])

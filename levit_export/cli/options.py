@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -146,6 +146,16 @@ def output_options(command: CommandT) -> CommandT:
     )(command)
 
 
+SOURCES = ("checkpoint", "labels", "recipe", "data", "baseline", "recheck", "file")
+"""Parameters that name what is read."""
+
+
+def sources(params: Mapping[str, Any]) -> tuple[Path, ...]:
+    """All that a verb reads, which no report may be written over."""
+    named = [params[name] for name in SOURCES if params.get(name) is not None]
+    return (*params.get("paths", ()), *map(Path, named))
+
+
 def comma_separated(values: tuple[str, ...]) -> list[str]:
     """The names in the values of an option that may be repeated and may hold several each."""
     return [name.strip() for value in values for name in value.split(",") if name.strip()]
@@ -153,12 +163,13 @@ def comma_separated(values: tuple[str, ...]) -> list[str]:
 
 def read_labels(file: Path | None) -> tuple[str, ...]:
     """The lines of a label file, empty without one."""
+    from levit_export.core import files
     from levit_export.errors import DataError
 
     if file is None:
         return ()
     try:
-        lines = file.read_text(encoding="utf-8-sig").rstrip("\n").split("\n")
+        lines = files.read_text(file, "utf-8-sig").replace("\r\n", "\n").rstrip("\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(
             f"{file} cannot be read as labels: {error}", remedy="Give a UTF-8 text file."

@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+
+from levit_export.cli import surroundings
 
 if TYPE_CHECKING:
     from levit_export.render.console import Screen
     from levit_export.report import Report
 
 
-def write_or_print(text: str, destination: str) -> None:
-    """Write ``text`` to a file, or to stdout when ``destination`` is ``-``."""
+def write_or_print(text: str, destination: str, *, append: bool = False) -> None:
+    """Write ``text`` to a file, or to standard output when ``destination`` is ``-``.
+
+    A regular file is replaced whole or not at all; see :mod:`levit_export.core.files`.
+    """
+    from levit_export.core import files
     from levit_export.errors import OutputError
 
+    if destination == "-":
+        click.echo(text, nl=False)
+        return
     try:
-        with click.open_file(
-            destination, "w", encoding="utf-8", atomic=destination != "-"
-        ) as file:
-            file.write(text)
+        (files.append if append else files.write)(Path(destination), text)
     except OSError as error:
         raise OutputError(
             f"{destination} cannot be written: {error.strerror or error}",
@@ -41,15 +49,54 @@ def present(screen: Screen, report: Report, json_file: str | None) -> None:
         write_or_print(text + "\n", json_file)
 
 
-def refuse_unwritable(file: str | None, *, option: str = "--json") -> None:
-    """Raise before hours of work when a report's file has no folder to lie in, or is one."""
-    from levit_export.errors import OutputError
+def refuse_unwritable(given: Mapping[str, str | None], sources: Iterable[Path] = ()) -> None:
+    """Raise before hours of work when a report could not be written, or would destroy something.
 
-    if file is None or file == "-":
-        return
-    path = Path(file)
-    if path.is_dir() or not path.absolute().parent.is_dir():
-        raise OutputError(
-            f"{option} {file} is a folder, or its folder does not exist",
-            remedy="Give a file in a folder that exists, or - for standard output.",
-        )
+    ``given`` are options and the files that they name; ``sources`` are what the verb reads.
+    """
+    from levit_export.core import files
+    from levit_export.errors import OutputError, UsageError
+
+    wanted = {option: file for option, file in given.items() if file is not None}
+    taken: dict[Path | str, str] = {}
+    read = {path.resolve() for path in sources}
+    for option, file in wanted.items():
+        place = file if file == "-" else Path(file).resolve()
+        if place in taken:
+            shared = "standard output" if file == "-" else file
+            raise UsageError(
+                f"{taken[place]} and {option} cannot share {shared}",
+                remedy="Give each a file of its own.",
+            )
+        if file == "-":
+            if surroundings.STDOUT in surroundings.closed:
+                raise OutputError(
+                    f"{option} - is standard output, which is closed", remedy="Give a file."
+                )
+        elif reason := _unwritable(Path(file), read):
+            raise OutputError(
+                f"{option} {file} {reason}",
+                remedy="Give a file in a folder that exists, or - for standard output.",
+            )
+        if file == "-" or files.is_replaced(Path(file)):
+            taken[place] = option
+
+
+def _unwritable(path: Path, sources: Collection[Path]) -> str:
+    """Why a report at ``path`` is refused, or empty."""
+    from levit_export.atomic import vouched_for
+    from levit_export.core import files
+
+    folder = path.absolute().parent
+    if path.is_dir() or not folder.is_dir():
+        return "is a folder, or its folder does not exist"
+    place = path.resolve()
+    for source in sources:
+        belongs = place.is_relative_to(source) and source.suffix == ".mlpackage"
+        if place == source or belongs or place in vouched_for(source):
+            return "would replace a part of what is to be read"
+    if files.is_replaced(path) and not os.access(folder, os.W_OK | os.X_OK):
+        return "lies in a folder that cannot be written to"
+    if path.exists() and not os.access(path, os.W_OK):
+        return "may not be written to"
+    return ""

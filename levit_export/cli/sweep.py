@@ -44,7 +44,7 @@ def sweep(ctx: click.Context, /, file: Path, **_: Any) -> int:
     from levit_export.sweep import words
 
     params = ctx.params
-    refuse_unwritable(params["json_file"])
+    refuse_unwritable({"--json": params["json_file"]}, options.sources(params))
     request = sweeping.SweepRequest(
         file=file,
         output=params["output"],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Mapping
 from importlib import import_module
@@ -17,8 +16,7 @@ DEFAULT = "export"
 FOR_THE_GROUP = (*HELP_NAMES, "--version")
 
 INTERRUPTED = 130
-PIPE_CLOSED = 141
-"""128 + SIGINT and 128 + SIGPIPE, the shell's convention."""
+"""128 + SIGINT, the shell's convention."""
 
 STATUS = {"pass": 0, "fail": 1, "not-run": 3}
 
@@ -44,12 +42,16 @@ class Verb(click.Command):
         except KeyboardInterrupt:
             _complain("interrupted", "An earlier export is whole.", verbose=False)
             status = INTERRUPTED
-        except BrokenPipeError:
-            # The reader left; keep Python from complaining when it flushes at its end.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            status = PIPE_CLOSED
         except OSError as error:
             _complain(f"the system refused: {error}", "Is the disk full?", verbose=verbose)
+            status = 2
+        except MemoryError:
+            _complain(
+                "there is not enough memory",
+                "An earlier export is whole. Take a smaller --batch or --imgsz, fewer formats at "
+                "a time, or a machine with more memory.",
+                verbose=verbose,
+            )
             status = 2
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise

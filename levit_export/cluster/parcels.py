@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from levit_export.core import files
 from levit_export.errors import RuntimeFailedError
 
 
@@ -21,9 +21,9 @@ class Parcel:
     files: Mapping[str, bytes]
 
 
-def parcel(files: Mapping[str, Path]) -> Parcel:
+def parcel(places: Mapping[str, Path]) -> Parcel:
     """The files at these paths, under these names (POSIX, relative). Raises ``OSError``."""
-    contents = {name: path.read_bytes() for name, path in sorted(files.items())}
+    contents = {name: files.read_bytes(path) for name, path in sorted(places.items())}
     digest = hashlib.sha256()
     for name, content in contents.items():
         digest.update(f"{hashlib.sha256(content).hexdigest()}  {name}\n".encode())
@@ -55,12 +55,12 @@ def unpacked(each: Parcel, root: Path) -> Path:
             return place
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=place.parent) as work:
-                filled = Path(work, "files")
+            with files.temporary_folder(place.parent) as work:
+                filled = work / "files"
                 for name, content in each.files.items():
                     file = filled / name
                     file.parent.mkdir(parents=True, exist_ok=True)
-                    file.write_bytes(content)
+                    files.write(file, content)
                 os.rename(filled, place)  # noqa: PTH104 - fails where another process was first
         except OSError as error:
             if place.is_dir():

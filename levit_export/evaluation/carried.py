@@ -7,14 +7,13 @@ files are decoded where they are classified.
 from __future__ import annotations
 
 import hashlib
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
+from levit_export.core import files
 from levit_export.images import Entry, ImageSet
 from levit_export.images.decoding import decode
 from levit_export.images.folders import Files
@@ -32,8 +31,8 @@ class Carried:
     @contextmanager
     def open(self) -> Iterator[Read]:
         """Read single images, as from where they came."""
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder, "image")
+        with files.temporary_folder() as folder:
+            file = folder / "image"
 
             def read(entry: Entry) -> np.ndarray:
                 content = self.contents[entry.position]
@@ -102,7 +101,7 @@ def _content(images: ImageSet, entry: Entry, read: Read) -> Content:
     if isinstance(images.store, Files):
         path = images.store.root / entry.name
         try:
-            content = path.read_bytes() if path.is_file() else b""
+            content = files.read_bytes(path)
         except OSError:
             content = b""
         if content:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from levit_export.bundle import REPORT
+from levit_export.core import files
 from levit_export.report import SCHEMA, Accuracy, accuracy_to_json
 
 
@@ -22,11 +20,11 @@ def record(folder: Path, found: Mapping[str, Sequence[Accuracy | None]]) -> str:
     """
     path = folder / REPORT
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(files.read_text(path))
         if content["schema"] != SCHEMA:
             return f"{REPORT} was not updated: it has schema {content['schema']!r}"
         _update(content["artifacts"], found)
-        _replace(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+        files.write(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
     except OSError as error:
         return f"{REPORT} was not updated: {error.strerror or error}"
     except (ValueError, RecursionError, TypeError, KeyError, AttributeError) as error:
@@ -43,16 +41,3 @@ def _update(
         accuracy = results.pop(0) if results else None
         if accuracy is not None:
             artifact["accuracy"] = accuracy_to_json(accuracy)
-
-
-def _replace(path: Path, text: str) -> None:
-    mode = path.stat().st_mode & 0o777
-    number, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    try:
-        with os.fdopen(number, "w", encoding="utf-8") as file:
-            file.write(text)
-        Path(name).chmod(mode)
-        Path(name).replace(path)
-    finally:
-        with suppress(FileNotFoundError):
-            Path(name).unlink()

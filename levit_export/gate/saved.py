@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from levit_export.core import files
 from levit_export.errors import DataError
 from levit_export.report import SCHEMA, Report
 from levit_export.timing import TimingReport
@@ -19,7 +20,7 @@ def read_report(path: Path) -> Report:
     Raises ``DataError`` when it cannot be read, is of another schema or contradicts itself.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(files.read_text(path))
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(
             f"{path} cannot be read as a report: {error}",

@@ -17,6 +17,7 @@ from typing import IO
 
 import numpy as np
 
+from levit_export.core import files
 from levit_export.errors import DataError
 from levit_export.images.decoding import refuse_large
 from levit_export.images.image_set import UNKNOWN, Entry, ImageSet, Read, UnreadableImageError
@@ -55,7 +56,8 @@ class Archive:
         size = prod(self.shape)
         with ExitStack() as stack:
             try:
-                archive = stack.enter_context(zipfile.ZipFile(self.path))
+                file = stack.enter_context(files.open_regular(self.path))
+                archive = stack.enter_context(zipfile.ZipFile(file))
                 stream = stack.enter_context(archive.open(self.member))
             except Exception as error:
                 raise _damaged(self.path, error) from error
@@ -79,7 +81,7 @@ def open_archive(
     Raises ``DataError`` for everything that is not as the module says.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
+        with files.open_regular(path) as file, zipfile.ZipFile(file) as archive:
             header = _header(archive, images, path)
             shape = _image_shape(header, path)
             count = header.shape[0]

@@ -14,13 +14,13 @@ that accuracies can be compared:
 
 from __future__ import annotations
 
-import stat
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from levit_export.core import files
 from levit_export.images.image_set import UnreadableImageError
 
 if TYPE_CHECKING:
@@ -74,14 +74,10 @@ def refuse_large(height: int, width: int) -> None:
 def _refuse_strange_files(path: Path) -> None:
     """Raise for what is no file or empty; opening a named pipe would wait for ever."""
     try:
-        found = path.stat()
+        size = files.require_regular(path).stat().st_size
     except OSError as error:
         raise UnreadableImageError(error.strerror or str(error)) from error
-    if stat.S_ISDIR(found.st_mode):
-        raise UnreadableImageError("is a folder")
-    if not stat.S_ISREG(found.st_mode):
-        raise UnreadableImageError("is no regular file")
-    if not found.st_size:
+    if not size:
         raise UnreadableImageError("is empty")
 
 

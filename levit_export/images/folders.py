@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from levit_export.core import files
 from levit_export.errors import DataError
 from levit_export.images.arrays import refuse_out_of_range
 from levit_export.images.classes import classes_of
@@ -117,7 +118,7 @@ def _walk(root: Path, folder: str = "", *, deep: bool = True) -> _Listing:
     images: list[str] = []
     others: list[str] = []
     seen = {os.path.realpath(root)} if folder else set()
-    for place, below, files in os.walk(root / folder, followlinks=True, onerror=_raise):
+    for place, below, found in os.walk(root / folder, followlinks=True, onerror=_raise):
         real = os.path.realpath(place)
         if real in seen:
             raise DataError(
@@ -125,12 +126,12 @@ def _walk(root: Path, folder: str = "", *, deep: bool = True) -> _Listing:
                 remedy="Remove the link: its images would count twice.",
             )
         seen.add(real)
-        named = [name for name in (*files, *below) if not name.startswith(".")]
+        named = [name for name in (*found, *below) if not name.startswith(".")]
         for name in named:
             path = (Path(place) / name).relative_to(root).as_posix()
             if Path(name).suffix.lower() in SUFFIXES:
                 images.append(path)
-            elif name in files:
+            elif name in found:
                 others.append(path)
         below[:] = sorted(name for name in below if deep and _is_class_folder(Path(place) / name))
     return _Listing(tuple(sorted(images)), tuple(sorted(others)))
@@ -146,7 +147,7 @@ def _by_list(root: Path, file: Path, classes: int) -> ImageSet:
             raise DataError(
                 f"{file} has {file.stat().st_size} bytes", remedy="Give a list, a line an image."
             )
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
+        lines = files.read_text(file, "utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise DataError(
             f"{file} is no UTF-8 text: {error}", remedy="Save the list as UTF-8."

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
+from levit_export.core import files
 from levit_export.errors import PackageError
 from levit_export.mil.elements import MAX_ELEMENTS, Array, TensorType
 from levit_export.mil.packing import packed_size, unpack
@@ -63,7 +64,7 @@ class Blob:
     def read(cls, path: Path) -> Blob:
         """Read ``path`` and check its header; raises :class:`PackageError`."""
         try:
-            data = path.read_bytes()
+            data = files.read_bytes(path)
         except OSError as error:
             raise PackageError(
                 f"weight file {path} cannot be read: {error}", remedy=_REMEDY

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from levit_export.core import files
 from levit_export.errors import PackageError
 from levit_export.mil.blob import Blob
 from levit_export.mil.elements import Array, TensorType
@@ -36,7 +37,7 @@ class Package:
     def specification_bytes(self) -> bytes:
         """The model specification; raises :class:`PackageError`."""
         try:
-            return self.specification.read_bytes()
+            return files.read_bytes(self.specification)
         except OSError as error:
             raise damaged(self.root, f"the specification cannot be read: {error}") from error
 
@@ -76,7 +77,7 @@ def open_package(path: Path) -> Package:
 
 def _read_manifest(path: Path) -> dict[str, Any]:
     try:
-        manifest = json.loads((path / "Manifest.json").read_bytes())
+        manifest = json.loads(files.read_bytes(path / "Manifest.json"))
     # A manifest of ten thousand brackets exhausts the parser's stack.
     except (OSError, ValueError, RecursionError) as error:
         raise damaged(path, f"Manifest.json cannot be read: {error}") from error

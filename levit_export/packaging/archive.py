@@ -9,12 +9,10 @@ from __future__ import annotations
 import io
 import json
 import os
-import stat
-import tempfile
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -23,6 +21,7 @@ from typing import Any, BinaryIO
 from levit_export import bundle
 from levit_export.atomic import MANIFEST
 from levit_export.bundle import GOLDEN, FileEntry, Manifest
+from levit_export.core import files
 from levit_export.errors import BundleError, ManifestError, OutputError, UsageError
 from levit_export.packaging import arrays, contents, description, names, storage
 from levit_export.packaging.contents import REQUIRED, Source
@@ -66,9 +65,17 @@ def write(
     for name in ordered:
         if reason := names.problem(name):
             raise BundleError(f"the name {name!r} {reason}", remedy="Rename the model or sample.")
-    with _replacing(output) as file:
-        storage.write(file, [(name, _opener(source)) for name, source in ordered.items()], stamp)
-        _examine(file)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with files.replacing(output) as file:
+            entries = [(name, _opener(source)) for name, source in ordered.items()]
+            storage.write(file, entries, stamp)
+            _examine(file)
+    except OSError as error:
+        raise OutputError(
+            f"{output} cannot be written: {error.strerror or error}",
+            remedy="Check permissions and free space, or give -o another file.",
+        ) from error
     return output
 
 
@@ -97,7 +104,7 @@ def _refuse_place(folder: Path, output: Path) -> None:
     if output.is_symlink() or (output.exists() and not output.is_file()):
         raise OutputError(f"{output} exists and is no file", remedy="Give -o another file.")
     if output.exists():
-        with output.open("rb") as file:
+        with files.open_regular(output) as file:
             start = file.read(storage.LOCAL.size + len(DESCRIPTION))
         if start and not (start.startswith(b"PK\3\4") and start.endswith(DESCRIPTION.encode())):
             raise OutputError(
@@ -107,10 +114,10 @@ def _refuse_place(folder: Path, output: Path) -> None:
 
 def _describe(sources: Mapping[str, Source], described: Description) -> dict[str, Source]:
     """Every file in its order: the two that describe the others, then the others by name."""
-    files = {name: _hashed(source) for name, source in sources.items()}
-    text = description.encode(replace(described, files=files))
+    hashes = {name: _hashed(source) for name, source in sources.items()}
+    text = description.encode(replace(described, files=hashes))
     entry = FileEntry(sha256(text).hexdigest(), len(text))
-    first = {DESCRIPTION: text, SUMS: description.sums({**files, DESCRIPTION: entry})}
+    first = {DESCRIPTION: text, SUMS: description.sums({**hashes, DESCRIPTION: entry})}
     return {**first, **{name: sources[name] for name in sorted(sources)}}
 
 
@@ -118,7 +125,7 @@ def _hashed(source: Source) -> FileEntry:
     if isinstance(source, bytes):
         return FileEntry(sha256(source).hexdigest(), len(source))
     digest, size = sha256(), 0
-    with source.open("rb") as file:
+    with files.open_regular(source) as file:
         for chunk in iter(lambda: file.read(CHUNK), b""):
             digest.update(chunk)
             size += len(chunk)
@@ -128,34 +135,7 @@ def _hashed(source: Source) -> FileEntry:
 def _opener(source: Source) -> Callable[[], BinaryIO]:
     if isinstance(source, bytes):
         return lambda: io.BytesIO(source)
-    return lambda: source.open("rb")
-
-
-@contextmanager
-def _replacing(output: Path) -> Iterator[BinaryIO]:
-    """A new file that takes the place of ``output`` when the block ends well."""
-    temporary: str | None = None
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{output.name}.partial-", dir=output.parent)
-        with os.fdopen(handle, "w+b") as file:
-            yield file
-            file.flush()
-            os.fsync(handle)
-            mask = os.umask(0)
-            os.umask(mask)
-        Path(temporary).chmod(0o666 & ~mask)
-        os.replace(temporary, output)  # noqa: PTH105 - temporary is a str
-        temporary = None
-    except OSError as error:
-        raise OutputError(
-            f"{output} cannot be written: {error.strerror or error}",
-            remedy="Check permissions and free space, or give -o another file.",
-        ) from error
-    finally:
-        if temporary is not None:
-            with suppress(OSError):
-                os.unlink(temporary)  # noqa: PTH108 - see above
+    return lambda: files.open_regular(source)
 
 
 @contextmanager
@@ -165,15 +145,15 @@ def open_bundle(path: Path) -> Iterator[Path]:
     The folder is an export directory that ``bundle.read_manifest`` reads, and disappears with the
     block. Raises ``BundleError`` before anything is unpacked when the file is no whole bundle.
     """
-    with tempfile.TemporaryDirectory(prefix="levit-bundle-") as folder:
-        unpack(path, Path(folder))
-        yield Path(folder)
+    with files.temporary_folder(prefix="levit-bundle-") as folder:
+        unpack(path, folder)
+        yield folder
 
 
 def unpack(path: Path, folder: Path) -> Manifest:
     """Verify the bundle at ``path`` and write its files below the empty ``folder``."""
     try:
-        with _opened(path) as file:
+        with files.open_regular(path) as file:
             entries, manifest = _examine(file)
             for entry, wanted in entries:
                 _extract(file, entry, wanted, folder / entry.name)
@@ -185,13 +165,6 @@ def unpack(path: Path, folder: Path) -> Manifest:
             remedy="Check the path, permissions and free space.",
         ) from error
     return manifest
-
-
-def _opened(path: Path) -> BinaryIO:
-    """A regular file; opening a pipe would wait for ever."""
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise BundleError("it is no file", remedy="Give the .zip that levit-export bundle wrote.")
-    return path.open("rb")
 
 
 def _examine(file: BinaryIO) -> tuple[list[tuple[Entry, FileEntry]], Manifest]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from importlib import resources
@@ -13,7 +12,7 @@ import numpy as np
 from levit_export import bundle
 from levit_export.atomic import MANIFEST
 from levit_export.bundle import GOLDEN, LABELS, Manifest
-from levit_export.core import Verdict
+from levit_export.core import Verdict, files
 from levit_export.errors import BundleError, UnknownNameError
 from levit_export.packaging import arrays, images, model_card, web
 from levit_export.packaging.description import Description
@@ -86,7 +85,7 @@ def collect(
         {}, {name: image.entry for name, image in golden.items()}, manifest.model.preprocessing
     )
     generated = {
-        MANIFEST: _manifest(manifest),
+        MANIFEST: bundle.encode(manifest).encode(),
         **images.files(golden),
         **_for_simple_readers(manifest, samples, outputs),
         **_programs(manifest),
@@ -95,19 +94,13 @@ def collect(
     }
     sources: dict[str, Source] = {name: folder / name for name in manifest.files}
     for name, content in generated.items():
-        if name in sources and (folder / name).read_bytes() != content:
+        if name in sources and files.read_bytes(folder / name) != content:
             raise BundleError(
                 f"the export already holds another {name}", remedy="Rename that output or sample."
             )
         sources[name] = content
     sources["README.md"] = model_card.render(manifest, golden, has_page=has_page).encode()
     return sources, described
-
-
-def _manifest(manifest: Manifest) -> bytes:
-    with tempfile.TemporaryDirectory() as folder:
-        bundle.write_manifest(Path(folder), manifest)
-        return (Path(folder) / MANIFEST).read_bytes()
 
 
 def _for_simple_readers(

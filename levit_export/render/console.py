@@ -100,16 +100,8 @@ def _console(*, stderr: bool) -> Console:
     if isinstance(file, io.TextIOWrapper):
         # A stream that cannot show an arrow must not cost a verdict.
         file.reconfigure(errors="replace")
-    console = _Console(file=file)
-    return console if console.is_terminal else _Console(file=file, width=WIDE)
-
-
-class _Console(Console):
-    """rich would end the process with status 1, which here means that a check failed."""
-
-    def on_broken_pipe(self) -> None:
-        """Let the command line decide."""
-        raise BrokenPipeError
+    console = Console(file=file)
+    return console if console.is_terminal else Console(file=file, width=WIDE)
 
 
 def print_report(screen: Screen, report: Report) -> None:

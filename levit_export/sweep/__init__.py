@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from levit_export import machine, report
-from levit_export.core import Verdict
+from levit_export.core import Verdict, files
 from levit_export.errors import OutputError, UsageError
 from levit_export.pipeline import TOOLCHAIN
 from levit_export.progress import Progress, Silent
@@ -121,7 +121,7 @@ def _write(result: SweepReport, output: Path) -> None:
     try:
         output.mkdir(parents=True, exist_ok=True)
         for name, text in words.files(result).items():
-            (output / name).write_text(text, encoding="utf-8")
+            files.write(output / name, text)
     except OSError as error:
         raise OutputError(
             f"{output} cannot be written: {error.strerror or error}",

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from levit_export import preprocessing
+from levit_export.core import files
 from levit_export.errors import UnknownNameError, UsageError
 from levit_export.reference import ModelChoice
 from levit_export.sweep.cells import DIGITS, Cell, Images, Settings, images_at, weights_of
@@ -139,7 +140,7 @@ def _beside(file: Path) -> Path:
 
 def _parsed(file: Path) -> dict[str, Any]:
     try:
-        with file.open("rb") as stream:
+        with files.open_regular(file) as stream:
             content: dict[str, Any] = tomllib.load(stream)
     except OSError as error:
         raise UsageError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, closing
@@ -12,6 +11,7 @@ from pathlib import Path
 from queue import SimpleQueue
 
 from levit_export.cluster import Call, checkpoint_files, connected, parcel
+from levit_export.core import files
 from levit_export.core.processes import Worker
 from levit_export.errors import DataError, LevitExportError
 from levit_export.sweep.cells import Cell, Result, failure, perform
@@ -80,9 +80,9 @@ def remotely(cells: Sequence[Cell], store: Store, scheduler: str) -> Iterator[Do
             if outcome.error is not None:
                 yield cell, None, failure(outcome.error)
                 continue
-            result, files = outcome.result
+            result, made = outcome.result
             with store.staged() as work:
-                _write(files, work)
+                _write(made, work)
                 yield cell, *_kept(store, work, cell, result)
 
 
@@ -102,16 +102,16 @@ def away(cell: Cell, *folders: Path) -> tuple[Result, Mapping[str, bytes]]:
     if cell.choice.checkpoint is not None:
         place = folders[0] / cell.choice.checkpoint.absolute().name
         cell = replace(cell, choice=replace(cell.choice, checkpoint=place))
-    with tempfile.TemporaryDirectory() as folder:
+    with files.temporary_folder() as folder:
         with Worker() as worker:
-            result = _performed(worker, cell, Path(folder))
-        files = [path for path in Path(folder).rglob("*") if path.is_file()]
-        contents = {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+            result = _performed(worker, cell, folder)
+        made = [path for path in folder.rglob("*") if path.is_file()]
+        contents = {path.relative_to(folder).as_posix(): files.read_bytes(path) for path in made}
     return result, contents if result.artifact is not None else {}
 
 
-def _write(files: Mapping[str, bytes], folder: Path) -> None:
-    for name, content in files.items():
+def _write(contents: Mapping[str, bytes], folder: Path) -> None:
+    for name, content in contents.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
+        files.write(path, content)

@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from levit_export.atomic import is_alive
+from levit_export.core import files
 from levit_export.errors import OutputError
 from levit_export.sweep.cells import Cell, Result
 
@@ -40,25 +40,21 @@ class Store:
     @contextmanager
     def staged(self) -> Iterator[Path]:
         """A new folder to fill; it disappears again. ``OSError`` becomes ``OutputError``."""
-        work: Path | None = None
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            work = Path(tempfile.mkdtemp(prefix=f"{PARTIAL}{os.getpid()}-", dir=self.root))
-            yield work
+            with files.temporary_folder(self.root, f"{PARTIAL}{os.getpid()}-") as work:
+                yield work
         except OSError as error:
             raise OutputError(
                 f"{self.root} cannot be written: {error.strerror or error}",
                 remedy="Check permissions and free space, or give --output another folder.",
             ) from error
-        finally:
-            if work is not None:
-                shutil.rmtree(work, ignore_errors=True)
 
     def commit(self, work: Path, cell: Cell, result: Result) -> Path:
         """Put a staged folder in its place in one step; what somebody else put there stays."""
         content = {"schema": SCHEMA, "cell": _described(cell), **asdict(result)}
         text = json.dumps(content, indent=1, allow_nan=False)
-        (work / RESULT).write_text(text + "\n", encoding="utf-8")
+        files.write(work / RESULT, text + "\n")
         place = self.root / cell.key
         if place.is_dir() and _read(place / RESULT) is None:
             shutil.rmtree(place)
@@ -86,7 +82,7 @@ def _described(cell: Cell) -> dict[str, Any]:
 def _read(path: Path) -> Result | None:
     """A stored result; one that cannot be read counts as not there, and is done again."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(files.read_text(path))
         if content["schema"] != SCHEMA:
             return None
         names = ("verdict", "reason", "artifact", "model", "folder")

@@ -20,6 +20,7 @@ from levit_export.core import (
     Signature,
     Tensors,
     TensorSpec,
+    files,
 )
 from levit_export.errors import (
     ArtifactError,
@@ -274,7 +275,7 @@ def _read(core: openvino.Core, path: Path) -> openvino.Model:
     """Read an IR and nothing else: ``read_model`` would take an ONNX file named ``.xml`` too."""
     weights = path.with_suffix(".bin")
     try:
-        with path.open("rb") as file:
+        with files.open_regular(path) as file:
             is_xml = file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<")
     except OSError as error:
         raise ArtifactError(

@@ -17,6 +17,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from levit_export.bundle import FileEntry
+from levit_export.core import files
 from levit_export.errors import DownloadError, LevitExportError, UsageError, WrongHashError
 from levit_export.progress import Progress, Silent
 from levit_export.published.cache import disk_errors, locked
@@ -114,7 +115,7 @@ def _of_folder(folder: Path, package: Package) -> dict[str, bytes]:
             remedy=f"By hand: {BY_HAND}. Or leave --ort-web out to have it fetched.",
         )
 
-    return _checked(package, lambda name: (dist / name).read_bytes(), refuse)
+    return _checked(package, lambda name: files.read_bytes(dist / name), refuse)
 
 
 def _of_tarball(path: Path, package: Package) -> dict[str, bytes]:
@@ -181,7 +182,7 @@ def _fetch(path: Path, package: Package, progress: Progress, transfer: Transfer)
 def integrity_of(path: Path) -> str:
     """SHA-512 of a file as npm writes it: ``sha512-`` and Base64."""
     digest = hashlib.sha512()
-    with path.open("rb") as file:
+    with files.open_regular(path) as file:
         while block := file.read(BLOCK):
             digest.update(block)
     return f"sha512-{b64encode(digest.digest()).decode()}"

@@ -1,0 +1,134 @@
+"""What lies around a run: its standard streams, and the signals that end it.
+
+Exit statuses mean what the table says whatever happens to the streams: a reader that leaves early
+is no failure, and a disk that is full under standard output does not turn a pass into one.
+"""
+
+from __future__ import annotations
+
+import atexit
+import errno
+import io
+import os
+import signal
+import sys
+import threading
+from contextlib import suppress
+from typing import Any, NoReturn, TextIO
+
+GRACE_S = 3
+"""How long a run that was told to end may take to unwind; a native call may hold it longer."""
+
+UNWRITABLE = 2
+"""The status of a run whose result could not be printed, though nothing else went wrong."""
+
+ENDING = ("SIGTERM", "SIGHUP")
+
+STDOUT, STDERR = 1, 2
+
+closed: set[int] = set()
+"""The standard streams that this process was started without."""
+
+
+class _Unfailing(io.FileIO):
+    """A standard stream on which writing never fails; ``fault`` is the first error."""
+
+    fault: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        """Write, or note why not and go on."""
+        if self.fault is None:
+            try:
+                return super().write(data) or 0
+            except OSError as error:
+                self.fault = error
+        return memoryview(data).nbytes
+
+
+_raw: dict[int, _Unfailing] = {}
+
+
+def prepare() -> None:
+    """Make this process safe to run, whatever its streams are, and ended within seconds."""
+    _open_closed_streams()
+    for number, name in ((STDOUT, "stdout"), (STDERR, "stderr")):
+        setattr(sys, name, _unfailing(number, getattr(sys, name)))
+    _end_on_signals()
+
+
+def _open_closed_streams() -> None:
+    """Let no file that is opened later get the number of a standard stream."""
+    for number, flags in enumerate((os.O_RDONLY, os.O_WRONLY, os.O_WRONLY)):
+        try:
+            os.fstat(number)
+        except OSError:
+            closed.add(number)
+            handle = os.open(os.devnull, flags)
+            if handle != number:
+                os.dup2(handle, number)
+                os.close(handle)
+            # Children inherit standard streams, and would meet the same.
+            os.set_inheritable(number, True)
+
+
+def _unfailing(number: int, stream: TextIO | None) -> TextIO:
+    _raw[number] = raw = _Unfailing(number, "wb", closefd=False)
+    return io.TextIOWrapper(
+        io.BufferedWriter(raw),
+        encoding=getattr(stream, "encoding", None) or "utf-8",
+        errors=getattr(stream, "errors", None) or "backslashreplace",
+        line_buffering=number == STDERR or raw.isatty(),
+    )
+
+
+def _end_on_signals() -> None:
+    """End as after Ctrl-C on SIGTERM and SIGHUP; in time also where native code computes.
+
+    Python handles a signal between two of its own instructions, which a runtime that computes for
+    minutes keeps it from. A thread hears of the signal at once and ends the process when it did
+    not end by itself.
+    """
+    if os.name != "posix":
+        return
+    heard, told = os.pipe()
+    os.set_blocking(told, False)
+    for name in ENDING:
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+            signal.signal(number, _ended)
+    signal.set_wakeup_fd(told, warn_on_full_buffer=False)
+    threading.Thread(target=_watch, args=(heard,), daemon=True).start()
+
+
+def _ended(number: int, _: object) -> None:
+    signal.signal(number, signal.SIG_IGN)  # a second one would interrupt the cleaning up
+    sys.exit(128 + number)
+
+
+def _watch(heard: int) -> None:
+    from levit_export.core import files
+
+    number = 0
+    awaited = {getattr(signal, name, None) for name in (*ENDING, "SIGINT")}
+    while number not in awaited:
+        (number,) = os.read(heard, 1)
+    threading.Event().wait(GRACE_S)
+    files.remove_transient()
+    os._exit(128 + number)
+
+
+def leave(status: int | str | None) -> NoReturn:
+    """Exit without taking the interpreter down module by module: 1.5 s where torch is loaded."""
+    if not isinstance(status, int | None):
+        raise SystemExit(status)
+    threading._shutdown()  # type: ignore[attr-defined]  # noqa: SLF001
+    atexit._run_exitfuncs()  # noqa: SLF001
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # closed already
+            stream.flush()
+    fault = _raw[STDOUT].fault if STDOUT in _raw else None
+    if fault is not None and fault.errno != errno.EPIPE:
+        sys.stderr.write(f"error: standard output cannot be written: {fault.strerror}\n")
+        sys.stderr.flush()
+        status = status or UNWRITABLE
+    os._exit(status or 0)
