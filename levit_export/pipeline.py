@@ -34,6 +34,7 @@ from levit_export.core import (
     ExportOptions,
     Prepared,
     RunOptions,
+    files,
 )
 from levit_export.drift import explaining
 from levit_export.errors import MissingDependencyError, OutputError, UnknownNameError, UsageError
@@ -437,14 +438,12 @@ def _describe(
     from levit_export.render import html
 
     expected = checks.expected
-    (folder / bundle.LABELS).write_text("\n".join(model.info.labels) + "\n", encoding="utf-8")
+    files.write(folder / bundle.LABELS, "\n".join(model.info.labels) + "\n")
     bundle.write_golden(folder, expected.samples, expected.outputs)
-    (folder / bundle.REPORT).write_text(
-        json.dumps(report.to_json(result), indent=1, allow_nan=False) + "\n", encoding="utf-8"
-    )
-    (folder / atomic.REPORTS[1]).write_text(
-        html.page(result, drift=drawn, pixels=expected.samples.pixels), encoding="utf-8"
-    )
+    text = json.dumps(report.to_json(result), indent=1, allow_nan=False)
+    files.write(folder / bundle.REPORT, text + "\n")
+    page = html.page(result, drift=drawn, pixels=expected.samples.pixels)
+    files.write(folder / atomic.REPORTS[1], page)
     manifest = Manifest(
         schema=bundle.SCHEMA,
         verdict=result.verdict,

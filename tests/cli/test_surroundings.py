@@ -4,31 +4,125 @@ from __future__ import annotations
 
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from support import Cli, Exported
 
+from levit_export import cli as command_line
+
+Tree = Callable[[Path], dict[str, object]]
 COMMAND = [sys.executable, "-c", "from levit_export.cli import main; main()"]
 QUICK = ("--no-bench", "--no-simplify")
 
 
-def test_a_closed_pipe_is_no_failed_check(exported: Exported) -> None:
-    """A reader that leaves early gives the status of a closed pipe, never that of a failure."""
-    read, write = os.pipe()
-    os.close(read)
-    with os.fdopen(write, "wb") as stream:
-        done = subprocess.run(
-            [*COMMAND, "check", exported.folder],
-            stdout=stream,
-            stderr=subprocess.PIPE,
-            check=False,
-        )
-    assert done.returncode == 141
-    assert done.stderr == b""
+VERBS = {
+    "export": ("--dry-run", "-f", "onnx"),
+    "check": ("{}",),
+    "bench": ("{}", "--warmup=0", "--iters=1"),
+    "drift": ("{}", "--samples=1"),
+    "evaluate": ("{}", "--data=digits", "--limit=2", "--workers=1"),
+    "sweep": ("{}/../sweep.toml", "--dry-run"),
+    "bundle": ("{}", "-o", "bundle.zip"),
+    "models": (),
+    "doctor": (),
+}
+SWEEP = """
+formats = ["onnx"]
+
+[[models]]
+model = "levit_digits"
+"""
+
+
+def shell(folder: Path, script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run ``script`` in which ``"$@"`` is the command line with ``arguments``."""
+    return subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {script}", "bash", *COMMAND, *map(str, arguments)],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_every_verb_is_tried_with_streams_that_fail() -> None:
+    """A new verb is added to the table above."""
+    assert list(VERBS) == list(command_line.VERBS)
+
+
+@pytest.mark.parametrize("script", ['"$@" | :', '"$@" >&- 2>&- <&-'], ids=["| head", ">&- 2>&-"])
+@pytest.mark.parametrize("verb", VERBS)
+def test_streams_do_not_decide_the_status(
+    exported: Exported, tmp_path: Path, verb: str, script: str
+) -> None:
+    """A reader that left, and streams that are closed, leave a success what it is, in silence."""
+    (exported.folder.parent / "sweep.toml").write_text(SWEEP)
+    arguments = [each.format(exported.folder) for each in VERBS[verb]]
+    done = shell(tmp_path, script, verb, *arguments)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "rror" not in done.stderr
+
+
+def test_closed_streams_do_not_hide_a_failure(exported: Exported, tmp_path: Path) -> None:
+    """A check that fails has status 1 and bad usage 2, whoever listens."""
+    for script in ('"$@" >&- 2>&-', '"$@" 2>&1 | :'):
+        assert shell(tmp_path, script, "check", exported.folder, "--rtol=0").returncode == 1
+        assert shell(tmp_path, script, "check", "nowhere").returncode == 2
+
+
+def test_a_report_for_a_closed_stream(exported: Exported, tmp_path: Path) -> None:
+    """JSON that was asked for on a standard output that is closed cannot be given: status 2."""
+    done = shell(tmp_path, '"$@" >&-', "check", exported.folder, "--json", "-")
+    assert done.returncode == 2
+    assert "--json - is standard output, which is closed" in done.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_full_disk_under_standard_output(tmp_path: Path) -> None:
+    """A result that did not arrive is said, with status 2 and no traceback."""
+    done = shell(tmp_path, '"$@" > /dev/full', "models")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: standard output cannot be written: No space left")
+
+
+@pytest.mark.parametrize("option", ["--json", "--junit", "--markdown"])
+def test_a_report_does_not_replace_what_is_read(
+    cli: Cli, copied: Path, tree: Tree, option: str
+) -> None:
+    """A report is not written over an artifact, a manifest or golden vectors."""
+    before = tree(copied)
+    for name in ("manifest.json", "labels.txt", "onnx-fp32/levit_digits.onnx"):
+        result = cli("check", copied, option, copied / name)
+        assert result.exit_code == 2
+        assert "would replace a part of what is to be read" in result.stderr
+    assert tree(copied) == before
+
+
+def test_two_reports_in_one_file(cli: Cli, copied: Path) -> None:
+    """Two reports cannot share a file: the second would destroy the first."""
+    file = copied.parent / "report"
+    result = cli("check", copied, "--json", file, "--junit", file)
+    assert (result.exit_code, file.exists()) == (2, False)
+    assert "cannot share" in result.stderr
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can make a device node")
+@pytest.mark.parametrize("option", ["--json", "--junit", "--markdown"])
+def test_a_device_takes_a_report(
+    cli: Cli, exported: Exported, tmp_path: Path, option: str
+) -> None:
+    """``--json /dev/null`` writes to the device, which is there afterwards."""
+    null = tmp_path / "null"
+    os.mknod(null, stat.S_IFCHR | 0o666, os.makedev(1, 3))
+    assert cli("check", exported.folder, option, null).exit_code == 0
+    assert null.is_char_device()
 
 
 def test_a_stream_without_arrows(exported: Exported) -> None:

@@ -157,7 +157,7 @@ def test_no_file(tmp_path: Path) -> None:
     (tmp_path / "b.png").symlink_to("a.png")
     for name, reason in {
         "folder.png": "is a folder",
-        "pipe.png": "no regular file",
+        "pipe.png": "named pipe",
         "a.png": "symbolic links",
         "missing.png": "No such file",
     }.items():
