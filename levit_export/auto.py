@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from levit_export import bundle, helper, parity, reference, search, timing
+from levit_export import bundle, parity, reference, search, timing
 from levit_export.core import CALIBRATED, Artifact, Calibration, Prepared, RunOptions
 from levit_export.errors import UsageError
-from levit_export.helper import Job
 from levit_export.progress import Progress
 from levit_export.samples import Samples
 from levit_export.search import Candidate, Found, Point, Promise
-from levit_export.targets import target
+from levit_export.targets import Job, target
 from levit_export.timing import TimingPlan
 from levit_export.zoo import LOGITS
 
@@ -132,7 +131,7 @@ def measured(job: Job, candidate: Candidate, bench: Bench) -> Point:
     """Export the candidate and put the images through the file."""
     with tempfile.TemporaryDirectory(prefix="levit-export-") as folder:
         tried = _with(job, candidate, bench.images)
-        made = helper.run(tried, bench.forms.of(tried.format, tried.options), Path(folder))
+        made = tried.write(bench.forms.of(tried.format, tried.options), Path(folder))
         kind = target(made.format)
         with kind.open(made, bench.run) as session:
             answers = parity.collect(session, as_samples(bench.images), batch=BATCH)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 
@@ -22,7 +22,6 @@ from levit_export import (
     reference,
     report,
     search,
-    sharing,
 )
 from levit_export.bundle import ArtifactEntry, GoldenEntry, Manifest
 from levit_export.checking import Reference, Row
@@ -38,15 +37,16 @@ from levit_export.core import (
 )
 from levit_export.drift import explaining
 from levit_export.errors import MissingDependencyError, OutputError, UnknownNameError, UsageError
-from levit_export.helper import Helper, Job
+from levit_export.lean import load_early
 from levit_export.parity import ParityReport
 from levit_export.precisions import AUTO
 from levit_export.progress import Progress, Silent
-from levit_export.reference import ModelChoice, Overrides
+from levit_export.reference import Answered, ModelChoice, Overrides
 from levit_export.report import Accuracy, Report
 from levit_export.search import Found, Promise
-from levit_export.targets import target
+from levit_export.targets import Job, target
 from levit_export.targets.metadata import versions
+from levit_export.targets.quiet import quiet
 from levit_export.timing import TimingPlan, TimingReport
 
 if TYPE_CHECKING:
@@ -65,6 +65,17 @@ TOOLCHAIN = (
     "openvino",
     "coremltools",
 )
+PACKAGES = {
+    "onnx": ("onnx", "onnxruntime"),
+    "openvino": ("openvino",),
+    "coreml": ("coremltools",),
+}
+"""What an export of a format imports, early: while PyTorch computes in another thread."""
+
+FEW_IMAGES = 100
+"""Fewer images than this do not show a quantiser the range of a network's values."""
+
+Made = TypeVar("Made")
 BASELINE = "PyTorch eager"
 TO_BE_READ = Calibration(np.empty((0, 3, 0, 0), np.float32), "to be read with the checkpoint")
 
@@ -208,73 +219,150 @@ def describe(request: ExportRequest, jobs: Sequence[Job]) -> list[str]:
     ]
 
 
-def export(request: ExportRequest, progress: Progress | None = None) -> Report:
+@dataclass
+class Shared:
+    """What follows from a model alone, made once for all exports that are given the same one.
+
+    It holds one model at a time.
+    """
+
+    _key: object = None
+    _found: dict[object, Any] = field(default_factory=dict)
+
+    def about(self, request: ExportRequest) -> None:
+        """Forget what is of another model than that of ``request``."""
+        if self._key != (key := repr(request.choice)):
+            self._key = key
+            self._found.clear()
+
+    def once(self, key: object, make: Callable[[], Made]) -> Made:
+        """What ``make`` gave when it was first asked for ``key``."""
+        if key not in self._found:
+            self._found[key] = make()
+        return cast("Made", self._found[key])
+
+
+def export(
+    request: ExportRequest, progress: Progress | None = None, shared: Shared | None = None
+) -> Report:
     """Load, prepare, export, check, time and write the export directory.
 
     When a check fails, the directory becomes ``<output>.failed`` and an earlier export at
     ``<output>`` stays as it was.
     """
-    progress = progress or Silent()
+    progress, shared = progress or Silent(), shared or Shared()
     jobs = plan(request)
-    with ExitStack() as stack:
-        other = sharing.other_process(jobs, stack)
-        # While that one imports the same.
-        from levit_export.preparation import Forms
-        from levit_export.targets.eager import cpu_threads
-
-        stack.enter_context(cpu_threads(sharing.own_threads(other)))
-        progress.stage("loading the checkpoint")
-        checkpoint = reference.load(request.choice, progress)
-        calibration = _calibration(jobs, checkpoint, request)
-        jobs = [_calibrated(job, calibration) for job in jobs]
-        question = sharing.Question(checkpoint, calibration, request.seed, request.overrides)
-        asked = other is not None and sharing.ask_early(other, jobs, question)
-        output = request.output or Path("exported", checkpoint.name)
-        _refuse_output(output)
-        stage = stack.enter_context(atomic.staged(output))
+    progress.stage("loading the checkpoint")
+    shared.about(request)
+    checkpoint = shared.once("checkpoint", partial(reference.load, request.choice, progress))
+    _refuse_unknown_blocks(jobs, checkpoint, request.options.embedded)
+    calibration = _calibration(jobs, checkpoint, request)
+    jobs = [_calibrated(job, calibration) for job in jobs]
+    output = request.output or Path("exported", checkpoint.name)
+    _refuse_output(output)
+    with atomic.staged(output) as stage, _beside() as beside:
+        threads = max(1, machine.usable_cores() // 2)
+        plain = beside.submit(_answered, checkpoint, request, shared, threads)
         progress.stage("fusing and proving")
-        forms = Forms(checkpoint, request.skip, request.options.batch, request.options.embedded)
-        _refuse_unknown_blocks(jobs, checkpoint, request.options.embedded)
+        forms = _forms(checkpoint, request, shared, threads)
+        with quiet():
+            load_early([package for job in jobs for package in PACKAGES.get(job.format, ())])
         jobs, searches = _settled(jobs, forms, calibration, request=request, progress=progress)
-        if other is not None:
-            work = [(job, forms.of(job.format, job.options)) for job in jobs[1:]]
-            other.start(work, stage.path)
-        model = forms.of(jobs[0].format, jobs[0].options)
-        made = sharing.export_all(jobs, other, forms, stage.path, progress)
-        first = next(made)
+        tolerances = beside.submit(_with_tolerances, plain, jobs, request, calibration, threads)
+        models, artifacts = [], []
+        for job in jobs:
+            progress.stage(f"exporting {job.format}")
+            models.append(forms.of(job.format, job.options))
+            made = job.write(models[-1], stage.path)
+            artifacts.append(_with_calibration_note(made, job))
         progress.stage("computing the reference")
-        answered = (
-            other.answer()
-            if other is not None and asked
-            else question.answer(jobs, machine.usable_cores())()
-        )
-        expected = reference.completed(answered, model.info, model.fingerprints)
+        ledgers = (each.passes for each in models)  # layouts share all passes but the last
+        model = replace(models[0], passes=max(ledgers, key=len))
+        expected = reference.completed(tolerances.result(), model.info, model.fingerprints)
+        expected = reference.with_quantised_weights(expected, model.weights, artifacts)
         expected = expected.matching(model.signature)
-        checks = _Checks(model, expected, request, progress)
-        shared = request.check and sharing.checks_its_last(jobs, request.run.threads)
-        theirs = other if shared else None
-        if theirs is not None:
-            theirs.ask_about_last(partial(checking.checked, expected, request.run))
-        for job, artifact in zip(jobs, chain([first], made), strict=True):
-            if theirs is not None and job is jobs[-1]:
-                checks.answered(artifact, theirs)
-            else:
-                checks.add(artifact)
-        model = replace(model, passes=forms.passes)
-        result = _examined(checks, stage.path, checkpoint, model)
+        found = _checked(artifacts, model, expected, request, progress)
+        timings = _time_all(tuple(found), checkpoint, model, request, progress)
+        result = _examined(found, stage.path, model, *timings)
+        networks = {each.layout: each.network for each in models}
         subject = explaining.Subject(
-            checkpoint,
-            checks.expected,
-            request.skip,
-            calibration=calibration,
-            programs={model.layout: model.program} if result.verdict == "fail" else {},
+            checkpoint, expected, request.skip, calibration=calibration, networks=networks
         )
-        result, drawn = explaining.of_run(result, list(checks.found), subject, progress)
+        result, drawn = explaining.of_run(result, list(found), subject, progress)
         final = failed(output) if result.verdict == "fail" else output
         result = replace(result, searches=searches, output=final)
-        _describe(stage.path, model, checks, result, drawn=drawn)
+        _describe(stage.path, model, expected, artifacts, result, drawn=drawn)
         stage.commit(final)
     return result
+
+
+@contextmanager
+def _beside() -> Iterator[ThreadPoolExecutor]:
+    """A thread for what can be computed meanwhile: PyTorch lets go of the interpreter.
+
+    It has half of the cores, as the first one does then: on two threads each, either waits for a
+    core of the other's.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            yield pool
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _answered(
+    checkpoint: Checkpoint, request: ExportRequest, shared: Shared, threads: int
+) -> Answered:
+    answer = partial(reference.answered, checkpoint, seed=request.seed, threads=threads)
+    return shared.once(("answered", request.seed), answer)
+
+
+def _with_tolerances(
+    plain: Future[Answered],
+    jobs: Sequence[Job],
+    request: ExportRequest,
+    calibration: Calibration | None,
+    threads: int,
+) -> Reference:
+    """What artifacts are held against."""
+    kept: dict[str, frozenset[str]] = {}
+    for job in jobs:  # for each precision the blocks that all of its artifacts leave in float
+        blocks = frozenset(job.options.keep)
+        kept[job.options.precision] = kept.get(job.options.precision, blocks) & blocks
+    return reference.with_tolerances(
+        plain.result(),
+        set(kept),
+        threads=threads,
+        overrides=request.overrides,
+        calibration=calibration,
+        keep=kept,
+    )
+
+
+def _forms(checkpoint: Checkpoint, request: ExportRequest, shared: Shared, threads: int) -> Forms:
+    """The rewritten model, proven."""
+    from levit_export.preparation import Forms
+    from levit_export.targets.eager import cpu_threads
+
+    options = request.options
+    key = ("forms", request.skip, options.batch, options.embedded)
+    make = partial(Forms, checkpoint, request.skip, options.batch, options.embedded)
+    forms = shared.once(key, make)
+    with cpu_threads(threads):
+        forms.prove()
+    return forms
+
+
+def _with_calibration_note(artifact: Artifact, job: Job) -> Artifact:
+    """Where the ranges of an artifact's activations come from, and whether that is little."""
+    images = job.options.calibration
+    if images is None:
+        return artifact
+    few = len(images.inputs) < FEW_IMAGES
+    warning = f"; fewer than {FEW_IMAGES} images may not show the range of the values"
+    note = f"calibrated on {images.source}{warning if few else ''}"
+    return replace(artifact, notes=(*artifact.notes, note))
 
 
 def _refuse_unknown_blocks(
@@ -339,59 +427,52 @@ def _calibrated(job: Job, calibration: Calibration | None) -> Job:
     return replace(job, options=options)
 
 
-@dataclass
-class _Checks:
-    """Artifacts, each checked when it is there: the other process exports meanwhile."""
-
-    model: Prepared
-    expected: Reference
-    request: ExportRequest
-    progress: Progress
-    found: dict[Row, tuple[ParityReport, Accuracy | None]] = field(default_factory=dict)
-
-    def add(self, artifact: Artifact) -> None:
-        """Check what is on disk, each way that it is to be executed."""
-        self.expected = reference.with_quantised_weights(
-            self.expected, self.model.weights, [artifact]
-        )
-        for row in checking.rows([artifact], self.request.run):
-            self.found[row] = self._checked(row)
-
-    def answered(self, artifact: Artifact, other: Helper) -> None:
-        """Take what ``other`` found out about ``artifact``."""
-        self.progress.stage(f"checking {artifact.id}")
-        for row, (found, accuracy) in other.answer().items():
-            self.found[row] = self._explained(row, found), accuracy
-
-    @property
-    def artifacts(self) -> list[Artifact]:
-        """In the order in which they came; each has a row at least."""
-        return list(dict.fromkeys(row.artifact for row in self.found))
-
-    def _checked(self, row: Row) -> tuple[ParityReport, Accuracy | None]:
-        if not self.request.check:
-            return parity.not_run("--no-check"), None
-        self.progress.stage(f"checking {row.artifact.id}")
-        found, accuracy = checking.check(row, self.expected)
-        return self._explained(row, found), accuracy
-
-    def _explained(self, row: Row, found: ParityReport) -> ParityReport:
-        """Where half precision is at fault, with the block that left its range."""
-        if found.verdict == "fail" and checking.computes_in_half(row.artifact):
-            from levit_export import ranges
-
-            overflows = ranges.overflows(self.model, self.expected.samples.inputs)
-            found = checking.with_overflows(found, row.artifact, overflows)
-        return found
+Checked = dict[Row, tuple[ParityReport, Accuracy | None]]
 
 
-def _examined(checks: _Checks, folder: Path, checkpoint: Checkpoint, model: Prepared) -> Report:
+def _checked(
+    artifacts: Sequence[Artifact],
+    model: Prepared,
+    expected: Reference,
+    request: ExportRequest,
+    progress: Progress,
+) -> Checked:
+    """Check what is on disk, each way that it is to be executed, side by side: runtimes let go."""
+    rows = checking.rows(artifacts, request.run)
+    if not request.check:
+        return {row: (parity.not_run("--no-check"), None) for row in rows}
+    progress.stage(f"checking {', '.join(artifact.id for artifact in artifacts)}")
+    at_a_time = max(1, machine.usable_cores() // request.run.threads)
+    with ThreadPoolExecutor(at_a_time) as pool:
+        found = list(pool.map(lambda row: checking.check(row, expected), rows))
+    return {
+        row: (_explained(row, parity_report, model, expected), accuracy)
+        for row, (parity_report, accuracy) in zip(rows, found, strict=True)
+    }
+
+
+def _explained(
+    row: Row, found: ParityReport, model: Prepared, expected: Reference
+) -> ParityReport:
+    """Where half precision is at fault, with the block that left its range."""
+    if found.verdict == "fail" and checking.computes_in_half(row.artifact):
+        from levit_export import ranges
+
+        overflows = ranges.overflows(model, expected.samples.inputs)
+        found = checking.with_overflows(found, row.artifact, overflows)
+    return found
+
+
+def _examined(
+    checked: Checked,
+    folder: Path,
+    model: Prepared,
+    timings: Mapping[Row, TimingReport],
+    baselines: Mapping[str, TimingReport],
+) -> Report:
     """What was found out about the artifacts, and how fast they are."""
-    rows = tuple(checks.found)
-    timings, baselines = _time_all(rows, checkpoint, model, checks.request, checks.progress)
     reports = tuple(
-        checking.describe(row, folder, *found, timings.get(row))
-        for row, found in checks.found.items()
+        checking.describe(row, folder, *found, timings.get(row)) for row, found in checked.items()
     )
     return Report(
         verdict=report.overall(r.parity.verdict for r in reports),
@@ -429,7 +510,8 @@ def _time_all(
 def _describe(
     folder: Path,
     model: Prepared,
-    checks: _Checks,
+    expected: Reference,
+    artifacts: Sequence[Artifact],
     result: Report,
     *,
     drawn: DriftMap | None,
@@ -437,7 +519,6 @@ def _describe(
     """Write everything of the export directory that is no artifact."""
     from levit_export.render import html
 
-    expected = checks.expected
     files.write(folder / bundle.LABELS, "\n".join(model.info.labels) + "\n")
     bundle.write_golden(folder, expected.samples, expected.outputs)
     text = json.dumps(report.to_json(result), indent=1, allow_nan=False)
@@ -452,7 +533,7 @@ def _describe(
         passes=model.passes,
         artifacts=tuple(
             _entry(artifact, artifact.path.relative_to(folder).as_posix(), result)
-            for artifact in checks.artifacts
+            for artifact in artifacts
         ),
         golden=GoldenEntry(
             samples=expected.samples.names,

@@ -73,16 +73,15 @@ class Forms:
         config, skip = self.checkpoint.config, self.skip
         chosen = layouts.layout(options.layout, kind, options.precision, config, skip)
         if chosen not in self._made:
-            self._plain = self._plain or rewrite(self.checkpoint, skip=skip)
-            form = laid_out(self._plain, chosen)
+            form = laid_out(self.prove(), chosen)
             other = next(iter(self._made.values()), None)
             self._made[chosen] = capture(form, self.batch, self.embedded, like=other)
         return self._made[chosen]
 
-    @property
-    def passes(self) -> tuple[PassRecord, ...]:
-        """The ledger of everything that was made; layouts share all passes but the last."""
-        return max((model.passes for model in self._made.values()), key=len)
+    def prove(self) -> Rewritten:
+        """Apply and prove the passes that all forms share."""
+        self._plain = self._plain or rewrite(self.checkpoint, skip=self.skip)
+        return self._plain
 
 
 def rewrite(checkpoint: Checkpoint, *, skip: Collection[str] = ()) -> Rewritten:

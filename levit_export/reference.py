@@ -232,14 +232,13 @@ def make(
     calibration: Calibration | None = None,
     keep: Mapping[str, Collection[str]] | None = None,
 ) -> Reference:
-    """:func:`answers` and :func:`completed` in one.
+    """:func:`answered`, :func:`with_tolerances` and :func:`completed` in one.
 
     ``fingerprints`` are those of the weights that the artifacts must hold, if they must.
     """
-    made = answers(
-        checkpoint,
+    made = with_tolerances(
+        answered(checkpoint, seed=seed, threads=threads),
         precisions,
-        seed=seed,
         threads=threads,
         overrides=overrides,
         calibration=calibration,
@@ -256,51 +255,77 @@ def completed(
     return replace(made, weights=weights, doubt=info.doubt)
 
 
-def answers(
-    checkpoint: Checkpoint,
-    precisions: Collection[str],
-    *,
-    seed: int = 0,
-    threads: int | None = None,
-    overrides: Overrides | None = None,
-    calibration: Calibration | None = None,
-    keep: Mapping[str, Collection[str]] | None = None,
-) -> Reference:
-    """Samples, the fresh model's answers to them, and the tolerance for each of ``precisions``.
+@dataclass(frozen=True)
+class Answered:
+    """A checkpoint's answers to its samples: in float32, ``exact`` ones in float64.
 
-    ``calibration`` is what activations were quantised by, if they were; ``keep`` the blocks that
-    every artifact of a precision leaves in float.
-
-    A model that comes with real images is held against them as well.
+    A model that comes with real images is held against them as well; ``predictions`` are its own.
     """
+
+    checkpoint: Checkpoint
+    samples: Samples
+    outputs: Mapping[str, np.ndarray]
+    exact: Mapping[str, np.ndarray]
+    images: Samples | None
+    predictions: np.ndarray | None
+
+
+def answered(checkpoint: Checkpoint, *, seed: int = 0, threads: int | None = None) -> Answered:
+    """What a fresh build of the checkpoint answers."""
     images = _held_out(checkpoint)
     inputs = samples.make(checkpoint.preprocessing, seed=seed)
     if images is not None:
         inputs = inputs.joined(images.first(SHOWN_REAL))
     session = eager_session(checkpoint, threads=threads)
-    outputs = _answers(session, inputs)
-    exact = _answers(eager_session(checkpoint, arithmetic="fp64", threads=threads), inputs)
+    return Answered(
+        checkpoint=checkpoint,
+        samples=inputs,
+        outputs=_answers(session, inputs),
+        exact=_answers(eager_session(checkpoint, arithmetic="fp64", threads=threads), inputs),
+        images=images,
+        predictions=None if images is None else _answers(session, images)[LOGITS].argmax(1),
+    )
+
+
+def with_tolerances(
+    plain: Answered,
+    precisions: Collection[str],
+    *,
+    threads: int | None = None,
+    overrides: Overrides | None = None,
+    calibration: Calibration | None = None,
+    keep: Mapping[str, Collection[str]] | None = None,
+) -> Reference:
+    """The answers with the tolerance for each of ``precisions``.
+
+    ``calibration`` is what activations were quantised by, if they were; ``keep`` the blocks that
+    every artifact of a precision leaves in float.
+    """
+    from levit_export.targets.eager import signature_of
+
     tolerances = {}
     for precision in sorted(precisions):
-        rounded = outputs
+        rounded = plain.outputs
         if precision != "fp32":
             kept = (keep or {}).get(precision, ())
-            other = rounded_session(checkpoint, precision, calibration, keep=kept, threads=threads)
-            rounded = _answers(other, inputs)
+            other = rounded_session(
+                plain.checkpoint, precision, calibration, keep=kept, threads=threads
+            )
+            rounded = _answers(other, plain.samples)
         derived = {
             name: tolerance.derive(rounded[name], values, precision=precision)
-            for name, values in exact.items()
+            for name, values in plain.exact.items()
         }
         tolerances[precision] = (overrides or Overrides()).apply(derived)
     return Reference(
-        signature=session.signature,
-        samples=inputs,
-        outputs=outputs,
+        signature=signature_of(plain.checkpoint.config, None),
+        samples=plain.samples,
+        outputs=plain.outputs,
         tolerances=tolerances,
-        images=images,
-        dataset=DIGITS if images is not None else "",
-        predictions=None if images is None else _answers(session, images)[LOGITS].argmax(1),
-        preprocessing=checkpoint.preprocessing,
+        images=plain.images,
+        dataset=DIGITS if plain.images is not None else "",
+        predictions=plain.predictions,
+        preprocessing=plain.checkpoint.preprocessing,
     )
 
 

@@ -7,10 +7,12 @@ under the entry-point group ``levit_export.targets``, whose tests call :func:`as
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
@@ -29,24 +31,23 @@ from levit_export.core import (
     Tensors,
     TensorSpec,
 )
+from levit_export.core.network import Network, Op, Value
 from levit_export.errors import ArtifactError, LevitExportError, RuntimeFailedError
-from levit_export.targets.quiet import first_line, quiet
-from levit_export.zoo import DISTILL, LOGITS
-
-if TYPE_CHECKING:
-    import torch
+from levit_export.targets.quiet import first_line
 
 __all__ = ["FakeTarget", "assert_conforms", "randomize_"]
 
-OUTPUTS = (LOGITS, DISTILL)
+GRAPH = "graph"
+"""What the operators are called in a file of the fake target, beside the constants."""
+
 CALIBRATION_IMAGES = 40
 
 
 class FakeTarget:
-    """The smallest target that conforms: PyTorch's own ``.pt2`` files, run by PyTorch."""
+    """The smallest target that conforms: a network as NumPy arrays, computed by PyTorch."""
 
-    name = "pt2"
-    suffix = ".pt2"
+    name = "npz"
+    suffix = ".npz"
     precisions = ("fp32",)
 
     def computes_in_half(self, precision: str) -> bool:
@@ -55,7 +56,7 @@ class FakeTarget:
         return False
 
     def can_export(self) -> Availability:
-        """Always: torch is a requirement of this package."""
+        """Always."""
         return Availability(ok=True)
 
     can_run = can_export
@@ -65,25 +66,24 @@ class FakeTarget:
         """Nothing."""
 
     def export(self, model: Prepared, path: Path, options: ExportOptions) -> Artifact:
-        """Write the exported program."""
-        import torch
-
-        # Saved to a path, the archive would hold the file's name; in memory it does not.
-        buffer = io.BytesIO()
-        with quiet("torch"):
-            torch.export.save(model.program, buffer)
-        path.write_bytes(buffer.getvalue())
+        """Write the constants as they are, and the operators as JSON beside them."""
+        network = model.network
+        graph = json.dumps({**asdict(network), "constants": None}).encode()
+        arrays: dict[str, Any] = {GRAPH: np.frombuffer(graph, np.uint8), **network.constants}
+        np.savez(path, **arrays)
         return Artifact(self.name, options.precision, path, model.signature)
 
     def inspect(self, path: Path) -> Artifact:
         """Signature of a file."""
-        return Artifact(self.name, "fp32", path, _signature(_read(path)))
+        network = _read(path)
+        outputs = [network.values[name] for name in network.outputs]
+        return Artifact(
+            self.name, "fp32", path, Signature(_specs(network.inputs), _specs(outputs))
+        )
 
     def constants(self, artifact: Artifact) -> Iterator[np.ndarray]:
-        """Parameters and buffers."""
-        program = _read(artifact.path)
-        for tensor in (*program.state_dict.values(), *program.constants.values()):
-            yield tensor.detach().numpy()
+        """The arrays."""
+        yield from _read(artifact.path).constants.values()
 
     def runs(self, options: RunOptions) -> tuple[RunOptions, ...]:
         """Once."""
@@ -99,61 +99,64 @@ class FakeTarget:
         self, artifact: Artifact, options: RunOptions, taps: Sequence[str] = ()
     ) -> Iterator[Session]:
         """Load the file."""
-        del options, taps
-        yield _FakeSession(_read(artifact.path))
+        del options
+        network = _read(artifact.path)
+        yield _FakeSession(network, self.inspect(artifact.path).signature, tuple(taps))
 
 
+@dataclass(frozen=True)
 class _FakeSession:
-    runtime = "PyTorch (.pt2)"
-
-    def __init__(self, program: torch.export.ExportedProgram) -> None:
-        self._module = program.module()
-        self._signature = _signature(program)
-
-    @property
-    def signature(self) -> Signature:
-        """As the file describes itself."""
-        return self._signature
+    network: Network
+    signature: Signature
+    taps: tuple[str, ...]
+    runtime: str = "PyTorch (.npz)"
 
     def run(self, inputs: Tensors) -> dict[str, np.ndarray]:
         """One forward call."""
-        import torch
+        from levit_export.models.evaluate import evaluate
 
-        try:
-            with torch.no_grad():
-                outputs = self._module(torch.from_numpy(inputs["input"]))
-        except Exception as error:
-            raise RuntimeFailedError(
-                f"the program failed: {first_line(error)}", remedy="Check the input's shape."
-            ) from error
-        values = outputs if isinstance(outputs, tuple) else (outputs,)
-        return {name: value.numpy() for name, value in zip(OUTPUTS, values, strict=False)}
+        for spec in self.signature.inputs:
+            if spec.name not in inputs or not spec.admits(inputs[spec.name]):
+                raise RuntimeFailedError(f"{spec.name} does not fit", remedy=f"It is {spec}.")
+        return evaluate(self.network, inputs, also=self.taps)
 
 
-def _read(path: Path) -> torch.export.ExportedProgram:
-    import torch
-
+def _read(path: Path) -> Network:
     try:
-        with quiet("torch"):
-            return torch.export.load(io.BytesIO(path.read_bytes()))
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
+            constants = {name: arrays[name] for name in arrays.files if name != GRAPH}
+            graph = json.loads(arrays[GRAPH].tobytes())
+        return Network(
+            _values(graph["inputs"]),
+            tuple(graph["outputs"]),
+            tuple(
+                Op(
+                    op["kind"],
+                    tuple(op["inputs"]),
+                    _values(op["outputs"]),
+                    {
+                        k: tuple(v) if isinstance(v, list) else v
+                        for k, v in op["attributes"].items()
+                    },
+                    op["block"],
+                )
+                for op in graph["ops"]
+            ),
+            constants,
+            graph["taps"],
+        )
     except Exception as error:
         raise ArtifactError(
-            f"{path} is no exported program: {first_line(error)}", remedy="Export anew."
+            f"{path} does not hold a network: {first_line(error)}", remedy="Export anew."
         ) from error
 
 
-def _signature(program: torch.export.ExportedProgram) -> Signature:
-    nodes = {node.name: node for node in program.graph.nodes}
-    (taken,) = (nodes[n].meta["val"].shape for n in program.graph_signature.user_inputs)
-    given = (nodes[n].meta["val"].shape for n in program.graph_signature.user_outputs)
-    batch = taken[0] if isinstance(taken[0], int) else None
-    return Signature(
-        (TensorSpec("input", (batch, *map(int, taken[1:]))),),
-        tuple(
-            TensorSpec(name, (batch, int(shape[1])))
-            for name, shape in zip(OUTPUTS, given, strict=False)
-        ),
-    )
+def _values(entries: Sequence[Mapping[str, Any]]) -> tuple[Value, ...]:
+    return tuple(Value(e["name"], tuple(e["shape"]), e["dtype"]) for e in entries)
+
+
+def _specs(values: Sequence[Value]) -> tuple[TensorSpec, ...]:
+    return tuple(TensorSpec(value.name, value.shape, value.dtype) for value in values)
 
 
 def assert_conforms(target: Target, folder: Path) -> None:

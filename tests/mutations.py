@@ -103,9 +103,9 @@ def find_weights(artifact: Artifact, model: Prepared) -> Weights:
     read = openvino_places if artifact.format == "openvino" else coreml_places
     stored = [(place, place.read()) for place in read(artifact.path)]
     tensors = {
-        name: tensor.numpy()
-        for name, tensor in model.program.state_dict.items()
-        if tensor.is_floating_point()
+        name: tensor
+        for name, tensor in model.network.constants.items()
+        if tensor.dtype == np.float32
     }
     found: dict[str, Place] = {}
     for name, tensor in tensors.items():

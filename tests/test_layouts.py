@@ -14,17 +14,16 @@ import torch
 from support import Cli
 from torch import nn
 
-from levit_export import bundle, helper, layouts, reference, samples
+from levit_export import bundle, layouts, reference, samples
 from levit_export.architectures import build, levit
 from levit_export.architectures.random_weights import randomize_
 from levit_export.core import CALIBRATED, Artifact, Calibration, ExportOptions, Prepared
 from levit_export.errors import PassError, PassProofError, UsageError
-from levit_export.helper import Job
 from levit_export.passes import LAY_OUT_MAPS, PASSES, apply_passes
 from levit_export.passes.base import NotApplicable
 from levit_export.passes.proof import PROOF_BOUND, relative_error
 from levit_export.preparation import Forms, prepare
-from levit_export.targets import target
+from levit_export.targets import Job, target
 from levit_export.zoo import Config, LevitConfig, variant
 
 SMALL = LevitConfig((32, 48), 16, (2, 3), (1, 1), image_size=(64, 64), classes=10)
@@ -73,7 +72,7 @@ def in_maps(kind: str, precision: str) -> Artifact:
     place.mkdir()
     images = calibration() if precision in CALIBRATED else None
     options = ExportOptions(precision=precision, calibration=images)
-    return helper.run(Job(kind, options), maps(), place)
+    return Job(kind, options).write(maps(), place)
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -92,13 +91,13 @@ def test_maps_compute_what_tokens_compute(name: str) -> None:
 
 def test_maps_move_no_axis() -> None:
     """Between stem and pool, values are reshaped, but the only axes swapped are a matrix's two."""
-    moved = [
-        node.args[1:]
-        for node in maps().program.graph.nodes
-        if str(node.target).startswith(("aten.transpose", "aten.permute"))
-    ]
+    kinds = [op.kind for op in maps().network.ops]
+    assert "transpose" not in kinds
+    products = [op.attributes for op in maps().network.ops if op.kind == "matmul"]
     blocks = sum(SMALL.depths) + 1
-    assert moved == [(2, 3)] * (2 * blocks)
+    scores = {"transpose_a": True, "transpose_b": False}
+    mixed = {"transpose_a": False, "transpose_b": True}
+    assert products == [scores, mixed] * blocks
 
 
 @pytest.mark.parametrize(
@@ -212,7 +211,7 @@ def test_a_form_is_made_once() -> None:
     assert forms.of("coreml", ExportOptions(layout="tokens")) is first
     other = forms.of("onnx", ExportOptions(layout="maps"))
     assert other is not first
-    assert [record.name for record in forms.passes] == [
+    assert [record.name for record in other.passes] == [
         *(each.name for each in PASSES),
         LAY_OUT_MAPS.name,
     ]

@@ -150,7 +150,7 @@ def test_every_trained_tensor_is_expected() -> None:
     """A prepared model asks for each of its tensors, in both precisions, under its name."""
     model = subjects.digits()
     found: Fingerprints = model.fingerprints
-    trained = [n for n, t in model.program.state_dict.items() if t.is_floating_point()]
+    trained = [n for n, t in model.network.constants.items() if t.dtype == np.float32]
     assert set(found) == {"fp32", "fp16"}
     assert set(found["fp32"]) == set(found["fp16"]) == set(trained)
     assert len(set(found["fp16"].values())) == len(trained)

@@ -17,6 +17,7 @@ import numpy as np
 from levit_export.architectures.blocks import block_names
 from levit_export.architectures.census import idle_attentions
 from levit_export.core import Calibration, Layout, Prepared
+from levit_export.core.network import Network
 from levit_export.drift import taps
 from levit_export.drift.comparing import Comparison
 from levit_export.drift.values import Row, Stage
@@ -28,7 +29,6 @@ from levit_export.samples import Samples
 
 if TYPE_CHECKING:
     from torch import nn
-    from torch.export import ExportedProgram
 
     from levit_export.checkpoints import Checkpoint
 
@@ -121,33 +121,18 @@ def _rows(stage: str, after: Exact, before: Exact) -> tuple[Row, ...]:
 
 
 def program_stage(
-    model: Model,
-    program: ExportedProgram,
-    exact: Exact,
-    yardstick: Yardstick,
-    name: str = PROGRAM,
+    model: Model, network: Network, exact: Exact, yardstick: Yardstick, name: str = PROGRAM
 ) -> Stage:
-    """(iii) The captured program in float32; ``exact`` is the prepared module."""
-    tapped = taps.ProgramTaps(program.module(), model.blocks)
-    size = _batch(program)
+    """(iii) The captured network in float32; ``exact`` is the prepared module."""
+    size = network.inputs[0].shape[0] or 1
     comparison: Comparison | None = None
     for index in range(len(model.samples)):
-        image = exact.image(index).float().expand(size, -1, -1, -1).contiguous()
-        values = {
-            tap: value[:1].numpy() for tap, value in tapped.values(image, model.outputs).items()
-        }
+        image = exact.image(index).float().expand(size, -1, -1, -1).numpy()
+        values = {tap: value[:1] for tap, value in taps.of_network(network, image).items()}
         comparison = comparison or Comparison(exact, yardstick, set(exact.names) - set(values))
         comparison.add(index, values)
     rows = () if comparison is None else comparison.rows(name)
     return Stage(name, "program", "the prepared module", rows)
-
-
-def _batch(program: ExportedProgram) -> int:
-    """The batch that the program is fixed to; 1 where it is open."""
-    (name,) = program.graph_signature.user_inputs
-    (node,) = (node for node in program.graph.nodes if node.name == name)
-    first = node.meta["val"].shape[0]
-    return first if isinstance(first, int) else 1
 
 
 def precision_stage(exact: Exact, yardstick: Yardstick, keep: Collection[str] = ()) -> Stage:

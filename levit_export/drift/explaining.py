@@ -21,9 +21,8 @@ from levit_export.report import ArtifactReport, Explanation, Report
 from levit_export.targets.availability import needs
 
 if TYPE_CHECKING:
-    from torch.export import ExportedProgram
-
     from levit_export.checkpoints import Checkpoint
+    from levit_export.core.network import Network
 
 SAMPLES = 3
 """Those on which the failed artifacts lie farthest off, for their tolerance."""
@@ -36,7 +35,7 @@ class Subject:
     """What artifacts were made of, and what they were held against.
 
     ``skip`` are passes that were left out, ``calibration`` the images of a quantiser. What is in
-    ``programs`` by its layout is not captured again.
+    ``networks`` by its layout is not captured again.
     """
 
     checkpoint: Checkpoint
@@ -44,7 +43,7 @@ class Subject:
     skip: tuple[str, ...] = ()
     is_ours: bool = True
     calibration: Calibration | None = None
-    programs: Mapping[Layout, ExportedProgram] = field(default_factory=dict)
+    networks: Mapping[Layout, Network] = field(default_factory=dict)
 
 
 def of_run(
@@ -128,7 +127,7 @@ def _drawn(able: Sequence[tuple[ArtifactReport, Row]], subject: Subject) -> Drif
     with cpu_threads(chain.THREADS):
         bench = mapping.Bench(model, subject.calibration)
         rows = [(row.artifact, row.run) for _, row in able]
-        return mapping.draw(bench, rows, known=subject.programs)
+        return mapping.draw(bench, rows, known=subject.networks)
 
 
 def _of(drawn: DriftMap) -> list[Explanation]:

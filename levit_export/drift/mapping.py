@@ -18,7 +18,7 @@ from levit_export.preparation import weights_of
 from levit_export.targets import target
 
 if TYPE_CHECKING:
-    from torch.export import ExportedProgram
+    from levit_export.core.network import Network
 
 FLOAT = "fp32"
 
@@ -48,15 +48,15 @@ class Bench:
             self._yardsticks[key] = Yardstick(self.exact, rounded, precision, answers)
         return self._yardsticks[key]
 
-    def stages(self, known: Mapping[Layout, ExportedProgram] | None = None) -> Iterator[Stage]:
-        """(i) to (iii), the last for each layout. Programs that are not ``known`` are captured."""
+    def stages(self, known: Mapping[Layout, Network] | None = None) -> Iterator[Stage]:
+        """(i) to (iii), the last for each layout. What is not ``known`` is captured."""
         yield chain.checkpoint_stage(self.model)
         yield from chain.pass_stages(self.model)
         for layout in self.model.layouts:
-            program = (known or {}).get(layout) or chain.prepared(self.model, layout).program
+            network = (known or {}).get(layout) or chain.prepared(self.model, layout).network
             name = chain.PROGRAM if layout == "tokens" else f"{chain.PROGRAM} in {layout}"
             allowed = self.yardstick(FLOAT)
-            yield chain.program_stage(self.model, program, self.exact, allowed, name)
+            yield chain.program_stage(self.model, network, self.exact, allowed, name)
 
     def artifact(self, found: Artifact, run: RunOptions) -> Stage:
         """(iv) of one file."""
@@ -83,11 +83,11 @@ def draw(
     bench: Bench,
     found: Sequence[tuple[Artifact, RunOptions]],
     tell: Callable[[str], object] = lambda _: None,
-    known: Mapping[Layout, ExportedProgram] | None = None,
+    known: Mapping[Layout, Network] | None = None,
 ) -> DriftMap:
     """The map of a model and its artifacts. ``tell`` hears what is being done.
 
-    ``known`` are captured programs that need not be captured again.
+    ``known`` are networks that need not be captured again.
     """
     tell("tapping the checkpoint, the passes and the program")
     stages = list(bench.stages(known))

@@ -3,7 +3,7 @@
 Eager modules are watched from outside: the output of a block's module is its ``out``, and of the
 softmax inside a block the operand is ``scores`` and the result ``softmax``. So the checkpoint's
 own network, a rewritten one and a rounded one are tapped by the same code and under the same names
-as the exported program (``naming``).
+as the exported network (``models.capture``).
 
 Where ``given`` holds a value for a tap, that value goes on in place of the computed one. With all
 taps of an artifact given, every segment between two taps is computed from what the artifact itself
@@ -19,13 +19,17 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.fx import GraphModule, Interpreter, Node
 from torch.overrides import TorchFunctionMode
 
-from levit_export import naming
+from levit_export.core.network import Network
+from levit_export.models.evaluate import evaluate
 
 HEADS = ("head", "head_dist", "distill_head")
 """Blocks whose result is an output of the model, or is averaged into one."""
+
+SOFTMAX = ("softmax", "_softmax")
+POOL = "mean"
+"""Functions of PyTorch by which taps are told."""
 
 Values = dict[str, torch.Tensor]
 
@@ -45,12 +49,12 @@ class Tapping(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(func, "__name__", "")
         block = self._open[-1] if self._open else ""
-        if name in naming.SOFTMAX and block:
+        if name in SOFTMAX and block:
             scores = self.tap(f"{block}.scores", args[0])
             result = func(scores, *args[1:], **(kwargs or {}))
             return self.tap(f"{block}.softmax", result)
         result = func(*args, **(kwargs or {}))
-        return self.tap("pool", result) if name == naming.POOL and not block else result
+        return self.tap("pool", result) if name == POOL and not block else result
 
     def tap(self, name: str, value: torch.Tensor) -> torch.Tensor:
         """Note ``value``; the one to go on with."""
@@ -123,31 +127,13 @@ def _named(result: Any, outputs: tuple[str, ...]) -> Values:
     return dict(zip(outputs, values, strict=True))
 
 
-class ProgramTaps(Interpreter):
-    """The same of a captured program."""
-
-    def __init__(self, module: GraphModule, blocks: Mapping[str, str]) -> None:
-        super().__init__(module)
-        self._seen: Values = {}
-        found = naming.names(module.graph.nodes, blocks)
-        taps = {value: tap for tap, value in found.taps.items()}
-        self._taps = {
-            node: taps[found.values[node]] for node in found.values if found.values[node] in taps
-        }
-
-    def run_node(self, n: Node) -> Any:
-        """One operator; what a tap computes is kept."""
-        value = super().run_node(n)
-        if n.name in self._taps:
-            self._seen[self._taps[n.name]] = value
-        return value
-
-    @torch.no_grad()
-    def values(self, image: torch.Tensor, outputs: tuple[str, ...]) -> Values:
-        """Every tap for ``image``, in order, and the outputs."""
-        self._seen = {}
-        result = super().run(image)
-        return {**self._seen, **_named(result, outputs)}
+@torch.no_grad()
+def of_network(network: Network, image: np.ndarray) -> dict[str, np.ndarray]:
+    """Every tap of a network for ``image``, in order, and its outputs, computed in float32."""
+    (taken,) = network.inputs
+    found = evaluate(network, {taken.name: image}, also=tuple(network.taps.values()))
+    taps = {tap: found[value] for tap, value in network.taps.items()}
+    return {**taps, **{name: found[name] for name in network.outputs}}
 
 
 def in_tokens(value: np.ndarray, shape: Sequence[int]) -> np.ndarray:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from levit_export import machine, report
 from levit_export.cluster import identity
@@ -20,6 +20,9 @@ from levit_export.digests import sha256_of
 from levit_export.errors import DataError, LevitExportError
 from levit_export.reference import ModelChoice
 from levit_export.timing import TimingPlan
+
+if TYPE_CHECKING:
+    from levit_export import pipeline
 
 EXPORT = "export"
 DIGITS = "digits"
@@ -156,6 +159,14 @@ def contents(path: Path) -> str:
         ) from error
 
 
+@cache
+def _shared() -> pipeline.Shared:
+    """What the cells of one model share that one process does, one after the other."""
+    from levit_export import pipeline
+
+    return pipeline.Shared()
+
+
 def perform(cell: Cell, folder: Path) -> Result:
     """Do the work of ``cell`` in this process, into ``folder``.
 
@@ -180,7 +191,8 @@ def perform(cell: Cell, folder: Path) -> Result:
             data=_path(cell.calibration),
             calibration_images=settings.calibration_images,
             output=folder / EXPORT,
-        )
+        ),
+        shared=_shared(),
     )
     place = found.output or folder / EXPORT
     content = report.to_json(found)

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import entry_points
+from pathlib import Path
 
-from levit_export.core import FORMAT_ALIASES, Target
+from levit_export.core import (
+    FORMAT_ALIASES,
+    Artifact,
+    ExportOptions,
+    Prepared,
+    Target,
+    applied,
+)
 from levit_export.errors import UnknownNameError
 from levit_export.targets.coreml import CoremlTarget
 from levit_export.targets.onnx import OnnxTarget
 from levit_export.targets.openvino import OpenvinoTarget
 
-__all__ = ["GROUP", "TARGETS", "known_targets", "target"]
+__all__ = ["GROUP", "TARGETS", "Job", "known_targets", "target"]
 
 TARGETS: tuple[Target, ...] = (OnnxTarget(), OpenvinoTarget(), CoremlTarget())
 """Our own, in the order of reports. ``--format all`` means these."""
@@ -33,6 +42,22 @@ def known_targets() -> tuple[Target, ...]:
                 "target %r of %s does not load: %s", entry.name, entry.value, error
             )
     return tuple(found)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One artifact to make: a format, and what is asked of it."""
+
+    format: str
+    options: ExportOptions
+
+    def write(self, model: Prepared, folder: Path) -> Artifact:
+        """Export ``model`` into a folder of its own below ``folder``."""
+        kind = target(self.format)
+        place = folder / f"{kind.name}-{self.options.precision}"
+        place.mkdir()
+        made = kind.export(model, place / (model.info.name + kind.suffix), self.options)
+        return replace(made, keep=self.options.keep, passes=applied(model.passes))
 
 
 def target(name: str) -> Target:

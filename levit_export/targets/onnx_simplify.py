@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from levit_export import launch
-from levit_export.core import UNIT_ROUNDOFF
+from levit_export.core import UNIT_ROUNDOFF, processes
 from levit_export.targets.quiet import first_line
 
 if TYPE_CHECKING:
@@ -67,7 +66,7 @@ def simplify(
     with tempfile.TemporaryDirectory(prefix="levit-export-") as folder:
         before, after = Path(folder, "before.onnx"), Path(folder, "after.onnx")
         onnx.save(model, before)
-        command = launch.command(script, str(before), str(after))
+        command = processes.command(script, str(before), str(after))
         try:
             done = subprocess.run(  # noqa: S603 - our interpreter, our script
                 command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False

@@ -5,10 +5,16 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import threading
 import warnings
 from collections.abc import Iterator
 
 log = logging.getLogger("levit_export")
+
+
+_one_at_a_time = threading.RLock()
+"""Standard output is the process's: of two threads that redirect it, one would be left with the
+other's."""
 
 
 @contextlib.contextmanager
@@ -22,7 +28,7 @@ def quiet(*loggers: str) -> Iterator[None]:
     handler = logging.StreamHandler(heard)
     caught: list[warnings.WarningMessage] = []
     try:
-        with contextlib.ExitStack() as stack:
+        with _one_at_a_time, contextlib.ExitStack() as stack:
             for name in loggers:
                 stack.enter_context(_only(handler, logging.getLogger(name)))
             caught = stack.enter_context(warnings.catch_warnings(record=True))

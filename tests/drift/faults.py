@@ -19,6 +19,7 @@ from torch import nn
 
 from levit_export.architectures.levit import AttentionBias
 from levit_export.core import Artifact, RunOptions
+from levit_export.core.network import Network
 from levit_export.drift import chain, verdict
 from levit_export.drift.chain import Model
 from levit_export.drift.mapping import Bench
@@ -29,8 +30,6 @@ from levit_export.passes.base import Outcome, Pass
 from levit_export.targets import target
 
 if TYPE_CHECKING:
-    from torch.export import ExportedProgram
-
     from levit_export.checkpoints import Checkpoint
 
 Array = np.ndarray
@@ -590,25 +589,25 @@ def computes_in_half(patient: Patient) -> bool:
 # --- stages ---------------------------------------------------------------------------------
 
 
-def stage_faults(model: Model, program: ExportedProgram) -> Iterator[Fault]:
-    """Faults of the module that is exported, of the passes, and of the captured program."""
+def stage_faults(model: Model, network: Network) -> Iterator[Fault]:
+    """Faults of the module that is exported, of the passes, and of the captured network."""
     for path, block in model.blocks.items():
         if block == "head_dist":
             continue
         yield _of_module(model, block, "scaled by 1 %", _scaled(path))
         yield _of_pass(model, block, "fuse_batchnorm", "BatchNorm eps 1e-3", path)
-        yield _of_program(model, program, block, path)
+        yield _of_network(model, network, block, path)
         if block.endswith("attention"):
             yield _of_module(model, block, "stale bias table", _stale(path))
             yield _of_pass(model, block, "bake_attention_bias", "transposed bias table", path)
             yield _of_pass(model, block, "fold_attention_scale", "scale folded twice", path)
 
 
-def _chained(model: Model, program: ExportedProgram | None) -> Finding:
+def _chained(model: Model, network: Network | None) -> Finding:
     """The verdict on the stages before the files; what comes behind a fault is not run."""
     bench = Bench(model)
     stages = []
-    for stage in bench.stages({"tokens": cast("ExportedProgram", program)}):
+    for stage in bench.stages({} if network is None else {"tokens": network}):
         stages.append(stage)
         if stage.first_fault:
             break
@@ -669,18 +668,11 @@ def _of_pass(model: Model, block: str, name: str, kind: str, path: str) -> Fault
     return Fault(Expected(kind, block, f"pass {name}", ("pass",)), run)
 
 
-def _of_program(model: Model, program: ExportedProgram, block: str, path: str) -> Fault:
+def _of_network(model: Model, network: Network, block: str, path: str) -> Fault:
     def run() -> Finding:
-        names = [name for name in program.state_dict if name.startswith(f"{path}.")]
-        tensor = program.state_dict[names[0]]
-        before = tensor.clone()
-        with torch.no_grad():
-            tensor.mul_(1.01)
-        try:
-            return _chained(model, program)
-        finally:
-            with torch.no_grad():
-                tensor.copy_(before)
+        name = next(name for name in network.constants if name.startswith(f"{path}."))
+        constants = {**network.constants, name: network.constants[name] * np.float32(1.01)}
+        return _chained(model, replace(network, constants=constants))
 
     return Fault(Expected("scaled by 1 %", block, chain.PROGRAM, ("program",)), run)
 

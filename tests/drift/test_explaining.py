@@ -48,7 +48,7 @@ def test_a_sound_file_is_not_accused() -> None:
     subject = explaining.Subject(
         subjects.checkpoints.bundled(),
         subjects.digits_reference(),
-        programs={"tokens": subjects.digits().program},
+        networks={"tokens": subjects.digits().network},
     )
     found, drawn = explaining.explained([failed()], [row("onnx", "fp32")], lambda: subject)
     (explanation,) = [report.drift for report in found]

@@ -48,8 +48,7 @@ def test_faults_of_a_file_are_localised(patient: Patient) -> None:
 
 def test_faults_of_stages_are_localised() -> None:
     """A fault of the module, of each pass or of the program is not blamed on what comes after."""
-    program = subjects.digits().program
-    found = list(faults.stage_faults(bench().model, program))
+    found = list(faults.stage_faults(bench().model, subjects.digits().network))
     one_of_each = {(fault.expected.stage, fault.expected.kind): fault for fault in found}
     assert {stage for stage, _ in one_of_each} == {
         chain.CHECKPOINT,
@@ -65,7 +64,7 @@ def test_faults_of_stages_are_localised() -> None:
 
 def test_what_is_wrong_before_the_files_is_said_of_them(patient: Patient) -> None:
     """A file is not accused of what its checkpoint's module did."""
-    spoilt = next(faults.stage_faults(bench().model, subjects.digits().program)).run()
+    spoilt = next(faults.stage_faults(bench().model, subjects.digits().network)).run()
     finding = bench().judge(
         patient.artifact, bench().artifact(patient.artifact, RunOptions()), spoilt
     )
@@ -98,7 +97,7 @@ def test_a_file_laid_out_as_maps_is_looked_at_like_any_other(tmp_path: Path) -> 
     fault = next(f for f in faults.graph_faults(laid_out) if "stage2" in f.expected.block)
     assert fault.expected.is_named_by(fault.run())
     model = replace(bench().model, layouts=("maps",))
-    stages = {stage.name: stage for stage in Bench(model).stages({"maps": prepared.program})}
+    stages = {stage.name: stage for stage in Bench(model).stages({"maps": prepared.network})}
     assert {"pass lay_out_maps", "program in maps"} < set(stages)
     assert not any(stage.first_fault for stage in stages.values())
 

@@ -7,12 +7,13 @@ import pytest
 import subjects
 import torch
 
-from levit_export import naming
 from levit_export.architectures import build
 from levit_export.architectures.blocks import block_names
 from levit_export.drift import chain, taps
 from levit_export.drift.chain import Model
+from levit_export.models.capture import exported, read
 from levit_export.samples import Samples, make
+from levit_export.targets.eager import signature_of
 from levit_export.testing import randomize_
 from levit_export.zoo import Config, GraftedConfig, LevitConfig, VitPytorchConfig
 
@@ -40,15 +41,15 @@ def model() -> Model:
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_every_architecture_has_the_taps_of_its_program(name: str) -> None:
-    """An eager module shows the taps that naming finds in the program captured from it."""
+    """An eager module shows the taps that the network captured from it has."""
     config = OTHERS[name]
     module = randomize_(build(config), 0).eval()
     blocks = block_names(config)
     outputs = tuple(output for output, _ in config.outputs)
     image = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     seen = taps.run(module, blocks, image, outputs)
-    program = torch.export.export(module, (image,))
-    found = naming.names(program.graph.nodes, blocks).taps
+    signature = signature_of(config, 1)
+    found = read(exported(module, signature, name), signature, blocks, name).taps
     heads = {taps.out_of(block) for block in taps.HEADS}
     assert set(seen) == (set(found) - heads) | set(outputs)
 
@@ -59,8 +60,7 @@ def test_program_and_module_agree_at_every_tap() -> None:
     module = chain.rewritten(subject)
     image = torch.from_numpy(subject.samples.inputs)
     eager = taps.run(module, subject.blocks, image, subject.outputs)
-    program = taps.ProgramTaps(subjects.tiny().program.module(), subject.blocks)  # type: ignore[arg-type]
-    captured = program.values(image, subject.outputs)
+    captured = taps.of_network(subjects.tiny().network, subject.samples.inputs)
     assert list(captured) == list(eager)
     for name, value in eager.items():
         assert np.allclose(captured[name], value, rtol=0, atol=1e-5 * float(value.abs().max()))
