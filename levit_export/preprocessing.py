@@ -12,7 +12,7 @@ from typing import Any, get_args
 import numpy as np
 
 from levit_export.core import Centre, Interpolation, Preprocessing, Resize, Size
-from levit_export.errors import DataError
+from levit_export.errors import DataError, UsageError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -117,12 +117,14 @@ def for_image_size(recipe: Preprocessing, crop: Size) -> Preprocessing:
         for resize, side, before in zip(recipe.resize, crop, recipe.crop, strict=True)
     )
     is_covered = recipe.resize_mode == "shorter-side" and height != width
-    return replace(
-        recipe,
-        resize=(height, width),
-        crop=crop,
-        resize_mode="cover" if is_covered else recipe.resize_mode,
-    )
+    mode = "cover" if is_covered else recipe.resize_mode
+    try:
+        return replace(recipe, resize=(height, width), crop=crop, resize_mode=mode)
+    except ValueError as error:
+        raise UsageError(
+            f"the preprocessing {recipe.name} cannot be scaled to {crop[0]}x{crop[1]} px: {error}",
+            remedy="Give a smaller --imgsz, or state the recipe with --preprocessing FILE.",
+        ) from error
 
 
 def apply(recipe: Preprocessing, pixels: np.ndarray) -> np.ndarray:

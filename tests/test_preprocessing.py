@@ -14,7 +14,7 @@ from PIL import Image
 
 from levit_export import preprocessing
 from levit_export.core import Preprocessing
-from levit_export.errors import DataError
+from levit_export.errors import DataError, UsageError
 from levit_export.preprocessing import RECIPES
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -230,3 +230,10 @@ def test_files_that_state_nothing(tmp_path: Path) -> None:
 def test_a_recipe_in_words(recipe: Preprocessing, words: str) -> None:
     """The sentence for the device's programmer names every step that the recipe has."""
     assert words in recipe.in_words()
+
+
+def test_a_recipe_that_grows_too_large() -> None:
+    """A size that no picture can be brought to is refused, not a fault of the toolchain."""
+    recipe = Preprocessing("x", (16000, 16000), (224, 224))
+    with pytest.raises(UsageError, match="cannot be scaled to 256x256 px: resize"):
+        preprocessing.for_image_size(recipe, (256, 256))

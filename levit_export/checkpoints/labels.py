@@ -40,7 +40,9 @@ def settled(
         )
     if given:
         return _tidied(given, UsageError, "--labels")
-    if named := _said(said or {}, config.classes, f"the config.json of {source}"):
+    named = _said(said or {}, config.classes, f"the config.json of {source}")
+    # What transformers invents where nothing was given says nothing.
+    if named and named != tuple(f"LABEL_{index}" for index in range(config.classes)):
         return _tidied(named, CheckpointError, f"the config.json of {source}")
     numbers = tuple(str(index) for index in range(config.classes))
     names = imagenet_labels()
@@ -89,8 +91,6 @@ def _of_id2label(said: Mapping[str, Any], classes: int, file: str) -> tuple[str,
             f"the id2label of {file} is a {type(table).__name__}, not an object", remedy=REMEDY
         )
     names = _by_number(table, "id2label", classes, file)
-    if names == tuple(f"LABEL_{index}" for index in range(classes)):
-        return ()  # what transformers invents where nothing was given
     for name, number in (numbers if isinstance(numbers, Mapping) else {}).items():
         is_other = type(number) is int and 0 <= number < classes and names[number] != name
         if is_other and name != f"LABEL_{number}":

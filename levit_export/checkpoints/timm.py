@@ -17,7 +17,7 @@ from levit_export.checkpoints.levit_names import (
 )
 from levit_export.core import Size
 from levit_export.errors import CheckpointError, UsageError
-from levit_export.zoo import LevitConfig, usual_activation
+from levit_export.zoo import VARIANTS, LevitConfig, usual_activation
 
 NAME = "timm"
 STEMS = ("stem.conv1.linear.weight",)
@@ -28,6 +28,12 @@ LIBRARY = fair.Library(
 )
 ACTIVATIONS = {"hard_swish": "hardswish", "silu": "silu", "swish": "silu", "gelu": "gelu"}
 """timm's names of activations, and ours."""
+ARCHITECTURES = {
+    known.name: known.config.activation
+    for known in VARIANTS[1:]
+    if isinstance(known.config, LevitConfig)
+}
+"""The activation of each of timm's models, which it calls as we do."""
 
 
 def recognises(tensors: Tensors) -> bool:
@@ -133,9 +139,21 @@ def usual_size(described: Mapping[str, Any]) -> Size | None:
 
 
 def _activation(said: Mapping[str, Any], config: LevitConfig) -> tuple[str, bool]:
-    """The activation that ``config.json`` asks for, else that of timm's model of this size."""
+    """The activation that ``config.json`` asks for or its architecture has, and whether it does.
+
+    Else it is that of timm's model of this size.
+    """
     arguments = said.get("model_args")
-    given = arguments.get("act_layer") if isinstance(arguments, Mapping) else None
+    arguments = arguments if isinstance(arguments, Mapping) else {}
+    given = arguments.get("act_layer")
+    if arguments.get("attn_act_layer") not in (None, given):
+        raise UsageError(
+            f"config.json asks for the activation {arguments['attn_act_layer']!r} in attentions",
+            remedy="Networks of one activation are built; export a model that has one.",
+        )
+    name = str(said.get("architecture")).replace("levit_conv_", "levit_")
+    if given is None and name in ARCHITECTURES:
+        return ARCHITECTURES[name], True
     if given is None:
         return usual_activation(config), False
     if given not in ACTIVATIONS:

@@ -140,8 +140,9 @@ def _tolerance(tolerance: Tolerance) -> str:
 def _origin(manifest: Manifest) -> str:
     tools = ", ".join(f"{name} {version}" for name, version in sorted(manifest.toolchain.items()))
     passes = ", ".join(applied(manifest.passes)) or "none"
+    assumed = "".join(f"Assumed: {each}.\n\n" for each in manifest.model.assumptions)
     return (
-        "## Origin\n\n"
+        f"## Origin\n\n{assumed}"
         f"Passes applied: {passes}. Tools: {tools}. Licences: `LICENCES.md`. "
         f"Bundle format {SCHEMA}."
     )

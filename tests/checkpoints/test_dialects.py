@@ -183,6 +183,9 @@ def test_activation_of_a_known_size(name: str) -> None:
     assert config.activation == "silu"
     assert timm._activation({}, replace(config, activation="hardswish")) == ("silu", False)
     assert timm._activation({}, TINY) == ("hardswish", False)
+    said = {"architecture": name.replace("levit_", "levit_conv_")}
+    assert timm._activation(said, TINY) == ("silu", True)
+    assert timm._activation({"architecture": "levit_384"}, config) == ("hardswish", True)
 
 
 def test_unknown_activation(tmp_path: Path) -> None:
@@ -190,6 +193,9 @@ def test_unknown_activation(tmp_path: Path) -> None:
     said = {"model_args": {"act_layer": "mish"}}
     with pytest.raises(UsageError, match="'mish'"):
         checkpoints.load(written(tmp_path, in_timm(TINY), config=said))
+    said = {"model_args": {"act_layer": "silu", "attn_act_layer": "relu"}}
+    with pytest.raises(UsageError, match="'relu' in attentions"):
+        checkpoints.load(written(tmp_path / "other", in_timm(TINY), config=said))
 
 
 # --- what no tensor tells -------------------------------------------------------------------

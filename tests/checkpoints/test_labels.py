@@ -133,6 +133,8 @@ def test_imagenets_names_are_an_assumption() -> None:
     assert "ImageNet's names are assumed" in found.assumptions[0]
     invented = {"id2label": {str(i): f"LABEL_{i}" for i in range(1000)}}
     assert labels.settled(KNOWN, (), invented, "w") == found
+    kept = {"label_names": [f"LABEL_{i}" for i in range(1000)]}  # TimmWrapper writes them so
+    assert labels.settled(KNOWN, (), kept, "w") == found
     own = {"label_names": {str(i): f"part {i}" for i in range(1000)}}
     assert labels.settled(KNOWN, (), own, "w") == labels.Labels(
         tuple(f"part {i}" for i in range(1000))

@@ -114,12 +114,16 @@ def test_assumptions_are_reported_as_such(tmp_path: Path, cli: Cli) -> None:
     model = json.loads((tmp_path / "out" / "report.json").read_text("utf-8"))["model"]
     assert len(model["assumptions"]) == 2
     assert any("timm's for its LeViT models is assumed" in each for each in model["assumptions"])
+    assert cli("bundle", tmp_path / "out", "-o", tmp_path / "b.zip").exit_code == 0
+    with zipfile.ZipFile(tmp_path / "b.zip") as archive:
+        card = archive.read("README.md").decode()
     shown = " ".join(result.stdout.split())
     page = (tmp_path / "out" / "report.html").read_text("utf-8")
     assert "<dt>assumption</dt>" in page
     for each in model["assumptions"]:
         assert f"assumption: {each}" in shown
         assert each not in model["remarks"]
+        assert f"\nAssumed: {each}.\n" in card
 
 
 def test_an_evaluation_can_take_another_recipe(stated: Exported, tmp_path: Path, cli: Cli) -> None:
