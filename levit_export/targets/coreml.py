@@ -40,7 +40,6 @@ from levit_export.errors import (
 from levit_export.targets.availability import needs
 from levit_export.targets.coreml_compression import COMPRESSED
 from levit_export.targets.coreml_conversion import DEPLOYMENT_TARGETS, convert, describe
-from levit_export.targets.coreml_names import resolve
 from levit_export.targets.coreml_package import write_package
 from levit_export.targets.metadata import PREFIX, metadata, passes_in, refuse_precision
 from levit_export.targets.quiet import first_line, quiet
@@ -200,8 +199,9 @@ class CoremlTarget:
             return mil.load(artifact.path).value_names
 
     def taps(self, artifact: Artifact, taps: Mapping[str, str]) -> dict[str, str | None]:
-        """What the values of ``taps`` (see ``naming.Names.taps``) are called in the package."""
-        return resolve(self.values(artifact), taps)
+        """What the values of ``taps`` (see ``Network.taps``) are called here: the same."""
+        known = set(self.values(artifact))
+        return {tap: value if value in known else None for tap, value in taps.items()}
 
     def remarks(self, artifact: Artifact, options: RunOptions) -> tuple[str, ...]:
         """Which ops Core ML would place where; elsewhere, what the evaluator cannot show."""

@@ -28,8 +28,8 @@ import numpy as np
 
 from levit_export import lean, mil
 from levit_export.core import Calibration
+from levit_export.core.network import is_within
 from levit_export.errors import ExportFailedError
-from levit_export.targets.coreml_names import HALF_SUFFIX, is_within
 from levit_export.targets.coreml_package import write_package
 from levit_export.targets.coreml_palettes import palette
 
@@ -117,7 +117,7 @@ def layers(specification: Any, owners: Mapping[str, str]) -> list[Layer]:
         if operation.type in LAYERS:
             name = operation.outputs[0].name
             weight = _argument(operation, "weight")
-            plain = name if name in owners else name.removesuffix(HALF_SUFFIX)
+            plain = name if name in owners else name.removesuffix("_fp16")
             source = _argument(operation, "x")
             found.append(Layer(name, source, owners.get(plain, ""), shapes.get(weight, ())))
     return found

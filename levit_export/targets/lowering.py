@@ -46,16 +46,6 @@ CONV2D_DEFAULTS = (None, [1, 1], [0, 0], [1, 1], 1)
 """Of ``conv2d(x, weight, bias, stride, padding, dilation, groups)``."""
 
 
-def for_coreml(program: ExportedProgram) -> ExportedProgram:
-    """A copy of ``program`` in the operators that coremltools knows."""
-    if not _is_simple(program):
-        decomposed: ExportedProgram = program.run_decompositions({})
-        return decomposed
-    aten = _aten()
-    rules: dict[Any, Rule] = {aten.flatten.using_ints: _view, aten.reshape.default: _view}
-    return _rewritten(program, rules)
-
-
 def for_openvino(program: ExportedProgram) -> GraphModule | None:
     """``program`` as a module in the operators that OpenVINO knows; None when it has to lower it.
 

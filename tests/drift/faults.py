@@ -497,11 +497,7 @@ def openvino_renamed(artifact: Artifact) -> None:
 
 
 def _named(block: Any, name: str) -> Any:
-    (op,) = (
-        op
-        for op in block.operations
-        if op.outputs and op.outputs[0].name in (name, f"{name}_cast_fp16")
-    )
+    (op,) = (op for op in block.operations if op.outputs and op.outputs[0].name == name)
     return op
 
 
@@ -528,19 +524,15 @@ def coreml_axis(artifact: Artifact, name: str) -> None:
 
 
 def coreml_silu(artifact: Artifact, name: str) -> None:
-    """SiLU in the place of Hardswish: ``x * sigmoid(x)`` for thresholded_relu * sigmoid_hard."""
+    """SiLU in the place of Hardswish: ``x * sigmoid(x)`` for ``x * sigmoid_hard(x)``."""
 
     def change(model: Any) -> None:
         block = _main(model)
         product = _named(block, name)
-        relu = _named(block, product.inputs["x"].arguments[0].name)
         gate = _named(block, product.inputs["y"].arguments[0].name)
-        assert (relu.type, gate.type) == ("thresholded_relu", "sigmoid_hard")
-        x = relu.inputs["x"].arguments[0].name
+        assert gate.type == "sigmoid_hard"
         gate.type = "sigmoid"
         del gate.inputs["alpha"], gate.inputs["beta"]
-        gate.inputs["x"].arguments[0].name = x
-        product.inputs["x"].arguments[0].name = x
 
     edit_specification(artifact.path, change)
 

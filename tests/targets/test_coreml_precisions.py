@@ -260,8 +260,8 @@ def test_kept_blocks_compute_in_float32() -> None:
 def test_kept_head() -> None:
     """The head can be kept although its value bears the output's name."""
     head = mil.load(small("fp16", keep=("head",)).path)
-    assert "logits_cast_fp16" not in head.value_names
-    assert "logits_cast_fp16" in mil.load(small("fp16").path).value_names
+    assert "logits_fp16" not in head.value_names
+    assert "logits_fp16" in mil.load(small("fp16").path).value_names
 
 
 def test_overflow_is_mended_by_keeping_the_block(tmp_path: Path) -> None:

@@ -33,26 +33,21 @@ def test_the_same_function(layout: Layout, batch: int) -> None:
     assert lowered is not None
     images = torch.randn(batch, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     expected = program.module()(images)
-    for module in (lowering.for_coreml(program).module(), lowered):
-        assert torch.equal(module(images), expected)
+    assert torch.equal(lowered(images), expected)
 
 
 def test_no_operator_is_left_that_converters_lower(model: Prepared) -> None:
-    """Nothing is left of what OpenVINO and coremltools do not know."""
+    """Nothing is left of what OpenVINO does not know."""
     lowered = lowering.for_openvino(model.program)
     assert lowered is not None
     left = {str(node.target) for node in lowered.graph.nodes}
     assert left.isdisjoint(f"aten.{name}" for name in lowering.REWRITTEN)
     assert {"aten.convolution.default", "aten.bmm.default", "aten._softmax.default"} <= left
-    lowered = lowering.for_coreml(model.program)
-    assert lowered.dialect == "ATEN"
-    assert "aten.flatten.using_ints" not in {str(node.target) for node in lowered.graph.nodes}
 
 
 def test_the_captured_program_stays_as_it_was(model: Prepared, tmp_path: Path) -> None:
     """Lowering works on copies, and ``torch.onnx`` changes nothing of what it takes as it is."""
     before = str(model.program.graph), model.program.dialect
-    lowering.for_coreml(model.program)
     lowering.for_openvino(model.program)
     subjects.export(model, tmp_path / "onnx", "onnx", ExportOptions(simplify=False))
     assert (str(model.program.graph), model.program.dialect) == before
