@@ -58,7 +58,7 @@ def refused(*_: Any) -> Any:
     raise AssertionError("the program was traced once more")
 
 
-@pytest.mark.parametrize("kind", ["onnx", "openvino", "coreml"])
+@pytest.mark.parametrize("kind", ["onnx", "openvino"])
 def test_the_same_operators_as_the_converters_way(
     kind: str, model: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -88,16 +88,10 @@ def _kinds(artifact: Artifact) -> list[str]:
         import onnx
 
         return [node.op_type for node in onnx.load(artifact.path).graph.node]
-    if artifact.format == "openvino":
-        import openvino
+    import openvino
 
-        graph = openvino.Core().read_model(artifact.path)
-        return [node.get_type_name() for node in graph.get_ops()]
-    import coremltools
-
-    program = coremltools.utils.load_spec(str(artifact.path)).mlProgram
-    (block,) = program.functions["main"].block_specializations.values()
-    return [operation.type for operation in block.operations]
+    graph = openvino.Core().read_model(artifact.path)
+    return [node.get_type_name() for node in graph.get_ops()]
 
 
 @pytest.mark.parametrize("setting", [{"skip": ("bake_attention_bias",)}, {"batch": None}], ids=str)
@@ -109,10 +103,9 @@ def test_other_programs_are_left_to_the_converters(
     assert lowering.for_openvino(program) is None
     asked: list[Any] = []
     monkeypatch.setattr(ExportedProgram, "run_decompositions", lambda *given: asked.append(given))
-    lowering.for_coreml(program)
     with lowering.as_captured():
         program.run_decompositions("table")
-    assert asked == [(program, {}), (program, "table")]
+    assert asked == [(program, "table")]
 
 
 def test_torch_is_as_it_was_afterwards() -> None:
