@@ -41,21 +41,20 @@ class Around(nn.Module):
     its first output are probabilities; that of a distillation head stays as it is.
     """
 
-    scale: torch.Tensor
-    shift: torch.Tensor
-
     def __init__(self, network: nn.Module, recipe: Preprocessing, embedded: Embedded) -> None:
         super().__init__()
         self.network = network
         self.embedded = embedded
+        self.preprocessing = nn.Module()  # so that constants have their names here as well
         for name, array in constants(recipe).items():
             tensor = torch.from_numpy(array).reshape(1, 3, 1, 1)
-            self.register_buffer(name.rpartition(".")[2], tensor)
+            self.preprocessing.register_buffer(name.rpartition(".")[2], tensor)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
         """``image`` to the network's outputs."""
         if self.embedded.preprocessing:
-            image = self.shift - image.permute(0, 3, 1, 2).to(torch.float32) * self.scale
+            shift, scale = map(self.preprocessing.get_buffer, ("shift", "scale"))
+            image = shift - image.permute(0, 3, 1, 2).to(torch.float32) * scale
         found = self.network(image)
         if not self.embedded.softmax:
             return found  # type: ignore[no-any-return]
