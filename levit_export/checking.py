@@ -20,6 +20,7 @@ from levit_export.core import (
     RunOptions,
     Session,
     Signature,
+    Task,
     TensorSpec,
     Tolerances,
 )
@@ -63,6 +64,7 @@ class Reference:
     dataset: str = ""
     predictions: np.ndarray | None = None
     preprocessing: Preprocessing | None = None
+    task: Task = "single-label"
 
     def matching(self, signature: Signature) -> Reference:
         """This reference for a model that takes and gives what ``signature`` says.
@@ -105,20 +107,24 @@ def as_pixels(reference: Reference, taken: TensorSpec) -> Reference:
 
 
 def as_probabilities(reference: Reference, names: Collection[str]) -> Reference:
-    """The reference of a model with a softmax behind its logits; of other outputs, ``names``.
+    """The reference of a model with an activation behind its logits; of other outputs, ``names``.
 
-    With p = softmax(z), ``|dp_i| <= 2 p_i (1 - p_i) max|dz| <= max|dz| / 2``, to which rounding p
-    itself adds one unit roundoff; that turns the allowance for logits into one for probabilities.
+    With p = softmax(z), ``|dp_i| <= 2 p_i (1 - p_i) max|dz| <= max|dz| / 2``; with the sigmoid of
+    a multi-label model, ``|dp_i| <= p_i (1 - p_i) |dz_i| <= max|dz| / 4``. Rounding p itself adds
+    one unit roundoff; that turns the allowance for logits into one for probabilities.
     """
     if LOGITS not in reference.outputs:  # a classifier of two heads gives its probabilities alone
         return _only(reference, names)
     logits = reference.outputs[LOGITS]
-    z = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
-    p = np.exp(z) / np.exp(z).sum(axis=1, keepdims=True)
+    if reference.task == "multi-label":
+        p, slope = 1 / (1 + np.exp(-logits.astype(np.float64))), 1 / 4
+    else:
+        z = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+        p, slope = np.exp(z) / np.exp(z).sum(axis=1, keepdims=True), 1 / 2
     tolerances = {}
     for precision, of_output in reference.tolerances.items():
         tolerance = of_output[LOGITS]
-        allowed = tolerance.allowed(logits) / 2 / p.max(axis=1) + _roundoff(precision)
+        allowed = tolerance.allowed(logits) * slope / p.max(axis=1) + _roundoff(precision)
         bound = replace(tolerance, atol=0.0, rtol=tuple(allowed.tolist()))
         tolerances[precision] = {**of_output, PROBABILITIES: bound}
     outputs = tuple(

@@ -1,4 +1,4 @@
-"""What a graph can do beside the network: normalise raw pixels, and end in a softmax.
+"""What a graph can do beside the network: normalise raw pixels, and end in its activation.
 
 The normalisation is operators of its own before the first convolution, never folded into its
 weights and bias: that convolution pads with zeros *after* normalisation, which stand for the mean
@@ -13,9 +13,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from levit_export.core import PROBABILITIES, Embedded, Preprocessing, Signature, TensorSpec
+from levit_export.core import PROBABILITIES, Embedded, Preprocessing, Signature, Task, TensorSpec
+from levit_export.errors import UsageError
 
 IMAGE = "image"
+CLASSIFIER = "--classifier"
 NETWORK = "network"
 """The path of the network's module in the one around it."""
 
@@ -37,12 +39,16 @@ def constants(recipe: Preprocessing) -> dict[str, np.ndarray]:
 class Around(nn.Module):
     """A network with what is embedded around it.
 
-    With preprocessing it takes uint8 ``(B, H, W, 3)``, else what the network takes. With a softmax
-    its first output are probabilities; that of a distillation head stays as it is.
+    With preprocessing it takes uint8 ``(B, H, W, 3)``, else what the network takes. With the
+    activation of ``task`` its first output are probabilities; that of a distillation head stays
+    as it is.
     """
 
-    def __init__(self, network: nn.Module, recipe: Preprocessing, embedded: Embedded) -> None:
+    def __init__(
+        self, network: nn.Module, recipe: Preprocessing, embedded: Embedded, task: Task
+    ) -> None:
         super().__init__()
+        self.task = task
         self.network = network
         self.embedded = embedded
         self.preprocessing = nn.Module()  # so that constants have their names here as well
@@ -59,13 +65,49 @@ class Around(nn.Module):
         if not self.embedded.softmax:
             return found  # type: ignore[no-any-return]
         if isinstance(found, tuple):
-            return (found[0].softmax(dim=-1), *found[1:])
-        return found.softmax(dim=-1)  # type: ignore[no-any-return]
+            return (self._probabilities(found[0]), *found[1:])
+        return self._probabilities(found)
+
+    def _probabilities(self, logits: torch.Tensor) -> torch.Tensor:
+        return logits.sigmoid() if self.task == "multi-label" else logits.softmax(dim=-1)
 
 
-def around(network: nn.Module, recipe: Preprocessing, embedded: Embedded) -> nn.Module:
+def around(
+    network: nn.Module,
+    recipe: Preprocessing,
+    embedded: Embedded,
+    task: Task = "single-label",
+) -> nn.Module:
     """``network`` with what is embedded; itself where that is nothing."""
-    return network if embedded == Embedded() else Around(network, recipe, embedded)
+    return network if embedded == Embedded() else Around(network, recipe, embedded, task)
+
+
+def refuse_task(task: Task, outputs: int, option: str) -> None:
+    """Raise where ``option``, which gives probabilities, has no meaning for a model's outputs."""
+    if task == "unsaid":
+        raise UsageError(
+            f"{option} makes probabilities, and nothing says whether the model's one output is a "
+            "class or a number",
+            remedy=f"Say it with --task multi-label (a sigmoid) or regression, or leave out "
+            f"{option}.",
+        )
+    if task == "regression":
+        raise UsageError(
+            f"{option} makes probabilities, and the model's outputs are numbers (regression)",
+            remedy=f"Leave out {option}.",
+        )
+    if task == "single-label" and outputs == 1:
+        raise UsageError(
+            f"{option} makes probabilities, and that of a model's only class is always 1",
+            remedy=f"Leave out {option}, or say with --task multi-label that the output is the "
+            "logit of a yes or no.",
+        )
+    if task == "multi-label" and option == CLASSIFIER:
+        raise UsageError(
+            f"{option} makes a Core ML model that names one class, and this model answers for "
+            "each label by itself",
+            remedy="Give --softmax in its place: it adds the sigmoid that the task asks for.",
+        )
 
 
 def blocks(names: Mapping[str, str], embedded: Embedded) -> dict[str, str]:

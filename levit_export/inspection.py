@@ -201,6 +201,7 @@ def _reference(each: Located, request: InspectRequest, progress: Progress) -> Re
             },
             doubt=manifest.golden.doubt,
             preprocessing=manifest.model.preprocessing,
+            task=manifest.model.task,
         )
     progress.stage("computing the reference")
     from levit_export.preparation import fingerprint

@@ -194,6 +194,23 @@ def _refuse_embedded(options: ExportOptions) -> None:
         )
 
 
+def _refuse_task(jobs: Sequence[Job], checkpoint: Checkpoint) -> None:
+    """Raise where something is asked for that the model's outputs do not mean."""
+    from levit_export import embedding
+
+    task, outputs = checkpoint.task, checkpoint.config.classes
+    for options in (job.options for job in jobs):
+        if options.classifier:
+            embedding.refuse_task(task, outputs, embedding.CLASSIFIER)
+        if options.embedded.softmax:
+            embedding.refuse_task(task, outputs, "--softmax")
+        if options.precision == AUTO and task != "single-label":
+            raise UsageError(
+                f"--precision auto keeps a promise on top-1, and the model's task is {task}",
+                remedy="Give the precision that is meant.",
+            )
+
+
 def _refuse_no_images(request: ExportRequest) -> None:
     if request.data is None and not request.choice.is_digits:
         raise UsageError(
@@ -213,7 +230,8 @@ def describe(request: ExportRequest, jobs: Sequence[Job]) -> list[str]:
         f"load {model} and prepare it for {batch}",
         *(f"export {job.format} as {job.options.precision}" for job in jobs),
         *["with normalisation inside: raw RGB bytes in"] * request.options.embedded.preprocessing,
-        *["with a softmax inside: probabilities out"] * request.options.embedded.softmax,
+        *["with the activation of its task inside: probabilities out"]
+        * request.options.embedded.softmax,
         f"then {' and '.join(done) or 'neither check nor time it'}",
         f"write {request.output or 'exported/<model>'}",
     ]
@@ -255,6 +273,7 @@ def export(
     progress.stage("loading the checkpoint")
     shared.about(request)
     checkpoint = shared.once("checkpoint", partial(reference.load, request.choice, progress))
+    _refuse_task(jobs, checkpoint)
     _refuse_unknown_blocks(jobs, checkpoint, request.options.embedded)
     calibration = _calibration(jobs, checkpoint, request)
     jobs = [_calibrated(job, calibration) for job in jobs]

@@ -152,7 +152,9 @@ def capture(
     # Before the exporters touch the module.
     recipe = checkpoint.preprocessing if embedded.preprocessing else None
     tensors = weights_of(rewritten.module, recipe)
-    module = embedding.around(rewritten.module, checkpoint.preprocessing, embedded)
+    module = embedding.around(
+        rewritten.module, checkpoint.preprocessing, embedded, checkpoint.task
+    )
     signature = embedding.signature(signature_of(config, batch), embedded)
     names = embedding.blocks(block_names(config), embedded)
     return Prepared(

@@ -25,6 +25,7 @@ from levit_export.core import (
     Fingerprints,
     ModelInfo,
     Preprocessing,
+    Task,
     Tolerance,
     Tolerances,
 )
@@ -66,6 +67,7 @@ class ModelChoice:
     activation: str | None = None
     labels: tuple[str, ...] = ()
     preprocessing: Preprocessing | None = None
+    task: Task | None = None
 
     @property
     def is_default(self) -> bool:
@@ -169,6 +171,7 @@ def _choices(choice: ModelChoice, wanted: Variant | None) -> Choices:
         activation=choice.activation,
         labels=choice.labels,
         preprocessing=choice.preprocessing,
+        task=choice.task,
     )
 
 
@@ -326,6 +329,7 @@ def with_tolerances(
         dataset=DIGITS if plain.images is not None else "",
         predictions=plain.predictions,
         preprocessing=plain.checkpoint.preprocessing,
+        task=plain.checkpoint.task,
     )
 
 

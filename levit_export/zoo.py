@@ -22,6 +22,9 @@ AUTO_LAYOUT = "auto"
 LAYOUTS = (AUTO_LAYOUT, "tokens", "maps")
 """What may be asked for; see ``layouts``."""
 
+TASKS = ("single-label", "multi-label", "regression")
+"""What the outputs of a model may mean; see ``core.Task``."""
+
 LARGEST_GRID = 64 * 64
 """Tokens of a grid. An attention table has as many entries as the square of it."""
 

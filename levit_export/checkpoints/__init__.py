@@ -26,6 +26,7 @@ from levit_export.checkpoints import (
     grafted,
     huggingface,
     labels,
+    meanings,
     recipes,
     timm,
     vit_pytorch,
@@ -34,7 +35,7 @@ from levit_export.checkpoints.fitting import described, refuse_misfit
 from levit_export.checkpoints.found import Choices, Dialect, Found, Stored
 from levit_export.checkpoints.reading import read, refuse_unusable
 from levit_export.checkpoints.resizing import holds_positions, resized
-from levit_export.core import ModelInfo, Preprocessing
+from levit_export.core import ModelInfo, Preprocessing, Task
 from levit_export.errors import CheckpointError, UsageError
 from levit_export.zoo import (
     VARIANTS,
@@ -78,6 +79,7 @@ class Checkpoint:
     licence: str
     remarks: tuple[str, ...] = ()
     assumptions: tuple[str, ...] = ()
+    task: Task = "single-label"
 
     def build(self) -> nn.Module:
         """A fresh float32 module in eval mode that holds exactly these tensors.
@@ -124,6 +126,7 @@ class Checkpoint:
             doubt=f"{dead} of {branches} residual branches contribute exactly zero (untrained)"
             if dead
             else "",
+            task=self.task,
         )
 
 
@@ -140,6 +143,7 @@ def load(path: Path, choices: Choices | None = None) -> Checkpoint:
     config, named = found.config, choices.model or variant_of(found.config)
     recipe, assumed = _recipe(said, found, choices)
     names = labels.settled(config, choices.labels, stored.config, str(path))
+    means = meanings.settled(config, choices.task, stored.config, str(path))
     return Checkpoint(
         name=named.name if named else CUSTOM[type(config)],
         dialect=found.dialect,
@@ -150,8 +154,15 @@ def load(path: Path, choices: Choices | None = None) -> Checkpoint:
         labels=names.names,
         preprocessing=recipe,
         licence=named.licence if named else "",
-        remarks=(_said(found, named, stored), *stored.remarks, *found.remarks, *names.remarks),
-        assumptions=(*found.assumptions, *assumed, *names.assumptions),
+        remarks=(
+            _said(found, named, stored),
+            *stored.remarks,
+            *found.remarks,
+            *names.remarks,
+            *means.remarks,
+        ),
+        assumptions=(*found.assumptions, *assumed, *names.assumptions, *means.assumptions),
+        task=means.task,
     )
 
 
@@ -298,4 +309,5 @@ def randomised(model: Variant, seed: int, choices: Choices | None = None) -> Che
         if choices.preprocessing is None
         else _fitting(choices.preprocessing, config),
         licence=model.licence,
+        task=choices.task or "single-label",
     )

@@ -10,7 +10,7 @@ import torch
 
 from levit_export.checkpoints.reading import Stored
 from levit_export.checkpoints.unwrapping import Names
-from levit_export.core import Preprocessing, Size
+from levit_export.core import Preprocessing, Size, Task
 from levit_export.errors import CheckpointError
 from levit_export.zoo import Config, Variant
 
@@ -24,7 +24,8 @@ class Choices:
     """What a user may settle that a file leaves open.
 
     ``image_size`` (height, width) other than the trained one is refused unless ``resize_bias``
-    allows interpolation. ``activation`` overrides what the size of the model suggests.
+    allows interpolation. ``activation`` overrides what the size of the model suggests, ``task``
+    what the folder says.
     """
 
     model: Variant | None = None
@@ -32,6 +33,7 @@ class Choices:
     resize_bias: bool = False
     activation: str | None = None
     labels: tuple[str, ...] = ()
+    task: Task | None = None
     preprocessing: Preprocessing | None = None
 
 

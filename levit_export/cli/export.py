@@ -84,7 +84,12 @@ from levit_export.zoo import AUTO_LAYOUT, LAYOUTS
     is_flag=True,
     help="Take raw RGB bytes: scaling to [0, 1] and normalisation go into the graph.",
 )
-@click.option("--softmax", is_flag=True, help="Give probabilities: a softmax goes into the graph.")
+@click.option(
+    "--softmax",
+    is_flag=True,
+    help="Give probabilities: the activation that the model's task asks for goes into the graph, "
+    "a softmax, or a sigmoid where each label is answered by itself.",
+)
 @click.option(
     "--layout",
     type=click.Choice(LAYOUTS),

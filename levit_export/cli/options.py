@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from levit_export.zoo import ACTIVATIONS, parse_size
+from levit_export.zoo import ACTIVATIONS, TASKS, parse_size
 
 if TYPE_CHECKING:
     from levit_export.core import RunOptions
@@ -91,6 +91,12 @@ def model_options(command: CommandT) -> CommandT:
             type=EXISTING,
             help="A JSON file that states how pictures become inputs, in place of what stands "
             "beside the weights (docs/checkpoints.md).",
+        ),
+        click.option(
+            "--task",
+            type=click.Choice(TASKS),
+            help="What the outputs mean, in place of config.json's problem_type: one class, each "
+            "label by itself, or numbers.",
         ),
     )(command)
 
@@ -197,6 +203,7 @@ def model_choice(params: dict[str, Any]) -> ModelChoice:
         image_size=params["imgsz"],
         resize_bias=params["resize_bias"],
         activation=params["activation"],
+        task=params["task"],
         labels=read_labels(params["labels"]),
         preprocessing=None if recipe is None else preprocessing.read(recipe),
     )

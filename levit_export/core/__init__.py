@@ -39,7 +39,13 @@ UNIT_ROUNDOFF = {"fp64": 2.0**-53, "fp32": 2.0**-24, "fp16": 2.0**-11}
 """Largest relative error of rounding to nearest: half the spacing of numbers at 1."""
 
 PROBABILITIES = "probabilities"
-"""The output of a model that ends in a softmax, as ``logits`` is that of one that does not."""
+"""The output of a model that ends in the activation of its task, ``logits`` of one that does not.
+"""
+
+Task = Literal["single-label", "multi-label", "regression", "unsaid"]
+"""What the outputs of a model mean: one class of several (a softmax makes probabilities of them),
+each label by itself (a sigmoid does), or numbers. One output of which nothing says whether it is a
+class or a number is ``unsaid``."""
 
 Fingerprints = Mapping[str, Mapping[str, str]]
 """For each precision, the digest that each weight tensor must have in a file (see ``weights``)."""
@@ -160,7 +166,7 @@ class Embedded:
     """What a graph does beside the network, so that nobody does it a second time.
 
     With ``preprocessing`` it takes raw RGB bytes and normalises them; with ``softmax`` its first
-    output are probabilities.
+    output are probabilities, by the activation that its task asks for.
     """
 
     preprocessing: bool = False
@@ -197,6 +203,17 @@ class ModelInfo:
     """What was taken for granted because nothing was said, such as ImageNet's names."""
     doubt: str = ""
     """Why a parity check on these weights would prove little, or empty."""
+    task: Task = "single-label"
+
+    @property
+    def kind(self) -> str:
+        """What the model does, in words."""
+        count = len(self.labels)
+        return {
+            "multi-label": f"multi-label image classifier, {count} labels",
+            "regression": f"model of images, {count} numbers",
+            "unsaid": f"model of images, {count} output",
+        }.get(self.task, f"image classifier, {count} classes")
 
 
 @dataclass(frozen=True)

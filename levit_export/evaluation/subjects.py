@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from levit_export import bundle, checking, reference
 from levit_export.checking import Row
-from levit_export.core import ModelInfo, Preprocessing, RunOptions
+from levit_export.core import ModelInfo, Preprocessing, RunOptions, Task
 from levit_export.errors import ArtifactError, MissingDependencyError, UsageError
 from levit_export.evaluation.answers import Weights
 from levit_export.locating import Located, locate
@@ -63,7 +63,19 @@ def subjects(
             )
         progress.stage("reading the checkpoint")
         checkpoint = reference.load(choice, progress)
+    if checkpoint is not None:
+        _refuse_task(checkpoint.task, checkpoint.source)
     return [_subject(each, choice, checkpoint, run) for each in found]
+
+
+def _refuse_task(task: Task, of: object) -> None:
+    """Raise for models whose outputs are not one class of several, which is what is counted."""
+    if task != "single-label":
+        raise UsageError(
+            f"evaluate counts how often the class with the largest output is right, and the task "
+            f"of {of} is {task}",
+            remedy="Judge its outputs by a measure of your own; check holds them against PyTorch.",
+        )
 
 
 def _subject(
@@ -84,6 +96,7 @@ def _subject(
             remedy="Copy it again, or export anew.",
         )
     info = each.manifest.model
+    _refuse_task(info.task, each.folder)
     labels = choice.labels or info.labels
     if len(labels) != len(info.labels):
         raise UsageError(

@@ -35,11 +35,10 @@ def _heading(manifest: Manifest) -> str:
         "fail": "\n\n**This export FAILED its check. Do not ship it.**",
         "not-run": "\n\n**A check of this export was not run: it is not known to be right.**",
     }[manifest.verdict]
-    labels = len(model.labels)
     return (
         f"# {model.name}\n\n"
-        f"A LeViT image classifier of {labels} classes (names in `labels.txt`, in the order of "
-        f"the outputs), {model.parameters:,} parameters, {model.macs:,} multiply-accumulates an "
+        f"A LeViT {model.kind} (names in `labels.txt`, in the order of the outputs), "
+        f"{model.parameters:,} parameters, {model.macs:,} multiply-accumulates an "
         f"image. Made by levit-export {manifest.toolchain.get('levit-export', '')} from "
         f"`{model.checkpoint}` (SHA-256 {model.checkpoint_sha256}).{warning}"
     )

@@ -50,6 +50,7 @@ CHOICE = {
     "random-weights": ("random_seed", int),
     "resize-bias": ("resize_bias", bool),
     "activation": ("activation", str),
+    "task": ("task", str),
 }
 WORDS = {str: "text", bool: "true or false", int: "a whole number", float: "a number"}
 

@@ -83,9 +83,7 @@ def describe(specification: Any, model: Prepared, options: ExportOptions) -> Non
     """What Xcode shows of the model."""
     info = model.info
     description = specification.description
-    description.metadata.shortDescription = (
-        f"{info.name}: image classifier, {len(info.labels)} classes"
-    )
+    description.metadata.shortDescription = f"{info.name}: {info.kind}"
     description.metadata.author = "levit-export"
     description.metadata.license = info.licence
     description.metadata.versionString = info.checkpoint_sha256[:12]

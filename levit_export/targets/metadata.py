@@ -55,6 +55,7 @@ def metadata(model: Prepared, precision: str, packages: Iterable[str]) -> dict[s
         "dialect": info.dialect,
         "checkpoint_sha256": info.checkpoint_sha256,
         "heads": str(info.heads),
+        "task": info.task,
         "precision": precision,
         "labels": json.dumps(info.labels, ensure_ascii=False),
         "preprocessing": json.dumps(asdict(info.preprocessing), sort_keys=True),

@@ -52,8 +52,15 @@ LICENCE_LINES = (
 def files(manifest: Manifest, library: Mapping[str, bytes]) -> dict[str, bytes]:
     """The page, the runtime's files ``library`` and its licence, by their names in the bundle.
 
-    Raises ``UsageError`` for a bundle without an ONNX file.
+    Raises ``UsageError`` for a bundle without an ONNX file, and for a model whose outputs are not
+    one class of several, as the page shows them.
     """
+    if manifest.model.task != "single-label":
+        raise UsageError(
+            f"the page shows the likeliest classes, and the task of {manifest.model.name} is "
+            f"{manifest.model.task}",
+            remedy="Leave out --with web.",
+        )
     if not any(artifact.format == "onnx" for artifact in manifest.artifacts):
         known = ", ".join(dict.fromkeys(a.format for a in manifest.artifacts))
         raise UsageError(
