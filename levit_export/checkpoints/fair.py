@@ -18,6 +18,7 @@ from levit_export.zoo import LevitConfig, grid_of, usual_activation
 NAME = "fair"
 STEMS = ("patch_embed.0.c.weight", "patch_embed.0.weight")
 """The first convolution's weight, with its BatchNorm beside it or inside."""
+RGB = 3
 MOST_CONVOLUTIONS = 5
 """One more than any stem has, so that a fifth is found and refused."""
 
@@ -53,17 +54,19 @@ class _Stage:
 
 @dataclass(frozen=True)
 class Library:
-    """How to speak of files of one library: what they are, and of those without a head."""
+    """How to speak of files of one library: of those without a head, of channels, of the rest."""
 
     form: str
     headless: str
     remedy: str
+    channels: str
 
 
 AUTHORS = Library(
     "the authors' form",
     "the authors' code builds one without with num_classes=0",
     "Save the state dict of a model that was trained with its head.",
+    "input channels",
 )
 
 
@@ -82,6 +85,7 @@ def infer_config(
     """
     try:
         _refuse_other_heads(tensors, source, library)
+        _refuse_other_channels(tensors, source, library, theirs)
         return _config(tensors)
     except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
         missing = error.args[0] if isinstance(error, KeyError) else ""
@@ -124,6 +128,31 @@ def _refuse_other_heads(tensors: Tensors, source: str, library: Library) -> None
             "the model's answer is their mean",
             remedy="Replace both heads, or build the model with one (distillation=False).",
         )
+
+
+def _refuse_other_channels(
+    tensors: Tensors, source: str, library: Library, theirs: Mapping[str, str]
+) -> None:
+    """Raise for a network that does not see RGB.
+
+    Its recipe is missing: how grey or other channels are made of a picture, and their mean and
+    deviation, no tensor tells and no library keeps. A wrong one would go through every check.
+    """
+    stem = next(name for name in (*STEMS, "") if not name or name in tensors)
+    channels = tensors[stem].shape[1] if stem and tensors[stem].dim() == 4 else RGB
+    if channels == RGB:
+        return
+    name = theirs.get(stem, stem)
+    grey = (
+        " A network of grey pictures becomes one of RGB, with the same answers to grey pictures: "
+        f"w = weights[{name!r}]; weights[{name!r}] = w.repeat(1, 3, 1, 1) / 3; save it, and "
+        "export it with --preprocessing FILE that has its mean and std three times."
+    )
+    raise CheckpointError(
+        f"{source} does not take RGB images ({library.channels}={channels}), which is what can be "
+        "exported: no file says how other channels are made of a picture",
+        remedy=f"Export a model of RGB pictures.{grey if channels == 1 else ''}",
+    )
 
 
 def _config(tensors: Tensors) -> tuple[LevitConfig, tuple[Size, ...]]:

@@ -66,7 +66,8 @@ def _differences(found: Found, expected: Mapping[str, torch.Tensor]) -> list[str
 
 def described(config: Config) -> str:
     """The network in a few words: its dimensions, classes, heads and image size."""
-    classes = f"{config.classes} classes, {size_in_words(config.image_size)} px"
+    many = "es" * (config.classes != 1)
+    classes = f"{config.classes} class{many}, {size_in_words(config.image_size)} px"
     if isinstance(config, GraftedConfig):
         parts = f"{config.stages} ResNet-50 stages and {config.layers} DeiT layers"
         return f"a network of {parts}, dim {config.dim}, {classes}"

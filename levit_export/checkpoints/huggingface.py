@@ -21,6 +21,7 @@ LIBRARY = fair.Library(
     "transformers' form",
     "LevitModel, and LevitForImageClassification with num_labels=0, have none",
     "Save a LevitForImageClassification with its classifier.",
+    "num_channels",
 )
 LAYERS = "levit.encoder.stages.{}.layers."
 

@@ -25,6 +25,7 @@ LIBRARY = fair.Library(
     "timm's form",
     "timm builds one without with num_classes=0, for features",
     "Give it one, model.reset_classifier(number_of_classes), train it and save that state dict.",
+    "in_chans",
 )
 ACTIVATIONS = {"hard_swish": "hardswish", "silu": "silu", "swish": "silu", "gelu": "gelu"}
 """timm's names of activations, and ours."""

@@ -131,6 +131,7 @@ SPELT: dict[str, Callable[[Tensors], object]] = {
         "best_weights": t,
         "score": 0.9,
     },
+    "numbers beside the weights": lambda t: {**t, "epoch": 3, "args": {"lr": 0.1}},
     "deep": lambda t: {"a": {"b": {"state_dict": led("x.y.z.", t)}}},
 }
 
@@ -346,3 +347,45 @@ def test_linear_heads_as_timm_computes_them(tmp_path: Path) -> None:
     with torch.no_grad():
         answer = found.build().double()(image(3, *size))
     assert float((answer - expected).abs().max() / expected.abs().max()) < 1e-12
+
+
+# --- other channels -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("form", "name", "word"),
+    [
+        ("fair", "patch_embed.0.c.weight", "input channels=1"),
+        ("timm", "stem.conv1.linear.weight", "in_chans=1"),
+        ("transformers", huggingface.STEMS[0], "num_channels=1"),
+    ],
+)
+def test_grey_pictures_are_refused_with_a_way(
+    tmp_path: Path, form: str, name: str, word: str
+) -> None:
+    """No file says how grey is made of colour. What the remedy says makes a network of RGB that
+    answers to grey pictures what the network of grey ones does.
+    """
+    tensors = in_form(form)
+    tensors[name] = tensors[name][:, :1].contiguous()
+    error = refused(tmp_path, tensors)
+    assert f"does not take RGB images ({word})" in error.what
+    assert f"{name!r}] = w.repeat(1, 3, 1, 1) / 3" in error.remedy
+    grey = network()
+    grey.patch_embed[0].c = nn.Conv2d(1, 4, 3, 2, 1, bias=False)
+    grey.patch_embed[0].c.weight = nn.Parameter(tensors[name])
+    tensors[name] = tensors[name].repeat(1, 3, 1, 1) / 3
+    found = checkpoints.load(saved(tmp_path, tensors)).build().double()
+    pixels = image(1, 96, 96)
+    with torch.no_grad():
+        expected = grey.double()(pixels)
+        assert torch.allclose(found(pixels.expand(-1, 3, -1, -1)), expected, rtol=0, atol=1e-6)
+
+
+def test_five_channels_are_refused(tmp_path: Path) -> None:
+    """Of other numbers of channels there is no such way."""
+    tensors = in_form("timm")
+    tensors["stem.conv1.linear.weight"] = torch.ones(4, 5, 3, 3)
+    error = refused(tmp_path, tensors)
+    assert "in_chans=5" in error.what
+    assert error.remedy == "Export a model of RGB pictures."

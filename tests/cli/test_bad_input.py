@@ -156,8 +156,8 @@ def write_one_number(file: Path, tensors: Tensors) -> None:
 
 
 def write_training_state(file: Path, tensors: Tensors) -> None:
-    """Weights beside what is no tensor."""
-    torch.save({**tensors, "epoch": 3}, file)
+    """Some weights beside what is not a tensor."""
+    torch.save({"head.weight": tensors["head.l.weight"], "epoch": 3}, file)
 
 
 @pytest.mark.parametrize(
