@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from support import Cli
 
 from levit_export import checkpoints, reference
+from levit_export.checking import Reference
 from levit_export.checkpoints import Checkpoint, Choices
 from levit_export.errors import UsageError
 from levit_export.pipeline import ExportRequest, plan
@@ -38,12 +39,17 @@ def trained_otherwise(bundled_file: Path, folder: Path) -> Checkpoint:
     return checkpoints.load(folder / "mine.safetensors")
 
 
+def judged(checkpoint: Checkpoint) -> Reference:
+    """What artifacts of the checkpoint are held against."""
+    return reference.with_tolerances(reference.answered(checkpoint), ["fp32"])
+
+
 def test_the_bundled_weights_bring_their_images(bundled_file: Path, tmp_path: Path) -> None:
     """Chosen without a name, and from a copy of their file: the hash says whose they are."""
     copy = tmp_path / "copy.safetensors"
     copy.write_bytes(bundled_file.read_bytes())
     for checkpoint in (checkpoints.bundled(), checkpoints.load(copy)):
-        made = reference.answers(checkpoint, ["fp32"])
+        made = judged(checkpoint)
         assert made.dataset == reference.DIGITS
         assert made.images is not None
         assert made.predictions is not None
@@ -60,7 +66,7 @@ def test_other_weights_of_that_shape_have_none(bundled_file: Path, tmp_path: Pat
         checkpoints.randomised(DIGITS, 0),
     ):
         assert checkpoint.config == DIGITS.config
-        made = reference.answers(checkpoint, ["fp32"])
+        made = judged(checkpoint)
         assert (made.images, made.predictions, made.dataset) == (None, None, "")
         assert not any(name.startswith("real") for name in made.samples.names)
         assert reference.calibration(checkpoint, None, count=7) is None
@@ -93,7 +99,7 @@ def test_at_another_size_they_are_still_digits() -> None:
     for checkpoint in (checkpoints.bundled(choices), checkpoints.randomised(DIGITS, 0, choices)):
         recipe = checkpoint.preprocessing
         assert (recipe.name, recipe.resize, recipe.crop) == ("digits", (112, 96), (112, 96))
-    made = reference.answers(checkpoints.bundled(choices), ["fp32"])
+    made = judged(checkpoints.bundled(choices))
     assert made.images is not None
     assert made.images.inputs.shape == (360, 3, 112, 96)
     assert np.mean(made.predictions == made.images.labels) > 0.5
