@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from levit_export.errors import ExportFailedError
+from levit_export.errors import ExportFailedError, UsageError
 
 Shape = tuple[int | None, ...]
 """Lengths of the axes; None where one follows from an open batch."""
@@ -172,6 +172,16 @@ class Network:
     def ops_of(self, blocks: Collection[str]) -> Iterator[Op]:
         """The operators of ``blocks`` and of what lies inside them."""
         return (op for op in self.ops if is_within(op.block, blocks))
+
+    def refuse_unknown(self, blocks: Collection[str]) -> None:
+        """Raise ``UsageError`` for a block that has no operator."""
+        for block in blocks:
+            if next(self.ops_of([block]), None) is None:
+                known = dict.fromkeys(op.block for op in self.ops if op.block)
+                raise UsageError(
+                    f"no operator belongs to the block {block!r}",
+                    remedy=f"Blocks are {', '.join(known)}.",
+                )
 
     def listing(self) -> str:
         """The network as text, a line for each operator, for people."""

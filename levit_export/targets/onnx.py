@@ -1,17 +1,18 @@
-"""ONNX files: written through ``torch.onnx``, simplified, checked, and run by ONNX Runtime."""
+"""ONNX files: written from the network, judged, checked, and run by ONNX Runtime."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from levit_export import naming
 from levit_export.core import (
     CALIBRATED,
+    UNIT_ROUNDOFF,
     Artifact,
     Availability,
     ExportOptions,
@@ -29,17 +30,18 @@ from levit_export.errors import (
     UsageError,
 )
 from levit_export.samples import seeded
-from levit_export.targets import lowering, onnx_precision, onnx_weights
+from levit_export.targets import onnx_precision, onnx_simplify, onnx_weights
 from levit_export.targets.availability import needs
 from levit_export.targets.metadata import PREFIX, metadata, passes_in, refuse_precision
-from levit_export.targets.quiet import first_line, quiet
+from levit_export.targets.onnx_write import Written
+from levit_export.targets.quiet import first_line
 
 if TYPE_CHECKING:
-    from onnx import GraphProto, ModelProto, ValueInfoProto
+    from onnx import ModelProto, ValueInfoProto
     from onnxruntime import InferenceSession
 
 OPSETS = range(18, 22)
-"""What ``torch.onnx`` writes (18) and converts to; it does not go down. Each is tested."""
+"""What is written; each is tested."""
 
 INT8_OPSETS = range(18, 21)
 """From opset 21 on, versions of ONNX Runtime differ in what they quantise with calibration."""
@@ -60,8 +62,8 @@ class OnnxTarget:
         return precision == "fp16"
 
     def can_export(self) -> Availability:
-        """Needs torch, onnx and onnxscript."""
-        return needs("torch", "onnx", "onnxscript")
+        """Needs torch and onnx."""
+        return needs("torch", "onnx")
 
     def can_run(self) -> Availability:
         """Needs onnxruntime."""
@@ -72,7 +74,7 @@ class OnnxTarget:
         return self.can_run()
 
     def refuse(self, options: ExportOptions) -> None:
-        """Opsets that the exporter or the quantiser cannot write, and int8 without images."""
+        """Opsets that are not written or not quantised, and int8 without images."""
         if options.opset not in OPSETS:
             raise UsageError(
                 f"opset {options.opset} is not supported",
@@ -93,11 +95,19 @@ class OnnxTarget:
     def export(self, model: Prepared, path: Path, options: ExportOptions) -> Artifact:
         """Write one ``.onnx`` file with names ``input`` and ``logits`` and no external data."""
         self.refuse(options)
-        proto, note = _graph(model, options)
-        notes = (*filter(None, (note,)), *onnx_precision.apply(proto, model, options))
-        _finish(proto, model, options.precision)
-        _check(proto)
-        path.write_bytes(proto.SerializeToString(deterministic=True))
+        written = onnx_precision.write(model, options)
+        notes = onnx_precision.NOTES.get(options.precision, ())
+        if not options.simplify:
+            path.write_bytes(_content(written, model, options))
+            return Artifact(self.name, options.precision, path, model.signature, notes)
+        unit = UNIT_ROUNDOFF["fp16" if options.precision == "fp16" else "fp32"]
+        with onnx_simplify.judged(written.model, _example(model.signature), unit) as verdict:
+            content = _content(written, model, options)
+            found = verdict()
+        if found.leaner is not None:
+            content = _content(replace(written, model=found.leaner), model, options)
+        path.write_bytes(content)
+        notes = (*filter(None, (found.note,)), *notes)
         return Artifact(self.name, options.precision, path, model.signature, notes)
 
     def inspect(self, path: Path) -> Artifact:
@@ -197,132 +207,15 @@ def _example(signature: Signature) -> dict[str, np.ndarray]:
     return {spec.name: seeded(spec) for spec in signature.inputs}
 
 
-def _graph(model: Prepared, options: ExportOptions) -> tuple[ModelProto, str]:
-    """The graph, and a note where it could not be simplified.
-
-    Before onnxsim the optimiser of torch.onnx is left out, which comes to the same graph: half of
-    the time that the conversion takes.
-    """
-    if not options.simplify:
-        return _convert(model, options.opset), ""
-    from levit_export.targets.onnx_simplify import simplify
-
-    is_open = model.signature.batch is None
-    raw = _convert(model, options.opset, optimize=is_open)
-    simplified = simplify(raw, _example(model.signature))
-    if simplified.note and not is_open:
-        return _convert(model, options.opset), simplified.note
-    return simplified.model, simplified.note
-
-
-def _split(x: Any, sizes: Sequence[int], axis: int = 0) -> Any:
-    """``split_with_sizes``; what torch.onnx has for it needs its optimiser to become a Split."""
-    from onnxscript import opset18
-
-    parts = opset18.Constant(value_ints=sizes)
-    return opset18.Split(x, parts, axis=axis, num_outputs=len(sizes))
-
-
-def _without_counts(proto: ModelProto) -> None:
-    """A Split has sizes or a number of outputs; torch.onnx needs the number while it builds."""
-    for node in proto.graph.node:
-        if node.op_type == "Split" and len(node.input) > 1:
-            kept = [each for each in node.attribute if each.name != "num_outputs"]
-            del node.attribute[:]
-            node.attribute.extend(kept)
-
-
-def _convert(model: Prepared, opset: int, *, optimize: bool = True) -> ModelProto:
-    import torch
-
-    own: dict[Any, Any] = {torch.ops.aten.split_with_sizes.default: _split}
-    try:
-        with quiet("torch.onnx", "onnxscript"), lowering.as_captured():
-            program = torch.onnx.export(
-                model.program,
-                input_names=[spec.name for spec in model.signature.inputs],
-                output_names=[spec.name for spec in model.signature.outputs],
-                opset_version=opset,
-                optimize=optimize,
-                custom_translation_table={} if optimize else own,
-                verbose=False,
-            )
-    except Exception as error:
-        raise ExportFailedError(
-            f"torch.onnx could not convert {model.info.name}: {first_line(error)}",
-            remedy="Try --opset 18, or report the model.",
-        ) from error
-    proto: ModelProto = program.model_proto  # type: ignore[union-attr]
-    _without_counts(proto)
-    # The program as torch.onnx lowered it: its values' names are those of the graph.
-    _rename(proto, naming.names(program.exported_program.graph.nodes, model.blocks).values)  # type: ignore[union-attr]
-    written = {o.domain: o.version for o in proto.opset_import}[""]
-    if written != opset:
-        raise ExportFailedError(
-            f"torch.onnx wrote opset {written} when asked for {opset}",
-            remedy=f"Use --opset {written}.",
-        )
-    return proto
-
-
-def _rename(proto: ModelProto, values: Mapping[str, str]) -> None:
-    """Give inner values the names that say where in the network they are; nodes follow theirs."""
-    kept = {value.name for value in (*proto.graph.input, *proto.graph.output)}
-    new = {old: name for old, name in values.items() if old not in kept}
-    new |= _names_of_parts(proto.graph, new, kept)
-    for node in proto.graph.node:
-        node.input[:] = [new.get(name, name) for name in node.input]
-        node.output[:] = [new.get(name, name) for name in node.output]
-        node.name = f"node_{node.output[0]}"
-    for value in (*proto.graph.value_info, *proto.graph.initializer):
-        value.name = new.get(value.name, value.name)
-
-
-def _names_of_parts(
-    graph: GraphProto, named: Mapping[str, str], kept: Collection[str]
-) -> dict[str, str]:
-    """Names for values that the exporter made within an operator, such as a layer's product.
-
-    They follow the value that they go into: the product of ``…_linear`` is ``…_linear_matmul``.
-    """
-    found: dict[str, str] = {}
-    taken = {*named.values(), *kept}
-    known = {**named, **dict.fromkeys(kept)}
-    goes_into: dict[str, str] = {}
-    for node in reversed(graph.node):
-        for name in node.output:
-            if name not in known and name in goes_into:
-                base = goes_into[name]
-                base = f"{found.get(base) or named.get(base, base)}_{node.op_type.lower()}"
-                found[name] = base if base not in taken else f"{base}_{len(taken)}"
-                taken.add(found[name])
-        goes_into |= dict.fromkeys(node.input, node.output[0])
-    return found
-
-
-def _finish(proto: ModelProto, model: Prepared, precision: str) -> None:
-    """Names, metadata and nothing that depends on this machine: traces hold source paths."""
-    for parts in (proto.graph.node, proto.graph.value_info, proto.graph.initializer):
-        for part in parts:
-            del part.metadata_props[:]
-            part.doc_string = ""
-    for value in (*proto.graph.input, *proto.graph.output):
-        del value.metadata_props[:]
-    _name_batch(proto)
-    proto.graph.name = model.info.name
-    del proto.metadata_props[:], proto.graph.metadata_props[:]
-    pairs = metadata(model, precision, ("onnx", "onnxscript", "onnxsim"))
+def _content(written: Written, model: Prepared, options: ExportOptions) -> bytes:
+    """The file: the graph in its precision with metadata, checked. Same inputs, same bytes."""
+    proto = onnx_precision.quantize(written, model, options)
+    pairs = metadata(model, options.precision, ("onnx", "onnxsim"))
+    del proto.metadata_props[:]
     for key in sorted(pairs):
         proto.metadata_props.add(key=key, value=pairs[key])
-
-
-def _name_batch(proto: ModelProto) -> None:
-    """Call the open dimension ``batch``; the exporter gives it an invented symbol."""
-    symbol = proto.graph.input[0].type.tensor_type.shape.dim[0].dim_param
-    for value in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info):
-        for dimension in value.type.tensor_type.shape.dim:
-            if symbol and dimension.dim_param == symbol:
-                dimension.dim_param = "batch"
+    _check(proto)
+    return bytes(proto.SerializeToString(deterministic=True))
 
 
 def _check(proto: ModelProto) -> None:

@@ -1,15 +1,17 @@
-"""Which precisions an ONNX file can have, and what each does to the float32 graph."""
+"""Which precisions an ONNX file can have, and how each is written."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from levit_export import samples
 from levit_export.core import ExportOptions, Prepared, Tensors
-from levit_export.targets import onnx_graph, onnx_half, onnx_int8, onnx_weights
+from levit_export.core.network import is_within
+from levit_export.targets import onnx_int8, onnx_weights, onnx_write
+from levit_export.targets.onnx_write import Written
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto
@@ -33,25 +35,60 @@ NOTES = {
 """For each precision, what a user should know before shipping it."""
 
 
-def apply(proto: ModelProto, model: Prepared, options: ExportOptions) -> tuple[str, ...]:
-    """Bring the float32 graph ``proto`` to ``options.precision``, in place; notes for the user."""
-    onnx_graph.lift_constants(proto.graph)
-    owner = onnx_graph.owners(proto.graph, model.blocks)
-    kept = onnx_graph.belonging(owner, options.keep)
-    if options.precision == "fp16":
-        onnx_graph.infer(proto)
-        onnx_half.refuse_overflow(proto, _inputs(model, options), kept, owner)
-        onnx_half.convert(proto, kept, owner)
-    elif options.precision == "int8" and options.calibration is not None:
-        heads = {block for block in owner.values() if block in onnx_graph.HEADS}
-        kept |= onnx_graph.belonging(owner, heads)
+def write(model: Prepared, options: ExportOptions) -> Written:
+    """The float graph of ``model``: what the file holds, or what its quantiser begins with.
+
+    Raises ``UsageError`` for blocks to keep that are none, and ``ExportFailedError`` where float16
+    cannot hold a weight or a value.
+    """
+    network, name = model.network, model.info.name
+    network.refuse_unknown(options.keep)
+    half, in_rows = options.precision == "fp16", options.precision == "int8"
+    if half:
+        plain = onnx_write.write(network, opset=options.opset, name=name)
+        refuse_overflow(plain, _inputs(model, options), options.keep)
+    return onnx_write.write(
+        network, opset=options.opset, name=name, keep=options.keep, half=half, in_rows=in_rows
+    )
+
+
+def quantize(written: Written, model: Prepared, options: ExportOptions) -> ModelProto:
+    """The graph in the precision of ``options``; the graph itself where that is a float one."""
+    if options.precision == "int8" and options.calibration is not None:
         name = model.signature.inputs[0].name
         batches = _batches(options.calibration.inputs, model.signature.batch, name)
-        onnx_int8.quantize(proto, batches, kept)
-    elif options.precision == "w8":
-        onnx_weights.quantize_weights(proto, kept)
-        onnx_graph.infer(proto)
-    return NOTES.get(options.precision, ())
+        return onnx_int8.quantize(written, batches, options.keep)
+    if options.precision == "w8":
+        kept = (name for name, op in written.ops.items() if is_within(op.block, options.keep))
+        return onnx_weights.quantize_weights(written.model, frozenset(kept))
+    return written.model
+
+
+def refuse_overflow(plain: Written, inputs: Iterable[Tensors], keep: Collection[str]) -> None:
+    """Raise where a value of the float32 graph lies beyond float16 on ``inputs``.
+
+    ONNX Runtime's CPU kernels may compute such values in float32: a check there would not see it.
+    """
+    import onnxruntime
+
+    graph = plain.model.graph
+    blocks = {name: plain.ops[node.name].block for node in graph.node for name in node.output}
+    floats = {v.name for v in graph.value_info if v.type.tensor_type.elem_type == 1}
+    rounded = [name for name in blocks if name in floats and not is_within(blocks[name], keep)]
+    for name in rounded:
+        graph.output.add(name=name)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(
+        plain.model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    largest: dict[str, float] = {}
+    names = [value.name for value in session.get_outputs()]
+    for feed in inputs:
+        for name, array in zip(names, session.run(None, dict(feed)), strict=True):
+            largest[name] = float(np.maximum(largest.get(name, 0), np.abs(array).max()))
+    for name, reached in largest.items():
+        onnx_write.refuse_infinity(f"the value {name} reaches", reached, blocks[name])
 
 
 def found(graph: GraphProto) -> str:

@@ -15,8 +15,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from levit_export.targets.onnx_graph import replace_nodes
-
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
@@ -25,35 +23,37 @@ SMALLEST = 1024
 """Bytes in float32 from which a tensor is worth a scale for each channel."""
 
 
-def quantize_weights(proto: ModelProto, kept: Collection[str]) -> None:
-    """Store every large float32 constant in 8 bits, but for those of the nodes ``kept``, in place.
+def quantize_weights(proto: ModelProto, kept: Collection[str]) -> ModelProto:
+    """The graph with every large float32 constant in 8 bits, but for those of the nodes ``kept``.
 
     Given ``f(x, w)``. Result: ``f(x, DequantizeLinear(q, s))``, whose output has the name of
     ``w``. Large are those of two axes or more and ``SMALLEST`` bytes: matrices, kernels and
-    attention-bias tables.
+    attention-bias tables. ``kept`` are names of nodes.
     """
     import onnx
 
-    graph = proto.graph
-    users = _users(graph)
-    tensors = [t for t in graph.initializer if _is_large(t) and t.name in users]
-    added = []
-    for tensor in tensors:
-        if any(node.output[0] in kept for node in users[tensor.name]):
+    users = _users(proto.graph)
+    result = onnx.ModelProto()
+    result.CopyFrom(proto)
+    graph = result.graph
+    del graph.node[:], graph.initializer[:]
+    for tensor in proto.graph.initializer:
+        readers = users.get(tensor.name, [])
+        if not _is_large(tensor) or not readers or any(node.name in kept for node in readers):
+            graph.initializer.append(tensor)
             continue
         array = onnx.numpy_helper.to_array(tensor)
-        axis = channel_axis(users[tensor.name][0], tensor.name, array)
+        axis = channel_axis(readers[0], tensor.name, array)
         q, s = rounded(array, axis)
         inputs = [f"{tensor.name}_quantized", f"{tensor.name}_scale"]
-        added.append(
+        graph.node.append(
             onnx.helper.make_node(
                 "DequantizeLinear", inputs, [tensor.name], f"node_{tensor.name}", axis=axis
             )
         )
-        graph.initializer.remove(tensor)
-        stored = map(onnx.numpy_helper.from_array, (q, s), inputs)
-        graph.initializer.extend(stored)
-    replace_nodes(graph, [*added, *graph.node])
+        graph.initializer.extend(map(onnx.numpy_helper.from_array, (q, s), inputs))
+    graph.node.extend(proto.graph.node)
+    return result
 
 
 def rounded(array: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:

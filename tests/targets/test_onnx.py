@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,10 +20,18 @@ from support import Exported
 
 from levit_export import checking, checkpoints, reference
 from levit_export.checking import Reference
-from levit_export.core import Artifact, ExportOptions, Layout, Prepared, RunOptions, Signature
+from levit_export.core import (
+    Artifact,
+    Calibration,
+    ExportOptions,
+    Layout,
+    Prepared,
+    RunOptions,
+    Signature,
+)
 from levit_export.errors import ArtifactError, RuntimeFailedError, UsageError
 from levit_export.parity import ParityReport
-from levit_export.preparation import Forms, prepare
+from levit_export.preparation import prepare
 from levit_export.targets import onnx as onnx_target
 from levit_export.targets import onnx_simplify
 from levit_export.targets.metadata import PREFIX
@@ -41,7 +53,12 @@ def parity(artifact: Artifact, expected: Reference) -> ParityReport:
 
 def operators(path: Path) -> Counter[str]:
     """How many of each operator a file has."""
-    return Counter(node.op_type for node in onnx.load(path).graph.node)
+    return operators_of(onnx.load(path))
+
+
+def operators_of(model: onnx.ModelProto) -> Counter[str]:
+    """How many of each operator a graph has."""
+    return Counter(node.op_type for node in model.graph.node)
 
 
 @pytest.fixture(scope="module")
@@ -143,8 +160,6 @@ def test_metadata(exported: Exported) -> None:
 
 def test_no_place_and_no_clock(exported: Exported) -> None:
     """Nothing in the file tells of the machine, the user or the time it was made."""
-    import time
-
     content = (exported.folder / "onnx-fp32" / "levit_digits.onnx").read_bytes()
     for place in (Path(checkpoints.__file__).parents[2], Path.home(), exported.folder):
         assert len(str(place)) == 1 or str(place).encode() + b"/" not in content
@@ -289,68 +304,127 @@ def test_session_says_what_runs(plain: Artifact) -> None:
         assert isinstance(session.signature, Signature)
 
 
-ALTER = """
-import onnx, sys
-from onnx import numpy_helper
-model = onnx.load(sys.argv[1])
-(head,) = [node for node in model.graph.node if node.op_type == "Gemm"]
-(bias,) = [t for t in model.graph.initializer if t.name == head.input[2]]
-bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) + 0.01, bias.name))
-onnx.save(model, sys.argv[2])
-"""
+def crash(content: bytes) -> bytes | None:
+    """End as onnxsim has ended."""
+    os.kill(os.getpid(), signal.SIGSEGV)
+    return content
+
+
+def fail(content: bytes) -> bytes | None:
+    """Raise as onnxsim does."""
+    raise RuntimeError(f"bad graph of {len(content)} bytes")
+
+
+def junk(content: bytes) -> bytes | None:
+    """Give something that is no graph."""
+    return content[: len(content) // 2]
+
+
+def hang(content: bytes) -> bytes | None:
+    """Do not end."""
+    time.sleep(60)
+    return content
+
+
+def alter(content: bytes) -> bytes | None:
+    """Give another function."""
+    model = onnx.load_from_string(content)
+    (head,) = [node for node in model.graph.node if node.op_type == "Gemm"]
+    (bias,) = [t for t in model.graph.initializer if t.name == head.input[2]]
+    bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) + 0.01, bias.name))
+    return bytes(model.SerializeToString())
+
+
+def verdict(
+    model: onnx.ModelProto, simplify: Callable[[bytes], bytes | None] = onnx_simplify.simplified
+) -> onnx_simplify.Judged:
+    """What the judge says of a graph of the bundled model."""
+    inputs = {"input": np.random.default_rng(0).standard_normal((1, 3, 96, 96), np.float32)}
+    with onnx_simplify.judged(model, inputs, 2.0**-24, simplify=simplify) as ask:
+        return ask()
 
 
 @pytest.mark.parametrize(
-    ("script", "note"),
+    ("simplify", "note"),
     [
-        ("import os; os.kill(os.getpid(), 11)", "status -11"),
-        ("raise RuntimeError('bad graph')", "status 1 (RuntimeError: bad graph)"),
-        ("import sys; sys.exit(3)", "status 3"),
-        ("pass", "status 0 (no message)"),
-        ("import sys; open(sys.argv[2], 'w').write('junk')", "not simplified"),
-        (ALTER, "graph differs by"),
+        (crash, f"status {-signal.SIGSEGV}"),
+        (fail, "RuntimeError: bad graph of"),
+        (junk, "result is unusable"),
+        (alter, "graph differs by"),
     ],
-    ids=["crash", "exception", "unproven", "nothing written", "junk written", "another function"],
 )
-def test_simplifier_that_fails(plain: Artifact, script: str, note: str) -> None:
-    """When onnxsim crashes or its graph is another, the original is kept, and a note says why."""
-    model = onnx.load(plain.path)
-    inputs = {"input": np.random.default_rng(0).standard_normal((1, 3, 96, 96), np.float32)}
-    found = onnx_simplify.simplify(model, inputs, script=script)
-    assert found.model is model
+def test_judge_that_fails(
+    plain: Artifact, simplify: Callable[[bytes], bytes | None], note: str
+) -> None:
+    """When onnxsim crashes or its graph is another, there is no other graph, and a note why."""
+    found = verdict(onnx.load(plain.path), simplify)
+    assert found.leaner is None
     assert found.note.startswith("not simplified: ")
     assert note in found.note
 
 
-@pytest.mark.parametrize("layout", ["tokens", "maps"])
-def test_the_optimiser_is_not_missed(layout: Layout, tmp_path: Path) -> None:
-    """Before onnxsim the optimiser of torch.onnx is left out; its graph has the same operators."""
-    options = ExportOptions(layout=layout)
-    model = Forms(subjects.tiny_checkpoint()).of("onnx", options)
-    optimised = onnx_target._convert(model, options.opset)
-    twice = onnx_simplify.simplify(optimised, onnx_target._example(model.signature))
-    made = TARGET.export(model, tmp_path / "m.onnx", options)
-    assert (twice.note, made.notes) == ("", ())
-    found = Counter(node.op_type for node in onnx.load(made.path).graph.node)
-    assert found == Counter(node.op_type for node in twice.model.graph.node)
-    assert found["Split"] > 1
-
-
-def test_simplifier_that_fails_after_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Where onnxsim fails, the file is the optimised graph, and a note says why."""
-    refused = onnx_simplify.Simplified(onnx.ModelProto(), "not simplified: no")
-    monkeypatch.setattr(onnx_simplify, "simplify", lambda *_: refused)
-    model = subjects.tiny()
-    made = TARGET.export(model, tmp_path / "m.onnx", ExportOptions())
-    plain_one = TARGET.export(model, tmp_path / "p.onnx", PLAIN)
-    assert made.notes == ("not simplified: no",)
-    assert made.path.read_bytes() == plain_one.path.read_bytes()
-
-
-def test_simplifier_that_hangs(plain: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
-    """When onnxsim does not end, the original is kept, and a note says so."""
+def test_judge_that_hangs(plain: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When onnxsim does not end, a note says so."""
     monkeypatch.setattr(onnx_simplify, "TIMEOUT_S", 0.2)
-    model = onnx.load(plain.path)
-    found = onnx_simplify.simplify(model, {}, script="import time; time.sleep(60)")
-    assert found.model is model
+    found = verdict(onnx.load(plain.path), hang)
+    assert found.leaner is None
     assert "longer than 0.2 s" in found.note
+
+
+def test_judge_finds_what_is_not_lean(plain: Artifact) -> None:
+    """An operator that does nothing is found, and the graph without it has all weights again."""
+    model = onnx.load(plain.path)
+    (head,) = [node for node in model.graph.node if node.op_type == "Gemm"]
+    idle = helper.make_node("Identity", [head.input[0]], ["idle"], "node_idle")
+    model.graph.node.insert(list(model.graph.node).index(head), idle)
+    head.input[0] = "idle"
+    found = verdict(model)
+    assert found.note == "simplified: onnxsim replaced 1 Identity by nothing"
+    assert found.leaner is not None
+    assert operators_of(found.leaner) == operators_of(onnx.load(plain.path))
+    stored = {tensor.name for tensor in found.leaner.graph.initializer}
+    assert stored == {tensor.name for tensor in model.graph.initializer}
+    assert [value.name for value in found.leaner.graph.input] == ["input"]
+
+
+def test_judge_folds_constants(plain: Artifact) -> None:
+    """An operator that reads constants alone is found although large weights are not shown."""
+    model = onnx.load(plain.path)
+    (head,) = [node for node in model.graph.node if node.op_type == "Gemm"]
+    model.graph.initializer.append(numpy_helper.from_array(np.array(2, np.float32), "two"))
+    twice = helper.make_node("Mul", [head.input[1], "two"], ["twice"], "node_twice")
+    model.graph.node.insert(0, twice)
+    head.input[1] = "twice"
+    assert verdict(model).note == "simplified: onnxsim replaced 1 Mul by nothing"
+
+
+@pytest.mark.parametrize("layout", ["tokens", "maps"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8", "w8"])
+def test_what_is_written_is_lean(layout: Layout, precision: str, tmp_path: Path) -> None:
+    """The file holds nothing for onnxsim to remove, and is the same without it."""
+    model = prepare(subjects.tiny_checkpoint(), layout=layout)
+    images = np.random.default_rng(1).standard_normal((3, 3, 64, 64)).astype(np.float32)
+    options = ExportOptions(precision=precision, calibration=Calibration(images, "noise"))
+    judged = TARGET.export(model, tmp_path / "j.onnx", options)
+    alone = TARGET.export(model, tmp_path / "a.onnx", replace(options, simplify=False))
+    assert judged.notes == alone.notes
+    assert judged.path.read_bytes() == alone.path.read_bytes()
+
+
+def test_leaner_graph_is_taken(tmp_path: Path) -> None:
+    """What the judge finds is what is written, and reported."""
+    model = prepare(subjects.tiny_checkpoint(), skip=["fuse_batchnorm", "merge_heads"])
+    made = TARGET.export(model, tmp_path / "m.onnx", ExportOptions())
+    plain = TARGET.export(model, tmp_path / "p.onnx", PLAIN)
+    (note,) = made.notes
+    assert "BatchNormalization" in note
+    before, after = operators(plain.path), operators(made.path)
+    assert after.total() < before.total()
+    assert after["BatchNormalization"] < before["BatchNormalization"]
+    image = np.random.default_rng(0).standard_normal((1, 3, 64, 64)).astype(np.float32)
+    answers = []
+    for artifact in (made, plain):
+        with TARGET.open(artifact, RUN) as session:
+            answers.append(session.run({"input": image})["logits"])
+    bound = 4096**0.5 * 2.0**-24 * np.abs(answers[1]).max()
+    np.testing.assert_allclose(*answers, rtol=0, atol=bound)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from importlib import resources
 from pathlib import Path
 
@@ -12,12 +12,13 @@ import numpy as np
 import onnx
 import pytest
 import subjects
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, numpy_helper
 
 from levit_export import checkpoints, naming, preprocessing, samples, weights
 from levit_export.core import Artifact, Calibration, ExportOptions, RunOptions
+from levit_export.core.network import Network, Op, Value
 from levit_export.errors import ArtifactError, ExportFailedError, UsageError
-from levit_export.targets import onnx_graph, onnx_half, onnx_int8, onnx_weights
+from levit_export.targets import onnx_precision, onnx_weights, onnx_write
 from levit_export.targets.metadata import PREFIX
 from levit_export.targets.onnx import OnnxTarget
 
@@ -105,17 +106,18 @@ def test_same_bytes(
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_value_names_survive(precision: str) -> None:
-    """Every value that says where in the network it is can be tapped in every precision."""
-    made = tiny(precision)
-    places = tuple(naming.tap_value(block) for block in set(subjects.tiny().blocks.values()))
-    named = {
-        name
-        for node in graph(tiny("fp32")).node
-        for name in node.output
-        if name.startswith(places)
-    }
-    # A layer that became a matrix product has its bias inside; the product alone is no value.
-    named = {name for name in named if not (precision == "int8" and name.endswith("_matmul"))}
+    """Every value of the network can be tapped in every precision under its name."""
+    made, network = tiny(precision), subjects.tiny().network
+    named = {value.name for op in network.ops for value in op.outputs}
+    if precision == "int8":
+        # Where layers are matrix products, what only gets another shape has that shape at once.
+        named -= {
+            name
+            for name, readers in network.readers.items()
+            if {op.kind for op in readers} <= {"reshape", "linear"}
+            and {op.kind for op in network.ops for v in op.outputs if v.name == name}
+            <= {"reshape", "linear"}
+        } - set(network.taps.values())
     assert len(named) > 40
     with TARGET.open(made, RUN, taps=sorted(named)) as session:
         assert named <= set(session.run({"input": IMAGES[:1]}))
@@ -170,8 +172,13 @@ def test_unknown_block_is_refused(tmp_path: Path) -> None:
 
 def test_kept_block_of_blocks() -> None:
     """A block that has blocks within it is kept with them."""
-    owner = {"layer0_attention_out": "layer0.attention", "layer0_out": "layer0", "x": "layer01"}
-    assert onnx_graph.belonging(owner, ["layer0"]) == {"layer0_attention_out", "layer0_out"}
+    (stage,) = {block.partition(".")[0] for block in [KEPT]}
+    inside = tiny("fp16", (stage,))
+    kinds = {tensor.name: tensor.data_type for tensor in graph(inside).initializer}
+    parts = [p for p, block in subjects.tiny().blocks.items() if block.startswith(f"{stage}.")]
+    found = {name for name in kinds if any(name.startswith(f"{part}.") for part in parts)}
+    assert len(found) > 8
+    assert {kinds[name] for name in found} == {TensorProto.FLOAT}
 
 
 def test_int8_needs_images() -> None:
@@ -210,52 +217,55 @@ def test_fp16_weights_are_rounded_once() -> None:
     assert kinds == {TensorProto.FLOAT16, TensorProto.INT64}
 
 
-def small(value: float, weight: float) -> onnx.ModelProto:
-    """``c = (a * w) / w`` as a model, ``a`` being the input times ``value``."""
-    nodes = [
-        helper.make_node("Mul", ["input", "value"], ["a"]),
-        helper.make_node("Mul", ["a", "w"], ["b"]),
-        helper.make_node("Div", ["b", "w"], ["logits"]),
+def small(value: float, weight: float) -> Network:
+    """``logits = (a * w) / w`` as a network, ``a`` being the input times ``value``."""
+    parts = [("multiply", "input", "value", "a"), ("multiply", "a", "w", "b")]
+    parts += [("divide", "b", "w", "logits")]
+    ops = [
+        Op(kind, (one, other), (Value(made, (2,)),), {}, {"b": "stem.0"}.get(made, ""))
+        for kind, one, other, made in parts
     ]
     tensors = {"value": [value], "w": [weight, 1]}
-    made = helper.make_graph(
-        nodes,
-        "small",
-        [helper.make_tensor_value_info("input", TensorProto.FLOAT, [2])],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [2])],
-        [numpy_helper.from_array(np.array(t, np.float32), n) for n, t in tensors.items()],
+    return Network(
+        (Value("input", (2,)),),
+        ("logits",),
+        tuple(ops),
+        {name: np.array(tensor, np.float32) for name, tensor in tensors.items()},
     )
-    proto = helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
-    onnx_graph.infer(proto)
-    return proto
+
+
+def half(network: Network, keep: tuple[str, ...] = ()) -> onnx.ModelProto:
+    """A network written in float16."""
+    return onnx_write.write(network, opset=18, name="small", half=True, keep=keep).model
 
 
 @pytest.mark.parametrize(("weight", "stored"), [(1e-8, 0), (4e-8, 2.0**-24), (65519, 65504)])
 def test_fp16_clips_no_weight(weight: float, stored: float) -> None:
     """The smallest and largest weights are rounded to nearest like all others."""
-    proto = small(1, weight)
-    onnx_half.convert(proto, (), {})
+    proto = half(small(1, weight))
     found = {t.name: numpy_helper.to_array(t) for t in proto.graph.initializer}
+    assert found["w"].dtype == np.float16
     assert float(found["w"][0]) == stored
 
 
 def test_fp16_overflow_of_a_weight() -> None:
     """A weight beyond float16 is an error that names the value and the block to keep."""
     with pytest.raises(ExportFailedError, match=r"w holds 7e\+04.*--keep stem\.0"):
-        onnx_half.convert(small(1, 70000), (), {"b": "stem.0", "logits": "stem.0"})
+        half(small(1, 70000))
     with pytest.raises(ExportFailedError, match="w holds inf"):
-        onnx_half.convert(small(1, np.inf), (), {"b": "", "logits": ""})
-    onnx_half.convert(small(1, 70000), {"b", "logits"}, {})
+        half(small(1, np.inf))
+    with pytest.raises(ExportFailedError, match=r"w holds 7e\+04.*Export with --precision fp32"):
+        half(small(1, 70000), ("stem.0",))  # the division is of no block and reads it, too
 
 
 def test_fp16_overflow_of_a_value() -> None:
     """A value beyond float16 is an error although ONNX Runtime's CPU kernels would hide it."""
     feeds = [{"input": np.array([1, 2], np.float32)}, {"input": np.array([9, 0], np.float32)}]
-    owner = {"b": "stem.0"}
+    plain = partial(onnx_write.write, small(10, 1000), opset=18, name="small")
     with pytest.raises(ExportFailedError, match=r"value b reaches 9e\+04.*--keep stem\.0"):
-        onnx_half.refuse_overflow(small(10, 1000), feeds, (), owner)
-    onnx_half.refuse_overflow(small(10, 1000), feeds, {"b"}, owner)
-    onnx_half.refuse_overflow(small(10, 1000), feeds[:1], (), owner)
+        onnx_precision.refuse_overflow(plain(), feeds, ())
+    onnx_precision.refuse_overflow(plain(), feeds, ("stem.0",))
+    onnx_precision.refuse_overflow(plain(), feeds[:1], ())
 
 
 def test_fp16_export_looks_for_overflow(tmp_path: Path) -> None:
@@ -370,20 +380,24 @@ def test_int8_runs_in_integers(tmp_path: Path) -> None:
 
 
 def test_rows_are_the_same_function(tmp_path: Path) -> None:
-    """Layers of tokens written as products of matrices give what they gave before."""
-    proto = onnx.load(tiny("fp32").path)
-    onnx_graph.infer(proto)
-    onnx_int8._tokens_to_rows(proto.graph, {f"{KEPT_VALUE}_linear"})
-    onnx.checker.check_model(proto, full_check=True)
-    onnx.save(proto, tmp_path / "rows.onnx")
+    """Layers of tokens written as products of matrices give what they give otherwise."""
+    written = onnx_write.write(
+        subjects.tiny().network, opset=18, name="rows", in_rows=True, keep=(KEPT,)
+    )
+    onnx.checker.check_model(written.model, full_check=True)
+    onnx.save(written.model, tmp_path / "rows.onnx")
     made = replace(tiny("fp32"), path=tmp_path / "rows.onnx")
     expected = logits(tiny("fp32"))
     # A product of 96 terms at most, in another order: sqrt(n) u for each of some 40 operators.
     bound = 40 * 96**0.5 * 2.0**-24 * np.abs(expected).max()
     np.testing.assert_allclose(logits(made), expected, rtol=0, atol=bound)
-    constants = {t.name for t in proto.graph.initializer}
-    products = [n for n in proto.graph.node if n.op_type == "MatMul" and n.input[1] in constants]
-    assert [node.output[0] for node in products] == [f"{KEPT_VALUE}_linear_matmul"]
+    constants = {t.name for t in written.model.graph.initializer}
+    products = [
+        node.output[0]
+        for node in written.model.graph.node
+        if node.op_type == "MatMul" and node.input[1] in constants
+    ]
+    assert products == [f"{KEPT_VALUE}_linear_matmul", f"{KEPT_VALUE}_linear_1_matmul"]
 
 
 def test_int8_with_an_open_batch(tmp_path: Path) -> None:
