@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from levit_export import lean, naming
+from levit_export import lean
 from levit_export.core import (
     Artifact,
     Availability,
@@ -29,7 +28,7 @@ from levit_export.errors import (
     RuntimeFailedError,
     UsageError,
 )
-from levit_export.targets import lowering, openvino_constants, openvino_quantise
+from levit_export.targets import openvino_constants, openvino_quantise
 from levit_export.targets.availability import needs
 from levit_export.targets.metadata import PREFIX, metadata, passes_in, refuse_precision
 from levit_export.targets.quiet import first_line, last_line, quiet
@@ -72,23 +71,10 @@ class OpenvinoTarget:
     def export(self, model: Prepared, path: Path, options: ExportOptions) -> Artifact:
         """Write ``path`` and the ``.bin`` beside it."""
         openvino = lean.openvino()
-        from openvino.frontend.pytorch.fx_decoder import TorchFXPythonDecoder
 
         try:
             with quiet("openvino"):
-                lowered = lowering.for_openvino(model.program)
-                decoder = (
-                    TorchFXPythonDecoder.from_exported_program(model.program)
-                    if lowered is None
-                    else TorchFXPythonDecoder(lowered, dynamic_shapes=True)
-                )
-                values = naming.names(decoder.pt_module.graph.nodes, model.blocks).values
-                graph = openvino.convert_model(decoder)
-                _shape(graph, model.signature)
-                _name(graph, model, values)
-                _number(graph)  # NNCF goes through a graph by names
-                graph = openvino_quantise.convert(graph, model, options)
-                _number(graph)
+                graph = openvino_quantise.write(model, options)
                 pairs = metadata(model, options.precision, _packages(options.precision))
                 for key in sorted(pairs):
                     graph.set_rt_info(pairs[key], [SECTION, key.removeprefix(PREFIX)])
@@ -97,7 +83,7 @@ class OpenvinoTarget:
             raise
         except Exception as error:
             raise ExportFailedError(
-                f"OpenVINO could not convert {model.info.name}: {first_line(error)}",
+                f"OpenVINO could not write {model.info.name}: {first_line(error)}",
                 remedy="Report the model.",
             ) from error
         return Artifact(self.name, options.precision, path, model.signature)
@@ -223,52 +209,9 @@ def _said(graph: openvino.Model) -> dict[str, str]:
     return said
 
 
-def _shape(graph: openvino.Model, signature: Signature) -> None:
-    """Fix every dimension but an open batch: the converter leaves height and width open."""
-    openvino = lean.openvino()
-
-    graph.reshape(
-        {
-            port: openvino.PartialShape([-1 if d is None else d for d in spec.shape])
-            for port, spec in zip(graph.inputs, signature.inputs, strict=True)
-        }
-    )
-
-
 def _packages(precision: str) -> tuple[str, ...]:
     """What makes a file of that precision."""
     return ("openvino", *("nncf",) * (precision in openvino_quantise.NNCF_PRECISIONS))
-
-
-def _number(graph: openvino.Model) -> None:
-    """Number what a global counter named: it makes two exports of one process differ."""
-    for index, node in enumerate(graph.get_ordered_ops()):
-        kind = node.get_type_name()
-        if re.fullmatch(rf"{kind}_\d+", node.get_friendly_name()):
-            node.set_friendly_name(f"{kind}_{index}")
-
-
-def _name(graph: openvino.Model, model: Prepared, values: Mapping[str, str]) -> None:
-    """Name inputs, outputs and inner values.
-
-    The converter calls a node after the value of the program, ``conv_1/aten.convolution/Add``; of
-    a value's nodes the last is the value.
-    """
-    for ports, specs in (
-        (graph.inputs, model.signature.inputs),
-        (graph.outputs, model.signature.outputs),
-    ):
-        for port, spec in zip(ports, specs, strict=True):
-            port.get_tensor().set_names({spec.name})
-    graph.set_friendly_name(model.info.name)
-    last: dict[str, Any] = {}
-    for node in graph.get_ordered_ops():
-        value, _, rest = node.get_friendly_name().partition("/")
-        if value in values and node.get_type_name() != "Constant":
-            node.set_friendly_name(f"{values[value]}/{rest}")
-            last[values[value]] = node
-    for value, node in last.items():
-        node.set_friendly_name(value)
 
 
 def _read(core: openvino.Core, path: Path) -> openvino.Model:

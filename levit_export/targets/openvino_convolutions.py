@@ -11,106 +11,106 @@ time for LeViT-256. With VNNI both take 0.4 of it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from dataclasses import replace
 
-import numpy as np
+from levit_export.core.network import Network, Op, Shape, Value
 
-if TYPE_CHECKING:
-    import openvino
-
-TO_CHANNELS_FIRST = [0, 3, 1, 2]
-TO_CHANNELS_LAST = [0, 2, 3, 1]
-
-
-def as_convolutions(graph: openvino.Model) -> int:
-    """Rewrite, in place, every product of tokens with a constant; how many there were."""
-    linear = [node for node in graph.get_ordered_ops() if _is_linear(node)]
-    for node in linear:
-        _rewrite(node)
-    graph.validate_nodes_and_infer_types()
-    return len(linear)
+SWAPPED = (0, 2, 1)
+TO_CHANNELS_FIRST = (0, 3, 1, 2)
+TO_CHANNELS_LAST = (0, 2, 3, 1)
+TOKENS_RANK = 3
+POINTWISE = {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "groups": 1}
 
 
-def _is_linear(node: openvino.Node) -> bool:
-    return (
-        node.get_type_name() == "MatMul"
-        and _is_constant(node.input_value(1).get_node())
-        and len(node.input_value(1).get_shape()) == 2
-        and node.input_value(0).get_partial_shape().rank.get_length() == 3
+def as_convolutions(network: Network) -> Network:
+    """The same network, every linear layer over tokens a convolution. Its values keep their names.
+
+    A value inside the two transpositions is called ``NAME/images`` and so on.
+    """
+    layers = {op.output.name for op in network.ops if _is_linear(op, network)}
+    swapped = {
+        op.output.name: op.inputs[0]
+        for op in network.ops
+        if op.kind == "transpose" and op.attributes["axes"] == SWAPPED
+    }
+    kernels = {op.inputs[1] for op in network.ops if op.outputs[0].name in layers}
+    ops: list[Op] = []
+    inside: set[str] = set()
+    for op in network.ops:
+        if op.outputs[0].name in layers:
+            activation = _activation(op, network)
+            inside |= {activation.output.name} if activation else set()
+            ops += _convolution(op, activation, network, swapped)
+        elif op.outputs[0].name not in inside:
+            ops.append(op)
+    read = {name for op in ops for name in op.inputs} | set(network.outputs)
+    return replace(
+        network,
+        ops=tuple(op for op in ops if op.outputs[0].name in read or op.kind != "transpose"),
+        constants={
+            name: array[:, :, None, None] if name in kernels else array
+            for name, array in network.constants.items()
+        },
     )
 
 
-def _is_constant(node: openvino.Node) -> bool:
-    return bool(node.get_type_name() == "Constant")
+def _is_linear(op: Op, network: Network) -> bool:
+    """Whether ``op`` is a layer over tokens whose weight no other operator reads."""
+    return (
+        op.kind == "linear"
+        and len(network.shape(op.inputs[0])) == TOKENS_RANK
+        and op.inputs[1] in network.constants
+        and network.readers[op.inputs[1]] == (op,)
+    )
 
 
-def _rewrite(node: openvino.Node) -> None:
-    from openvino import opset13 as op
-
-    images = _images(node)
-    w = node.input_value(1).get_node().data
-    w = w if node.get_attributes()["transpose_b"] else w.T
-    kernel = op.constant(np.ascontiguousarray(w)[:, :, None, None])
-    result = op.convolution(images, kernel, [1, 1], [0, 0], [0, 0], [1, 1])
-    result.set_friendly_name(f"{_value(node)}/Convolution")
-    last = node
-    add = _only_reader(last, "Add")
-    if add is not None and (b := _bias(add, len(w))) is not None:
-        result = op.add(result, op.constant(b.reshape(1, -1, 1, 1)))
-        result.set_friendly_name(f"{_value(add)}/Add")
-        last = add
-        activation = _only_reader(last, "HSwish")
-        if activation is not None:
-            result = op.hswish(result)
-            result.set_friendly_name(f"{_value(activation)}/HSwish")
-            last = activation
-    _replace(last, result)
+def _activation(op: Op, network: Network) -> Op | None:
+    """The Hardswish that alone reads what ``op`` gives; None where a tap is between them."""
+    readers = network.readers.get(op.output.name, ())
+    seen = {*network.outputs, *network.taps.values()}
+    if op.output.name in seen or [reader.kind for reader in readers] != ["hardswish"]:
+        return None
+    return readers[0]
 
 
-def _images(node: openvino.Node) -> Any:
-    """What a linear layer takes, as images ``(B, C, 1, N)``."""
-    from openvino import opset13 as op
+def _convolution(
+    op: Op, activation: Op | None, network: Network, swapped: dict[str, str]
+) -> Iterator[Op]:
+    x, *weights = op.inputs
+    batch, tokens, width = network.shape(x)
+    channels = network.shape(op.inputs[1])[0]
+    name = op.output.name
 
-    tokens = node.input_value(0)
-    if node.get_attributes()["transpose_a"]:  # OpenVINO drew a transposition in: (B, C, N)
-        rows = op.unsqueeze(tokens, op.constant([2]))
-        rows.set_friendly_name(f"{_value(node)}/Unsqueeze")
-        return rows
-    rows = op.unsqueeze(tokens, op.constant([1]))
-    rows.set_friendly_name(f"{_value(node)}/Unsqueeze")
-    images = op.transpose(rows, op.constant(TO_CHANNELS_FIRST))
-    images.set_friendly_name(f"{_value(node)}/ChannelsFirst")
-    return images
+    def made(kind: str, role: str, sides: Shape, *inputs: str, **attributes: object) -> Op:
+        value = Value(f"{name}/{role}", sides, op.output.dtype)
+        return Op(kind, inputs, (value,), attributes, op.block)
 
+    def reshaped(role: str, source: str, *sides: int | None) -> Op:
+        return made("reshape", role, sides, source, shape=_asked(sides))
 
-def _replace(last: openvino.Node, result: openvino.Node) -> None:
-    """Let the readers of ``last`` read ``result`` as tokens, under the name of ``last``."""
-    from openvino import opset13 as op
-
-    rows = op.transpose(result, op.constant(TO_CHANNELS_LAST))
-    rows.set_friendly_name(f"{_value(last)}/ChannelsLast")
-    tokens = op.squeeze(rows, op.constant([1]))
-    names = last.output(0).get_tensor().get_names()
-    for reader in list(last.output(0).get_target_inputs()):
-        reader.replace_source_output(tokens.output(0))
-    tokens.output(0).get_tensor().set_names(names)
-    tokens.set_friendly_name(last.get_friendly_name())
-
-
-def _value(node: openvino.Node) -> str:
-    return str(node.get_friendly_name()).partition("/")[0]
-
-
-def _only_reader(node: openvino.Node, kind: str) -> openvino.Node | None:
-    """The one reader of a node when it is of that kind."""
-    readers = [reader.get_node() for reader in node.output(0).get_target_inputs()]
-    return readers[0] if len(readers) == 1 and readers[0].get_type_name() == kind else None
+    if x in swapped:
+        images = reshaped("images", swapped[x], batch, width, 1, tokens)
+    else:
+        rows = reshaped("rows", x, batch, 1, tokens, width)
+        yield rows
+        turned = (batch, width, 1, tokens)
+        images = made("transpose", "images", turned, rows.output.name, axes=TO_CHANNELS_FIRST)
+    yield images
+    shape = (batch, channels, 1, tokens)
+    last = made("convolution", "convolution", shape, images.output.name, *weights, **POINTWISE)
+    yield last
+    if activation is not None:
+        last = made("hardswish", "hardswish", shape, last.output.name)
+        yield last
+    back = made(
+        "transpose", "back", (batch, 1, tokens, channels), last.output.name, axes=TO_CHANNELS_LAST
+    )
+    yield back
+    result = (activation or op).output
+    yield Op("reshape", (back.output.name,), (result,), {"shape": _asked(result.shape)}, op.block)
 
 
-def _bias(add: openvino.Node, channels: int) -> np.ndarray | None:
-    """The numbers ``(O,)`` that ``add`` adds to each token, or None if it adds something else."""
-    for index in range(2):
-        node = add.input_value(index).get_node()
-        if _is_constant(node) and node.data.size == node.data.shape[-1] == channels:
-            return np.array(node.data).reshape(-1)
-    return None
+def _asked(sides: Shape) -> tuple[int, ...]:
+    """A shape as an operator's attribute: -1 where the batch is open."""
+    return tuple(-1 if side is None else side for side in sides)

@@ -1,4 +1,4 @@
-"""Fewer bits in an OpenVINO graph: float16 weights, and NNCF's int8, w8 and w4.
+"""An OpenVINO graph in each precision: float16 weights, and NNCF's int8, w8 and w4.
 
 What NNCF is told about LeViT, each measured on the bundled model (worst logit of an image over its
 largest, median of 360 held-out images):
@@ -18,14 +18,16 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from levit_export import lean, naming
-from levit_export.core import Calibration, ExportOptions, Prepared
+from levit_export.core import ExportOptions, Prepared
+from levit_export.core.network import Network, is_within
 from levit_export.errors import MissingDependencyError, UnknownNameError, UsageError
+from levit_export.targets import openvino_write
 from levit_export.targets.availability import needs
 from levit_export.targets.openvino_convolutions import as_convolutions
 from levit_export.targets.quiet import quiet
@@ -69,26 +71,38 @@ def _refuse_without_nncf(precision: str) -> None:
         )
 
 
-def convert(graph: openvino.Model, model: Prepared, options: ExportOptions) -> openvino.Model:
-    """``graph``, whose values have their names, in ``options.precision``. May change ``graph``."""
-    if options.precision == "fp32":
-        return graph
+def write(model: Prepared, options: ExportOptions) -> openvino.Model:
+    """The graph of ``model`` in ``options.precision``."""
     refuse(options)
     _refuse_unknown(options.keep, model)
-    if options.precision == "fp16":
-        return _halved(graph, model, options.keep)
+    name, network = model.info.name, model.network
+    if options.precision in ("fp32", "fp16"):
+        half = options.precision == "fp16"
+        return openvino_write.write(network, name, half=half, keep=options.keep)
     nncf = _nncf()
     with quiet("nncf"):
         if options.precision == "int8":
-            assert options.calibration is not None  # noqa: S101 - refuse saw to it
-            return _quantised(nncf, graph, model, options.keep, options.calibration)
-        return _compressed(nncf, graph, model, options)
+            graph = openvino_write.write(as_convolutions(network), name)
+            graph = _quantised(nncf, graph, model, options)
+        else:
+            graph = openvino_write.write(network, name)
+            graph = _compressed(nncf, graph, network, options)
+    _number(graph)
+    return graph
 
 
 def _refuse_unknown(keep: Sequence[str], model: Prepared) -> None:
     for name in keep:
-        if not any(_is_within(block, name) for block in model.blocks.values()):
+        if not any(is_within(block, [name]) for block in model.blocks.values()):
             raise UnknownNameError("block", name, model.blocks.values())
+
+
+def _number(graph: openvino.Model) -> None:
+    """Number what NNCF named by a global counter: it makes two exports of one process differ."""
+    for index, node in enumerate(graph.get_ordered_ops()):
+        kind = node.get_type_name()
+        if re.fullmatch(rf"{kind}_\d+", node.get_friendly_name()):
+            node.set_friendly_name(f"{kind}_{index}")
 
 
 def _nncf() -> Any:
@@ -108,82 +122,26 @@ def _nncf() -> Any:
             os.environ[TELEMETRY_OFF] = variable
 
 
-# --- which operators stay float -------------------------------------------------------------
+def _float_nodes(graph: openvino.Model, network: Network, keep: Collection[str]) -> set[str]:
+    """The nodes that stay float: the first convolution, and every node of the blocks ``keep``."""
+    first = [op for op in network.ops if op.kind == "convolution"][:1]
+    kept = {value.name for op in network.ops_of(keep) for value in op.outputs}
+    nodes = {str(node.get_friendly_name()) for node in graph.get_ops()}
+    return {openvino_write.main_node(op) for op in first} | {
+        node for node in nodes if node.partition("/")[0] in kept
+    }
 
 
-def _is_within(block: str, kept: str) -> bool:
-    return block == kept or block.startswith(f"{kept}.")
-
-
-def _block_of(name: str, blocks: Collection[str]) -> str:
-    """The innermost block that a node belongs to by its name, or empty."""
-    value = name.partition("/")[0]
-    owners = [
-        block
-        for block in blocks
-        if value == naming.tap_value(block) or value.startswith(f"{naming.tap_value(block)}_")
-    ]
-    return max(owners, key=len, default="")
-
-
-def _kept(graph: openvino.Model, model: Prepared, keep: Sequence[str]) -> list[str]:
-    """The names of the nodes of the blocks ``keep``."""
-    blocks = set(model.blocks.values())
-    names = [node.get_friendly_name() for node in graph.get_ordered_ops()]
-    owners = {name: _block_of(name, blocks) for name in names}
-    return [name for name in names if any(_is_within(owners[name], kept) for kept in keep)]
-
-
-def _first_convolutions(graph: openvino.Model) -> Iterator[str]:
-    for node in graph.get_ordered_ops():
-        if (
-            node.get_type_name() == "Convolution"
-            and node.input_value(0).get_node().get_type_name() == "Parameter"
-        ):
-            yield node.get_friendly_name()
-
-
-def _products_of_activations(graph: openvino.Model) -> Iterator[str]:
-    for node in graph.get_ordered_ops():
-        if node.get_type_name() == "MatMul" and not any(
-            node.input_value(i).get_node().get_type_name() == "Constant" for i in range(2)
-        ):
-            yield node.get_friendly_name()
-
-
-# --- the precisions -------------------------------------------------------------------------
-
-
-def _halved(graph: openvino.Model, model: Prepared, keep: Sequence[str]) -> openvino.Model:
-    """Constants rounded to float16 once and widened when the file is loaded.
-
-    OpenVINO's own mark for constants that stay has no Python name, so those of ``keep`` are put
-    back. A constant that is mostly outside float16's range OpenVINO leaves in float32.
-    """
-    openvino = lean.openvino()
-    from openvino._offline_transformations import compress_model_transformation
-
-    kept = set(_kept(graph, model, keep))
-    places = [
-        (reader.get_node(), reader.get_index(), np.array(node.data))
-        for node in graph.get_ordered_ops()
-        if node.get_type_name() == "Constant" and node.get_element_type() == openvino.Type.f32
-        for reader in node.output(0).get_target_inputs()
-        if reader.get_node().get_friendly_name() in kept
-    ]
-    compress_model_transformation(graph)
-    for reader, index, values in places:
-        constant = openvino.opset13.constant(values)
-        reader.input(index).replace_source_output(constant.output(0))
-    return graph
+def _products_of_activations(network: Network) -> set[str]:
+    return {
+        op.output.name
+        for op in network.ops
+        if op.kind == "matmul" and not network.constants.keys() & set(op.inputs)
+    }
 
 
 def _quantised(
-    nncf: Any,
-    graph: openvino.Model,
-    model: Prepared,
-    keep: Sequence[str],
-    calibration: Calibration,
+    nncf: Any, graph: openvino.Model, model: Prepared, options: ExportOptions
 ) -> openvino.Model:
     """Weights int8 per channel and symmetric, activations int8 per tensor and asymmetric."""
     from nncf.quantization.advanced_parameters import (
@@ -192,14 +150,11 @@ def _quantised(
         OverflowFix,
     )
 
-    as_convolutions(graph)
-    ignored = [
-        *_first_convolutions(graph),
-        *_products_of_activations(graph),
-        *_kept(graph, model, keep),
-    ]
-    name = model.signature.inputs[0].name
-    pieces = [{name: piece} for piece in _pieces(calibration.inputs, model.signature.batch or 1)]
+    assert options.calibration is not None  # noqa: S101 - refuse saw to it
+    network = model.network
+    ignored = _float_nodes(graph, network, options.keep) | _products_of_activations(network)
+    name, batch = model.signature.inputs[0].name, model.signature.batch or 1
+    pieces = [{name: piece} for piece in _pieces(options.calibration.inputs, batch)]
     return nncf.quantize(
         graph,
         nncf.Dataset(pieces),
@@ -210,7 +165,7 @@ def _quantised(
         advanced_parameters=AdvancedQuantizationParameters(
             overflow_fix=OverflowFix.ENABLE,
             disable_bias_correction=True,
-            batchwise_statistics=(model.signature.batch or 1) > 1,
+            batchwise_statistics=batch > 1,
             # Smoothing moves factors from activations into weights, which would not be ours then.
             smooth_quant_alphas=AdvancedSmoothQuantParameters(matmul=-1),
         ),
@@ -218,7 +173,7 @@ def _quantised(
 
 
 def _compressed(
-    nncf: Any, graph: openvino.Model, model: Prepared, options: ExportOptions
+    nncf: Any, graph: openvino.Model, network: Network, options: ExportOptions
 ) -> openvino.Model:
     """Weights in 8 or 4 bits with a zero point, by row or by ``GROUP`` of a row."""
     from nncf.quantization.advanced_parameters import (
@@ -226,7 +181,7 @@ def _compressed(
         GroupSizeFallbackMode,
     )
 
-    ignored = [*_first_convolutions(graph), *_kept(graph, model, options.keep)]
+    ignored = _float_nodes(graph, network, options.keep)
     settings: dict[str, Any] = {"mode": nncf.CompressWeightsMode.INT8_ASYM}
     if options.precision == "w4":
         settings = {
@@ -248,8 +203,8 @@ def _is_packed(node: openvino.Node) -> bool:
     return bool(is_constant and node.get_element_type().bitwidth == PACKED_BITS)
 
 
-def _scope(nncf: Any, names: Sequence[str]) -> Any:
-    return nncf.IgnoredScope(names=sorted(set(names)), validate=False)
+def _scope(nncf: Any, names: Collection[str]) -> Any:
+    return nncf.IgnoredScope(names=sorted(names), validate=False)
 
 
 def _pieces(inputs: np.ndarray, batch: int) -> Iterator[np.ndarray]:

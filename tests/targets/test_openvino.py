@@ -341,13 +341,12 @@ def test_unknown_precision(copied: Artifact, cli: Cli) -> None:
 
 
 def test_a_conversion_that_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """What the converter raises becomes an ExportFailedError with its first line."""
+    """What OpenVINO raises becomes an ExportFailedError with its first line."""
 
-    def refuse(program: object) -> None:
-        del program
+    def refuse(*_: object, **__: object) -> None:
         raise RuntimeError("no such op\nat line 1")
 
-    monkeypatch.setattr(openvino, "convert_model", refuse)
+    monkeypatch.setattr(openvino, "save_model", refuse)
     with pytest.raises(ExportFailedError, match="levit_digits: no such op") as raised:
         TARGET.export(subjects.digits(), tmp_path / "m.xml", ExportOptions())
     assert "line 1" not in raised.value.what

@@ -218,15 +218,15 @@ def test_first_convolution_and_attention_stay_float() -> None:
     """Neither the first convolution nor a product of two activations is quantised."""
     graph = graph_of(tiny("int8"))
     nodes = {node.get_friendly_name(): node for node in graph.get_ops()}
-    first = nodes["stem_0/aten.convolution.default/Convolution"]
+    first = nodes["stem_0/Convolution"]
     products = [n for n in nodes.values() if n.get_type_name() == "MatMul"]
-    attention = [n for n in products if "_bmm" in n.get_friendly_name()]
+    attention = [n for n in products if "_attention_matmul" in n.get_friendly_name()]
     assert attention
     for node in (first, *attention):
         sources = {node.input_value(i).get_node().get_type_name() for i in range(2)}
         assert "FakeQuantize" not in sources
     linear = [n for n in products if n not in attention]
-    assert [n.get_friendly_name().partition("_")[0] for n in linear] == ["head"]
+    assert [n.get_friendly_name() for n in linear] == ["logits/MatMul"]
 
 
 @pytest.mark.parametrize("precision", SMALL)
