@@ -12,7 +12,15 @@ from levit_export._version import __version__
 from levit_export.errors import LevitExportError
 
 if TYPE_CHECKING:
-    from levit_export.core import Artifact, ExportOptions, RunOptions, Session, Target, Tolerance
+    from levit_export.core import (
+        Artifact,
+        ExportOptions,
+        Preprocessing,
+        RunOptions,
+        Session,
+        Target,
+        Tolerance,
+    )
     from levit_export.inspection import InspectRequest, bench, check
     from levit_export.pipeline import ExportRequest, export
     from levit_export.reference import ModelChoice, Overrides
@@ -27,6 +35,7 @@ __all__ = [
     "LevitExportError",
     "ModelChoice",
     "Overrides",
+    "Preprocessing",
     "Report",
     "RunOptions",
     "Session",
@@ -47,6 +56,7 @@ _HOMES = {
     "InspectRequest": "inspection",
     "ModelChoice": "reference",
     "Overrides": "reference",
+    "Preprocessing": "core",
     "Report": "report",
     "RunOptions": "core",
     "Session": "core",

@@ -189,6 +189,7 @@ def _reference(each: Located, request: InspectRequest, progress: Progress) -> Re
     """Golden vectors where there are any and no model was named, else a fresh reference."""
     manifest = each.manifest
     if manifest is not None and request.choice.is_default:
+        _refuse_idle(request.choice, each.folder)
         samples, outputs = bundle.read_golden(each.folder, manifest)
         return Reference(
             signature=manifest.signature,
@@ -223,6 +224,23 @@ def _reference(each: Located, request: InspectRequest, progress: Progress) -> Re
         else None,
     )
     return reference.with_quantised_weights(expected, weights, each.artifacts)
+
+
+def _refuse_idle(choice: ModelChoice, folder: Path) -> None:
+    """Raise for words about a checkpoint where none is read."""
+    said = {
+        "--labels": bool(choice.labels),
+        "--preprocessing": choice.preprocessing is not None,
+        "--imgsz": choice.image_size is not None,
+        "--activation": choice.activation is not None,
+        "--resize-bias": choice.resize_bias,
+    }
+    if idle := [name for name, is_said in said.items() if is_said]:
+        raise UsageError(
+            f"{' and '.join(idle)} would change nothing: {folder} is held against its own golden "
+            "vectors",
+            remedy="Leave it out, or add the --checkpoint that was exported.",
+        )
 
 
 def _weights(checkpoint: Checkpoint, each: Located) -> dict[str, np.ndarray]:

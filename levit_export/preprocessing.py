@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 import numpy as np
 
-from levit_export.core import Centre, Interpolation, Preprocessing, Resize, Size
+from levit_export.core import Centre, Interpolation, Preprocessing, Resize, Size, files
 from levit_export.errors import DataError, UsageError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -46,7 +46,7 @@ def read(file: Path) -> Preprocessing:
     All of it but ``name``, ``centre`` and ``fill`` has to be there. Raises ``DataError``.
     """
     try:
-        with file.open("rb") as stream:
+        with files.open_regular(file) as stream:
             content = json.loads(stream.read(LARGEST_FILE).decode("utf-8-sig"))
         return from_json(content)
     except (OSError, TypeError, ValueError, RecursionError) as error:

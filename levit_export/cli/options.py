@@ -152,7 +152,16 @@ def output_options(command: CommandT) -> CommandT:
     )(command)
 
 
-SOURCES = ("checkpoint", "labels", "recipe", "data", "baseline", "recheck", "file")
+SOURCES = (
+    "checkpoint",
+    "labels",
+    "preprocessing",
+    "recipe",
+    "data",
+    "baseline",
+    "recheck",
+    "file",
+)
 """Parameters that name what is read."""
 
 

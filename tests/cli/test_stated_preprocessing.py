@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -138,6 +139,25 @@ def test_an_evaluation_can_take_another_recipe(stated: Exported, tmp_path: Path,
     text = " ".join((result.stdout + result.stderr).split())
     assert "images go through this recipe" in text, text
     assert "(box, antialiased)" in text
+
+
+def test_a_check_without_a_checkpoint_has_no_use_for_it(
+    stated: Exported, tmp_path: Path, cli: Cli
+) -> None:
+    """What would be ignored is refused: the directory is held against its own golden vectors."""
+    (tmp_path / "recipe.json").write_text(json.dumps(asdict(RECIPE)), encoding="utf-8")
+    result = cli("check", stated.folder, "--preprocessing", tmp_path / "recipe.json")
+    assert result.exit_code == 2
+    assert "--preprocessing would change nothing" in result.stderr
+    assert "add the --checkpoint" in result.stderr
+
+
+def test_a_pipe_states_nothing(tmp_path: Path, cli: Cli) -> None:
+    """A named pipe, which would be waited for, is refused at once."""
+    os.mkfifo(tmp_path / "pipe")
+    result = cli("export", "--preprocessing", tmp_path / "pipe", *FLAGS)
+    assert result.exit_code == 2
+    assert "does not state a preprocessing" in result.stderr
 
 
 def test_a_sweep_takes_it(tmp_path: Path, place: Path) -> None:
