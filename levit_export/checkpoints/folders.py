@@ -25,8 +25,11 @@ STANDARD = (
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 NOT_WEIGHTS = re.compile(
     r"training_args\.bin|(optimizer|scheduler|scaler|rng_state.*)\.(pt|pth|bin)"
+    r"|.*_optim_states\.pt"
 )
-"""What a Trainer leaves beside the weights."""
+"""What a Trainer, accelerate and DeepSpeed leave beside the weights."""
+DISTRIBUTED = ".distcp"
+"""Files of ``torch.distributed.checkpoint``, which FSDP and accelerate write."""
 
 SHARDS = 1_000
 LISTED = 8
@@ -80,6 +83,12 @@ def _weight_file(folder: Path, names: list[str]) -> tuple[Path, tuple[str, ...]]
         raise CheckpointError(
             f"{folder} is a folder with {len(candidates)} weight files: {_listed(candidates)}",
             remedy="Give one of these files.",
+        )
+    if any(name.endswith(DISTRIBUTED) for name in names):
+        raise CheckpointError(
+            f"{folder} is a sharded checkpoint of torch.distributed, which PyTorch alone reads",
+            remedy="Put it together: python -m torch.distributed.checkpoint.format_utils "
+            f"dcp_to_torch {folder} model.pth",
         )
     raise CheckpointError(
         f"{folder} is a folder without a weight file; it holds {_listed(names) or 'nothing'}",

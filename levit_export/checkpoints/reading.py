@@ -149,7 +149,13 @@ def _symmetric_difference(one: Iterable[Any], other: Iterable[Any]) -> set[Any]:
 
 
 def refuse_unusable(tensors: Mapping[str, torch.Tensor], source: str) -> None:
-    """Raise when a tensor cannot be a weight: its type, NaN, infinity, a negative variance."""
+    """Raise when a tensor cannot be a weight: empty, its type, NaN, infinity, a bad variance."""
+    if empty := [name for name, tensor in tensors.items() if not tensor.numel()]:
+        raise CheckpointError(
+            f"{source} holds {len(empty)} tensors without elements, first {empty[0]}",
+            remedy="Save the whole model. Where DeepSpeed's ZeRO stage 3 left the weights on "
+            "several ranks, the zero_to_fp32.py beside its checkpoint puts them together.",
+        )
     odd = [k for k, t in tensors.items() if not _is_plain(t)]
     if odd:
         first = tensors[odd[0]]

@@ -309,6 +309,30 @@ def test_remedies_are_about_what_was_typed(tmp_path: Path) -> None:
     assert "--model" not in refused(tmp_path, missing).remedy
 
 
+def test_what_several_ranks_saved(tmp_path: Path) -> None:
+    """Weights that lie on several ranks are refused with the command that joins them; beside
+    whole ones, DeepSpeed's states of the optimizer are passed by.
+    """
+    parts = tmp_path / "fsdp"
+    parts.mkdir()
+    for name in (".metadata", "__0_0.distcp", "__1_0.distcp"):
+        (parts / name).write_bytes(b"parts")
+    with pytest.raises(CheckpointError) as raised:
+        checkpoints.load(parts)
+    assert "torch.distributed.checkpoint.format_utils dcp_to_torch" in raised.value.remedy
+    empty = {name: torch.empty(0) for name in in_form("timm")}
+    error = refused(tmp_path, {"module": empty, "ds_version": "0.16"})
+    assert "tensors without elements, first stem.conv1.linear.weight" in error.what
+    assert "zero_to_fp32.py" in error.remedy
+    whole = tmp_path / "global_step7"
+    whole.mkdir()
+    torch.save({"module": in_form("fair")}, whole / "mp_rank_00_model_states.pt")
+    for rank in range(2):
+        name = f"bf16_zero_pp_rank_{rank}_mp_rank_00_optim_states.pt"
+        torch.save({"optimizer_state_dict": {}}, whole / name)
+    assert holds(checkpoints.load(whole))
+
+
 # --- linear heads ---------------------------------------------------------------------------
 
 
