@@ -2,7 +2,7 @@
 
 usage: python -m benchmarking.stages TASK ANSWER
 
-Once as ``--format all`` runs, formats side by side, and once the work of each part alone.
+Once as ``--format all`` runs, and once the work of each part alone.
 """
 
 from __future__ import annotations
@@ -88,8 +88,6 @@ def _import_torch() -> None:
 
 def _import_rest() -> None:
     import onnxruntime  # noqa: F401
-    import onnxscript  # noqa: F401
-    import torch.onnx  # noqa: F401
 
     from levit_export import lean, pipeline, preparation  # noqa: F401
     from levit_export.targets.quiet import quiet
@@ -153,7 +151,7 @@ def _prepared(parts: Parts, checkpoint: Checkpoint) -> dict[str, Prepared]:
                     partial(preparation.laid_out, rewritten, layout),
                 )
             made[layout] = preparation.capture(laid_out, 1)
-            parts.time(f"torch.export, {layout}", made[layout].capture.program)
+            parts.time(f"capture, {layout}", made[layout].capture.network)
         found[form] = made[layout]
     return found
 
