@@ -59,7 +59,6 @@ TOOLCHAIN = (
     "torch",
     "numpy",
     "onnx",
-    "onnxscript",
     "onnxsim",
     "onnxruntime",
     "openvino",

@@ -19,7 +19,14 @@ from levit_export.core import Artifact, ExportOptions, Prepared, RunOptions
 from levit_export.parity import ParityReport
 from levit_export.preparation import prepare
 from levit_export.targets import target
-from levit_export.zoo import LevitConfig, Variant, variant
+from levit_export.zoo import (
+    Config,
+    GraftedConfig,
+    LevitConfig,
+    Variant,
+    VitPytorchConfig,
+    variant,
+)
 
 TINY: Variant = replace(
     variant("levit_digits"),
@@ -27,6 +34,48 @@ TINY: Variant = replace(
     config=LevitConfig((32, 48), 16, (2, 3), (1, 1), image_size=(64, 64), classes=10),
 )
 """A small model for what needs many exports."""
+
+SIZE = {"image_size": (64, 96), "classes": 5}
+CONFIGS: dict[str, Config] = {
+    "levit": LevitConfig((32, 48), 16, (2, 3), (1, 1), **SIZE),  # type: ignore[arg-type]
+    "one head, SiLU": LevitConfig(
+        (32, 48),
+        16,
+        (2, 3),
+        (1, 1),
+        two_heads=False,
+        activation="silu",
+        **SIZE,  # type: ignore[arg-type]
+    ),
+    "gelu, stride 8": LevitConfig(
+        (32, 48),
+        16,
+        (2, 3),
+        (1, 1),
+        activation="gelu",
+        stem_stride=8,
+        **SIZE,  # type: ignore[arg-type]
+    ),
+    "vit-pytorch": VitPytorchConfig(
+        (32, 48),
+        (2, 2),
+        (1, 1),
+        16,
+        16,
+        distill_classes=4,
+        **SIZE,  # type: ignore[arg-type]
+    ),
+    "resnet": GraftedConfig(4, 0, dim=32, heads=2, image_size=(64, 64), classes=5),
+    "deit": GraftedConfig(0, 2, dim=32, heads=2, image_size=(64, 64), classes=5),
+    "grafted": GraftedConfig(2, 1, dim=32, heads=2, image_size=(64, 64), classes=5),
+}
+"""A small network of each architecture, with what sets it apart."""
+
+
+@cache
+def small(name: str) -> Checkpoint:
+    """Seeded weights of one of ``CONFIGS``."""
+    return checkpoints.randomised(replace(variant("levit_digits"), config=CONFIGS[name]), 0)
 
 
 @cache

@@ -17,7 +17,6 @@ PACKAGES = (
     "numpy",
     "pillow",
     "onnx",
-    "onnxscript",
     "onnxsim",
     "onnxruntime",
     "openvino",

@@ -87,6 +87,7 @@ def _import_torch() -> None:
 
 
 def _import_rest() -> None:
+    import onnx  # noqa: F401
     import onnxruntime  # noqa: F401
 
     from levit_export import lean, pipeline, preparation  # noqa: F401

@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
-from functools import cache
 
 import numpy as np
 import pytest
@@ -14,8 +12,6 @@ import subjects
 import torch
 from torch import nn
 
-from levit_export import checkpoints
-from levit_export.checkpoints import Checkpoint
 from levit_export.core import Embedded, RunOptions, Signature, TensorSpec
 from levit_export.core.network import Network
 from levit_export.embedding import around
@@ -25,51 +21,10 @@ from levit_export.models.evaluate import evaluate
 from levit_export.passes import PASSES
 from levit_export.preparation import laid_out, prepare, rewrite
 from levit_export.targets import target
-from levit_export.zoo import Config, GraftedConfig, LevitConfig, VitPytorchConfig, variant
 
-SIZE = {"image_size": (64, 96), "classes": 5}
-CONFIGS: dict[str, Config] = {
-    "levit": LevitConfig((32, 48), 16, (2, 3), (1, 1), **SIZE),  # type: ignore[arg-type]
-    "one head, SiLU": LevitConfig(
-        (32, 48),
-        16,
-        (2, 3),
-        (1, 1),
-        two_heads=False,
-        activation="silu",
-        **SIZE,  # type: ignore[arg-type]
-    ),
-    "gelu, stride 8": LevitConfig(
-        (32, 48),
-        16,
-        (2, 3),
-        (1, 1),
-        activation="gelu",
-        stem_stride=8,
-        **SIZE,  # type: ignore[arg-type]
-    ),
-    "vit-pytorch": VitPytorchConfig(
-        (32, 48),
-        (2, 2),
-        (1, 1),
-        16,
-        16,
-        distill_classes=4,
-        **SIZE,  # type: ignore[arg-type]
-    ),
-    "resnet": GraftedConfig(4, 0, dim=32, heads=2, image_size=(64, 64), classes=5),
-    "deit": GraftedConfig(0, 2, dim=32, heads=2, image_size=(64, 64), classes=5),
-    "grafted": GraftedConfig(2, 1, dim=32, heads=2, image_size=(64, 64), classes=5),
-}
 NAMES = tuple(each.name for each in PASSES)
 SKIPS = [NAMES, ("fuse_batchnorm", "merge_heads"), *[(name,) for name in NAMES[1:]]]
 ATTENTION_TAPS = ("scores", "softmax", "out")
-
-
-@cache
-def checkpoint(name: str) -> Checkpoint:
-    """Seeded weights of a small network."""
-    return checkpoints.randomised(replace(variant("levit_digits"), config=CONFIGS[name]), 0)
 
 
 def differences(network: Network, module: nn.Module) -> list[float]:
@@ -94,11 +49,11 @@ def differences(network: Network, module: nn.Module) -> list[float]:
 
 
 @pytest.mark.parametrize("batch", [1, 2, None])
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", subjects.CONFIGS)
 def test_the_same_function(name: str, batch: int | None) -> None:
     """Every architecture, with a fixed and an open batch: the same answers in float64."""
-    model = prepare(checkpoint(name), batch=batch)
-    module = rewrite(checkpoint(name)).module
+    model = prepare(subjects.small(name), batch=batch)
+    module = rewrite(subjects.small(name)).module
     assert max(differences(model.network, module)) <= 1e-14
     assert model.network.inputs[0].shape[0] == batch
     assert all(side is not None for v in model.network.values.values() for side in v.shape[1:])
@@ -108,8 +63,8 @@ def test_the_same_function(name: str, batch: int | None) -> None:
 @pytest.mark.parametrize("skip", SKIPS, ids="+".join)
 def test_passes_that_were_left_out(skip: tuple[str, ...], batch: int | None) -> None:
     """What a pass would have rewritten is captured as it is."""
-    model = prepare(checkpoint("levit"), batch=batch, skip=skip)
-    module = rewrite(checkpoint("levit"), skip=skip).module
+    model = prepare(subjects.small("levit"), batch=batch, skip=skip)
+    module = rewrite(subjects.small("levit"), skip=skip).module
     assert max(differences(model.network, module)) <= 1e-14
     kinds = {op.kind for op in model.network.ops}
     assert ("batch_norm" in kinds) == ("fuse_batchnorm" in skip)
@@ -122,7 +77,7 @@ def test_passes_that_were_left_out(skip: tuple[str, ...], batch: int | None) -> 
 @pytest.mark.parametrize("layout", ["tokens", "maps"])
 def test_what_is_embedded(embedded: Embedded, layout: str) -> None:
     """Raw pixels in and probabilities out; constants and blocks are called as without them."""
-    plain = checkpoint("levit")
+    plain = subjects.small("levit")
     model = prepare(plain, embedded=embedded, layout=layout)  # type: ignore[arg-type]
     inner = laid_out(rewrite(plain), layout).module.double()  # type: ignore[arg-type]
     whole = around(inner, plain.preprocessing, embedded).double()
@@ -139,7 +94,9 @@ def test_what_is_embedded(embedded: Embedded, layout: str) -> None:
 def test_maps_are_the_smaller_graph() -> None:
     """In maps no axis is moved, and a product turns its factors itself."""
     counts = {
-        layout: Counter(op.kind for op in prepare(checkpoint("levit"), layout=layout).network.ops)  # type: ignore[arg-type]
+        layout: Counter(
+            op.kind for op in prepare(subjects.small("levit"), layout=layout).network.ops
+        )  # type: ignore[arg-type]
         for layout in ("tokens", "maps")
     }
     assert counts["maps"]["transpose"] == 0 < counts["tokens"]["transpose"]
@@ -181,7 +138,7 @@ def test_names_do_not_collide() -> None:
 
 def test_two_layers_of_one_number_share_it() -> None:
     """A number that several operators take is one constant."""
-    network = prepare(checkpoint("levit"), skip=["fold_attention_scale"]).network
+    network = prepare(subjects.small("levit"), skip=["fold_attention_scale"]).network
     scales = [name for name in network.constants if name.startswith("scalar_")]
     assert scales == ["scalar_0.25"]
     assert len(network.readers["scalar_0.25"]) == 3
