@@ -8,6 +8,7 @@ on time or place; measurements live in ``report.json``, which the manifest leave
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
@@ -102,10 +103,15 @@ def file_entry(path: Path) -> FileEntry:
 
 
 def digest(parts: Iterable[Path]) -> FileEntry:
-    """Hash and size of an artifact: of its one file, or of the list of its files' hashes."""
-    entries = {path.name: file_entry(path) for path in sorted(parts)}
-    if len(entries) == 1:
-        return next(iter(entries.values()))
+    """Hash and size of an artifact: of its one file, or of the list of its files' hashes.
+
+    The list names them below the folder that holds all: files of one name in a package differ.
+    """
+    paths = sorted(parts)
+    if len(paths) == 1:
+        return file_entry(paths[0])
+    root = Path(os.path.commonpath([path.parent for path in paths]))
+    entries = {path.relative_to(root).as_posix(): file_entry(path) for path in paths}
     listing = "".join(f"{entry.sha256}  {name}\n" for name, entry in sorted(entries.items()))
     return FileEntry(
         sha256(listing.encode()).hexdigest(), sum(entry.bytes for entry in entries.values())

@@ -25,6 +25,7 @@ from levit_export.core import (
     Tolerances,
 )
 from levit_export.errors import DataError, MissingDependencyError, RuntimeFailedError
+from levit_export.findings import Finding
 from levit_export.parity import ParityReport
 from levit_export.report import Accuracy, ArtifactReport
 from levit_export.samples import Samples, seeded
@@ -195,7 +196,7 @@ def check(row: Row, reference: Reference) -> tuple[ParityReport, Accuracy | None
             outputs = parity.collect(session, expected.samples)
             accuracy = _accuracy(session, expected)
         except RuntimeFailedError as error:
-            return _failed(str(error), session, expected), None
+            return parity.run_failed(error, session, expected.samples), None
         report = parity.compare_outputs(
             expected.outputs,
             outputs,
@@ -226,12 +227,13 @@ def with_overflows(
     if not found:
         return report
     block, peak = next(iter(found.items()))
-    more = f" (and {len(found) - 1} more blocks)" if len(found) > 1 else ""
-    cause = (
-        f"{block} reaches {peak:.3g}{more}, float16 ends at 65504: leave it in float32 with "
-        f"--keep {block}, or let --precision {artifact.format}=auto find out"
-    )
-    return replace(report, reason=f"{report.reason}; {cause}")
+    values: dict[str, float | str] = {
+        "block": block,
+        "peak": peak,
+        "more": f" (and {len(found) - 1} more blocks)" if len(found) > 1 else "",
+        "format": artifact.format,
+    }
+    return report.joined(Finding("float16-overflow", values))
 
 
 def _audit(artifact: Artifact, digests: Mapping[str, str]) -> WeightAudit:
@@ -276,10 +278,6 @@ def shown_path(artifact: Artifact, folder: Path | None) -> str:
 
 def _remarks(row: Row) -> tuple[str, ...]:
     return target(row.artifact.format).remarks(row.artifact, row.run)
-
-
-def _failed(reason: str, session: Session, reference: Reference) -> ParityReport:
-    return ParityReport("fail", reason, session.runtime, samples=len(reference.samples))
 
 
 def _accuracy(session: Session, reference: Reference) -> Accuracy | None:

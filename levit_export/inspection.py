@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from levit_export import bundle, checking, machine, parity, reference, report
+from levit_export import bundle, checking, machine, parity, reference
 from levit_export.checking import Reference, Row
-from levit_export.core import CALIBRATED, RunOptions, Session, Verdict
+from levit_export.core import CALIBRATED, RunOptions, Session, Verdict, overall
 from levit_export.errors import DataError, UsageError
+from levit_export.findings import Finding
 from levit_export.locating import Located, locate
 from levit_export.parity import ParityReport
 from levit_export.pipeline import BASELINE, TOOLCHAIN
@@ -95,12 +96,12 @@ def bench(request: InspectRequest, progress: Progress | None = None) -> Report:
         others=others,
         progress=progress.advance,
     )
-    skipped = parity.not_run(parity.NOT_ASKED)
+    skipped = parity.NOT_ASKED
     reports = [
         checking.describe(row, each.folder if alone else None, skipped, None, timings[row])
         for each, row in rows
     ]
-    verdict = report.overall(timing.verdict for timing in timings.values())
+    verdict = overall(timing.verdict for timing in timings.values())
     return build_report(reports, found, verdict=verdict, baselines=baselines)
 
 
@@ -110,8 +111,8 @@ def _check_one(
     rows = checking.rows(each.artifacts, request.run)
     damage = [] if each.manifest is None else bundle.damage(each.folder, each.manifest)
     if damage:
-        reason = f"the directory was altered after it was written: {'; '.join(damage[:3])}"
-        failed = ParityReport("fail", reason, runtime="", samples=0)
+        found = Finding("altered-files", {"text": "; ".join(damage[:3])})
+        failed = ParityReport("", samples=0, findings=(found,))
         reports = [_altered(row, folder, failed) for row in rows]
         touched = [row for row in rows if _is_touched(row, each, damage)]
         return _explained(reports, rows, each, request, progress, only=touched)
@@ -282,7 +283,7 @@ def build_report(
     manifests = [each.manifest for each in found if each.manifest is not None]
     only = manifests[0] if len(manifests) == len(found) == 1 else None
     return Report(
-        verdict=verdict or report.overall(r.parity.verdict for r in reports),
+        verdict=verdict or overall(r.parity.verdict for r in reports),
         model=None if only is None else only.model,
         passes=() if only is None else only.passes,
         artifacts=tuple(reports),
@@ -307,7 +308,7 @@ def page(paths: Sequence[Path], drawn: DriftMap) -> str:
         saved = read_report(alone.folder / bundle.REPORT)
         return html.page(saved, drift=drawn, pixels=_pixels(alone.folder, alone.manifest))
     folder = None if alone is None else alone.folder
-    skipped = parity.not_run(parity.NOT_ASKED)
+    skipped = parity.NOT_ASKED
     reports = [
         checking.describe(row, folder, skipped, None, None)
         for each in found

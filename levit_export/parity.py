@@ -2,25 +2,48 @@
 
 Nothing here prints, raises on a mismatch, or has a default tolerance; and nothing passes because
 there was nothing to compare.
+
+With ``r`` the reference's answers, ``c`` the artifact's and ``a`` the allowance of the tolerance,
+row i of an output fails when ``e_i = max_j |c_ij - r_ij| > a_i``. That shows a fault wherever it
+happens. That a row stays within its allowance shows something only where another network would
+not: row i *decides* when it lies farther from the mean answer than its allowance and than what
+float16 can tell apart,
+
+    d_i = max_j |r_ij - mean_k r_kj| > max(a_i, VARIATION * max_kj |r_kj|)
+
+so that a network which always gives the mean answer would fail there. Where no row decides, a
+check without failures is inconclusive.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from statistics import NormalDist
 
 import numpy as np
 
-from levit_export.core import Session, Signature, Tensors, Tolerance, Tolerances, Verdict
+from levit_export.core import (
+    Session,
+    Signature,
+    Tensors,
+    Tolerance,
+    Tolerances,
+    Verdict,
+    overall,
+)
 from levit_export.errors import RuntimeFailedError
+from levit_export.findings import Finding, Part, sentences
 from levit_export.samples import Samples
+from levit_export.tolerance import FALSE_ALARM
 from levit_export.weights import WeightAudit
 
 VARIATION = 2.0**-10
-"""Least share of its own size by which a reference must vary over the samples.
+"""Least share of the reference's size by which a row must differ from the mean answer to decide.
 
-Below it, float16 (unit roundoff 2**-11) gives every sample the same answer, and a check would
-accept any network that answers with a constant.
+Below it, float16 (unit roundoff 2**-11) gives such rows the same answer, and a check would accept
+any network that answers with a constant.
 """
 
 
@@ -42,12 +65,14 @@ class Flip:
 class OutputParity:
     """One output: the distance to the reference, and what it did to the predictions.
 
-    ``max_rel`` is the largest ``max|c - r| / max|r|`` of a row; ``worst_ratio`` the largest share
-    of its allowance that a row used, above 1 where it failed; ``worst_sample`` names that row.
-    Agreements are shares of rows. A *decided* flip changed top-1 although the reference's margin
-    exceeds twice the largest error on all other rows; an undecided one is a near-tie. ``errors``
-    are the largest ``|c - r|`` of each row and ``scales`` its largest ``|r|``, so that another
-    tolerance can be applied later.
+    ``errors`` are the largest ``|c - r|`` of each row, ``scales`` its largest ``|r|``, ``spreads``
+    how far it lies from the mean answer, and ``rows`` the names of the samples, so that another
+    tolerance can be applied later. ``undecided_rows`` are those that decide nothing.
+    ``max_abs``, ``max_rel`` (the largest ``max|c - r| / max|r|`` of a row), ``mean_abs``,
+    ``cosine`` and ``snr_db`` are over the rows that decide, NaN where none does. ``worst_ratio``
+    is the largest share of its allowance that a row used, above 1 where it failed, and
+    ``worst_sample`` names that row. Agreements are shares of all rows. A *decided* flip changed
+    top-1 although rounding does not explain it; an undecided one is a near-tie.
     """
 
     name: str
@@ -65,49 +90,168 @@ class OutputParity:
     tolerance: Tolerance
     errors: tuple[float, ...] = ()
     scales: tuple[float, ...] = ()
+    spreads: tuple[float, ...] = ()
+    rows: tuple[str, ...] = ()
+    undecided_rows: tuple[str, ...] = ()
     flipped: tuple[Flip, ...] = ()
-    failures: tuple[str, ...] = ()
+
+    def held_against(self, tolerance: Tolerance) -> OutputParity:
+        """The same answers judged by ``tolerance``, as far as their distances go.
+
+        ``mean_abs``, ``cosine`` and ``snr_db`` stay those of the rows that decided before.
+        """
+        if not self.errors:
+            return replace(self, tolerance=tolerance)
+        errors, scales = np.array(self.errors), np.array(self.scales)
+        allowed = tolerance.for_scales(scales)
+        ratio = _used(errors, allowed)
+        worst = int(ratio.argmax())
+        decides = _decides(np.array(self.spreads), scales, allowed)
+        relative = _share(errors, scales)[decides]
+        return replace(
+            self,
+            tolerance=tolerance,
+            max_abs=float(errors[decides].max()) if decides.any() else math.nan,
+            max_rel=float(relative.max()) if decides.any() else math.nan,
+            worst_ratio=float(ratio[worst]),
+            worst_sample=self.rows[worst],
+            undecided_rows=tuple(
+                name for name, decided in zip(self.rows, decides, strict=True) if not decided
+            ),
+        )
+
+    def findings(self) -> list[Finding]:
+        """What follows from the distances, by the tolerance, and from the flips."""
+        if not self.errors:
+            return []
+        found = []
+        worst = self.rows.index(self.worst_sample)
+        scales = np.array(self.scales)
+        allowed = self.tolerance.for_scales(scales)
+        if self.worst_ratio > 1:
+            found.append(
+                Finding(
+                    "too-far",
+                    {
+                        "error": self.errors[worst],
+                        "sample": self.worst_sample,
+                        "allowed": float(allowed[worst]),
+                    },
+                    self.name,
+                )
+            )
+        if self.decided_flips:
+            found.append(Finding("decided-flips", {"count": self.decided_flips}, self.name))
+        deciding = len(self.rows) - len(self.undecided_rows)
+        if not deciding:
+            values: dict[str, float | str] = {
+                "spread": max(self.spreads),
+                "scale": float(scales.max()),
+                "allowed": float(allowed.max()),
+            }
+            found.append(Finding("no-row-decides", values, self.name))
+        elif self.undecided_rows:
+            values = {
+                "count": deciding,
+                "rows": len(self.rows),
+                "names": _shortened(self.undecided_rows),
+            }
+            found.append(Finding("some-rows-decide", values, self.name))
+        return found
 
 
 @dataclass(frozen=True)
 class ParityReport:
-    """The verdict on one artifact and everything it rests on."""
+    """What a check of one artifact found, and everything it rests on."""
 
-    verdict: Verdict
-    reason: str
     runtime: str
     samples: int
     outputs: tuple[OutputParity, ...] = ()
     weights: WeightAudit | None = None
+    findings: tuple[Finding, ...] = ()
+
+    @property
+    def verdict(self) -> Verdict:
+        """That of the gravest finding; a check that compared nothing was not run."""
+        found = [finding.verdict for finding in self.findings]
+        return overall([*found, "pass"] if self.outputs else found)
+
+    @property
+    def reason(self) -> str:
+        """All findings in words; empty where there is nothing to say."""
+        return sentences(self.findings)
+
+    @property
+    def was_asked(self) -> bool:
+        """Whether parity was to be checked at all."""
+        return all(finding.kind != "not-asked" for finding in self.findings)
+
+    @property
+    def fault(self) -> str:
+        """The parts that alone make the verdict what it is, where it is not the answers."""
+        answers = overall([*(f.verdict for f in self.of("answers", "shape")), "pass"])
+        if self.verdict in (answers, "pass"):
+            return ""
+        parts = (f.part for f in self.findings if f.verdict == self.verdict)
+        return ", ".join(dict.fromkeys(parts))
+
+    @property
+    def max_rel(self) -> float | None:
+        """The largest of the outputs' ``max_rel``; None where no row decides."""
+        known = [o.max_rel for o in self.outputs if not math.isnan(o.max_rel)]
+        return max(known, default=None)
+
+    def of(self, *parts: Part) -> tuple[Finding, ...]:
+        """The findings about some parts alone."""
+        return tuple(finding for finding in self.findings if finding.part in parts)
+
+    def joined(self, *findings: Finding) -> ParityReport:
+        """This report with more findings."""
+        return replace(self, findings=(*self.findings, *findings))
+
+    def held_against(self, tolerance: Tolerance) -> ParityReport:
+        """The same answers judged by another tolerance; what it cannot mend stays."""
+        outputs = tuple(output.held_against(tolerance) for output in self.outputs)
+        kept = [finding for finding in self.findings if finding.kind not in BY_TOLERANCE]
+        judged = [
+            finding
+            for output in outputs
+            for finding in output.findings()
+            if finding.kind in BY_TOLERANCE
+        ]
+        return replace(self, outputs=outputs, findings=(*kept, *judged))
 
 
-NOT_ASKED = "parity was not asked for"
-"""The reason in reports of a run that only measured."""
+BY_TOLERANCE = ("too-far", "no-row-decides", "some-rows-decide")
+"""Kinds of findings that another tolerance may change."""
 
 
 def not_run(reason: str, runtime: str = "") -> ParityReport:
     """A check that was asked for and did not happen: neither pass nor fail."""
-    return ParityReport("not-run", reason, runtime, samples=0)
+    return ParityReport(runtime, 0, findings=(Finding("not-run", {"text": reason}),))
+
+
+NOT_ASKED = ParityReport("", 0, findings=(Finding("not-asked"),))
+"""What stands in reports of a run that only measured."""
 
 
 def with_weights(report: ParityReport, audit: WeightAudit) -> ParityReport:
     """``report`` joined by what was found of the weights; missing or strange ones fail it."""
-    failures = [report.reason] if report.reason else []
+    found = []
     if audit.missing:
-        failures.append(
-            f"{len(audit.missing)} of {audit.tensors} weight tensors are not in the file as the "
-            f"checkpoint has them: {_shortened(audit.missing)}"
-        )
+        values: dict[str, float | str] = {
+            "count": len(audit.missing),
+            "tensors": audit.tensors,
+            "names": _shortened(audit.missing),
+        }
+        found.append(Finding("missing-weights", values))
     if audit.strange:
-        failures.append(
-            f"{len(audit.strange)} constants of the file are no tensor of the checkpoint: "
-            f"{_shortened(audit.strange)}"
-        )
-    verdict = "fail" if audit.missing or audit.strange else report.verdict
-    return replace(report, verdict=verdict, reason="; ".join(failures), weights=audit)
+        values = {"count": len(audit.strange), "names": _shortened(audit.strange)}
+        found.append(Finding("strange-constants", values))
+    return replace(report, weights=audit).joined(*found)
 
 
-def _shortened(names: tuple[str, ...]) -> str:
+def _shortened(names: Sequence[str]) -> str:
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(names[:SHOWN]) + more
 
@@ -150,7 +294,7 @@ def compare(
     try:
         outputs = collect(candidate, samples)
     except RuntimeFailedError as error:
-        return ParityReport("fail", str(error), candidate.runtime, samples=len(samples))
+        return run_failed(error, candidate, samples)
     return compare_outputs(
         collect(reference, samples),
         outputs,
@@ -159,6 +303,12 @@ def compare(
         expected=reference.signature,
         runtime=candidate.runtime,
     )
+
+
+def run_failed(error: RuntimeFailedError, candidate: Session, samples: Samples) -> ParityReport:
+    """The report on a candidate that could not be run."""
+    found = Finding("run-failed", {"text": str(error)})
+    return ParityReport(candidate.runtime, len(samples), findings=(found,))
 
 
 def compare_outputs(
@@ -172,36 +322,26 @@ def compare_outputs(
     doubt: str = "",
 ) -> ParityReport:
     """Compare collected outputs. ``doubt`` is a known reason why passing would prove nothing."""
-    general = [f"this check proves nothing: {doubt}"] if doubt else []
+    found = [Finding("untrained", {"text": doubt})] if doubt else []
     if len(samples) == 0:
-        general.append("no samples were compared")
-    missing = [s.name for s in expected.outputs if s.name not in candidate]
-    general += [f"output {name!r} is missing" for name in missing]
-    outputs = tuple(
-        _compare_output(
-            spec.name,
-            reference[spec.name],
-            candidate[spec.name],
-            samples,
-            tolerances[spec.name],
-        )
-        for spec in expected.outputs
-        if spec.name in candidate and len(samples)
-    )
+        found.append(Finding("no-samples"))
     if not expected.outputs:
-        general.append("the reference has no outputs")
-    failures = [*general, *_named(outputs)]
-    return ParityReport(
-        verdict="fail" if failures else "pass",
-        reason="; ".join(failures),
-        runtime=runtime,
-        samples=len(samples),
-        outputs=outputs,
-    )
-
-
-def _named(outputs: Iterable[OutputParity]) -> list[str]:
-    return [f"{output.name}: {failure}" for output in outputs for failure in output.failures]
+        found.append(Finding("no-outputs"))
+    outputs = []
+    for spec in expected.outputs:
+        if spec.name not in candidate:
+            found.append(Finding("missing-output", {"name": spec.name}))
+        elif len(samples):
+            output, findings = _compare_output(
+                spec.name,
+                reference[spec.name],
+                candidate[spec.name],
+                samples,
+                tolerances[spec.name],
+            )
+            outputs.append(output)
+            found += findings
+    return ParityReport(runtime, len(samples), tuple(outputs), findings=tuple(found))
 
 
 def _compare_output(
@@ -210,60 +350,71 @@ def _compare_output(
     candidate: np.ndarray,
     samples: Samples,
     tolerance: Tolerance,
-) -> OutputParity:
-    if refused := _unfit(reference, candidate, samples):
-        return _incomparable(name, refused, tolerance)
+) -> tuple[OutputParity, list[Finding]]:
+    unfit = _unfit(name, reference, candidate, samples)
+    if unfit is not None:
+        return _incomparable(name, tolerance), [unfit]
     r = reference.reshape(len(reference), -1).astype(np.float64)
     c = candidate.reshape(len(candidate), -1).astype(np.float64)
-    error = np.abs(c - r).max(axis=1)
-    allowed = tolerance.allowed(r)
-    ratio = _share(error, allowed)
-    worst = int(ratio.argmax())
-    flipped = _flips(r, c, error, samples.names)
+    errors, scales = np.abs(c - r).max(axis=1), np.abs(r).max(axis=1)
+    spreads = np.abs(r - r.mean(axis=0)).max(axis=1)
+    allowed = tolerance.for_scales(scales)
+    decides = _decides(spreads, scales, allowed)
+    flipped = _flips(r, c, _used(errors, allowed), allowed, samples.names)
     decided = sum(flip.decided for flip in flipped)
-    failures = [*_proves_nothing(r, allowed, samples)]
-    if ratio[worst] > 1:
-        failures.append(
-            f"error {error[worst]:.2e} on {samples.names[worst]} exceeds the tolerance "
-            f"{allowed[worst]:.2e}"
-        )
-    if decided:
-        failures.append(f"{decided} top-1 flips that rounding does not excuse")
-    return OutputParity(
+    mean_abs, cosine, snr_db = _distances(r[decides], c[decides])
+    output = OutputParity(
         name=name,
-        **_distances(r, c),
-        worst_ratio=float(ratio[worst]),
-        worst_sample=samples.names[worst],
+        max_abs=math.nan,
+        max_rel=math.nan,
+        mean_abs=mean_abs,
+        cosine=cosine,
+        snr_db=snr_db,
+        worst_ratio=0.0,
+        worst_sample="",
         top1_agreement=_agreement(r, c, 1),
         top5_agreement=_agreement(r, c, 5),
         decided_flips=decided,
         undecided_flips=len(flipped) - decided,
         flipped=flipped,
         tolerance=tolerance,
-        errors=tuple(error.tolist()),
-        scales=tuple(np.abs(r).max(axis=1).tolist()),
-        failures=tuple(failures),
-    )
+        errors=tuple(errors.tolist()),
+        scales=tuple(scales.tolist()),
+        spreads=tuple(spreads.tolist()),
+        rows=samples.names,
+    ).held_against(tolerance)
+    return output, output.findings()
 
 
-def _unfit(reference: np.ndarray, candidate: np.ndarray, samples: Samples) -> str:
-    """Why the two cannot be compared at all, or empty."""
+def _unfit(
+    name: str, reference: np.ndarray, candidate: np.ndarray, samples: Samples
+) -> Finding | None:
+    """Why the two cannot be compared at all."""
     if candidate.shape != reference.shape:
-        return f"shape {candidate.shape}, expected {reference.shape}"
+        shapes = {"found": str(candidate.shape), "expected": str(reference.shape)}
+        return Finding("wrong-shape", shapes, name)
     if not reference.size:
-        return "the output has no values"
+        return Finding("no-values", output=name)
     if not np.issubdtype(candidate.dtype, np.floating):
-        return f"type {candidate.dtype}, expected floating point"
-    if not np.isfinite(reference).all():
-        return "the reference holds NaN or infinity"
-    bad = ~np.isfinite(candidate).reshape(len(candidate), -1).all(axis=1)
-    if bad.any():
-        first = samples.names[int(bad.argmax())]
-        return f"NaN or infinity on {int(bad.sum())} of {len(samples)} samples, first {first}"
-    return ""
+        return Finding("wrong-type", {"found": str(candidate.dtype)}, name)
+    # What the artifact gives where the reference has numbers comes first: that is its own fault.
+    broken, unknown = (
+        ~np.isfinite(values).reshape(len(values), -1).all(axis=1)
+        for values in (candidate, reference)
+    )
+    for kind, bad in (("not-finite", broken & ~unknown), ("reference-not-finite", unknown)):
+        if bad.any():
+            first = samples.names[int(bad.argmax())]
+            counts: dict[str, float | str] = {
+                "count": int(bad.sum()),
+                "rows": len(samples),
+                "sample": first,
+            }
+            return Finding(kind, counts, name)
+    return None
 
 
-def _incomparable(name: str, failure: str, tolerance: Tolerance) -> OutputParity:
+def _incomparable(name: str, tolerance: Tolerance) -> OutputParity:
     nan = float("nan")
     return OutputParity(
         name=name,
@@ -279,7 +430,6 @@ def _incomparable(name: str, failure: str, tolerance: Tolerance) -> OutputParity
         decided_flips=0,
         undecided_flips=0,
         tolerance=tolerance,
-        failures=(failure,),
     )
 
 
@@ -290,36 +440,30 @@ def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     return shares
 
 
-def _proves_nothing(r: np.ndarray, allowed: np.ndarray, samples: Samples) -> list[str]:
-    """Whether any answer would pass, or that of a network which always gives the mean of ``r``."""
-    if (bad := ~np.isfinite(allowed)).any():
-        first = int(bad.argmax())
-        return [
-            f"this check proves nothing: the tolerance on {samples.names[first]} "
-            f"is {allowed[first]}"
-        ]
-    deviation = np.abs(r - r.mean(axis=0)).max(axis=1)
-    scale = np.abs(r).max()
-    if (deviation <= allowed).all() or deviation.max() <= VARIATION * scale:
-        return [
-            f"this check proves nothing: the reference varies by {deviation.max():.1e} "
-            f"over the samples, its values reach {scale:.1e}"
-        ]
-    return []
+def _used(errors: np.ndarray, allowed: np.ndarray) -> np.ndarray:
+    """Each row's share of its allowance; one that is not finite refuses nothing."""
+    return np.where(np.isfinite(allowed), _share(errors, allowed), 0.0)
 
 
-def _distances(r: np.ndarray, c: np.ndarray) -> Mapping[str, float]:
-    error = np.abs(c - r)
+def _decides(spreads: np.ndarray, scales: np.ndarray, allowed: np.ndarray) -> np.ndarray:
+    """Which rows decide, by the module's formula; none whose allowance is not finite."""
+    least = np.maximum(allowed, VARIATION * scales.max())
+    decides: np.ndarray = np.isfinite(allowed) & (spreads > least)
+    return decides
+
+
+def _distances(r: np.ndarray, c: np.ndarray) -> tuple[float, float, float]:
+    """Mean absolute error, smallest cosine of a row, and signal to noise in dB."""
+    if not len(r):
+        return math.nan, math.nan, math.nan
     norms = np.linalg.norm(r, axis=1) * np.linalg.norm(c, axis=1)
     noise = float(((c - r) ** 2).sum())
     signal = float((r**2).sum())
-    return {
-        "max_abs": float(error.max()),
-        "max_rel": float(_share(error.max(axis=1), np.abs(r).max(axis=1)).max()),
-        "mean_abs": float(error.mean()),
-        "cosine": float(_share((r * c).sum(axis=1), norms).min()),
-        "snr_db": float(10 * np.log10(signal / noise)) if noise and signal else float("inf"),
-    }
+    return (
+        float(np.abs(c - r).mean()),
+        float(_share((r * c).sum(axis=1), norms).min()),
+        float(10 * np.log10(signal / noise)) if noise and signal else math.inf,
+    )
 
 
 def _agreement(r: np.ndarray, c: np.ndarray, k: int) -> float:
@@ -331,18 +475,48 @@ def _agreement(r: np.ndarray, c: np.ndarray, k: int) -> float:
 
 
 def _flips(
-    r: np.ndarray, c: np.ndarray, error: np.ndarray, names: Sequence[str]
+    r: np.ndarray,
+    c: np.ndarray,
+    shares: np.ndarray,
+    allowed: np.ndarray,
+    names: Sequence[str],
 ) -> tuple[Flip, ...]:
-    """Every top-1 change; decided are those that the error on the other rows cannot explain.
+    """Every top-1 change; decided are those that rounding cannot explain.
 
-    A row's own error always explains its own flip, which is why the other rows must: a flip is
-    *decided* when the reference's margin exceeds twice the largest error seen elsewhere.
+    A row's own error always explains its own flip, which is why the other rows must: their shares
+    ``e_k / a_k`` of their allowances show how roughly the artifact computes, in units in which a
+    row near chaos and a quiet one are alike. With ``x = excess(rows, numbers)``, the factor by
+    which rounding may exceed what was seen elsewhere, a flip of row i is decided when
+
+        margin_i > 2 * a_i * min(1, x * max_{k != i} e_k / a_k)
     """
     before, after = r.argmax(axis=1), c.argmax(axis=1)
+    factor = excess(len(r) - 1, r.shape[1])
     found = []
     for row in np.flatnonzero(before != after):
         best, second = np.sort(r[row])[::-1][:2]
-        elsewhere = np.delete(error, row)
-        decided = best - second > 2 * (elsewhere.max() if elsewhere.size else 0.0)
+        elsewhere = np.delete(shares, row)
+        if not np.isfinite(allowed[row]):
+            found.append(Flip(names[row], int(before[row]), int(after[row]), decided=False))
+            continue
+        level = min(1.0, factor * elsewhere.max()) if elsewhere.size else 0.0
+        decided = best - second > 2 * allowed[row] * level
         found.append(Flip(names[row], int(before[row]), int(after[row]), bool(decided)))
     return tuple(found)
+
+
+def excess(rows: int, numbers: int) -> float:
+    """How far the errors of one row may exceed the largest of ``rows`` others, in equal units.
+
+    Each row has ``numbers`` errors. If all are draws of one normal error of unit size, one row
+    stays below ``sqrt(2 ln(2 numbers / p))`` but with probability p, and the largest of the M =
+    rows * numbers others lies above ``q``, ``P(max |N| < q) = p``, but with probability p:
+    ``(2 Phi(q) - 1)**M = p``. The ratio of the two bounds exceeds what rounding does. p is the
+    share of false alarms of the tolerances.
+    """
+    if rows < 1:
+        return math.inf
+    p = FALSE_ALARM
+    highest = math.sqrt(2 * math.log(2 * numbers / p))
+    lowest = NormalDist().inv_cdf((1 + p ** (1 / (rows * numbers))) / 2)
+    return highest / lowest

@@ -34,6 +34,7 @@ from levit_export.core import (
     Prepared,
     RunOptions,
     files,
+    overall,
 )
 from levit_export.drift import explaining
 from levit_export.errors import MissingDependencyError, OutputError, UnknownNameError, UsageError
@@ -493,7 +494,7 @@ def _examined(
         checking.describe(row, folder, *found, timings.get(row)) for row, found in checked.items()
     )
     return Report(
-        verdict=report.overall(r.parity.verdict for r in reports),
+        verdict=overall(r.parity.verdict for r in reports),
         model=model.info,
         passes=model.passes,
         artifacts=reports,
@@ -570,7 +571,7 @@ def _describe(
 
 def _entry(artifact: Artifact, path: str, result: Report) -> ArtifactEntry:
     """The manifest's line for an artifact; its verdict is that of all ways it was executed."""
-    verdict = report.overall(r.parity.verdict for r in result.artifacts if r.path == path)
+    verdict = overall(r.parity.verdict for r in result.artifacts if r.path == path)
     return ArtifactEntry(
         format=artifact.format,
         precision=artifact.precision,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -137,14 +137,6 @@ class Report:
     output: Path | None = None
 
 
-def overall(verdicts: Iterable[Verdict]) -> Verdict:
-    """``fail`` if any failed, else ``not-run`` if any was not run or there is none."""
-    seen = set(verdicts)
-    if "fail" in seen:
-        return "fail"
-    return "pass" if seen == {"pass"} else "not-run"
-
-
 def to_json(report: Report) -> dict[str, Any]:
     """The report as plain data; numbers that JSON cannot hold (NaN, infinity) become null."""
     content = {
@@ -196,6 +188,15 @@ def _parity(parity: ParityReport) -> dict[str, Any]:
         "reason": parity.reason,
         "runtime": parity.runtime,
         "samples": parity.samples,
+        "findings": [
+            {
+                **asdict(finding),
+                "part": finding.part,
+                "verdict": finding.verdict,
+                "sentence": finding.sentence,
+            }
+            for finding in parity.findings
+        ],
     }
     worst: dict[str, Callable[[list[Any]], Any]] = {
         "max_abs": max,
@@ -209,7 +210,7 @@ def _parity(parity: ParityReport) -> dict[str, Any]:
         "undecided_flips": sum,
     }
     for key, reduce in worst.items():
-        values = [output[key] for output in outputs]
+        values = [output[key] for output in outputs if not math.isnan(output[key])]
         summary[key] = reduce(values) if values else None
     worst_output = max(parity.outputs, key=lambda output: output.worst_ratio, default=None)
     summary["tolerance"] = None if worst_output is None else asdict(worst_output.tolerance)

@@ -47,14 +47,16 @@ def fingerprint(array: np.ndarray) -> str:
 
 
 def fingerprints(tensors: Mapping[str, np.ndarray], precision: str) -> dict[str, str]:
-    """The digest each tensor must have in a file of ``precision``; empty where none has to."""
+    """The digest each tensor must have in a file of ``precision``; empty where none has to.
+
+    A tensor that is zero throughout, such as a bias before training, need not be there: adding it
+    changes nothing, and simplifiers leave it out.
+    """
     if precision not in ROUNDED:
         return {}
     with np.errstate(over="ignore"):
-        return {
-            name: fingerprint(tensor.astype(ROUNDED[precision]))
-            for name, tensor in tensors.items()
-        }
+        rounded = {name: tensor.astype(ROUNDED[precision]) for name, tensor in tensors.items()}
+    return {name: fingerprint(tensor) for name, tensor in rounded.items() if tensor.any()}
 
 
 def audit(
@@ -62,14 +64,15 @@ def audit(
 ) -> WeightAudit:
     """Which of the ``expected`` tensors the ``stored`` constants of a file do not hold.
 
-    A converter may leave some tensors of a float16 file in float32; they are rounded here.
+    A converter may leave some tensors of a float16 file in float32; they are rounded here. Zeros
+    are no tensor of a checkpoint and no strangers: see :func:`fingerprints`.
     """
     rounded = ROUNDED.get(precision, np.float32)
     with np.errstate(over="ignore"):
         present = {
             fingerprint(array.astype(rounded)): array.shape
             for array in stored
-            if np.issubdtype(array.dtype, np.floating)
+            if np.issubdtype(array.dtype, np.floating) and array.astype(rounded).any()
         }
     missing = tuple(name for name, digest in expected.items() if digest not in present)
     known = set(expected.values())
@@ -95,7 +98,9 @@ def settled(
         if np.issubdtype(array.dtype, np.floating):
             plain = np.squeeze(array).astype(np.float32)
             by_shape.setdefault(plain.shape, []).append(plain)
-    return {name: _nearest(np.squeeze(t), by_shape, bits) for name, t in tensors.items()}
+    return {
+        name: _nearest(np.squeeze(t), by_shape, bits) for name, t in tensors.items() if t.any()
+    }
 
 
 def _nearest(

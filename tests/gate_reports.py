@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from levit_export import report
-from levit_export.core import ModelInfo, Preprocessing, Tolerance
+from levit_export import parity, report
+from levit_export.core import ModelInfo, Preprocessing, Tolerance, overall
 from levit_export.machine import Machine
 from levit_export.parity import OutputParity, ParityReport
 from levit_export.report import ArtifactReport, Report
@@ -52,18 +52,15 @@ def output(share: float = 0.25, name: str = "logits") -> OutputParity:
         tolerance=TOLERANCE,
         errors=tuple(errors.tolist()),
         scales=(1.0,) * ROWS,
-        failures=() if share <= 1 else ("error 1e-5 on noise exceeds the tolerance 1e-5",),
+        spreads=(1.0,) * ROWS,
+        rows=("normal", "noise", "black", "white"),
     )
 
 
 def parity_of(*outputs: OutputParity, audit: WeightAudit | None = None) -> ParityReport:
     """The parity report of ``outputs``, as ``parity.compare_outputs`` puts it together."""
-    from levit_export import parity
-
-    failures = [f"{o.name}: {failure}" for o in outputs for failure in o.failures]
-    found = ParityReport(
-        "fail" if failures else "pass", "; ".join(failures), "a runtime (CPU)", ROWS, outputs
-    )
+    findings = tuple(finding for output in outputs for finding in output.findings())
+    found = ParityReport("a runtime (CPU)", ROWS, outputs, findings=findings)
     return found if audit is None else parity.with_weights(found, audit)
 
 
@@ -98,7 +95,7 @@ def report_of(
 ) -> Report:
     """A report over ``artifacts``."""
     return Report(
-        verdict=report.overall(a.parity.verdict for a in artifacts),
+        verdict=overall(a.parity.verdict for a in artifacts),
         model=model,
         passes=(),
         artifacts=artifacts,
@@ -110,7 +107,7 @@ def report_of(
 
 def unrun(found: ArtifactReport, reason: str = "no runtime") -> ArtifactReport:
     """The same artifact where its check could not be run."""
-    return replace(found, parity=ParityReport("not-run", reason, "", samples=0))
+    return replace(found, parity=parity.not_run(reason))
 
 
 def write(found: Report, path: Path) -> Path:

@@ -192,3 +192,15 @@ def test_mutated_values(exported: Exported, value: object, seed: int) -> None:
     with contextlib.suppress(LevitExportError):
         manifest = bundle.structure_manifest(content, Path("manifest.json"))
         assert isinstance(manifest, bundle.Manifest)
+
+
+def test_files_of_one_name_in_a_package_are_told_apart(tmp_path: Path) -> None:
+    """The digest of a package counts every file of it, whatever their names."""
+    for folder, content in (("a", b"one"), ("b", b"three")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "weight.bin").write_bytes(content)
+    both = [tmp_path / "a" / "weight.bin", tmp_path / "b" / "weight.bin"]
+    found = bundle.digest(both)
+    assert found.bytes == 8
+    both[0].write_bytes(b"two")
+    assert bundle.digest(both).sha256 != found.sha256

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from levit_export import parity, report, timing
-from levit_export.core import ModelInfo, PassRecord, Preprocessing, Tolerance
+from levit_export.core import ModelInfo, PassRecord, Preprocessing, Tolerance, overall
+from levit_export.findings import Finding
 from levit_export.machine import Machine
 from levit_export.parity import OutputParity, ParityReport
 from levit_export.report import Accuracy, ArtifactReport, Report
@@ -33,7 +34,7 @@ OUTPUT = OutputParity(
     undecided_flips=1,
     tolerance=Tolerance(0.0, (1e-5,), "derived", {"lambda": 6.3}),
 )
-PARITY = ParityReport("pass", "", "a runtime", 26, (OUTPUT,))
+PARITY = ParityReport("a runtime", 26, (OUTPUT,))
 TIMING = TimingReport(
     "pass", runtime="a runtime", threads=2, batch=1, load_s=0.5, efficiency=0.5, seconds=(0.1, 0.2)
 )
@@ -83,6 +84,9 @@ def strict(found: Report) -> Any:
         (["pass"], "pass"),
         (["pass", "pass"], "pass"),
         (["pass", "fail", "not-run"], "fail"),
+        (["pass", "fail", "inconclusive", "not-run"], "fail"),
+        (["pass", "inconclusive", "not-run"], "inconclusive"),
+        (["pass", "inconclusive"], "inconclusive"),
         (["pass", "not-run"], "not-run"),
         (["not-run"], "not-run"),
         ([], "not-run"),
@@ -90,7 +94,7 @@ def strict(found: Report) -> Any:
 )
 def test_overall(verdicts: list[Any], expected: str) -> None:
     """One failure fails the run; what was not run, or nothing at all, is never a pass."""
-    assert report.overall(verdicts) == expected
+    assert overall(verdicts) == expected
 
 
 def test_sections() -> None:
@@ -143,15 +147,24 @@ def test_worst_of_several_outputs() -> None:
 
 def test_numbers_that_json_cannot_hold() -> None:
     """NaN and infinity become null wherever they stand."""
-    broken = replace(
-        OUTPUT, max_abs=math.nan, worst_ratio=math.inf, snr_db=-math.inf, failures=("NaN",)
-    )
-    failed = ParityReport("fail", "NaN", "a runtime", 26, (broken,))
+    broken = replace(OUTPUT, max_abs=math.nan, worst_ratio=math.inf, snr_db=-math.inf)
+    nan = Finding("not-finite", {"count": 1, "rows": 26, "sample": "noise"}, "logits")
+    failed = ParityReport("a runtime", 26, (broken,), findings=(nan,))
     content = strict(replace(REPORT, artifacts=(replace(ARTIFACT, parity=failed),)))
     found = content["artifacts"][0]["parity"]
     for section in (found, found["outputs"][0]):
         assert (section["max_abs"], section["worst_ratio"], section["snr_db"]) == (None,) * 3
-    assert found["reason"] == "NaN"
+    assert found["reason"] == "logits: NaN or infinity on 1 of 26 samples, first noise"
+    assert found["findings"] == [
+        {
+            "kind": "not-finite",
+            "output": "logits",
+            "values": {"count": 1, "rows": 26, "sample": "noise"},
+            "part": "answers",
+            "verdict": "fail",
+            "sentence": found["reason"],
+        }
+    ]
 
 
 def test_incomparable_output() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gate_reports
 import numpy as np
 import pytest
 import subjects
@@ -11,12 +12,14 @@ from hypothesis.extra import numpy as hnp
 
 from levit_export import parity, weights
 from levit_export.core import Fingerprints
+from levit_export.findings import Finding
 from levit_export.parity import ParityReport
 from levit_export.weights import WeightAudit, audit, fingerprint, fingerprints
 
 FINITE = st.floats(-1e4, 1e4, width=32)
 SIDES = st.integers(2, 5)
-PASSED = ParityReport("pass", "", "eager", samples=3)
+OUTPUT = gate_reports.output()
+PASSED = ParityReport("eager", 3, (OUTPUT,))
 
 Drawn = dict[str, np.ndarray]
 
@@ -28,7 +31,8 @@ def arrays(*sides: int) -> st.SearchStrategy[np.ndarray]:
 
 any_shape = hnp.arrays(np.float32, hnp.array_shapes(max_dims=4, max_side=5), elements=FINITE)
 matrices = st.tuples(SIDES, SIDES).flatmap(lambda sides: arrays(*sides))
-tensor_sets = st.dictionaries(st.text(min_size=1, max_size=5), any_shape, min_size=1, max_size=6)
+not_zero = any_shape.filter(lambda array: array.astype(np.float16).any())
+tensor_sets = st.dictionaries(st.text(min_size=1, max_size=5), not_zero, min_size=1, max_size=6)
 
 
 @given(matrices)
@@ -178,15 +182,24 @@ def test_no_missing_weights_change_nothing() -> None:
     clean = WeightAudit(9)
     report = parity.with_weights(PASSED, clean)
     assert (report.verdict, report.reason, report.weights) == ("pass", "", clean)
-    failed = ParityReport("fail", "logits: off", "eager", samples=3)
-    assert parity.with_weights(failed, clean).reason == "logits: off"
+    failed = ParityReport("eager", 3, findings=(Finding("run-failed", {"text": "off"}),))
+    assert parity.with_weights(failed, clean).reason == "off"
 
 
 def test_missing_weights_join_another_failure() -> None:
     """What was wrong before is said first."""
-    failed = ParityReport("fail", "logits: off", "eager", samples=3)
+    failed = ParityReport("eager", 3, findings=(Finding("run-failed", {"text": "off"}),))
     report = parity.with_weights(failed, WeightAudit(2, ("w",)))
-    assert report.reason.startswith("logits: off; 1 of 2 weight tensors")
+    assert report.reason.startswith("off; 1 of 2 weight tensors")
+
+
+def test_zeros_need_not_be_there() -> None:
+    """A bias of zeros that a simplifier left out is no fault; one that is there is no stranger."""
+    tensors = {"w": np.ones((2, 3), np.float32), "zeros": np.zeros(7, np.float32)}
+    expected = fingerprints(tensors, "fp32")
+    for stored in ([tensors["w"]], [tensors["w"], tensors["zeros"]]):
+        assert audit(expected, stored) == WeightAudit(1)
+    assert audit(expected, [tensors["zeros"]]).missing == ("w",)
 
 
 def test_settled_takes_what_lies_within_a_step() -> None:

@@ -229,12 +229,17 @@ def runner(tmp_path: Path) -> Runner:
         (0, 2, "true", 2, "error"),
         (3, 3, "false", 3, "not-run"),
         (3, 3, "true", 0, "not-run"),
+        (3, 3, "false", 3, "inconclusive"),
+        (3, 3, "true", 0, "inconclusive"),
     ],
 )
 def test_status_of_the_action(
     *, runner: Runner, export: int, check: int, allowed: str, status: int, verdict: str
 ) -> None:
     """The action fails whenever either verb did, and only what it accepts is bundled."""
+    results = runner.folder / "levit-export-results"
+    results.mkdir()
+    (results / "check.json").write_text(f'{{"verdict": "{verdict}"}}', encoding="utf-8")
     assert runner.run(export=export, check=check, ALLOW_NOT_RUN=allowed) == status
     outputs = runner.outputs
     assert outputs["verdict"] == verdict

@@ -110,7 +110,7 @@ def _check(params: dict[str, Any], paths: tuple[Path, ...]) -> int:
     checks = gate.of_report(report.artifacts)
     if baseline is not None:
         checks += gate.compare(report, baseline, slack)
-    report = replace(report, verdict=gate.overall(checks))
+    report = replace(report, verdict=gate.verdict_of(checks))
     _present(screen, params, report, checks)
     _annotate(checks, folder)
     return status_of(report.verdict, allow_not_run=params["allow_not_run"])

@@ -116,7 +116,9 @@ def parity_options(command: CommandT) -> CommandT:
         ),
         click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True),
         click.option(
-            "--allow-not-run", is_flag=True, help="Exit 0 although a check could not be run."
+            "--allow-not-run",
+            is_flag=True,
+            help="Exit 0 although a check could not be run, or decides nothing.",
         ),
     )(command)
 

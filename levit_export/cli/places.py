@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from levit_export.findings import Finding
     from levit_export.report import ArtifactReport, Report
 
 SUFFIX = ".zip"
@@ -38,10 +39,17 @@ class Places:
             artifact,
             path=self.named(artifact.path),
             notes=tuple(map(self.named, artifact.notes)),
-            parity=replace(parity, reason=self.named(parity.reason)),
+            parity=replace(parity, findings=tuple(map(self._found, parity.findings))),
             timing=None if timing is None else replace(timing, reason=self.named(timing.reason)),
             drift=None if drift is None else replace(drift, sentence=self.named(drift.sentence)),
         )
+
+    def _found(self, finding: Finding) -> Finding:
+        values = {
+            name: self.named(value) if isinstance(value, str) else value
+            for name, value in finding.values.items()
+        }
+        return replace(finding, values=values)
 
     @property
     def folder(self) -> Path | None:

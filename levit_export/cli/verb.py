@@ -18,7 +18,8 @@ FOR_THE_GROUP = (*HELP_NAMES, "--version")
 INTERRUPTED = 130
 """128 + SIGINT, the shell's convention."""
 
-STATUS = {"pass": 0, "fail": 1, "not-run": 3}
+UNDECIDED = 3
+STATUS = {"pass": 0, "fail": 1, "inconclusive": UNDECIDED, "not-run": UNDECIDED}
 
 
 class Verb(click.Command):
@@ -134,8 +135,9 @@ def _complain(what: str, remedy: str, *, verbose: bool) -> None:
 
 
 def status_of(verdict: str, *, allow_not_run: bool) -> int:
-    """The exit status of a verdict; ``--allow-not-run`` forgives what was not run, and says so."""
-    if verdict == "not-run" and allow_not_run:
-        click.echo("notice: a check was not run (--allow-not-run)", err=True)
+    """The exit status of a verdict; ``--allow-not-run`` turns 3 into 0, and says so."""
+    if STATUS[verdict] == UNDECIDED and allow_not_run:
+        words = "was not run" if verdict == "not-run" else "decides nothing"
+        click.echo(f"notice: a check {words} (--allow-not-run)", err=True)
         return 0
     return STATUS[verdict]

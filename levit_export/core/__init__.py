@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from levit_export.core.network import Network
 
 Tensors = Mapping[str, np.ndarray]
-Verdict = Literal["pass", "fail", "not-run"]
+Verdict = Literal["pass", "fail", "inconclusive", "not-run"]
+"""Inconclusive is a check that ran and decides nothing. Only a pass is a success."""
+GRAVEST_FIRST: tuple[Verdict, ...] = ("fail", "inconclusive", "not-run", "pass")
 Size = tuple[int, int]
 """Height and width, of an image in pixels or of a grid in tokens."""
 Resize = Literal["shorter-side", "exact", "cover", "fit", "none"]
@@ -51,6 +53,15 @@ Fingerprints = Mapping[str, Mapping[str, str]]
 """For each precision, the digest that each weight tensor must have in a file (see ``weights``)."""
 
 FORMAT_ALIASES = {"mlpackage": "coreml", "mlprogram": "coreml", "ov": "openvino", "ort": "onnx"}
+
+
+def overall(verdicts: Iterable[Verdict]) -> Verdict:
+    """The gravest of several; ``not-run`` where there is none."""
+    found = set(verdicts)
+    for verdict in GRAVEST_FIRST:
+        if verdict in found:
+            return verdict
+    return "not-run"
 
 
 @dataclass(frozen=True)
@@ -453,7 +464,11 @@ class Tolerance:
     def allowed(self, reference: np.ndarray) -> np.ndarray:
         """The accepted distance for each row of ``reference`` ``(rows, ...)``: ``(rows,)``."""
         rows = np.abs(reference.reshape(len(reference), -1).astype(np.float64))
-        distances: np.ndarray = self.atol + np.array(self.rtol) * rows.max(axis=1)
+        return self.for_scales(rows.max(axis=1))
+
+    def for_scales(self, scales: np.ndarray) -> np.ndarray:
+        """The same for rows of which only the largest ``|reference|`` is known: ``(rows,)``."""
+        distances: np.ndarray = self.atol + np.array(self.rtol) * scales
         return distances
 
     def of_rows(self, rows: np.ndarray) -> Tolerance:

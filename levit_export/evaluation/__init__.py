@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from levit_export import checking, parity, report
+from levit_export import checking, parity
 from levit_export.checking import Row
-from levit_export.core import RunOptions, Verdict
+from levit_export.core import RunOptions, Verdict, overall
 from levit_export.core.processes import Worker
 from levit_export.errors import UsageError
 from levit_export.evaluation import judging, remote, workers
@@ -117,7 +117,7 @@ def _evaluated(request: EvaluateRequest, progress: Progress, waiting: list[Worke
             alone=len(all_subjects) == 1,
         )
     ]
-    verdict = report.overall(result.verdict for result in results.values())
+    verdict = overall(result.verdict for result in results.values())
     return build_report(reports, [subject.found for subject in all_subjects], verdict=verdict)
 
 
@@ -239,7 +239,7 @@ def _described(
         unwritten = record(found.folder, by_path)
     reports = []
     for row, result in zip(subject.rows, results, strict=True):
-        skipped = parity.not_run(parity.NOT_ASKED)
+        skipped = parity.NOT_ASKED
         described = checking.describe(
             row, found.folder if alone else None, skipped, result.accuracy, None
         )

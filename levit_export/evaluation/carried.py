@@ -50,7 +50,8 @@ class Load:
 
     ``groups`` speak of places in ``images``, which has a ``Carried`` store. ``unreadable`` are
     places of images that could not even be read where they lie, and why. ``sha256`` is of the
-    images' names and contents, and of how they are grouped.
+    images' names and contents, of those that cannot be read by name and place, and of how they
+    are grouped.
     """
 
     images: ImageSet
@@ -85,6 +86,7 @@ def _load(images: ImageSet, groups: Sequence[tuple[int, ...]], read: Read) -> Lo
                 content = _content(images, entry, read)
             except UnreadableImageError as error:
                 unreadable.append((place, Unreadable(entry.name, str(error))))
+                digest.update(f"{entry.name}\0unreadable {place}\0{error}".encode())
                 continue
             digest.update(f"{entry.name}\0".encode() + _described(content))
             entries.append(replace(entry, position=len(contents)))

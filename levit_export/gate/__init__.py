@@ -6,7 +6,7 @@ Pure: reports in, checks out. How they are written down is ``render``'s.
 from __future__ import annotations
 
 from levit_export.gate.baseline import Slack, compare, confirmed, refuse_other_model
-from levit_export.gate.checks import Check, of_report, overall
+from levit_export.gate.checks import Check, of_report, verdict_of
 from levit_export.gate.latency import refuse_untimed
 from levit_export.gate.recheck import recheck
 from levit_export.gate.saved import read_report
@@ -17,9 +17,9 @@ __all__ = [
     "compare",
     "confirmed",
     "of_report",
-    "overall",
     "read_report",
     "recheck",
     "refuse_other_model",
     "refuse_untimed",
+    "verdict_of",
 ]

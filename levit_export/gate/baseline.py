@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from levit_export.core import Tolerance, Verdict
+from levit_export.core import GRAVEST_FIRST, Tolerance, Verdict
 from levit_export.errors import UsageError
 from levit_export.gate import latency
 from levit_export.gate.checks import Check, device, labels
@@ -170,9 +170,9 @@ def _parity(now: ArtifactReport, then: ArtifactReport, slack: float) -> tuple[Ve
         return "not-run", f"the baseline has no parity: {then.parity.reason}"
     outputs = {output.name: output for output in now.parity.outputs}
     answers = [_output(outputs.get(o.name), o, slack) for o in then.parity.outputs]
-    order = {"fail": 0, "not-run": 1, "pass": 2}
+    order = GRAVEST_FIRST
     nothing: tuple[Verdict, str] = ("not-run", "the baseline tells of no output")
-    return min(answers, key=lambda answer: order[answer[0]], default=nothing)
+    return min(answers, key=lambda answer: order.index(answer[0]), default=nothing)
 
 
 def _output(now: OutputParity | None, then: OutputParity, slack: float) -> tuple[Verdict, str]:
@@ -204,7 +204,7 @@ def share_of(output: OutputParity, tolerance: Tolerance) -> float | None:
         return math.inf
     if len(tolerance.rtol) not in (1, len(output.errors)):
         return None
-    allowed = tolerance.atol + np.array(tolerance.rtol) * np.array(output.scales)
+    allowed = tolerance.for_scales(np.array(output.scales))
     return float((np.array(output.errors) / np.maximum(allowed, np.finfo(np.float64).tiny)).max())
 
 

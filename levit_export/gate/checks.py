@@ -6,11 +6,9 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from levit_export import parity, report
-from levit_export.core import Verdict
-from levit_export.parity import ParityReport
+from levit_export.core import Verdict, overall
+from levit_export.findings import sentences
 from levit_export.report import ArtifactReport
-from levit_export.weights import WeightAudit
 
 
 @dataclass(frozen=True)
@@ -28,17 +26,13 @@ class Check:
 
 
 def of_report(artifacts: Sequence[ArtifactReport]) -> tuple[Check, ...]:
-    """Parity of every artifact, and its weights where they were looked for.
+    """Parity of every artifact, and its weights and claims where they were looked at.
 
-    The first of the two that failed says where, if drift knows.
+    The first of them that failed says where, if drift knows.
     """
     found: list[Check] = []
     for label, artifact in zip(labels(artifacts), artifacts, strict=True):
-        checks = [Check(label, artifact.path, "parity", *_parity(artifact.parity))]
-        if artifact.parity.weights is not None:
-            audit = _weights(artifact.parity.weights)
-            checks.append(Check(label, artifact.path, "weights", *audit))
-        found += _located(checks, artifact)
+        found += _located(_of_part(label, artifact), artifact)
     return tuple(found)
 
 
@@ -51,12 +45,12 @@ def _located(checks: Sequence[Check], artifact: ArtifactReport) -> list[Check]:
     return [where if check is failed else check for check in checks]
 
 
-def overall(checks: Iterable[Check]) -> Verdict:
-    """``fail`` if any check failed; ``not-run`` if any was not run, or there is none.
+def verdict_of(checks: Iterable[Check]) -> Verdict:
+    """The gravest answer; ``not-run`` where there is none.
 
     Weights that could not be looked for leave the verdict to parity, as in a report.
     """
-    return report.overall(
+    return overall(
         check.verdict for check in checks if (check.name, check.verdict) != ("weights", "not-run")
     )
 
@@ -83,28 +77,25 @@ def device(artifact: ArtifactReport) -> str:
     return (artifact.parity.runtime or timed).partition("(")[2].partition(")")[0]
 
 
-def without_weights(report: ParityReport) -> ParityReport:
-    """``report`` as it was before ``parity.with_weights`` added what was found of the weights."""
-    audit = report.weights
-    words = "" if audit is None else weights_failure(audit)
-    if not words or not report.reason.endswith(words):
-        return report
-    reason = report.reason.removesuffix(words).removesuffix("; ")
-    return replace(report, verdict="fail" if reason else "pass", reason=reason, weights=None)
-
-
-def weights_failure(audit: WeightAudit) -> str:
-    """What ``parity.with_weights`` says of an audit; empty when nothing is wrong."""
-    return parity.with_weights(ParityReport("pass", "", "", samples=0), audit).reason
-
-
-def _parity(report: ParityReport) -> tuple[Verdict, str]:
-    alone = without_weights(report)
-    return alone.verdict, "" if alone.verdict == "pass" else alone.reason or "no reason is given"
-
-
-def _weights(audit: WeightAudit) -> tuple[Verdict, str]:
-    if audit.unread:
-        return "not-run", f"weights not looked at: {audit.unread}"
-    failure = weights_failure(audit)
-    return ("fail", failure) if failure else ("pass", "")
+def _of_part(label: str, artifact: ArtifactReport) -> list[Check]:
+    """A check for each part that was looked at: the answers always, with hints at the cause."""
+    found, audit = artifact.parity, artifact.parity.weights
+    answers, weights, claims = (
+        found.of("answers", "shape"),
+        found.of("weights"),
+        found.of("claims"),
+    )
+    # Where nothing but the answers was looked at, they are what a verdict without findings is of.
+    looked_at = bool(found.outputs or weights or claims)
+    verdict = overall([each.verdict for each in answers] + ["pass"] * looked_at)
+    asides = found.of("hint") if verdict == "fail" else ()
+    checks = [(verdict, "parity", sentences((*answers, *asides)))]
+    if audit is not None and audit.unread:
+        checks.append(("not-run", "weights", f"weights not looked at: {audit.unread}"))
+    elif audit is not None:
+        checks.append(
+            (overall([*(w.verdict for w in weights), "pass"]), "weights", sentences(weights))
+        )
+    if claims:
+        checks.append((overall(each.verdict for each in claims), "claims", sentences(claims)))
+    return [Check(label, artifact.path, name, verdict, reason) for verdict, name, reason in checks]

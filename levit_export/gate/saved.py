@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from levit_export.core import files
 from levit_export.errors import DataError
-from levit_export.report import SCHEMA, Report
+from levit_export.findings import Finding
+from levit_export.report import SCHEMA, ArtifactReport, Report
 from levit_export.timing import TimingReport
 
 
@@ -34,6 +35,7 @@ def read_report(path: Path) -> Report:
         )
     try:
         found = _structure(content)
+        verdicts = [artifact["parity"]["verdict"] for artifact in content["artifacts"]]
     except Exception as error:
         import cattrs
 
@@ -42,7 +44,7 @@ def read_report(path: Path) -> Report:
             f"{path} does not follow schema {SCHEMA} of reports: {detail}",
             remedy="Make it anew; the file was edited or damaged.",
         ) from error
-    for problem in _inconsistencies(found):
+    for problem in _inconsistencies(found, verdicts):
         raise DataError(f"{path} {problem}", remedy="Make it anew; the file was edited.")
     return found
 
@@ -54,6 +56,7 @@ def _structure(content: Mapping[str, Any]) -> Report:
     converter.register_structure_hook(float | str, _number_or_text)
     converter.register_structure_hook(float, _number)
     converter.register_structure_hook(TimingReport, _timing)
+    converter.register_structure_hook(Finding, _finding)
     return converter.structure(content, Report)
 
 
@@ -63,6 +66,17 @@ def _number(value: Any, _: Any) -> float:
 
 def _number_or_text(value: Any, _: Any) -> float | str:
     return value if isinstance(value, str) else _number(value, float)
+
+
+def _finding(value: Any, _: Any) -> Finding:
+    """From kind and values; its part, verdict and sentence follow from the kind."""
+    found = Finding(
+        value["kind"],
+        {name: _number_or_text(held, float) for name, held in value["values"].items()},
+        str(value["output"]),
+    )
+    found.sentence  # noqa: B018 -- an unknown kind or a missing value is damage, found here
+    return found
 
 
 def _timing(value: Any, _: Any) -> TimingReport:
@@ -81,20 +95,17 @@ def _timing(value: Any, _: Any) -> TimingReport:
     )
 
 
-def _inconsistencies(report: Report) -> Iterator[str]:
+def _inconsistencies(report: Report, verdicts: Sequence[str]) -> Iterator[str]:
     """What a report that this toolchain wrote cannot say."""
     if not report.artifacts:
         yield "tells of no artifact"
-    for artifact in report.artifacts:
-        for output in artifact.parity.outputs:
-            rows = len(output.errors)
-            if rows != len(output.scales) or (
-                rows and len(output.tolerance.rtol) not in (1, rows)
-            ):
-                yield f"has {rows} errors of {artifact.id} {output.name!r} and not as many scales"
-            numbers = (*output.errors, *output.scales)
-            if not all(0 <= number < math.inf for number in numbers):
-                yield f"has errors or scales of {artifact.id} {output.name!r} below 0 or infinite"
+    for artifact, verdict in zip(report.artifacts, verdicts, strict=True):
+        if artifact.parity.verdict != verdict:
+            yield (
+                f"gives {artifact.id} the verdict {verdict!r}, and what was found makes it "
+                f"{artifact.parity.verdict!r}"
+            )
+        yield from _of_outputs(artifact)
     timings = [(a.id, a.timing) for a in report.artifacts if a.timing is not None]
     for name, timing in (*timings, *report.baselines.items()):
         if timing.verdict not in ("pass", "not-run"):
@@ -104,3 +115,15 @@ def _inconsistencies(report: Report) -> Iterator[str]:
             yield f"has no latencies of {name}, or impossible ones"
         if timing.efficiency is not None and not 0 < timing.efficiency < math.inf:
             yield f"has the efficiency {timing.efficiency} of {name}"
+
+
+def _of_outputs(artifact: ArtifactReport) -> Iterator[str]:
+    for output in artifact.parity.outputs:
+        rows = len(output.errors)
+        if rows != len(output.scales) or (rows and len(output.tolerance.rtol) not in (1, rows)):
+            yield f"has {rows} errors of {artifact.id} {output.name!r} and not as many scales"
+        if output.spreads and not rows == len(output.spreads) == len(output.rows):
+            yield f"has {rows} errors of {artifact.id} {output.name!r} and not as many rows"
+        numbers = (*output.errors, *output.scales, *output.spreads)
+        if not all(0 <= number < math.inf for number in numbers):
+            yield f"has errors or scales of {artifact.id} {output.name!r} below 0 or infinite"

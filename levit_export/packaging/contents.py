@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
@@ -12,7 +12,7 @@ import numpy as np
 from levit_export import bundle
 from levit_export.atomic import MANIFEST
 from levit_export.bundle import GOLDEN, LABELS, Manifest
-from levit_export.core import Verdict, files
+from levit_export.core import files, overall
 from levit_export.errors import BundleError, UnknownNameError
 from levit_export.packaging import arrays, images, model_card, web
 from levit_export.packaging.description import Description
@@ -56,7 +56,7 @@ def choose(manifest: Manifest, formats: Sequence[str] | None, *, allow_failed: b
         if not any(_belongs(name, a.path) for a in left_out)
         or any(_belongs(name, a.path) for a in chosen)
     }
-    verdict = _verdict(a.verdict for a in chosen) if left_out else manifest.verdict
+    verdict = overall(a.verdict for a in chosen) if left_out else manifest.verdict
     verdict = "fail" if unexplained else verdict
     return replace(manifest, artifacts=chosen, files=files, verdict=verdict)
 
@@ -64,11 +64,6 @@ def choose(manifest: Manifest, formats: Sequence[str] | None, *, allow_failed: b
 def _belongs(name: str, artifact: str) -> bool:
     """Whether a file is part of the artifact, which may be one of several files in its folder."""
     return Path(name).parts[0] == Path(artifact).parts[0]
-
-
-def _verdict(verdicts: Iterable[Verdict]) -> Verdict:
-    found = set(verdicts)
-    return "fail" if "fail" in found else "not-run" if found != {"pass"} else "pass"
 
 
 def collect(

@@ -33,6 +33,8 @@ def _heading(manifest: Manifest) -> str:
     warning = {
         "pass": "",
         "fail": "\n\n**This export FAILED its check. Do not ship it.**",
+        "inconclusive": "\n\n**The check of this export decided nothing: it is not known to be "
+        "right.**",
         "not-run": "\n\n**A check of this export was not run: it is not known to be right.**",
     }[manifest.verdict]
     return (

@@ -12,11 +12,11 @@ from pathlib import PurePath
 from levit_export.core import Verdict
 from levit_export.gate import Check
 
-LEVELS: dict[Verdict, str] = {"fail": "error", "not-run": "warning"}
+LEVELS: dict[Verdict, str] = {"fail": "error", "inconclusive": "warning", "not-run": "warning"}
 
 
 def of_checks(checks: Iterable[Check], folder: PurePath | None = None) -> Iterator[str]:
-    """An error for every check that failed, a warning for every one that was not run.
+    """An error for every check that failed, a warning for every other one that did not pass.
 
     Paths of the report are shown below ``folder``, if given.
     """

@@ -15,7 +15,6 @@ from rich.table import Table
 from rich.text import Text
 
 from levit_export.core import Availability
-from levit_export.parity import NOT_ASKED
 from levit_export.progress import Silent
 from levit_export.render import accuracy
 from levit_export.report import ArtifactReport, Report
@@ -39,7 +38,7 @@ EVIDENCE = (
 
 MOST_PERCENT = 1e6
 
-COLOURS = {"pass": "green", "fail": "red", "not-run": "yellow"}
+COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow", "not-run": "yellow"}
 
 
 class Screen:
@@ -161,7 +160,7 @@ def _notes(report: Report) -> Iterator[str]:
 
 def _only_timed(report: Report) -> bool:
     """Whether parity was not asked for at all."""
-    return all(a.parity.reason == NOT_ASKED for a in report.artifacts)
+    return not any(a.parity.was_asked for a in report.artifacts)
 
 
 def _passes(report: Report) -> Table:
@@ -227,12 +226,14 @@ def _columns(report: Report) -> Iterator[Column]:
 
 def _verdict_cell(artifact: ArtifactReport) -> str:
     verdict = artifact.parity.verdict
-    return f"[{COLOURS[verdict]}]{verdict}[/{COLOURS[verdict]}]"
+    fault = artifact.parity.fault
+    words = f"{verdict} ({fault})" if fault else verdict
+    return f"[{COLOURS[verdict]}]{words}[/{COLOURS[verdict]}]"
 
 
 def _error_cell(artifact: ArtifactReport) -> str:
-    outputs = artifact.parity.outputs
-    return f"{max(output.max_rel for output in outputs):.1e}" if outputs else "–"
+    worst = artifact.parity.max_rel
+    return "–" if worst is None else f"{worst:.1e}"
 
 
 def _share_cell(artifact: ArtifactReport) -> str:

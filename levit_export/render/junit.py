@@ -19,8 +19,8 @@ NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 def render(suite: str, checks: Sequence[Check]) -> str:
     """A suite with one case for each check: its class is the artifact, its name the question.
 
-    A check that failed holds its reason as a failure. One that was not run is skipped; the exit
-    status says whether that stops a build.
+    A check that failed holds its reason as a failure. One that was not run, or decides nothing,
+    is skipped; the exit status says whether that stops a build.
     """
     counts = Counter(check.verdict for check in checks)
     totals = {
@@ -29,7 +29,7 @@ def render(suite: str, checks: Sequence[Check]) -> str:
         "errors": "0",
     }
     root = ET.Element("testsuites", {"name": "levit-export check", **totals})
-    skipped = {"skipped": str(counts["not-run"])}
+    skipped = {"skipped": str(counts["not-run"] + counts["inconclusive"])}
     cases = ET.SubElement(root, "testsuite", {"name": _text(suite), **totals, **skipped})
     for check in checks:
         cases.append(_case(suite, check))
@@ -45,8 +45,9 @@ def _case(suite: str, check: Check) -> ET.Element:
     if check.verdict == "fail":
         failure = ET.SubElement(case, "failure", {"type": _text(check.name), "message": reason})
         failure.text = _text(f"{check.path}: {check.reason}")
-    elif check.verdict == "not-run":
-        ET.SubElement(case, "skipped", {"message": reason})
+    elif check.verdict != "pass":
+        message = reason if check.verdict == "not-run" else f"{check.verdict}: {reason}"
+        ET.SubElement(case, "skipped", {"message": message})
     elif reason:
         ET.SubElement(case, "system-out").text = reason
     return case

@@ -10,7 +10,12 @@ from levit_export.gate import Check
 from levit_export.gate.checks import labels
 from levit_export.report import ArtifactReport, Report
 
-MARKS: dict[Verdict, str] = {"pass": "✅ pass", "fail": "❌ fail", "not-run": "⚠️ not run"}
+MARKS: dict[Verdict, str] = {
+    "pass": "✅ pass",
+    "fail": "❌ fail",
+    "inconclusive": "❔ inconclusive",
+    "not-run": "⚠️ not run",
+}
 SPECIAL = re.compile(r"([\\`*_{}\[\]()#+!|~$@])")
 """What GitHub's Markdown may take for markup in the middle of a line."""
 

@@ -7,8 +7,8 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from levit_export import machine, report
-from levit_export.core import Verdict, files
+from levit_export import machine
+from levit_export.core import Verdict, files, overall
 from levit_export.errors import OutputError, UsageError
 from levit_export.pipeline import TOOLCHAIN
 from levit_export.progress import Progress, Silent
@@ -97,7 +97,7 @@ def _report(
         _, folder, result = found[cell.key]
         path = _path(folder, result, wanted.output)
         rows.append(Row(cell, result, path=path, fresh=cell.key in fresh))
-    verdict: Verdict = report.overall(row.result.verdict for row in rows)
+    verdict: Verdict = overall(row.result.verdict for row in rows)
     return SweepReport(
         file=str(request.file),
         output=wanted.output,

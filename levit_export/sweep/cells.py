@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from levit_export import machine, report
 from levit_export.cluster import identity
-from levit_export.core import ExportOptions, RunOptions, Verdict
+from levit_export.core import ExportOptions, RunOptions, Verdict, overall
 from levit_export.digests import sha256_of
 from levit_export.errors import DataError, LevitExportError
 from levit_export.reference import ModelChoice
@@ -223,7 +223,7 @@ def _evaluated(cell: Cell, result: Result, place: Path) -> Result:
     reasons = [result.reason, *entry["notes"]] if found.verdict != "pass" else [result.reason]
     return replace(
         result,
-        verdict=report.overall((result.verdict, found.verdict)),
+        verdict=overall((result.verdict, found.verdict)),
         reason="; ".join(filter(None, reasons)),
         artifact={**(result.artifact or {}), "accuracy": entry["accuracy"]},
     )

@@ -302,3 +302,27 @@ def test_failed_check_keeps_the_earlier_export(cli: Cli, copied: Path, tree: Tre
     assert tree(copied) == before
     assert bundle.read_manifest(failed).verdict == "fail"
     assert sorted(path.name for path in copied.parent.iterdir()) == ["copied", "copied.failed"]
+
+
+def test_an_untrained_network_is_inconclusive(cli: Cli, tmp_path: Path) -> None:
+    """The network everybody tries first fails nothing: status 3, its files kept, what to do."""
+    import torch
+
+    from levit_export.architectures.levit import Levit
+    from levit_export.zoo import variant
+
+    torch.manual_seed(0)
+    weights, out = tmp_path / "untrained.pth", tmp_path / "out"
+    torch.save(Levit(variant("levit_digits").config).state_dict(), weights)
+    given = ("--checkpoint", weights, "--format", "onnx", "--no-bench", "--output", out)
+    result = cli("export", *given)
+    assert result.exit_code == 3, result.output
+    assert "residual branches contribute exactly zero (untrained); check trained" in result.stdout
+    found = strict((out / "report.json").read_text(encoding="utf-8"))
+    assert found["verdict"] == found["artifacts"][0]["parity"]["verdict"] == "inconclusive"
+    assert bundle.read_manifest(out).verdict == "inconclusive"
+    again = cli("check", out, "--junit", tmp_path / "junit.xml", "--markdown", "-")
+    assert again.exit_code == 3
+    assert "inconclusive" in again.stdout
+    assert "skipped" in (tmp_path / "junit.xml").read_text(encoding="utf-8")
+    assert cli("check", out, "--allow-not-run").exit_code == 0

@@ -18,6 +18,7 @@ from levit_export.drift.chain import Model
 from levit_export.drift.mapping import Bench
 from levit_export.drift.yardstick import samples_of
 from levit_export.errors import UsageError
+from levit_export.findings import Finding
 from levit_export.parity import ParityReport
 from levit_export.report import ArtifactReport
 
@@ -26,7 +27,8 @@ KEPT = "stage1.block0.attention"
 
 def failed(kind: str = "onnx") -> ArtifactReport:
     """An artifact that failed, on no sample more than on another."""
-    return replace(made.artifact(kind), parity=ParityReport("fail", "altered", "", samples=0))
+    found = Finding("altered-files", {"text": "altered"})
+    return replace(made.artifact(kind), parity=ParityReport("", 0, findings=(found,)))
 
 
 def row(kind: str, precision: str) -> Row:

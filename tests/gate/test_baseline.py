@@ -93,7 +93,10 @@ def test_every_output_is_compared() -> None:
         (lambda a: a, lambda a: replace(a, parity=parity_of())),
         (
             lambda a: replace(
-                a, parity=parity_of(replace(output(), errors=(0.0,) * 3, scales=(1.0,) * 3))
+                a,
+                parity=replace(
+                    a.parity, outputs=(replace(output(), errors=(0.0,) * 3, scales=(1.0,) * 3),)
+                ),
             ),
             lambda a: a,
         ),
@@ -113,7 +116,7 @@ def test_parity_that_cannot_be_compared(
 def test_an_output_that_holds_nan_is_worse() -> None:
     """An output that could not be compared at all is a regression."""
     broken: OutputParity = replace(
-        output(), worst_ratio=math.inf, errors=(), scales=(), failures=("NaN",)
+        output(), worst_ratio=math.inf, errors=(), scales=(), spreads=(), rows=()
     )
     now = replace(artifact(), parity=parity_of(broken))
     assert verdicts(compare(now, artifact()))[PARITY] == "fail"

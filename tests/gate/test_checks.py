@@ -7,6 +7,7 @@ from dataclasses import replace
 from gate_reports import artifact, output, parity_of, unrun
 
 from levit_export import gate
+from levit_export.findings import Finding
 from levit_export.gate.checks import labels
 from levit_export.parity import ParityReport
 from levit_export.weights import WeightAudit
@@ -56,24 +57,49 @@ def test_weights_that_were_not_read() -> None:
     found = gate.of_report([replace(artifact(), parity=parity_of(output(), audit=audit))])
     assert [check.verdict for check in found] == ["pass", "not-run"]
     assert "no reader" in found[1].reason
-    assert gate.overall(found) == "pass"
+    assert gate.verdict_of(found) == "pass"
 
 
 def test_overall() -> None:
     """What was not run is no pass, one failure fails, and nothing at all is not run."""
     good, bad = artifact("onnx"), artifact("openvino", share=2.0)
-    assert gate.overall(gate.of_report([good])) == "pass"
-    assert gate.overall(gate.of_report([good, unrun(good)])) == "not-run"
-    assert gate.overall(gate.of_report([good, unrun(good), bad])) == "fail"
-    assert gate.overall([]) == "not-run"
+    assert gate.verdict_of(gate.of_report([good])) == "pass"
+    assert gate.verdict_of(gate.of_report([good, unrun(good)])) == "not-run"
+    assert gate.verdict_of(gate.of_report([good, unrun(good), bad])) == "fail"
+    assert gate.verdict_of([]) == "not-run"
 
 
-def test_a_failure_always_has_a_reason() -> None:
-    """A report that fails without saying why still fails, with words."""
-    silent = replace(artifact(), parity=ParityReport("fail", "", "", samples=0))
-    ((verdict, reason),) = answers(silent).values()
-    assert verdict == "fail"
-    assert reason
+def test_a_report_of_nothing_was_not_run() -> None:
+    """A report that found nothing and compared nothing is no pass."""
+    hollow = replace(artifact(), parity=ParityReport("", 0))
+    ((verdict, _),) = answers(hollow).values()
+    assert verdict == "not-run"
+
+
+def test_a_hint_fails_nothing() -> None:
+    """A hint at float16 beside wrong weights leaves the answers as they are."""
+    hint = Finding(
+        "float16-overflow", {"block": "stem", "peak": 7e4, "more": "", "format": "onnx"}
+    )
+    audit = WeightAudit(3, missing=("head.weight",))
+    found = parity_of(output(), audit=audit).joined(hint)
+    checks = answers(replace(artifact(), parity=found))
+    assert checks["onnx-fp32", "parity"] == ("pass", "")
+    assert checks["onnx-fp32", "weights"][0] == "fail"
+    assert (found.verdict, found.fault) == ("fail", "weights")
+    off = answers(replace(artifact(), parity=parity_of(output(3.0)).joined(hint)))
+    assert off["onnx-fp32", "parity"][1].endswith("let --precision onnx=auto find out")
+
+
+def test_an_altered_directory_is_a_claim() -> None:
+    """Files that differ from the manifest fail the claims; the answers were not looked at."""
+    found = ParityReport("", 0, findings=(Finding("altered-files", {"text": "x is missing"}),))
+    checks = answers(replace(artifact(), parity=found))
+    assert checks["onnx-fp32", "claims"] == (
+        "fail",
+        "the directory was altered after it was written: x is missing",
+    )
+    assert (found.verdict, found.fault) == ("fail", "claims")
 
 
 def test_labels_tell_artifacts_apart() -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from levit_export import parity, timing
 from levit_export.core import Availability, ModelInfo, PassRecord, Preprocessing, Tolerance
+from levit_export.findings import Finding
 from levit_export.machine import Machine
 from levit_export.parity import OutputParity, ParityReport
 from levit_export.render import console
@@ -34,7 +35,7 @@ OUTPUT = OutputParity(
     undecided_flips=0,
     tolerance=Tolerance(0.0, (1e-5,), "derived"),
 )
-PASSED = ParityReport("pass", "", "onnxruntime 9", 26, (OUTPUT,))
+PASSED = ParityReport("onnxruntime 9", 26, (OUTPUT,))
 TIMED = TimingReport(
     "pass", runtime="onnxruntime 9", threads=2, batch=1, efficiency=0.5, seconds=(0.002,) * 9
 )
@@ -91,13 +92,32 @@ def test_passed(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_failed(capsys: pytest.CaptureFixture[str]) -> None:
     """A failure shows its reason in full, the failed directory, and to check as the next step."""
-    failed = replace(PASSED, verdict="fail", reason="logits: error 1e-2 on noise exceeds 1e-5")
+    values = {"error": 1e-2, "sample": "noise", "allowed": 1e-5}
+    failed = PASSED.joined(Finding("too-far", values, "logits"))
     artifact = replace(ARTIFACT, parity=failed)
     text = shown(capsys, verdict="fail", artifacts=(artifact,), output=Path("out.failed"))
     assert "fail" in row_of(text)
     assert "pass" not in text
-    assert "onnx-fp32: logits: error 1e-2 on noise exceeds 1e-5" in text
+    assert "onnx-fp32: logits: error 1.00e-02 on noise exceeds the tolerance 1.00e-05" in text
     assert text.splitlines()[-2:] == ["fail  out.failed", "next: levit-export check out.failed"]
+
+
+def test_inconclusive(capsys: pytest.CaptureFixture[str]) -> None:
+    """A check that decides nothing is called so, with what to do, and neither pass nor fail."""
+    found = PASSED.joined(Finding("untrained", {"text": "2 of 2 branches are zero"}))
+    artifact = replace(ARTIFACT, parity=found)
+    text = shown(capsys, verdict="inconclusive", artifacts=(artifact,))
+    assert "inconclusive" in row_of(text)
+    assert "2 of 2 branches are zero; check trained weights" in text
+    assert text.splitlines()[-1] == "inconclusive"
+
+
+def test_weights_at_fault(capsys: pytest.CaptureFixture[str]) -> None:
+    """Wrong weights beside right answers come out as what they are."""
+    values = {"count": 1, "tensors": 3, "names": "head.bias"}
+    failed = PASSED.joined(Finding("missing-weights", values))
+    text = shown(capsys, verdict="fail", artifacts=(replace(ARTIFACT, parity=failed),))
+    assert "fail (weights)" in row_of(text)
 
 
 def test_not_run(capsys: pytest.CaptureFixture[str]) -> None:

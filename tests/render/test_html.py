@@ -140,7 +140,7 @@ def test_reports_with_little_in_them(report: Report) -> None:
 
 def test_a_run_that_only_measured() -> None:
     """Where parity was not asked for the page says so once, and has no column of it."""
-    found = made.unrun(artifact(timing=timed(2.0)), NOT_ASKED)
+    found = replace(artifact(timing=timed(2.0)), parity=NOT_ASKED)
     page = read(html.page(made.report_of(found)))
     (header,) = page.all("header")
     assert "only measured" in header.text

@@ -36,7 +36,7 @@ def tables(text: str) -> list[list[list[str]]]:
 def page(found: Report, *more: Check) -> str:
     """The summary of a report with its checks."""
     checks = (*gate.of_report(found.artifacts), *more)
-    return markdown.render("levit_digits", replace(found, verdict=gate.overall(checks)), checks)
+    return markdown.render("levit_digits", replace(found, verdict=gate.verdict_of(checks)), checks)
 
 
 def test_a_pass() -> None:

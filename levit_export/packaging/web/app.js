@@ -56,6 +56,7 @@ function describe({ manifest, described, input, artifacts }) {
   if (input.dtype === "uint8") part("recipe").textContent += " The model normalises by itself.";
   const warning = {
     fail: "This export failed its check. Do not ship it.",
+    inconclusive: "The check of this export decided nothing: it is not known to be right.",
     "not-run": "A check of this export was not run: it is not known to be right.",
   }[manifest.verdict];
   part("warning").hidden = !warning;

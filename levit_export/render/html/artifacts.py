@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from levit_export.gate.checks import labels
-from levit_export.parity import NOT_ASKED
 from levit_export.render.html import wording
 from levit_export.render.html.markup import (
     Column,
@@ -59,8 +58,10 @@ def _timed(report: Report) -> bool:
 
 def _columns(report: Report) -> Iterator[Cells]:
     found = report.artifacts
-    if not all(artifact.parity.reason == NOT_ASKED for artifact in found):
-        yield Cells("parity", lambda a: wording.verdict(a.parity.verdict), number=False)
+    if any(artifact.parity.was_asked for artifact in found):
+        yield Cells(
+            "parity", lambda a: wording.verdict(a.parity.verdict, a.parity.fault), number=False
+        )
         yield Cells("of tolerance", _share)
         yield Cells("max rel. error", _error)
     if any(a.parity.weights and not a.parity.weights.unread for a in found):
@@ -84,14 +85,18 @@ def _named(label: str) -> Markup:
     return element("span", name, *place, kind="name")
 
 
+def _verdict(artifact: ArtifactReport) -> Markup:
+    return wording.verdict(artifact.parity.verdict, artifact.parity.fault)
+
+
 def _share(artifact: ArtifactReport) -> str:
     outputs = artifact.parity.outputs
     return wording.share(max(o.worst_ratio for o in outputs)) if outputs else wording.NONE
 
 
 def _error(artifact: ArtifactReport) -> str:
-    outputs = artifact.parity.outputs
-    return wording.error(max(o.max_rel for o in outputs)) if outputs else wording.NONE
+    worst = artifact.parity.max_rel
+    return wording.NONE if worst is None else wording.error(worst)
 
 
 def _weights(artifact: ArtifactReport) -> str:

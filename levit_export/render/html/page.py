@@ -7,7 +7,6 @@ from importlib import resources
 from typing import TYPE_CHECKING
 
 from levit_export.gate import Check, of_report
-from levit_export.parity import NOT_ASKED
 from levit_export.render.html import wording
 from levit_export.render.html.artifacts import artifacts
 from levit_export.render.html.drift import drift as drift_section
@@ -30,7 +29,12 @@ if TYPE_CHECKING:
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 """Nothing is fetched and nothing is run, whatever the page might hold."""
 
-TITLES = {"pass": "passed", "fail": "failed", "not-run": "could not be checked"}
+TITLES = {
+    "pass": "passed",
+    "fail": "failed",
+    "inconclusive": "inconclusive",
+    "not-run": "could not be checked",
+}
 
 
 def page(report: Report, *, drift: DriftMap | None = None, pixels: Pixels | None = None) -> str:
@@ -126,7 +130,7 @@ def _sentence(report: Report) -> str:
 
 
 def _only_measured(report: Report) -> bool:
-    return all(artifact.parity.reason == NOT_ASKED for artifact in report.artifacts)
+    return not any(artifact.parity.was_asked for artifact in report.artifacts)
 
 
 def _reasons(checks: list[Check]) -> Markup:

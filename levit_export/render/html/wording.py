@@ -9,15 +9,21 @@ from levit_export.render.html.markup import Markup, element
 from levit_export.render.junit import NOT_XML
 
 NONE = "–"
-MARKS: dict[Verdict, str] = {"pass": "✓", "fail": "✗", "not-run": "○"}
-WORDS: dict[Verdict, str] = {"pass": "pass", "fail": "fail", "not-run": "not run"}
+MARKS: dict[Verdict, str] = {"pass": "✓", "fail": "✗", "inconclusive": "?", "not-run": "○"}
+WORDS: dict[Verdict, str] = {
+    "pass": "pass",
+    "fail": "fail",
+    "inconclusive": "inconclusive",
+    "not-run": "not run",
+}
 MOST_PERCENT = 1e6
 
 
-def verdict(found: Verdict) -> Markup:
+def verdict(found: Verdict, about: str = "") -> Markup:
     """The verdict as sign, word and colour, so that none of the three is needed."""
     sign = element("span", MARKS[found], attributes={"aria-hidden": "true"})
-    return element("span", sign, " ", WORDS[found], kind=f"verdict {found}")
+    words = f"{WORDS[found]} ({about})" if about else WORDS[found]
+    return element("span", sign, " ", words, kind=f"verdict {found}")
 
 
 def size(count: int) -> str:
