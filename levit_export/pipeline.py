@@ -37,7 +37,13 @@ from levit_export.core import (
     overall,
 )
 from levit_export.drift import explaining
-from levit_export.errors import MissingDependencyError, OutputError, UnknownNameError, UsageError
+from levit_export.errors import (
+    DownloadError,
+    MissingDependencyError,
+    OutputError,
+    UnknownNameError,
+    UsageError,
+)
 from levit_export.lean import load_early
 from levit_export.parity import ParityReport
 from levit_export.precisions import AUTO
@@ -237,6 +243,57 @@ def describe(request: ExportRequest, jobs: Sequence[Job]) -> list[str]:
     ]
 
 
+def planned(request: ExportRequest, jobs: Sequence[Job]) -> dict[str, Any]:
+    """The same for programs."""
+    choice = request.choice
+    return {
+        "model": choice.model,
+        "checkpoint": None if choice.checkpoint is None else str(choice.checkpoint),
+        "batch": request.options.batch,
+        "artifacts": [{"format": job.format, "precision": job.options.precision} for job in jobs],
+        "check": request.check,
+        "bench": request.bench,
+        "output": None if request.output is None else str(request.output),
+    }
+
+
+def rehearse(request: ExportRequest) -> None:
+    """Raise what :func:`export` would raise before it begins to work; nothing is written.
+
+    Published weights that are not in the cache yet are not fetched, and not judged.
+    """
+    jobs = plan(request)
+    choice = request.choice
+    if choice.pretrained and not choice.offline:
+        from levit_export.published import parse
+
+        parse(choice.model or "")
+        choice = replace(choice, offline=True)
+    try:
+        checkpoint = reference.load(choice)
+    except DownloadError:
+        if request.choice.offline:
+            raise
+        return
+    refuse(request, jobs, checkpoint)
+    calibration = _calibration(jobs, checkpoint, request)
+    for job in jobs:
+        _calibrated(job, calibration)
+    _refuse_output(request.output or Path("exported", checkpoint.name))
+
+
+def refuse(request: ExportRequest, jobs: Sequence[Job], checkpoint: Checkpoint) -> None:
+    """Raise for what a request asks of this checkpoint and cannot have."""
+    from levit_export.passes import PASSES
+
+    for name in request.skip:
+        if name not in (known := [each.name for each in PASSES]):
+            raise UnknownNameError("pass", name, known)
+    machine.refuse_batch(request.options.batch or 1, checkpoint.config.image_size)
+    _refuse_task(jobs, checkpoint)
+    _refuse_unknown_blocks(jobs, checkpoint, request.options.embedded)
+
+
 @dataclass
 class Shared:
     """What follows from a model alone, made once for all exports that are given the same one.
@@ -273,8 +330,7 @@ def export(
     progress.stage("loading the checkpoint")
     shared.about(request)
     checkpoint = shared.once("checkpoint", partial(reference.load, request.choice, progress))
-    _refuse_task(jobs, checkpoint)
-    _refuse_unknown_blocks(jobs, checkpoint, request.options.embedded)
+    refuse(request, jobs, checkpoint)
     calibration = _calibration(jobs, checkpoint, request)
     jobs = [_calibrated(job, calibration) for job in jobs]
     output = request.output or Path("exported", checkpoint.name)

@@ -64,8 +64,14 @@ class Recipe:
 
 def read_recipe(path: Path) -> Recipe:
     """What an earlier export was made with: its folder, or the manifest in it."""
+    from levit_export.atomic import MANIFEST
     from levit_export.bundle import read_manifest
 
+    if not path.is_dir() and path.name != MANIFEST:
+        raise UsageError(
+            f"{path} is not an earlier export" if path.exists() else f"{path} does not exist",
+            remedy=f"Give --recipe the folder of an export, or the {MANIFEST} in it.",
+        )
     manifest = read_manifest(path if path.is_dir() else path.parent)
     wanted: dict[str, tuple[str, ...]] = {}
     keep: dict[str, tuple[str, ...]] = {}

@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 @click.argument("paths", nargs=-1, required=True, type=options.EXISTING)
 @click.option(
     "--samples",
-    type=options.POSITIVE,
+    type=options.TURNS,
     default=6,
     show_default=True,
     help="How many inputs, evenly spread over noise, adversarial and real images.",
 )
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--seed", type=options.SEED, default=0, show_default=True)
 @click.option(
     "-d",
     "--data",
@@ -57,6 +57,7 @@ def drift(ctx: click.Context, /, paths: tuple[Path, ...], **_: Any) -> int:
     from levit_export.render.drift import print_drift
 
     params = ctx.params
+    options.refuse_missing(params)
     given = {"--json": params["json_file"], "--html": params["html"]}
     refuse_unwritable(given, options.sources(params))
     screen = console.Screen(quiet=params["quiet"])

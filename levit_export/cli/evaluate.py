@@ -45,7 +45,7 @@ from levit_export.cli.verb import Verb, status_of
 )
 @click.option(
     "--max-drop",
-    type=click.FloatRange(min=0, max=100),
+    type=options.FiniteRange(min=0, max=100),
     metavar="POINTS",
     help="Exit 1 when top-1 falls further below PyTorch's; on images without labels, when more "
     "percent of the answers differ.",
@@ -73,11 +73,14 @@ def evaluate(ctx: click.Context, /, paths: tuple[Path, ...], **_: Any) -> int:
     A directory brings its recipe and labels; add --checkpoint for PyTorch's answers. A single
     file needs --checkpoint. The directory's report.json is updated.
     """
-    from levit_export import evaluation
+    from levit_export import evaluation, machine
     from levit_export.render import console
 
     params = ctx.params
     refuse_unwritable({"--json": params["json_file"]}, options.sources(params))
+    options.refuse_missing(params)
+    if params["workers"] is not None:
+        machine.refuse_threads(params["workers"], "--workers")
     request = evaluation.EvaluateRequest(
         paths=paths,
         data=params["data"],

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from levit_export.cli import options
-from levit_export.cli.output import present, refuse_unwritable
+from levit_export.cli.output import present, present_plan, refuse_unwritable
 from levit_export.cli.verb import Verb, status_of
 from levit_export.zoo import AUTO_LAYOUT, LAYOUTS
 
@@ -37,7 +37,7 @@ from levit_export.zoo import AUTO_LAYOUT, LAYOUTS
 )
 @click.option(
     "--max-drop",
-    type=click.FloatRange(min=0),
+    type=options.FiniteRange(min=0),
     default=0.5,
     show_default=True,
     help="Points of accuracy that --precision auto may lose on the images of --data.",
@@ -63,7 +63,7 @@ from levit_export.zoo import AUTO_LAYOUT, LAYOUTS
 )
 @click.option(
     "--num-samples",
-    type=options.POSITIVE,
+    type=options.TURNS,
     default=200,
     show_default=True,
     help="How many of them.",
@@ -119,6 +119,7 @@ def export(ctx: click.Context, /, **_: Any) -> int:
 
     params = ctx.params
     refuse_unwritable({"--json": params["json_file"]}, options.sources(params))
+    options.refuse_missing(params)
     request = _request(params)
     jobs = pipeline.plan(request)
     screen = console.Screen(quiet=params["quiet"])
@@ -128,7 +129,13 @@ def export(ctx: click.Context, /, **_: Any) -> int:
             "export your own with --checkpoint FILE (see levit-export models)"
         )
     if params["dry_run"]:
-        console.print_plan(screen, pipeline.describe(request, jobs))
+        pipeline.rehearse(request)
+        present_plan(
+            screen,
+            pipeline.describe(request, jobs),
+            pipeline.planned(request, jobs),
+            params["json_file"],
+        )
         return 0
     with screen.progress() as progress:
         report = pipeline.export(request, progress)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -18,7 +19,28 @@ if TYPE_CHECKING:
 CommandT = TypeVar("CommandT", bound=Callable[..., Any])
 
 POSITIVE = click.IntRange(min=1)
+SEED = click.IntRange(0, 2**64 - 1)
+"""What PyTorch takes for a seed."""
+
+TURNS = click.IntRange(1, 1_000_000)
+"""Of what is repeated or read one by one: a mistyped number ends the run at once."""
+
+LARGEST_SIDE = 4096
+"""Pixels: the attention of the first stage has the fourth power of a side / 16 of entries."""
 EXISTING = click.Path(path_type=Path)
+
+
+class FiniteRange(click.FloatRange):
+    """A number in a range; NaN, which lies in every range, is refused."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """The number."""
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number", param, ctx)
+        return number
 
 
 class ImageSize(click.ParamType[tuple[int, int]]):
@@ -33,9 +55,12 @@ class ImageSize(click.ParamType[tuple[int, int]]):
         if isinstance(value, tuple):
             return value
         try:
-            return parse_size(value)
+            size = parse_size(value)
         except ValueError as error:
             self.fail(f"{error}; give a side such as 224, or height x width: 128x512", param, ctx)
+        if max(size) > LARGEST_SIDE:
+            self.fail(f"{value} is more than {LARGEST_SIDE} pixels a side", param, ctx)
+        return size
 
 
 def _all(*options: Callable[[CommandT], CommandT]) -> Callable[[CommandT], CommandT]:
@@ -66,7 +91,7 @@ def model_options(command: CommandT) -> CommandT:
         click.option("--offline", is_flag=True, help="Take --pretrained weights from the cache."),
         click.option(
             "--random-weights",
-            type=click.IntRange(min=0),
+            type=SEED,
             metavar="SEED",
             help="Seeded random weights, for a dry run of a model you have not trained yet.",
         ),
@@ -114,7 +139,7 @@ def parity_options(command: CommandT) -> CommandT:
             type=click.FloatRange(min=0),
             help="The same relative to a sample's largest output; the one not given is 0.",
         ),
-        click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True),
+        click.option("--seed", type=SEED, default=0, show_default=True),
         click.option(
             "--allow-not-run",
             is_flag=True,
@@ -140,8 +165,8 @@ def run_options(command: CommandT) -> CommandT:
 def timing_options(command: CommandT) -> CommandT:
     """How long to measure."""
     return _all(
-        click.option("--warmup", type=click.IntRange(min=0), default=30, show_default=True),
-        click.option("--iters", type=POSITIVE, default=50, show_default=True),
+        click.option("--warmup", type=click.IntRange(0, TURNS.max), default=30, show_default=True),
+        click.option("--iters", type=TURNS, default=50, show_default=True),
     )(command)
 
 
@@ -154,6 +179,7 @@ def output_options(command: CommandT) -> CommandT:
     )(command)
 
 
+DIGITS = "digits"
 SOURCES = (
     "checkpoint",
     "labels",
@@ -171,6 +197,18 @@ def sources(params: Mapping[str, Any]) -> tuple[Path, ...]:
     """All that a verb reads, which no report may be written over."""
     named = [params[name] for name in SOURCES if params.get(name) is not None]
     return (*params.get("paths", ()), *map(Path, named))
+
+
+def refuse_missing(params: Mapping[str, Any]) -> None:
+    """Raise for images that do not exist, also where nothing will look at them."""
+    from levit_export.errors import DataError
+
+    data = params["data"]
+    if data is not None and str(data) != DIGITS and not Path(data).exists():
+        raise DataError(
+            f"--data {data} does not exist",
+            remedy=f"Give a folder or an .npz file, or {DIGITS} for the bundled images.",
+        )
 
 
 def comma_separated(values: tuple[str, ...]) -> list[str]:
@@ -235,8 +273,10 @@ def overrides(params: dict[str, Any]) -> Overrides:
 def run(params: dict[str, Any]) -> RunOptions:
     """What :func:`run_options` parsed."""
     from levit_export.core import RunOptions
-    from levit_export.machine import usable_cores
+    from levit_export.machine import refuse_threads, usable_cores
 
+    if params["threads"] is not None:
+        refuse_threads(params["threads"])
     units = tuple(unit.strip().lower() for unit in params["compute_units"].split(","))
     return RunOptions(
         threads=params["threads"] or usable_cores(), device=params["device"], compute_units=units

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -47,6 +47,18 @@ def present(screen: Screen, report: Report, json_file: str | None) -> None:
     if json_file is not None:
         text = json.dumps(to_json(report), indent=1, allow_nan=False)
         write_or_print(text + "\n", json_file)
+
+
+def present_plan(
+    screen: Screen, lines: Sequence[str], content: Mapping[str, Any], json_file: str | None
+) -> None:
+    """What a dry run found: lines for people, or JSON in their place."""
+    from levit_export.render.console import print_plan
+
+    if not screen.quiet and json_file != "-":
+        print_plan(screen, lines)
+    if json_file is not None:
+        write_or_print(json.dumps(content, indent=1) + "\n", json_file)
 
 
 def refuse_unwritable(given: Mapping[str, str | None], sources: Iterable[Path] = ()) -> None:

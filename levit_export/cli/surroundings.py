@@ -10,8 +10,10 @@ import atexit
 import errno
 import io
 import os
+import shutil
 import signal
 import sys
+import tempfile
 import threading
 from contextlib import suppress
 from typing import Any, NoReturn, TextIO
@@ -46,6 +48,7 @@ class _Unfailing(io.FileIO):
 
 
 _raw: dict[int, _Unfailing] = {}
+_temporary: list[str] = []
 
 
 def prepare() -> None:
@@ -53,7 +56,19 @@ def prepare() -> None:
     _open_closed_streams()
     for number, name in ((STDOUT, "stdout"), (STDERR, "stderr")):
         setattr(sys, name, _unfailing(number, getattr(sys, name)))
+    _take_temporary_folder()
     _end_on_signals()
+
+
+def _take_temporary_folder() -> None:
+    """Let all that is temporary, libraries' own files too, lie in one folder that goes at the end.
+
+    Where no folder can be made, whoever needs one will say so.
+    """
+    with suppress(OSError):
+        root = tempfile.mkdtemp(prefix="levit-export-")
+        tempfile.tempdir = os.environ["TMPDIR"] = root
+        _temporary.append(root)
 
 
 def _open_closed_streams() -> None:
@@ -114,7 +129,13 @@ def _watch(heard: int) -> None:
         (number,) = os.read(heard, 1)
     threading.Event().wait(GRACE_S)
     files.remove_transient()
+    _remove_temporary()
     os._exit(128 + number)
+
+
+def _remove_temporary() -> None:
+    for root in _temporary:
+        shutil.rmtree(root, ignore_errors=True)
 
 
 def leave(status: int | str | None) -> NoReturn:
@@ -123,6 +144,7 @@ def leave(status: int | str | None) -> NoReturn:
         raise SystemExit(status)
     threading._shutdown()  # type: ignore[attr-defined]  # noqa: SLF001
     atexit._run_exitfuncs()  # noqa: SLF001
+    _remove_temporary()
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):  # closed already
             stream.flush()

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from levit_export.cli import options
-from levit_export.cli.output import refuse_unwritable, write_or_print
+from levit_export.cli.output import present_plan, refuse_unwritable, write_or_print
 from levit_export.cli.verb import Verb, status_of
 
 
@@ -39,12 +39,14 @@ def sweep(ctx: click.Context, /, file: Path, **_: Any) -> int:
     Finished cells are kept by the digest of all that determines them: an interrupted sweep goes
     on where it was, and one that was changed does what is new. docs/scaling.md describes the file.
     """
+    from levit_export import machine
     from levit_export import sweep as sweeping
     from levit_export.render import console
     from levit_export.sweep import words
 
     params = ctx.params
     refuse_unwritable({"--json": params["json_file"]}, options.sources(params))
+    machine.refuse_threads(params["workers"], "--workers")
     request = sweeping.SweepRequest(
         file=file,
         output=params["output"],
@@ -53,8 +55,9 @@ def sweep(ctx: click.Context, /, file: Path, **_: Any) -> int:
     )
     screen = console.Screen(quiet=params["quiet"])
     if params["dry_run"]:
-        for cell in sweeping.plan(request).cells:
-            click.echo(f"{cell.label} {cell.id}")
+        cells = [{"model": c.label, "artifact": c.id} for c in sweeping.plan(request).cells]
+        lines = [f"{cell['model']} {cell['artifact']}" for cell in cells]
+        present_plan(screen, lines, {"cells": cells}, params["json_file"])
         return 0
     with screen.progress() as progress:
         report = sweeping.sweep(request, progress)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Mapping
 from importlib import import_module
@@ -43,27 +44,34 @@ class Verb(click.Command):
         except KeyboardInterrupt:
             _complain("interrupted", "An earlier export is whole.", verbose=False)
             status = INTERRUPTED
-        except OSError as error:
-            _complain(f"the system refused: {error}", "Is the disk full?", verbose=verbose)
-            status = 2
-        except MemoryError:
-            _complain(
-                "there is not enough memory",
-                "An earlier export is whole. Take a smaller --batch or --imgsz, fewer formats at "
-                "a time, or a machine with more memory.",
-                verbose=verbose,
-            )
-            status = 2
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except Exception as error:  # Python's own status 1 would mean a failed check
-            _complain(
-                f"unexpected {type(error).__name__}: {error}",
-                "This is a bug in levit-export; please report it with the output of -v.",
-                verbose=verbose,
-            )
+            _complain(*_unforeseen(error), verbose=verbose)
             status = 2
         ctx.exit(status or 0)
+
+
+NO_MEMORY = ("allocate memory", "bad_alloc", "out of memory", "bad allocation")
+"""How PyTorch and the runtimes say it, who raise it as anything."""
+
+
+def _unforeseen(error: Exception) -> tuple[str, str]:
+    """What to say of an error that is none of ours, and what to do."""
+    said = str(error).lower()
+    is_memory = isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM
+    if is_memory or any(words in said for words in NO_MEMORY):
+        return (
+            "there is not enough memory",
+            "An earlier export is whole. Take a smaller --batch or --imgsz, or one format at a "
+            "time.",
+        )
+    if isinstance(error, OSError):
+        return f"the system refused: {error}", "Is the disk full?"
+    return (
+        f"unexpected {type(error).__name__}: {error}",
+        "This is a bug in levit-export; please report it with the output of -v.",
+    )
 
 
 class VerbGroup(click.Group):

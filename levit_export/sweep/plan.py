@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from levit_export import preprocessing
+from levit_export import machine, preprocessing
 from levit_export.core import files
 from levit_export.errors import UnknownNameError, UsageError
 from levit_export.reference import ModelChoice
@@ -39,6 +39,8 @@ SETTINGS = {
     "warmup": "warmup",
     "iters": "iterations",
 }
+MOST = 1_000_000
+LIMITS = {"seed": 2**64 - 1}
 NATURAL = {"seed": 0, "warmup": 0}
 """Whole numbers that may be smaller than 1."""
 
@@ -162,6 +164,10 @@ def _settings(top: _Table) -> Settings:
             raise top.wrong(key, "points from 0 to 100")
         if key != "max-drop" and found < NATURAL.get(key, 1):
             raise top.wrong(key, f"a whole number from {NATURAL.get(key, 1)}")
+        if key == "threads":
+            machine.refuse_threads(found, key)
+        elif key != "max-drop" and found > LIMITS.get(key, MOST):
+            raise top.wrong(key, f"a whole number up to {LIMITS.get(key, MOST)}")
         given[name] = found
     batch = top.content.get("batch", 1)
     if batch == "dynamic":
