@@ -143,20 +143,9 @@ def _remove_abandoned(final: Path) -> None:
     prefix = f".{final.name}{_PARTIAL}"
     for left in final.parent.glob(f"{glob.escape(prefix)}*"):
         owner = left.name.removeprefix(prefix).split("-")[0]
-        if not owner.isdecimal() or is_alive(int(owner)):
+        if not owner.isdecimal() or files.is_alive(int(owner)):
             continue
         if left.name.endswith(_OLD) and not final.exists():
             left.rename(final)  # killed between the two renames of _take_place
         else:
             shutil.rmtree(left, ignore_errors=True)
-
-
-def is_alive(process: int) -> bool:
-    """Whether there is a process of this number; one that may not be asked counts as there."""
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, OverflowError):
-        return True
-    return True

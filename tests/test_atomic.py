@@ -290,6 +290,63 @@ def test_two_at_once(tmp_path: Path) -> None:
     assert names(tmp_path) == ["out"]
 
 
+RENAMES = """
+import os, signal, sys
+from pathlib import Path
+from levit_export import atomic
+
+moment, final = sys.argv[1], Path(sys.argv[2])
+if sys.argv[3] == "two renames":
+    atomic._exchange = lambda *_: False
+count = 0
+
+def watch(event, arguments):
+    global count
+    if event == "os.rename" and str(final) in map(str, arguments[:2]):
+        count += 1
+        if moment == f"before rename {count}":
+            os.kill(os.getpid(), signal.SIGKILL)
+    if event == "shutil.rmtree" and moment == "before the old one is removed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if event == "ctypes.dlopen" and moment == "before the exchange":
+        os.kill(os.getpid(), signal.SIGKILL)
+
+sys.addaudithook(watch)
+with atomic.staged(final) as stage:
+    (stage.path / "model.bin").write_text("new")
+    manifest = '{"toolchain": {"levit-export": "2"}, "files": {"model.bin": {}}}'
+    (stage.path / "manifest.json").write_text(manifest)
+    stage.commit(final)
+"""
+
+
+@pytest.mark.parametrize(
+    ("way", "moment"),
+    [
+        ("exchange", "before the exchange"),
+        ("exchange", "before the old one is removed"),
+        ("two renames", "before rename 1"),
+        ("two renames", "before rename 2"),
+        ("two renames", "before the old one is removed"),
+    ],
+)
+def test_kill_at_the_rename(tmp_path: Path, way: str, moment: str) -> None:
+    """A kill at each step of the commit leaves the old or the new directory, whole, at its place.
+
+    Between two renames it is the next run that puts the old one back.
+    """
+    final = tmp_path / "out"
+    fill(final, "old")
+    done = subprocess.run([sys.executable, "-c", RENAMES, moment, str(final), way], check=False)
+    assert done.returncode == -signal.SIGKILL
+    if moment != "before rename 2":
+        assert content(final) == ("new" if "removed" in moment else "old")
+    with pytest.raises(RuntimeError), atomic.staged(final):
+        raise RuntimeError("a failing export")
+    assert content(final) == ("new" if "removed" in moment else "old")
+    assert names(tmp_path) == ["out"]
+
+
 def wait_until(true: Callable[[], bool], process: subprocess.Popen[str]) -> None:
     """Wait for a condition that a process brings about, which must not end before."""
     patience = time.monotonic() + PATIENCE_S

@@ -7,6 +7,7 @@ each caller turns into an error of its own that names the file.
 from __future__ import annotations
 
 import errno
+import glob
 import os
 import shutil
 import stat
@@ -23,6 +24,7 @@ _IRREGULAR = {
     stat.S_IFBLK: "is a device, not a regular file",
     stat.S_IFSOCK: "is a socket, not a regular file",
 }
+_PARTIAL = ".partial-"
 _HELD = 1 << 26
 """Bytes for a stream that are held in memory; beyond, in a temporary file."""
 
@@ -110,7 +112,9 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     if found is not None and not os.access(place, os.W_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
     mode = 0o666 & ~umask() if found is None else stat.S_IMODE(found.st_mode)
-    handle, name = tempfile.mkstemp(prefix=f".{place.name}.partial-", dir=place.parent)
+    _remove_abandoned(place)
+    prefix = f".{place.name}{_PARTIAL}{os.getpid()}-"
+    handle, name = tempfile.mkstemp(prefix=prefix, dir=place.parent)
     with transient(Path(name)) as temporary:
         with os.fdopen(handle, "w+b") as file:
             yield file
@@ -131,6 +135,15 @@ def _is_stream(found: os.stat_result) -> bool:
             if os.path.samestat(found, os.fstat(own)):
                 return True
     return False
+
+
+def _remove_abandoned(place: Path) -> None:
+    """Delete what runs that were killed left beside ``place``."""
+    prefix = f".{place.name}{_PARTIAL}"
+    for left in place.parent.glob(f"{glob.escape(prefix)}*"):
+        owner = left.name.removeprefix(prefix).split("-")[0]
+        if owner.isdecimal() and left.is_file() and not is_alive(int(owner)):
+            _remove(left)
 
 
 @contextmanager
@@ -170,3 +183,14 @@ def umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def is_alive(process: int) -> bool:
+    """Whether there is a process of this number; one that may not be asked counts as there."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True

@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from levit_export.atomic import is_alive
 from levit_export.core import files
 from levit_export.errors import OutputError
 from levit_export.sweep.cells import Cell, Result
@@ -70,7 +69,7 @@ class Store:
         """Remove what runs that were killed left behind."""
         for left in self.root.glob(f"{PARTIAL}*"):
             owner = left.name.removeprefix(PARTIAL).split("-")[0]
-            if owner.isdecimal() and not is_alive(int(owner)):
+            if owner.isdecimal() and not files.is_alive(int(owner)):
                 shutil.rmtree(left, ignore_errors=True)
 
 

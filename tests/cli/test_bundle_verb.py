@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -44,6 +48,48 @@ def test_two_bundles_are_the_same(bundle: Bundle, exported: Exported, tmp_path: 
     with zipfile.ZipFile(tmp_path / "one.zip") as file:
         assert "CC BY 4.0" in file.read("licences/digits.md").decode()
         assert "digits.md" in file.read("LICENCES.md").decode()
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from levit_export.packaging import write
+
+moment, reads = sys.argv[3], 0
+
+def watch(event, arguments):
+    global reads
+    is_read = event == "open" and str(arguments[0]).endswith(".onnx")
+    reads += is_read
+    # It is read to see that it is not damaged, for its hash, and then to be written.
+    is_half = moment == "half" and is_read and reads == 3
+    if is_half or (moment == "before the rename" and event == "os.rename"):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+sys.addaudithook(watch)
+write(Path(sys.argv[1]), Path(sys.argv[2]))
+"""
+
+
+@pytest.mark.parametrize("moment", ["half", "before the rename"])
+def test_a_kill_leaves_the_old_bundle(
+    bundle: Bundle, exported: Exported, tmp_path: Path, moment: str
+) -> None:
+    """A kill at the worst moments leaves the old bundle whole, and the next run tidies up."""
+    path = tmp_path / "out.zip"
+    bundle(exported.folder, "-o", path)
+    old = path.read_bytes()
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(exported.folder), str(path), moment],
+        env={**os.environ, "SOURCE_DATE_EPOCH": "1700000000"},
+        check=False,
+    )
+    assert done.returncode == -signal.SIGKILL
+    assert path.read_bytes() == old
+    assert len(list(tmp_path.iterdir())) == 2
+    assert bundle(exported.folder, "-o", path).exit_code == 0
+    assert path.read_bytes() == old
+    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("given", ["onnx", "ORT", "all", "onnx,ort"])
