@@ -52,7 +52,7 @@ class Verb(click.Command):
         ctx.exit(status or 0)
 
 
-NO_MEMORY = ("allocate memory", "bad_alloc", "out of memory", "bad allocation")
+NO_MEMORY = ("allocate memory", "bad_alloc", "out of memory", "start new thread")
 """How PyTorch and the runtimes say it, who raise it as anything."""
 
 

@@ -55,14 +55,13 @@ import os, signal, sys
 from pathlib import Path
 from levit_export.packaging import write
 
-moment, reads = sys.argv[3], 0
+moment, writing = sys.argv[3], False
 
 def watch(event, arguments):
-    global reads
+    global writing
+    writing |= event == "tempfile.mkstemp"
     is_read = event == "open" and str(arguments[0]).endswith(".onnx")
-    reads += is_read
-    # It is read to see that it is not damaged, for its hash, and then to be written.
-    is_half = moment == "half" and is_read and reads == 3
+    is_half = moment == "half" and is_read and writing
     if is_half or (moment == "before the rename" and event == "os.rename"):
         os.kill(os.getpid(), signal.SIGKILL)
 

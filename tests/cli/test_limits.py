@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -11,9 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from support import Cli, Exported
 
 from levit_export import machine
+from levit_export.cli.verb import Verb
 from levit_export.errors import UsageError
 
 Tree = Callable[[Path], dict[str, object]]
@@ -211,3 +214,65 @@ def _refused_in_time(cli: Cli, given: list[str], name: str) -> None:
     assert name in result.stderr
     assert "waits for the pipe" not in result.stderr
     assert "bug" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:117] can't allocate memory: you tried"),
+        RuntimeError("can't start new thread"),
+        RuntimeError("std::bad_alloc"),
+    ],
+    ids=repr,
+)
+def test_memory_that_runs_out_is_no_bug(error: Exception) -> None:
+    """However a library says that memory is gone, it is said in words, with status 2."""
+
+    def callback() -> int:
+        raise error
+
+    result = CliRunner().invoke(Verb("verb", callback=callback))
+    assert result.exit_code == 2
+    assert "error: there is not enough memory" in result.stderr
+    assert "bug" not in result.stderr
+
+
+STARVED = """
+import re, resource, sys
+from pathlib import Path
+import torch
+from levit_export.cli import main
+
+status = Path("/proc/self/status").read_text()
+size = 1024 * int(re.search(r"VmSize:\\s+(\\d+)", status)[1])
+limit = size + (int(sys.argv[1]) << 20)
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+sys.argv[1:] = sys.argv[2:]
+main()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, and limits address space")
+@pytest.mark.parametrize("mebibytes", [30, 120])
+def test_memory_that_runs_out_leaves_the_old_export(
+    copied: Path, tree: Tree, mebibytes: int
+) -> None:
+    """An export that meets the end of memory does not succeed and leaves the earlier one whole.
+
+    Where a runtime's own code meets it first, the process dies of that, and says nothing.
+    """
+    before = tree(copied)
+    given = ("export", "-f", "onnx", "--no-bench", "--batch", "512", "-o", str(copied))
+    done = subprocess.run(
+        [sys.executable, "-c", STARVED, str(mebibytes), *given],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode not in (0, 1)
+    assert tree(copied) == before
+    if done.returncode == 2:
+        assert "not enough memory" in done.stderr, done.stderr
