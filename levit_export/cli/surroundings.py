@@ -121,14 +121,13 @@ def _ended(number: int, _: object) -> None:
 
 
 def _watch(heard: int) -> None:
-    from levit_export.core import files
-
     number = 0
     awaited = {getattr(signal, name, None) for name in (*ENDING, "SIGINT")}
     while number not in awaited:
         (number,) = os.read(heard, 1)
     threading.Event().wait(GRACE_S)
-    files.remove_transient()
+    if (files := sys.modules.get("levit_export.core.files")) is not None:  # else there is nothing
+        files.remove_transient()
     _remove_temporary()
     os._exit(128 + number)
 
