@@ -24,7 +24,12 @@ from levit_export.core import (
     TensorSpec,
     Tolerances,
 )
-from levit_export.errors import DataError, MissingDependencyError, RuntimeFailedError
+from levit_export.errors import (
+    ArtifactError,
+    DataError,
+    MissingDependencyError,
+    RuntimeFailedError,
+)
 from levit_export.findings import Finding
 from levit_export.parity import ParityReport
 from levit_export.report import Accuracy, ArtifactReport
@@ -41,6 +46,10 @@ NO_DIGESTS = (
     "it is not known which tensors the file must hold: passes were left to the exporter "
     "(--skip-pass), or the file does not name its passes"
 )
+
+OTHER_TENSORS = "the file does not name its passes, and most of what all of them make is not in it"
+MOST = 0.5
+"""Share of the tensors whose absence shows that a file was made in another way."""
 
 GEMM_CALLS = 10
 SPIN_S = 0.05
@@ -184,8 +193,14 @@ def checked(
     return {row: check(row, expected) for row in rows([artifact], options)}
 
 
-def check(row: Row, reference: Reference) -> tuple[ParityReport, Accuracy | None]:
-    """Parity of one artifact, and its accuracy where the reference has labelled images."""
+def check(
+    row: Row, reference: Reference, claims: tuple[str, ...] = ()
+) -> tuple[ParityReport, Accuracy | None]:
+    """Parity of one artifact, and its accuracy where the reference has labelled images.
+
+    ``claims`` are what it says of itself and is not true.
+    """
+    untrue = [Finding("contradiction", {"text": claim}) for claim in claims]
     kind = target(row.artifact.format)
     available = kind.can_run()
     if not available.ok:
@@ -196,7 +211,8 @@ def check(row: Row, reference: Reference) -> tuple[ParityReport, Accuracy | None
             outputs = parity.collect(session, expected.samples)
             accuracy = _accuracy(session, expected)
         except RuntimeFailedError as error:
-            return parity.run_failed(error, session, expected.samples), None
+            failed = parity.run_failed(error, session, expected.samples)
+            return failed.joined(*untrue), None
         report = parity.compare_outputs(
             expected.outputs,
             outputs,
@@ -208,7 +224,7 @@ def check(row: Row, reference: Reference) -> tuple[ParityReport, Accuracy | None
         )
     artifact = row.artifact
     digests = expected.weights.get(artifact.id, expected.weights.get(artifact.precision, {}))
-    return parity.with_weights(report, _audit(artifact, digests)), accuracy
+    return parity.with_weights(report, _audit(artifact, digests)).joined(*untrue), accuracy
 
 
 def computes_in_half(artifact: Artifact) -> bool:
@@ -237,13 +253,22 @@ def with_overflows(
 
 
 def _audit(artifact: Artifact, digests: Mapping[str, str]) -> WeightAudit:
+    """The tensors of ``digests`` looked for in an artifact.
+
+    A file that does not name its passes is taken to hold what all of them make. Where it does not
+    hold most of that, nobody knows what it should hold.
+    """
+    is_foreign = artifact.passes is None and artifact.claims is None
     if not digests:
-        return WeightAudit(0, unread=NO_DIGESTS)
+        return WeightAudit(0, unread=NO_DIGESTS, answers_only=is_foreign)
     try:
         stored = target(artifact.format).constants(artifact)
-        return weights.audit(digests, stored, artifact.precision)
-    except MissingDependencyError as error:
-        return WeightAudit(len(digests), unread=str(error))
+        found = weights.audit(digests, stored, artifact.precision)
+    except (MissingDependencyError, ArtifactError) as error:
+        return WeightAudit(len(digests), unread=str(error), answers_only=is_foreign)
+    if artifact.passes is None and len(found.missing) > MOST * found.tensors:
+        return WeightAudit(len(digests), unread=OTHER_TENSORS, answers_only=is_foreign)
+    return found
 
 
 def describe(

@@ -88,10 +88,18 @@ KINDS: Mapping[str, Kind] = {
         "fail",
         "{count:.0f} constants of the file are no tensor of the checkpoint: {names}",
     ),
+    "weights-not-looked-at": Kind("weights", "inconclusive", "weights not looked at: {text}"),
+    "answers-only": Kind(
+        "weights",
+        "pass",
+        "answers only: the file is not of this toolchain, its weights were not looked at",
+    ),
     # --- claims: what file and manifest say of themselves ----------------------------------------
     "altered-files": Kind(
         "claims", "fail", "the directory was altered after it was written: {text}"
     ),
+    "contradiction": Kind("claims", "fail", "{text}"),
+    "unlisted-files": Kind("claims", "inconclusive", "{text}"),
     # --- hints at a cause ------------------------------------------------------------------------
     "float16-overflow": Kind(
         "hint",

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from levit_export import bundle, checking, machine, parity, reference
+from levit_export import bundle, checking, claims, machine, parity, reference
 from levit_export.checking import Reference, Row
-from levit_export.core import CALIBRATED, RunOptions, Session, Verdict, overall
-from levit_export.errors import DataError, UsageError
+from levit_export.claims import Known
+from levit_export.core import (
+    CALIBRATED,
+    Artifact,
+    RunOptions,
+    Session,
+    Signature,
+    Verdict,
+    overall,
+)
+from levit_export.errors import BundleError, DataError, MissingDependencyError, UsageError
 from levit_export.findings import Finding
 from levit_export.locating import Located, locate
 from levit_export.parity import ParityReport
@@ -20,6 +30,7 @@ from levit_export.pipeline import BASELINE, TOOLCHAIN
 from levit_export.progress import Progress, Silent
 from levit_export.reference import ModelChoice, Overrides
 from levit_export.report import ArtifactReport, Report
+from levit_export.targets import target
 from levit_export.targets.metadata import versions
 from levit_export.timing import TimingPlan, TimingReport
 
@@ -36,6 +47,7 @@ class InspectRequest:
     ``choice`` names the model of bare artifacts; for a directory it replaces the golden outputs by
     a fresh reference. ``data`` are the images that a bare ``int8`` artifact was calibrated on.
     With ``drift`` a failure is followed to the block at fault, where the checkpoint is at hand.
+    ``precision`` is what the artifacts are expected to be in, empty where nothing is expected.
     """
 
     paths: tuple[Path, ...]
@@ -47,6 +59,59 @@ class InspectRequest:
     data: Path | None = None
     calibration_images: int = 200
     drift: bool = True
+    precision: str = ""
+
+
+@dataclass
+class _Model:
+    """The model that artifacts are held against, loaded and computed once for all of them."""
+
+    request: InspectRequest
+    progress: Progress
+    _loaded: Checkpoint | None = field(default=None, init=False)
+    _made: dict[object, Reference] = field(default_factory=dict, init=False)
+    _tensors: dict[object, dict[str, np.ndarray]] = field(default_factory=dict, init=False)
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """What the request names."""
+        if self._loaded is None:
+            self.progress.stage("computing the reference")
+            self._loaded = reference.load(self.request.choice, self.progress)
+        return self._loaded
+
+    def reference(self, keep: Mapping[str, tuple[str, ...]]) -> Reference:
+        """The answers, and tolerances for the precisions in ``keep`` and their blocks in float."""
+        key = tuple(sorted(keep.items()))
+        if key not in self._made:
+            request = self.request
+            data, count = request.data, request.calibration_images
+            self._made[key] = reference.make(
+                self.checkpoint,
+                self.checkpoint.describe(),
+                set(keep),
+                seed=request.seed,
+                overrides=request.overrides,
+                calibration=reference.calibration(
+                    self.checkpoint, data, count=count, seed=request.seed
+                )
+                if keep.keys() & set(CALIBRATED)
+                else None,
+                keep={precision: blocks for precision, blocks in keep.items() if blocks},
+            )
+        return self._made[key]
+
+    def weights(self, passes: frozenset[str], *, raw: bool) -> dict[str, np.ndarray]:
+        """The tensors that the passes make; with ``raw`` those that normalise pixels as well."""
+        from levit_export.passes import PASSES
+        from levit_export.preparation import rewrite, weights_of
+
+        if (passes, raw) not in self._tensors:
+            skip = [each.name for each in PASSES if each.name not in passes]
+            module = rewrite(self.checkpoint, skip=skip).module
+            recipe = self.checkpoint.preprocessing if raw else None
+            self._tensors[passes, raw] = weights_of(module, recipe)
+        return self._tensors[passes, raw]
 
 
 def check(request: InspectRequest, progress: Progress | None = None) -> Report:
@@ -65,8 +130,9 @@ def check(request: InspectRequest, progress: Progress | None = None) -> Report:
                 remedy="Add --checkpoint FILE (or --model levit_digits for the bundled model).",
             )
     reports: list[ArtifactReport] = []
+    model = _Model(request, progress)
     for each in found:
-        reports += _check_one(each, request, progress, folder=each.folder if alone else None)
+        reports += _check_one(each, model, folder=each.folder if alone else None)
     return build_report(reports, found)
 
 
@@ -105,9 +171,8 @@ def bench(request: InspectRequest, progress: Progress | None = None) -> Report:
     return build_report(reports, found, verdict=verdict, baselines=baselines)
 
 
-def _check_one(
-    each: Located, request: InspectRequest, progress: Progress, *, folder: Path | None
-) -> list[ArtifactReport]:
+def _check_one(each: Located, model: _Model, *, folder: Path | None) -> list[ArtifactReport]:
+    request, progress = model.request, model.progress
     rows = checking.rows(each.artifacts, request.run)
     damage = [] if each.manifest is None else bundle.damage(each.folder, each.manifest)
     if damage:
@@ -115,13 +180,42 @@ def _check_one(
         failed = ParityReport("", samples=0, findings=(found,))
         reports = [_altered(row, folder, failed) for row in rows]
         touched = [row for row in rows if _is_touched(row, each, damage)]
-        return _explained(reports, rows, each, request, progress, only=touched)
-    expected = _reference(each, request, progress)
-    reports = []
+        return _explained(reports, rows, each, model, only=touched)
+    held = _held_against(each, model)
+    expected, reports = held.reference, []
     for row in rows:
         progress.stage(f"checking {row.artifact.path.name}")
-        reports.append(checking.describe(row, folder, *checking.check(row, expected), None))
-    return _explained(reports, rows, each, request, progress, expected=expected)
+        judged = checking.check(
+            Row(held.suspects.get(row.artifact, row.artifact), row.run),
+            expected,
+            held.claims.get(row.artifact, ()),
+        )
+        reports.append(checking.describe(row, folder, *judged, None))
+    if each.manifest is not None and (unlisted := _unlisted(each.folder, each.manifest)):
+        more = f" and {len(unlisted) - 3} more" if len(unlisted) > 3 else ""
+        words = (
+            f"nothing vouches for {', '.join(unlisted[:3])}{more}: the manifest does not list it"
+        )
+        reports = [
+            replace(r, parity=r.parity.joined(Finding("unlisted-files", {"text": words})))
+            for r in reports
+        ]
+    return _explained(reports, rows, each, model, expected=expected)
+
+
+def _unlisted(folder: Path, manifest: Manifest) -> list[str]:
+    """Files of an export directory that neither its manifest nor that of a bundle lists."""
+    from levit_export.packaging import description
+
+    listed = {*manifest.files}
+    with suppress(OSError, BundleError):
+        found = description.decode((folder / description.DESCRIPTION).read_bytes())
+        listed |= {*found.files, *description.UNLISTED}
+    return sorted(
+        name
+        for name in set(bundle.list_files(folder)) - listed
+        if Path(name).name != bundle.IGNORED
+    )
 
 
 def _is_touched(row: Row, each: Located, damage: Sequence[str]) -> bool:
@@ -134,8 +228,7 @@ def _explained(
     reports: Sequence[ArtifactReport],
     rows: Sequence[Row],
     each: Located,
-    request: InspectRequest,
-    progress: Progress,
+    model: _Model,
     *,
     only: Sequence[Row] | None = None,
     expected: Reference | None = None,
@@ -143,25 +236,24 @@ def _explained(
     """The reports; those of ``only``, where they failed, with the block at fault."""
     from levit_export.drift import explaining
 
-    if not request.drift:
+    if not model.request.drift:
         return list(reports)
     wanted = [at for at, row in enumerate(rows) if only is None or row in only]
     found, _ = explaining.explained(
         [reports[at] for at in wanted],
         [rows[at] for at in wanted],
-        lambda: _subject(each, request, progress, expected),
-        progress,
+        lambda: _subject(each, model, expected),
+        model.progress,
     )
     explained = dict(zip(wanted, found, strict=True))
     return [explained.get(at, report) for at, report in enumerate(reports)]
 
 
-def _subject(
-    each: Located, request: InspectRequest, progress: Progress, expected: Reference | None
-) -> explaining.Subject:
+def _subject(each: Located, model: _Model, expected: Reference | None) -> explaining.Subject:
     """What the artifacts were made of. Raises ``UsageError`` where that is not at hand."""
     from levit_export.drift import explaining, origin
 
+    request, progress = model.request, model.progress
     checkpoint = reference.load(origin.choice_of(request.choice, [each]), progress)
     origin.refuse_another([each], checkpoint)
     precisions = {artifact.precision for artifact in each.artifacts}
@@ -170,7 +262,7 @@ def _subject(
     )
     return explaining.Subject(
         checkpoint,
-        expected or _reference(each, request, progress),
+        expected or _held_against(each, model).reference,
         skip=origin.skipped([each]),
         is_ours=origin.are_ours([each]),
         calibration=calibration if precisions & set(CALIBRATED) else None,
@@ -186,45 +278,166 @@ def _altered(row: Row, folder: Path | None, failed: ParityReport) -> ArtifactRep
     return ArtifactReport(artifact.format, artifact.precision, path, 0, "", failed)
 
 
-def _reference(each: Located, request: InspectRequest, progress: Progress) -> Reference:
+@dataclass(frozen=True)
+class _Held:
+    """What artifacts are held against, and what is wrong with what they say.
+
+    ``suspects`` are artifacts as their files have them, where that is not as it was said.
+    """
+
+    reference: Reference
+    claims: Mapping[Artifact, tuple[str, ...]] = field(default_factory=dict)
+    suspects: Mapping[Artifact, Artifact] = field(default_factory=dict)
+
+
+def _held_against(each: Located, model: _Model) -> _Held:
     """Golden vectors where there are any and no model was named, else a fresh reference."""
-    manifest = each.manifest
+    manifest, request = each.manifest, model.request
+    read = _read(each)
+    said = None if manifest is None else _said(manifest)
+    disputed: list[str] = []
+    if manifest is not None:
+        disputed += _labels_beside(each.folder, manifest)
+        known = _said(manifest)
+    kept: dict[Artifact, float] = {}
     if manifest is not None and request.choice.is_default:
         _refuse_idle(request.choice, each.folder)
-        samples, outputs = bundle.read_golden(each.folder, manifest)
-        return Reference(
-            signature=manifest.signature,
-            samples=samples,
-            outputs=outputs,
-            weights=manifest.golden.weights,
-            tolerances={
-                precision: request.overrides.apply(tolerance)
-                for precision, tolerance in manifest.golden.tolerances.items()
-            },
-            doubt=manifest.golden.doubt,
-            preprocessing=manifest.model.preprocessing,
-            task=manifest.model.task,
-        )
-    progress.stage("computing the reference")
+        expected = _golden(each.folder, manifest, request)
+        kept = {artifact: 1.0 for artifact in each.artifacts if artifact.keep}
+    else:
+        checkpoint = model.checkpoint
+        known = _of_checkpoint(checkpoint, request.choice, said)
+        if said is not None:
+            disputed += claims.differing(said, known)
+        expected, tensors = _fresh(model, each, read)
+        kept = {a: _kept_share(checkpoint, a, tensors) for a in each.artifacts if a.keep}
+    found: dict[Artifact, tuple[str, ...]] = {}
+    suspects: dict[Artifact, Artifact] = {}
+    for artifact in each.artifacts:
+        seen = read.get(artifact)
+        words = tuple(disputed)
+        if seen is not None:
+            here = replace(known, signature=_interface(known, seen, artifact))
+            here = replace(here, precisions=_expected_precisions(artifact, each, request))
+            share = kept.get(artifact, 0.0)
+            words += claims.contradictions(seen, here, kept=share)
+            if not share and seen.precision in expected.tolerances:
+                suspects[artifact] = replace(artifact, precision=seen.precision)
+        found[artifact] = words
+    return _Held(expected, found, suspects)
+
+
+def _read(each: Located) -> dict[Artifact, Artifact]:
+    """Each artifact as its file has it, but for those that cannot be read here.
+
+    What cannot be read is left to the audit of its weights, which then cannot be made either.
+    """
+    found = {}
+    for artifact in each.artifacts:
+        with suppress(MissingDependencyError):
+            found[artifact] = target(artifact.format).inspect(artifact.path)
+    return found
+
+
+def _said(manifest: Manifest) -> Known:
+    return Known(
+        "the manifest",
+        manifest.model.labels,
+        manifest.model.preprocessing,
+        manifest.embedded,
+        manifest.signature,
+    )
+
+
+def _of_checkpoint(checkpoint: Checkpoint, choice: ModelChoice, said: Known | None) -> Known:
+    """What a checkpoint says of the model; what is beside the network is known from a manifest."""
+    numbers = tuple(str(index) for index in range(len(checkpoint.labels)))
+    was_assumed = any("names are assumed" in each for each in checkpoint.assumptions)
+    return Known(
+        "the checkpoint",
+        checkpoint.labels,
+        checkpoint.preprocessing,
+        None if said is None else said.embedded,
+        None if said is None else said.signature,
+        are_assumed=not choice.labels and (was_assumed or checkpoint.labels == numbers),
+    )
+
+
+def _interface(known: Known, seen: Artifact, artifact: Artifact) -> Signature | None:
+    """The signature that a file of ours has; others may call their input as they like."""
+    if known.signature is not None or artifact.claims is None:
+        return known.signature
+    (taken,) = seen.signature.inputs[:1]
+    name = "image" if taken.dtype == "uint8" else "input"
+    return Signature((replace(taken, name=name),), ())
+
+
+def _expected_precisions(
+    artifact: Artifact, each: Located, request: InspectRequest
+) -> dict[str, str]:
+    said = {} if each.manifest is None else {"the manifest": artifact.precision}
+    return said | ({"--precision": request.precision} if request.precision else {})
+
+
+def _labels_beside(folder: Path, manifest: Manifest) -> Iterator[str]:
+    """Whether ``labels.txt``, which devices read, and the manifest name the same classes."""
+    try:
+        lines = (folder / bundle.LABELS).read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        yield f"labels: {bundle.LABELS} cannot be read: {error}"
+        return
+    said = Known(bundle.LABELS, tuple(lines))
+    yield from claims.differing(said, _said(manifest))
+
+
+def _kept_share(
+    checkpoint: Checkpoint, artifact: Artifact, tensors: Mapping[str, np.ndarray]
+) -> float:
+    """The share of the weights that belongs to blocks which are said to stay in float."""
+    from levit_export.architectures.blocks import block_names
+
+    names = block_names(checkpoint.config)
+    places = tuple(f"{path}." for path, block in names.items() if block in artifact.keep)
+    weights = {name: t.size for name, t in tensors.items() if t.ndim > 1}
+    kept = sum(size for name, size in weights.items() if name.startswith(places))
+    return kept / max(sum(weights.values()), 1)
+
+
+def _golden(folder: Path, manifest: Manifest, request: InspectRequest) -> Reference:
+    """The reference that travels with a directory."""
+    samples, outputs = bundle.read_golden(folder, manifest)
+    return Reference(
+        signature=manifest.signature,
+        samples=samples,
+        outputs=outputs,
+        weights=manifest.golden.weights,
+        tolerances={
+            precision: request.overrides.apply(tolerance)
+            for precision, tolerance in manifest.golden.tolerances.items()
+        },
+        doubt=manifest.golden.doubt,
+        preprocessing=manifest.model.preprocessing,
+        task=manifest.model.task,
+    )
+
+
+def _fresh(
+    model: _Model, each: Located, read: Mapping[Artifact, Artifact]
+) -> tuple[Reference, dict[str, np.ndarray]]:
+    """A reference of the checkpoint, and the weights that the artifacts must hold.
+
+    There is a tolerance for what each artifact is said to be, and for what its graph is.
+    """
     from levit_export.preparation import fingerprint
 
-    checkpoint = reference.load(request.choice, progress)
-    precisions = {artifact.precision for artifact in each.artifacts}
-    weights = _weights(checkpoint, each)
-    expected = reference.make(
-        checkpoint,
-        checkpoint.describe(),
-        precisions,
-        fingerprints=fingerprint(weights),
-        seed=request.seed,
-        overrides=request.overrides,
-        calibration=reference.calibration(
-            checkpoint, request.data, count=request.calibration_images, seed=request.seed
-        )
-        if precisions & set(CALIBRATED)
-        else None,
-    )
-    return reference.with_quantised_weights(expected, weights, each.artifacts)
+    tensors = _weights(model, each, read)
+    measured = [replace(a, precision=read[a].precision) for a in each.artifacts if a in read]
+    keep = {a.precision: () for a in measured} | {a.precision: a.keep for a in each.artifacts}
+    made = model.reference(keep)
+    every = dict.fromkeys((*each.artifacts, *measured))
+    digests = {p: d for p, d in fingerprint(tensors).items() if p in made.tolerances}
+    expected = replace(made, weights=digests)
+    return reference.with_quantised_weights(expected, tensors, every), tensors
 
 
 def _refuse_idle(choice: ModelChoice, folder: Path) -> None:
@@ -244,26 +457,28 @@ def _refuse_idle(choice: ModelChoice, folder: Path) -> None:
         )
 
 
-def _weights(checkpoint: Checkpoint, each: Located) -> dict[str, np.ndarray]:
+def _weights(
+    model: _Model, each: Located, read: Mapping[Artifact, Artifact]
+) -> dict[str, np.ndarray]:
     """The weights that the artifacts must hold, rewritten by the passes they name.
 
-    None for files that are not ours, or that name other passes than one another.
+    Files that name none are taken to be made by all of them, which the audit then confirms or
+    finds to be wrong. None for files that name other passes than one another.
     """
     from levit_export.passes import LAY_OUT_MAPS, PASSES
-    from levit_export.preparation import rewrite, weights_of
 
-    named = {artifact.passes for artifact in each.artifacts}
-    if None in named:
-        return {}
+    every = frozenset(each.name for each in PASSES)
     # Tensors are found whatever their layout is.
-    sets = {frozenset(names or ()) - {LAY_OUT_MAPS.name} for names in named}
+    sets = {
+        every if artifact.passes is None else frozenset(artifact.passes) - {LAY_OUT_MAPS.name}
+        for artifact in each.artifacts
+    }
     if len(sets) != 1:
         return {}
-    (passes,) = sets
-    module = rewrite(checkpoint, skip=[p.name for p in PASSES if p.name not in passes]).module
     # Formats that normalise take pixels; a directory's artifacts all take the same.
-    raw = each.artifacts[0].signature.inputs[0].dtype == "uint8"
-    return weights_of(module, checkpoint.preprocessing if raw else None)
+    first = each.artifacts[0]
+    raw = read.get(first, first).signature.inputs[0].dtype == "uint8"
+    return model.weights(sets.pop(), raw=raw)
 
 
 def _macs(found: Sequence[Located]) -> int:

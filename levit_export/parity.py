@@ -236,7 +236,11 @@ NOT_ASKED = ParityReport("", 0, findings=(Finding("not-asked"),))
 
 
 def with_weights(report: ParityReport, audit: WeightAudit) -> ParityReport:
-    """``report`` joined by what was found of the weights; missing or strange ones fail it."""
+    """``report`` joined by what was found of the weights; missing or strange ones fail it.
+
+    Weights that could not be looked at leave it undecided, but for a file of others: its answers
+    are all there is to know.
+    """
     found = []
     if audit.missing:
         values: dict[str, float | str] = {
@@ -248,6 +252,9 @@ def with_weights(report: ParityReport, audit: WeightAudit) -> ParityReport:
     if audit.strange:
         values = {"count": len(audit.strange), "names": _shortened(audit.strange)}
         found.append(Finding("strange-constants", values))
+    if audit.unread:
+        kind = "answers-only" if audit.answers_only else "weights-not-looked-at"
+        found.append(Finding(kind, {} if audit.answers_only else {"text": audit.unread}))
     return replace(report, weights=audit).joined(*found)
 
 

@@ -11,9 +11,28 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
-from math import prod
 
 import numpy as np
+
+NEUTRAL = (
+    *(0.0, 0.5, 1.0, 2.0, 3.0, 6.0, 1 / 6),
+    *(float(d) ** power for d in (16, 32, 64) for power in (-0.5, 0.5, -0.25)),
+    *(2.0**0.5, 0.5**0.5, 0.044715, (2 / np.pi) ** 0.5),
+)
+"""Single numbers, but for their sign, that a sound graph may hold without their being trained.
+
+Those of hardswish, GELU and means of two, and the scale of attention by the width of its keys.
+"""
+
+HALF = 0.5
+"""Share of the numbers of all weights that decides what a file's precision is."""
+
+BITS_OF = {"w4": 5.5, "w6": 7.5, "w8": 13.0, "fp16": 24.0}
+"""Most bits that a file of a precision spends on a weight, scales and palettes included.
+
+With a float32 scale for each channel, 8 bits become 12 where a channel has 8 weights, which is
+fewer than any layer of a LeViT.
+"""
 
 ROUNDED = {"fp32": np.float32, "fp16": np.float16}
 """Precisions whose files store the tensors themselves, and the type they are rounded to."""
@@ -23,15 +42,58 @@ ROUNDED = {"fp32": np.float32, "fp16": np.float16}
 class WeightAudit:
     """How many tensors were looked for, and the names of those that are not in the file.
 
-    ``strange`` are the shapes of constants of more than one number that are none of them: a file
-    that holds the right tensors may compute with others. ``unread`` says why nothing was looked
-    for, if so.
+    ``strange`` are the shapes of constants that are none of them, and the values of single numbers
+    that no sound graph has: a file that holds the right tensors may compute with others.
+    ``unread`` says why nothing was looked for, if so. With ``answers_only`` nothing had to be: the
+    file is not ours, and nobody knows what it should hold.
     """
 
     tensors: int
     missing: tuple[str, ...] = ()
     strange: tuple[str, ...] = ()
     unread: str = ""
+    answers_only: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Constant:
+    """Numbers of a file, as the operator sees them that joins them with what depends on the input.
+
+    ``bits`` are how many the file spends on each number; ``is_weight`` says whether a layer
+    multiplies by them, ``on_grid`` whether what it multiplies was rounded to 8 bits.
+    """
+
+    numbers: np.ndarray
+    bits: float
+    is_weight: bool = False
+    on_grid: bool = False
+
+
+def shares_of(constants: Iterable[Constant]) -> dict[str, float]:
+    """For each precision, the coarser first, the share of weights that are as coarse as it.
+
+    Each number of a weight counts once, by the bits that the file spends on it; for ``int8`` those
+    of 8 bits that meet activations of 8 bits.
+    """
+    found = list(constants)
+    layers = [each for each in found if each.is_weight] or found
+    total = max(sum(each.numbers.size for each in layers), 1)
+
+    def share(most: float, *, on_grid: bool = False) -> float:
+        coarse = (each for each in layers if each.bits <= most and each.on_grid >= on_grid)
+        return sum(each.numbers.size for each in coarse) / total
+
+    shares = {name: share(most) for name, most in BITS_OF.items()}
+    return {"int8": share(BITS_OF["w8"], on_grid=True), **shares}
+
+
+def precision_of(shares: Mapping[str, float]) -> str:
+    """The precision of a graph with these shares, whatever its file says.
+
+    It is the coarsest of which at least half of the numbers are: a few that are coarser buy no
+    tolerance for the rest.
+    """
+    return next((name for name, share in shares.items() if share >= HALF), "fp32")
 
 
 def fingerprint(array: np.ndarray) -> str:
@@ -59,27 +121,40 @@ def fingerprints(tensors: Mapping[str, np.ndarray], precision: str) -> dict[str,
     return {name: fingerprint(tensor) for name, tensor in rounded.items() if tensor.any()}
 
 
+def is_neutral(number: np.ndarray) -> bool:
+    """Whether a constant of one number is one of :data:`NEUTRAL`, rounded once to its type."""
+    kind = number.dtype if number.dtype.kind == "f" else np.dtype(np.float64)
+    value = np.abs(number.astype(np.float64)).reshape(-1)
+    return bool(
+        (value == np.array(NEUTRAL, kind).astype(np.float64)).any()
+        or (value == np.array(NEUTRAL, np.float16).astype(np.float64)).any()
+    )
+
+
 def audit(
     expected: Mapping[str, str], stored: Iterable[np.ndarray], precision: str = "fp32"
 ) -> WeightAudit:
     """Which of the ``expected`` tensors the ``stored`` constants of a file do not hold.
 
+    ``stored`` is what a target's ``constants`` gives: every number that an answer depends on.
     A converter may leave some tensors of a float16 file in float32; they are rounded here. Zeros
     are no tensor of a checkpoint and no strangers: see :func:`fingerprints`.
     """
     rounded = ROUNDED.get(precision, np.float32)
+    present: dict[str, np.ndarray] = {}
     with np.errstate(over="ignore"):
-        present = {
-            fingerprint(array.astype(rounded)): array.shape
-            for array in stored
-            if np.issubdtype(array.dtype, np.floating) and array.astype(rounded).any()
-        }
+        for array in stored:
+            is_float = np.issubdtype(array.dtype, np.floating)
+            if is_float and not array.astype(rounded).any():
+                continue
+            digest = fingerprint(array.astype(rounded)) if is_float else ""
+            present[digest or f"{array.dtype} {array.tobytes()!r}"] = array
     missing = tuple(name for name, digest in expected.items() if digest not in present)
     known = set(expected.values())
     strange = (
-        str(list(shape))
-        for digest, shape in present.items()
-        if digest not in known and prod(shape) > 1
+        str(list(array.shape)) if array.size > 1 else f"{float(array.reshape(-1)[0]):.7g}"
+        for digest, array in present.items()
+        if digest not in known and (array.size > 1 or not is_neutral(array))
     )
     return WeightAudit(len(expected), missing, tuple(sorted(strange)))
 

@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +36,10 @@ limit = 60
 [[models]]
 model = "levit_digits"
 """
-ARTIFACT = {
+ARTIFACT: dict[str, Any] = {
     "path": "onnx-fp32/a.onnx",
     "bytes": 2_000_000,
-    "sha256": "ab",
+    "sha256": sha256(b"model").hexdigest(),
     "notes": [],
     "parity": {"verdict": "pass", "reason": "", "worst_ratio": 0.25},
     "accuracy": None,
@@ -69,8 +70,11 @@ class Work:
 
     def __call__(self, _: object, cell: cells.Cell, folder: Path) -> cells.Result:
         self.done.append(cell.id)
-        (folder / "export").mkdir()
-        return self.act(cell)
+        result = self.act(cell)
+        file = folder / (result.folder or "export") / ARTIFACT["path"]
+        file.parent.mkdir(parents=True)
+        file.write_bytes(b"model")
+        return result
 
 
 @pytest.fixture
@@ -92,6 +96,21 @@ def test_done_once(work: Work, file: Path) -> None:
     file.write_text(TWO.replace('"openvino"', '"openvino", "coreml"'))
     assert [row.fresh for row in sweep(SweepRequest(file)).rows] == [False, False, True]
     assert work.done[2:] == ["coreml-fp16"]
+
+
+def test_a_stored_verdict_holds_for_the_stored_bytes(work: Work, file: Path) -> None:
+    """A cell whose artifact was replaced since, or is gone, is done again and replaced."""
+    sweep(SweepRequest(file))
+    root = file.parent / "s-sweep" / "store"
+    first, second = sorted(root.glob(f"*/export/{ARTIFACT['path']}"))
+    first.write_bytes(b"another")
+    found = sweep(SweepRequest(file))
+    assert sorted(row.fresh for row in found.rows) == [False, True]
+    assert first.read_bytes() == b"model"
+    second.unlink()
+    assert sorted(row.fresh for row in sweep(SweepRequest(file)).rows) == [False, True]
+    assert not any(row.fresh for row in sweep(SweepRequest(file)).rows)
+    assert len(work.done) == 4
 
 
 def test_interrupted(work: Work, file: Path) -> None:

@@ -14,7 +14,7 @@ from levit_export import parity, weights
 from levit_export.core import Fingerprints
 from levit_export.findings import Finding
 from levit_export.parity import ParityReport
-from levit_export.weights import WeightAudit, audit, fingerprint, fingerprints
+from levit_export.weights import Constant, WeightAudit, audit, fingerprint, fingerprints
 
 FINITE = st.floats(-1e4, 1e4, width=32)
 SIDES = st.integers(2, 5)
@@ -88,10 +88,13 @@ def test_the_sign_of_zero_counts() -> None:
 
 @given(tensor_sets, st.sampled_from(["fp32", "fp16"]))
 def test_a_file_with_everything_lacks_nothing(tensors: Drawn, precision: str) -> None:
-    """A file that holds each tensor rounded once, in any order and among others, lacks none."""
+    """A file that holds each tensor rounded once, in any order, lacks none.
+
+    Single numbers that a sound graph may hold change nothing.
+    """
     expected = fingerprints(tensors, precision)
     stored = [t.astype(weights.ROUNDED[precision]) for t in tensors.values()]
-    others = [np.array([1, 2]), np.array(True), np.float32(0.5)]
+    others = [np.array(2), np.array(True), np.float32(0.5), np.float16(1 / 6), np.float32([-3.0])]
     assert audit(expected, [*others, *reversed(stored)]) == WeightAudit(len(tensors))
 
 
@@ -108,12 +111,63 @@ def test_what_is_missing_is_named(tensors: Drawn, data: st.DataObject) -> None:
 
 @given(tensor_sets)
 def test_what_is_no_weight_is_strange(tensors: Drawn) -> None:
-    """A constant of several numbers that is none of the weights is reported by its shape."""
+    """A constant that is none of the weights is reported by its shape, a single one as it is."""
     expected = fingerprints(tensors, "fp32")
     other = np.full((7, 7), 1e6, np.float32)  # larger and more than any that is drawn
     single = np.float32([2e6])
     found = audit(expected, [*tensors.values(), other, single])
-    assert found == WeightAudit(len(tensors), strange=("[7, 7]",))
+    assert found == WeightAudit(len(tensors), strange=("2000000", "[7, 7]"))
+
+
+@pytest.mark.parametrize(
+    ("number", "is_strange"),
+    [
+        (np.float32(1.01), True),
+        (np.float32(0.99), True),
+        (np.float16(1.01), True),
+        (np.float32(1 / 6 + 1e-4), True),
+        (np.array(101), True),
+        (np.float32([[1.0001]]), True),
+        (np.float32(1 / 6), False),
+        (np.float16(1 / 6), False),
+        (np.float32(np.float16(1 / 6)), False),
+        (np.float32(-3), False),
+        (np.float32(16**-0.5), False),
+    ],
+)
+def test_a_single_number_may_be_strange(number: np.ndarray, *, is_strange: bool) -> None:
+    """A factor hidden in a graph is found; those of activations and attention are no news."""
+    assert bool(audit({}, [np.asarray(number)]).strange) == is_strange
+
+
+def drawn(size: int, bits: float, *, weight: bool = True, grid: bool = False) -> Constant:
+    """A constant of that many numbers."""
+    return Constant(np.ones((size, 1), np.float32), bits, weight, grid)
+
+
+@pytest.mark.parametrize(
+    ("constants", "precision"),
+    [
+        ([drawn(9, 32)], "fp32"),
+        ([drawn(9, 16)], "fp16"),
+        ([drawn(9, 8.5)], "w8"),
+        ([drawn(9, 6.4)], "w6"),
+        ([drawn(9, 4.3)], "w4"),
+        ([drawn(9, 8.5, grid=True)], "int8"),
+        ([drawn(9, 8.5), drawn(11, 32)], "fp32"),
+        ([drawn(11, 8.5), drawn(9, 32)], "w8"),
+        ([drawn(11, 4.5), drawn(9, 16)], "w4"),
+        ([drawn(6, 4.5), drawn(5, 8.5), drawn(9, 32)], "w8"),
+        ([drawn(6, 8.5, grid=True), drawn(5, 8.5), drawn(9, 32)], "w8"),
+        ([drawn(9, 16), drawn(99, 32, weight=False)], "fp16"),
+        ([drawn(9, 32), drawn(99, 8, weight=False)], "fp32"),
+        ([drawn(9, 40.0, grid=True)], "fp32"),
+        ([], "fp32"),
+    ],
+)
+def test_precision_is_that_of_most_weights(constants: list[Constant], precision: str) -> None:
+    """A file is as coarse as half of its weights' numbers are; biases and tables do not count."""
+    assert weights.precision_of(weights.shares_of(constants)) == precision
 
 
 def test_a_weight_of_one_number() -> None:
@@ -131,9 +185,10 @@ def test_an_empty_file_lacks_everything(tensors: Drawn) -> None:
 
 
 def test_integers_are_no_weights() -> None:
-    """An integer constant is never taken for a weight of the same numbers."""
+    """An integer constant is never taken for a weight of the same numbers; it is strange."""
     expected = fingerprints({"w": np.float32([1, 2, 3])}, "fp32")
-    assert audit(expected, [np.array([1, 2, 3], np.int32)]).missing == ("w",)
+    found = audit(expected, [np.array([1, 2, 3], np.int32)])
+    assert found == WeightAudit(1, ("w",), ("[3]",))
 
 
 @pytest.mark.parametrize("precision", ["int8", "int4", "fp64", ""])

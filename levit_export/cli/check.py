@@ -29,6 +29,17 @@ SUMMARY = "GITHUB_STEP_SUMMARY"
 def _gate_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """What to compare with, and where else to say it."""
     declared = (
+        click.option(
+            "--precision",
+            type=click.Choice(("fp32", "fp16", "int8", "w8", "w6", "w4")),
+            help="What the files are expected to be in; it is measured in their graphs.",
+        ),
+        click.option(
+            "--require-audit",
+            is_flag=True,
+            help="Status 3 for a pass by answers alone: files of other tools, whose weights are "
+            "not looked at.",
+        ),
         click.option("--baseline", type=options.EXISTING, help="An earlier report.json."),
         click.option(
             "--parity-slack",
@@ -107,7 +118,7 @@ def _check(params: dict[str, Any], paths: tuple[Path, ...]) -> int:
     screen = console.Screen(quiet=params["quiet"])
     run = _recheck if params["recheck"] is not None else _run
     report, folder = run(params, screen, paths, baseline)
-    checks = gate.of_report(report.artifacts)
+    checks = gate.of_report(report.artifacts, require_audit=params["require_audit"])
     if baseline is not None:
         checks += gate.compare(report, baseline, slack)
     report = replace(report, verdict=gate.verdict_of(checks))
@@ -175,6 +186,7 @@ def _run(
             seed=params["seed"],
             overrides=options.overrides(params),
             drift=params["drift"],
+            precision=params["precision"] or "",
         )
         with screen.progress() as progress:
             report = places.renamed(inspection.check(request, progress))

@@ -349,8 +349,10 @@ class RunOptions:
 class Artifact:
     """A model on disk in one format and precision. ``path`` is a file or a package folder.
 
-    ``passes`` are those that the file says went into it; None when the file is not ours. ``keep``
-    are the blocks that were left in the format's own float precision.
+    ``precision`` is measured in the graph of a file that was read. ``passes`` are those that the
+    file says went into it; None when it says none. ``claims`` is all that a file's metadata says,
+    None when it was not read or is not ours. ``keep`` are the blocks that were left in the
+    format's own float precision.
     """
 
     format: str
@@ -360,6 +362,11 @@ class Artifact:
     notes: tuple[str, ...] = ()
     passes: tuple[str, ...] | None = None
     keep: tuple[str, ...] = ()
+    claims: Mapping[str, str] | None = field(default=None, compare=False)
+    classes: tuple[str, ...] = field(default=(), compare=False)
+    """Of a classifier, in the order of its probabilities."""
+    shares: Mapping[str, float] = field(default_factory=dict, compare=False)
+    """Of the weights, how much each precision has; see ``weights.shares_of``."""
 
     @property
     def layout(self) -> Layout:
@@ -374,11 +381,16 @@ class Artifact:
     @property
     def files(self) -> tuple[Path, ...]:
         """Every file that makes up the artifact: the one, those of a package, or a file's twin."""
-        if self.path.is_dir():
-            return tuple(sorted(p for p in self.path.rglob("*") if p.is_file()))
-        twin = self.path.with_suffix(".bin")
-        has_twin = self.path.suffix == ".xml" and twin.exists()
-        return (self.path, twin) if has_twin else (self.path,)
+        return files_of(self.path)
+
+
+def files_of(path: Path) -> tuple[Path, ...]:
+    """The files of the artifact at ``path``."""
+    if path.is_dir():
+        return tuple(sorted(p for p in path.rglob("*") if p.is_file()))
+    twin = path.with_suffix(".bin")
+    has_twin = path.suffix == ".xml" and twin.exists()
+    return (path, twin) if has_twin else (path,)
 
 
 @runtime_checkable

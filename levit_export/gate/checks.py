@@ -25,14 +25,17 @@ class Check:
     reason: str = ""
 
 
-def of_report(artifacts: Sequence[ArtifactReport]) -> tuple[Check, ...]:
+def of_report(
+    artifacts: Sequence[ArtifactReport], *, require_audit: bool = False
+) -> tuple[Check, ...]:
     """Parity of every artifact, and its weights and claims where they were looked at.
 
+    With ``require_audit`` weights that nobody vouches for are a check that was not run.
     The first of them that failed says where, if drift knows.
     """
     found: list[Check] = []
     for label, artifact in zip(labels(artifacts), artifacts, strict=True):
-        found += _located(_of_part(label, artifact), artifact)
+        found += _located(_of_part(label, artifact, require_audit=require_audit), artifact)
     return tuple(found)
 
 
@@ -46,13 +49,8 @@ def _located(checks: Sequence[Check], artifact: ArtifactReport) -> list[Check]:
 
 
 def verdict_of(checks: Iterable[Check]) -> Verdict:
-    """The gravest answer; ``not-run`` where there is none.
-
-    Weights that could not be looked for leave the verdict to parity, as in a report.
-    """
-    return overall(
-        check.verdict for check in checks if (check.name, check.verdict) != ("weights", "not-run")
-    )
+    """The gravest answer; ``not-run`` where there is none."""
+    return overall(check.verdict for check in checks)
 
 
 def labels(artifacts: Sequence[ArtifactReport]) -> tuple[str, ...]:
@@ -77,7 +75,7 @@ def device(artifact: ArtifactReport) -> str:
     return (artifact.parity.runtime or timed).partition("(")[2].partition(")")[0]
 
 
-def _of_part(label: str, artifact: ArtifactReport) -> list[Check]:
+def _of_part(label: str, artifact: ArtifactReport, *, require_audit: bool) -> list[Check]:
     """A check for each part that was looked at: the answers always, with hints at the cause."""
     found, audit = artifact.parity, artifact.parity.weights
     answers, weights, claims = (
@@ -90,11 +88,11 @@ def _of_part(label: str, artifact: ArtifactReport) -> list[Check]:
     verdict = overall([each.verdict for each in answers] + ["pass"] * looked_at)
     asides = found.of("hint") if verdict == "fail" else ()
     checks = [(verdict, "parity", sentences((*answers, *asides)))]
-    if audit is not None and audit.unread:
-        checks.append(("not-run", "weights", f"weights not looked at: {audit.unread}"))
-    elif audit is not None:
+    if audit is not None:
+        is_lacking = require_audit and audit.answers_only
+        least: Verdict = "not-run" if is_lacking else "pass"
         checks.append(
-            (overall([*(w.verdict for w in weights), "pass"]), "weights", sentences(weights))
+            (overall([*(w.verdict for w in weights), least]), "weights", sentences(weights))
         )
     if claims:
         checks.append((overall(each.verdict for each in claims), "claims", sentences(claims)))

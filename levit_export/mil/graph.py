@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from levit_export.errors import UnsupportedOpError
 from levit_export.mil.binding import Node, Operand, bind
 from levit_export.mil.elements import DeclaredType, TensorType, Value
@@ -37,6 +39,8 @@ class Graph:
     constants: Mapping[str, Value]
     parts: frozenset[str]
     op_types: Counter[str]
+    bits: Mapping[str, float]
+    """How many bits the file spends on each number of a constant, those of its parts included."""
 
 
 @dataclass
@@ -48,6 +52,7 @@ class _Builder:
     later: frozenset[str]
     types: dict[str, DeclaredType] = field(default_factory=dict)
     constants: dict[str, Value] = field(default_factory=dict)
+    bits: dict[str, float] = field(default_factory=dict)
     nodes: list[Node] = field(default_factory=list)
     stored: set[str] = field(default_factory=set)
     """Names that ops of compression take."""
@@ -105,6 +110,7 @@ def read_graph(function: Any, reader: Reader, *, specification: int) -> Graph:
         builder.constants,
         frozenset(builder.stored - builder.computed - set(block.outputs)),
         Counter(operation.type for operation in block.operations),
+        builder.bits,
     )
 
 
@@ -150,8 +156,17 @@ def _read_operation(message: Any, builder: _Builder) -> None:
     (builder.stored if _is_compression(node.type) else builder.computed).update(taken)
     if node.names:
         builder.nodes.append(node)
-    else:
-        builder.constants.update(zip((n for n, _ in outputs), evaluate(node, {}), strict=True))
+        return
+    values = dict(zip((n for n, _ in outputs), evaluate(node, {}), strict=True))
+    builder.constants.update(values)
+    spent = sum(
+        builder.bits.get(operand.name, operand.declared.element.bits) * operand.declared.size
+        for many in node.operands.values()
+        for operand in many
+        if isinstance(operand.declared, TensorType)
+    )
+    for name, value in values.items():
+        builder.bits[name] = spent / (value.size or 1) if isinstance(value, np.ndarray) else 0
 
 
 def _is_compression(type_: str) -> bool:
@@ -170,6 +185,8 @@ def _read_constant(
         raise damaged(root, f"{label} is declared as {expected} but holds {declared}")
     builder.define(name, expected)
     builder.constants[name] = value
+    if isinstance(expected, TensorType):
+        builder.bits[name] = expected.element.bits
 
 
 def _operands(message: Any, label: str, builder: _Builder) -> dict[str, tuple[Operand, ...]]:

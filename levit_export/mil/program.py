@@ -15,6 +15,7 @@ import numpy as np
 
 from levit_export.errors import MissingDependencyError, PackageError, UsageError
 from levit_export.lean import coremltools
+from levit_export.mil.contents import classes, contents
 from levit_export.mil.elements import INT64, DeclaredType, TensorType, Value
 from levit_export.mil.evaluation import evaluate
 from levit_export.mil.features import ArrayFeature, Feature, ImageFeature, feed, read_features
@@ -22,6 +23,7 @@ from levit_export.mil.graph import Graph, read_graph
 from levit_export.mil.package import Package, damaged, open_package
 from levit_export.mil.rounding import round_to_half_
 from levit_export.mil.values import Reader
+from levit_export.weights import Constant
 
 _SPECIFICATIONS = range(6, 10)
 """Specification versions of ML Programs for iOS 15 to 18."""
@@ -44,6 +46,16 @@ class Program:
     """Inputs and every tensor that an op computes, in program order: what ``taps`` may name."""
     _graph: Graph = field(repr=False)
     _dead_after: tuple[tuple[str, ...], ...] = field(repr=False)
+
+    @property
+    def contents(self) -> tuple[Constant, ...]:
+        """The numbers that the outputs depend on; see :mod:`levit_export.mil.contents`."""
+        return contents(self._graph)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The labels of a classifier's classes, in the order of its probabilities."""
+        return classes(self._graph)
 
     @property
     def constants(self) -> Mapping[str, np.ndarray]:

@@ -12,8 +12,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from levit_export.core import files
-from levit_export.errors import OutputError
+from levit_export import bundle
+from levit_export.atomic import MANIFEST
+from levit_export.core import files, files_of
+from levit_export.errors import LevitExportError, OutputError
 from levit_export.sweep.cells import Cell, Result
 
 SCHEMA = 1
@@ -29,10 +31,13 @@ class Store:
     root: Path
 
     def find(self, cell: Cell) -> tuple[Path, Result] | None:
-        """The folder and the result of ``cell``, where it was done before."""
+        """The folder and the result of ``cell``, where it was done before.
+
+        A stored verdict holds for the stored bytes alone: they are hashed before it is believed.
+        """
         for each in cell.as_good():
             place = self.root / each.key
-            if place.is_dir() and (result := _read(place / RESULT)) is not None:
+            if place.is_dir() and (result := _sound(place)) is not None:
                 return place, result
         return None
 
@@ -55,7 +60,7 @@ class Store:
         text = json.dumps(content, indent=1, allow_nan=False)
         files.write(work / RESULT, text + "\n")
         place = self.root / cell.key
-        if place.is_dir() and _read(place / RESULT) is None:
+        if place.is_dir() and _sound(place) is None:
             shutil.rmtree(place)
         work.chmod(0o755)
         try:
@@ -76,6 +81,29 @@ class Store:
 def _described(cell: Cell) -> dict[str, Any]:
     """What a reader of the store wants to know of a key."""
     return {"model": cell.label, "artifact": cell.id, "settings": asdict(cell.settings)}
+
+
+def _sound(place: Path) -> Result | None:
+    """The result of a finished cell, unless its files are no longer those that it is about."""
+    result = _read(place / RESULT)
+    if result is None or result.artifact is None:
+        return result
+    folder = place / result.folder
+    try:
+        found = bundle.digest(files_of(folder / result.artifact["path"])).sha256
+        changed = [] if found == result.artifact["sha256"] else [str(result.artifact["path"])]
+        if (folder / MANIFEST).exists():
+            changed += bundle.damage(folder, bundle.read_manifest(folder))
+    except (OSError, KeyError, TypeError, LevitExportError) as error:
+        changed = [str(error)]
+    if not changed:
+        return result
+    log.warning(
+        "%s was altered after it was checked, and is done again: %s",
+        folder,
+        "; ".join(changed[:3]),
+    )
+    return None
 
 
 def _read(path: Path) -> Result | None:

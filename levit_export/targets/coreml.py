@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from levit_export import lean, mil
+from levit_export import lean, mil, weights
 from levit_export.core import (
     CALIBRATED,
     PROBABILITIES,
@@ -41,7 +41,7 @@ from levit_export.targets.availability import needs
 from levit_export.targets.coreml_compression import COMPRESSED
 from levit_export.targets.coreml_conversion import DEPLOYMENT_TARGETS, convert, describe
 from levit_export.targets.coreml_package import write_package
-from levit_export.targets.metadata import PREFIX, metadata, passes_in, refuse_precision
+from levit_export.targets.metadata import PREFIX, claims_in, metadata, passes_in
 from levit_export.targets.quiet import first_line, quiet
 
 EVALUATOR = "MIL reference evaluator"
@@ -178,20 +178,27 @@ class CoremlTarget:
         """Signature and precision of a package."""
         with quiet(*LOGGERS):
             program = mil.load(path)
-        precision = program.metadata.get(PREFIX + "precision", "fp16")
-        refuse_precision(precision, self.precisions, path)
-        passes = passes_in(program.metadata)
-        return Artifact(self.name, precision, path, _signature(program), passes=passes)
+        said = program.metadata
+        shares = weights.shares_of(program.contents)
+        return Artifact(
+            self.name,
+            weights.precision_of(shares),
+            path,
+            _signature(program),
+            passes=passes_in(said),
+            claims=claims_in(said),
+            shares=shares,
+            classes=program.classes,
+        )
 
     def constants(self, artifact: Artifact) -> Iterator[np.ndarray]:
-        """The program's constants, decompressed where they are stored compressed.
+        """The numbers that the outputs depend on; see :mod:`levit_export.mil.contents`.
 
-        Compressed weights come as the program computes with them, rounded to float16; scales,
-        zero points and palettes do not come.
+        Compressed weights come as the program computes with them, rounded to float16.
         """
         with quiet(*LOGGERS):
             program = mil.load(artifact.path)
-        yield from program.constants.values()
+        yield from (each.numbers for each in program.contents)
 
     def values(self, artifact: Artifact) -> tuple[str, ...]:
         """The names of all inner values, in the program's order: what ``open`` takes as taps."""

@@ -6,10 +6,8 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 from levit_export.core import Prepared, applied
-from levit_export.errors import ArtifactError
 
 PREFIX = "levit_export."
 
@@ -34,14 +32,13 @@ def passes_in(said: Mapping[str, str]) -> tuple[str, ...] | None:
     return tuple(map(str, names)) if isinstance(names, list) else None
 
 
-def refuse_precision(found: str, known: Iterable[str], path: Path) -> None:
-    """Raise unless a file's precision is one that its format is exported in."""
-    known = tuple(known)
-    if found not in known:
-        raise ArtifactError(
-            f"{path} says that its precision is {found!r}",
-            remedy=f"Export it anew, as {' or '.join(known)}.",
-        )
+def claims_in(said: Mapping[str, str]) -> dict[str, str] | None:
+    """What an artifact's metadata says of itself, without our prefix; None when nothing is ours.
+
+    These are claims: they are compared with what is known, and decide nothing.
+    """
+    found = {k.removeprefix(PREFIX): v for k, v in said.items() if k.startswith(PREFIX)}
+    return found or None
 
 
 def metadata(model: Prepared, precision: str, packages: Iterable[str]) -> dict[str, str]:

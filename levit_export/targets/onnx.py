@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from levit_export import weights
 from levit_export.core import (
     CALIBRATED,
     UNIT_ROUNDOFF,
@@ -30,9 +31,9 @@ from levit_export.errors import (
     UsageError,
 )
 from levit_export.samples import seeded
-from levit_export.targets import onnx_precision, onnx_simplify, onnx_weights
+from levit_export.targets import onnx_precision, onnx_read, onnx_simplify
 from levit_export.targets.availability import needs
-from levit_export.targets.metadata import PREFIX, metadata, passes_in, refuse_precision
+from levit_export.targets.metadata import claims_in, metadata, passes_in
 from levit_export.targets.onnx_write import Written
 from levit_export.targets.quiet import first_line
 
@@ -112,7 +113,7 @@ class OnnxTarget:
 
     def inspect(self, path: Path) -> Artifact:
         """Signature and precision of an ONNX file."""
-        import onnx
+        onnx = _onnx()
         from google.protobuf.message import DecodeError
 
         try:
@@ -123,30 +124,30 @@ class OnnxTarget:
             ) from error
         if not proto.graph.node:
             raise ArtifactError(f"{path} holds no ONNX graph", remedy="Give a whole .onnx file.")
-        weights = {t.name for t in proto.graph.initializer}
+        initial = {t.name for t in proto.graph.initializer}
         signature = Signature(
-            tuple(_spec(v) for v in proto.graph.input if v.name not in weights),
+            tuple(_spec(v) for v in proto.graph.input if v.name not in initial),
             tuple(_spec(v) for v in proto.graph.output),
         )
         said = {p.key: p.value for p in proto.metadata_props}
-        precision = said.get(PREFIX + "precision", onnx_precision.found(proto.graph))
-        refuse_precision(precision, self.precisions, path)
-        return Artifact(self.name, precision, path, signature, passes=passes_in(said))
+        shares = weights.shares_of(onnx_read.contents(proto))
+        return Artifact(
+            self.name,
+            weights.precision_of(shares),
+            path,
+            signature,
+            passes=passes_in(said),
+            claims=claims_in(said),
+            shares=shares,
+        )
 
     def constants(self, artifact: Artifact) -> Iterator[np.ndarray]:
-        """Initializers and the tensors of Constant nodes, dequantised.
+        """The numbers that the outputs depend on; see :mod:`levit_export.targets.onnx_read`.
 
         ONNX Runtime does not give them out.
         """
-        try:
-            import onnx
-        except ImportError as error:
-            raise MissingDependencyError(
-                "reading the weights of an .onnx file needs the onnx package",
-                remedy="pip install onnx",
-            ) from error
-
-        yield from onnx_weights.stored(onnx.load(artifact.path).graph)
+        onnx = _onnx()
+        yield from (each.numbers for each in onnx_read.contents(onnx.load(artifact.path)))
 
     def runs(self, options: RunOptions) -> tuple[RunOptions, ...]:
         """Once, on the CPU."""
@@ -200,6 +201,18 @@ class OnnxSession:
             ) from error
         names = (output.name for output in self._session.get_outputs())
         return dict(zip(names, outputs, strict=True))
+
+
+def _onnx() -> Any:
+    """The ``onnx`` package, without which files run and cannot be looked into."""
+    try:
+        import onnx
+    except ImportError as error:
+        raise MissingDependencyError(
+            "reading the weights of an .onnx file needs the onnx package",
+            remedy="pip install onnx",
+        ) from error
+    return onnx
 
 
 def _example(signature: Signature) -> dict[str, np.ndarray]:

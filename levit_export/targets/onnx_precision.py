@@ -14,7 +14,7 @@ from levit_export.targets import onnx_int8, onnx_weights, onnx_write
 from levit_export.targets.onnx_write import Written
 
 if TYPE_CHECKING:
-    from onnx import GraphProto, ModelProto
+    from onnx import ModelProto
 
 REMARKS = {
     "fp16": (
@@ -89,19 +89,6 @@ def refuse_overflow(plain: Written, inputs: Iterable[Tensors], keep: Collection[
             largest[name] = float(np.maximum(largest.get(name, 0), np.abs(array).max()))
     for name, reached in largest.items():
         onnx_write.refuse_infinity(f"the value {name} reaches", reached, blocks[name])
-
-
-def found(graph: GraphProto) -> str:
-    """The precision of a file that does not say it."""
-    import onnx
-
-    operators = {node.op_type for node in graph.node}
-    if "QuantizeLinear" in operators:
-        return "int8"
-    if "DequantizeLinear" in operators:
-        return "w8"
-    half = any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in graph.initializer)
-    return "fp16" if half else "fp32"
 
 
 def _inputs(model: Prepared, options: ExportOptions) -> Iterator[Tensors]:

@@ -10,7 +10,7 @@ their own that other runtimes lack. Per channel c of a tensor w, symmetric:
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -76,34 +76,6 @@ def channel_axis(node: NodeProto, name: str, array: np.ndarray) -> int:
     if node.op_type == "MatMul":
         return int(array.ndim - 1)
     return next((a for a, length in enumerate(array.shape) if length > 1), 0)
-
-
-def stored(graph: GraphProto) -> Iterator[np.ndarray]:
-    """Every constant of a graph, dequantised; scales and zero points are not given."""
-    import onnx
-
-    tensors = {t.name: t for t in graph.initializer}
-    constants = [node for node in graph.node if node.op_type == "Constant"]
-    tensors |= {n.output[0]: n.attribute[0].t for n in constants if n.attribute[0].HasField("t")}
-    arrays = {name: onnx.numpy_helper.to_array(t) for name, t in tensors.items()}
-    auxiliary = set()
-    for node in graph.node:
-        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
-            auxiliary |= set(node.input[1:])
-            if node.input[0] in arrays:
-                auxiliary.add(node.input[0])
-                yield _dequantised(node, arrays)
-    yield from (array for name, array in arrays.items() if name not in auxiliary)
-
-
-def _dequantised(node: NodeProto, arrays: dict[str, np.ndarray]) -> np.ndarray:
-    """What a DequantizeLinear of a constant gives."""
-    q, s, *zero = (arrays[name].astype(np.float32) for name in node.input if name)
-    axis = next((a.i for a in node.attribute if a.name == "axis"), 1)
-    shape = [-1 if a == axis % q.ndim else 1 for a in range(q.ndim)] if s.size > 1 else []
-    offset = zero[0].reshape(shape) if zero else np.float32(0)
-    result: np.ndarray = (q - offset) * s.reshape(shape)
-    return result
 
 
 def _users(graph: GraphProto) -> dict[str, list[NodeProto]]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from levit_export import lean
+from levit_export import lean, weights
 from levit_export.core import (
     Artifact,
     Availability,
@@ -28,9 +28,9 @@ from levit_export.errors import (
     RuntimeFailedError,
     UsageError,
 )
-from levit_export.targets import openvino_constants, openvino_quantise
+from levit_export.targets import openvino_quantise, openvino_read
 from levit_export.targets.availability import needs
-from levit_export.targets.metadata import PREFIX, metadata, passes_in, refuse_precision
+from levit_export.targets.metadata import PREFIX, claims_in, metadata, passes_in
 from levit_export.targets.quiet import first_line, last_line, quiet
 
 if TYPE_CHECKING:
@@ -94,15 +94,23 @@ class OpenvinoTarget:
 
         graph = _read(openvino.Core(), path)
         said = _said(graph)
-        precision = said.get(PREFIX + "precision", "fp32")
-        refuse_precision(precision, self.precisions, path)
-        return Artifact(self.name, precision, path, _signature(graph), passes=passes_in(said))
+        shares = weights.shares_of(openvino_read.contents(graph))
+        return Artifact(
+            self.name,
+            weights.precision_of(shares),
+            path,
+            _signature(graph),
+            passes=passes_in(said),
+            claims=claims_in(said),
+            shares=shares,
+        )
 
     def constants(self, artifact: Artifact) -> Iterator[np.ndarray]:
-        """The data of Constant nodes, quantised weights as float32."""
+        """The numbers that the results depend on; see :mod:`.openvino_read`."""
         openvino = lean.openvino()
 
-        yield from openvino_constants.values(_read(openvino.Core(), artifact.path))
+        graph = _read(openvino.Core(), artifact.path)
+        yield from (each.numbers for each in openvino_read.contents(graph))
 
     def runs(self, options: RunOptions) -> tuple[RunOptions, ...]:
         """Once, on ``options.device``, which must be one that OpenVINO sees."""
@@ -201,12 +209,14 @@ def _refuse_absent(core: openvino.Core, device: str) -> None:
 
 
 def _said(graph: openvino.Model) -> dict[str, str]:
-    """What the file says of itself and its passes, by the keys that other formats use."""
-    said = {}
-    for key in ("precision", "passes"):
-        if graph.has_rt_info([SECTION, key]):
-            said[PREFIX + key] = str(graph.get_rt_info([SECTION, key]).value)
-    return said
+    """What the file says of itself, by the keys that other formats use."""
+    if not graph.has_rt_info([SECTION]):
+        return {}
+    section = graph.get_rt_info([SECTION]).value
+    return {
+        PREFIX + key: str(graph.get_rt_info([SECTION, key]).value)
+        for key in (section if isinstance(section, dict) else ())
+    }
 
 
 def _packages(precision: str) -> tuple[str, ...]:
@@ -216,7 +226,7 @@ def _packages(precision: str) -> tuple[str, ...]:
 
 def _read(core: openvino.Core, path: Path) -> openvino.Model:
     """Read an IR and nothing else: ``read_model`` would take an ONNX file named ``.xml`` too."""
-    weights = path.with_suffix(".bin")
+    numbers = path.with_suffix(".bin")
     try:
         with files.open_regular(path) as file:
             is_xml = file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<")
@@ -229,13 +239,13 @@ def _read(core: openvino.Core, path: Path) -> openvino.Model:
             f"{path} is not an OpenVINO graph (it does not start as XML)",
             remedy="Give the .xml file of an OpenVINO model; ONNX files must end in .onnx.",
         )
-    if not weights.is_file():
+    if not numbers.is_file():
         raise ArtifactError(
-            f"{path} has no weights: {weights.name} is missing beside it",
+            f"{path} has no weights: {numbers.name} is missing beside it",
             remedy="Copy both files of the model.",
         )
     try:
-        return core.read_model(path, weights)
+        return core.read_model(path, numbers)
     except Exception as error:
         raise ArtifactError(
             f"OpenVINO cannot read {path}: {last_line(error)}",

@@ -70,16 +70,17 @@ def test_core_ml_says_who_checked_it(artifacts: dict[str, Any], everything: Expo
 def test_the_directory_is_checked_without_exporters(
     everything: Exported, missing: tuple[str, ...]
 ) -> None:
-    """``check DIR`` needs the runtimes only; without the onnx package it says what it left out."""
+    """``check DIR`` needs the runtimes only; without the onnx package it cannot decide."""
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT.format(missing=missing) + MAIN, "check", everything.folder],
         capture_output=True,
         text=True,
         check=False,
     )
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.count(" pass ") == 3
-    assert ("weights not looked at" in done.stdout) == ("onnx" in missing)
+    is_blind = "onnx" in missing
+    assert (done.returncode, done.stderr) == (3 if is_blind else 0, "")
+    assert done.stdout.count(" pass ") == (2 if is_blind else 3)
+    assert ("weights not looked at" in done.stdout) == is_blind
 
 
 def test_a_bare_package_is_checked(everything: Exported, cli: Cli) -> None:

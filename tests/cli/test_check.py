@@ -67,11 +67,20 @@ def test_quiet_check(cli: Cli, exported: Exported) -> None:
     assert (result.exit_code, result.output) == (0, "")
 
 
-def test_check_needs_no_exporter(exported: Exported) -> None:
-    """A directory is checked where torch and the ONNX exporters cannot be imported."""
+@pytest.mark.parametrize(
+    ("missing", "status", "word"),
+    [(("torch", "onnxscript", "onnxsim"), 0, "pass"), (("torch", "onnx"), 3, "not looked at")],
+)
+def test_check_needs_no_exporter(
+    exported: Exported, missing: tuple[str, ...], status: int, word: str
+) -> None:
+    """A directory is checked where torch and the ONNX exporters cannot be imported.
+
+    Without the onnx package the weights cannot be looked at, which leaves nothing decided.
+    """
     script = (
         "import sys\n"
-        "sys.modules.update(dict.fromkeys(('torch', 'onnx', 'onnxscript', 'onnxsim')))\n"
+        f"sys.modules.update(dict.fromkeys({missing}))\n"
         "from levit_export.cli import main\n"
         "main()\n"
     )
@@ -81,8 +90,8 @@ def test_check_needs_no_exporter(exported: Exported) -> None:
         text=True,
         check=False,
     )
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "pass" in done.stdout
+    assert (done.returncode, done.stderr) == (status, "")
+    assert word in done.stdout
 
 
 def test_check_of_an_altered_file(cli: Cli, copied: Path) -> None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from gate_reports import artifact, output, parity_of, unrun
 
-from levit_export import gate
+from levit_export import gate, parity
 from levit_export.findings import Finding
 from levit_export.gate.checks import labels
 from levit_export.parity import ParityReport
@@ -52,12 +52,24 @@ def test_both_fail_with_their_own_reason() -> None:
 
 
 def test_weights_that_were_not_read() -> None:
-    """Weights that could not be looked for are not run, and leave the verdict to parity."""
+    """Weights that could not be looked for leave nothing decided, whatever the answers are."""
     audit = WeightAudit(3, unread="no reader")
     found = gate.of_report([replace(artifact(), parity=parity_of(output(), audit=audit))])
-    assert [check.verdict for check in found] == ["pass", "not-run"]
+    assert [check.verdict for check in found] == ["pass", "inconclusive"]
     assert "no reader" in found[1].reason
-    assert gate.verdict_of(found) == "pass"
+    assert gate.verdict_of(found) == "inconclusive"
+
+
+def test_files_of_others_may_pass_by_their_answers() -> None:
+    """A file that is not ours passes by answers alone, says so, and not where audits are asked."""
+    audit = WeightAudit(0, unread="unknown", answers_only=True)
+    report = parity.with_weights(parity_of(output()), audit)
+    assert report.verdict == "pass"
+    assert report.reason.startswith("answers only")
+    found = [replace(artifact(), parity=report)]
+    assert gate.verdict_of(gate.of_report(found)) == "pass"
+    assert gate.of_report(found)[1].reason == report.reason
+    assert gate.verdict_of(gate.of_report(found, require_audit=True)) == "not-run"
 
 
 def test_overall() -> None:

@@ -18,7 +18,6 @@ import subjects
 from levit_export import samples
 from levit_export.core import Artifact, Calibration, ExportOptions, RunOptions
 from levit_export.errors import MissingDependencyError, UnknownNameError, UsageError
-from levit_export.targets import openvino_constants
 from levit_export.targets.openvino import OpenvinoTarget
 
 TARGET = OpenvinoTarget()
@@ -82,17 +81,20 @@ def quantised(artifact: Artifact) -> dict[str, np.ndarray]:
     """For each quantised weight its scale, spread over the weight, by the name of its layer."""
     found = {}
     for node in graph_of(artifact).get_ordered_ops():
-        scale = openvino_constants._scale(node) if node.get_type_name() == "Constant" else None
-        if scale is None:
+        if node.get_type_name() != "Multiply":
             continue
-        number = openvino_constants._number(scale.input_value(1))
-        spread = np.broadcast_to(number, scale.get_output_shape(0))
-        reader = openvino_constants._reader(scale)
-        while reader is not None and reader.get_type_name() in openvino_constants.PASSED:
-            if reader.get_type_name() == "Reshape":
-                spread = spread.reshape(reader.get_output_shape(0))
-            reader = openvino_constants._reader(reader)
-        assert reader is not None
+        number, source = (node.input_value(i).get_node() for i in (1, 0))
+        while number.get_type_name() in ("Convert", "Reshape"):
+            number = number.input_value(0).get_node()
+        while source.get_type_name() in ("Convert", "Reshape", "Subtract"):
+            source = source.input_value(0).get_node()
+        if {number.get_type_name(), source.get_type_name()} != {"Constant"}:
+            continue
+        spread = np.broadcast_to(number.get_data(dtype=np.float32), node.get_output_shape(0))
+        (reader,) = (each.get_node() for each in node.output(0).get_target_inputs())
+        while reader.get_type_name() in ("Convert", "Reshape"):
+            spread = spread.reshape(reader.get_output_shape(0))
+            (reader,) = (each.get_node() for each in reader.output(0).get_target_inputs())
         found[reader.get_friendly_name()] = np.squeeze(spread)
     return found
 
@@ -165,10 +167,11 @@ def test_same_bytes_in_another_process(tmp_path: Path) -> None:
 
 
 def test_float16_constants_are_rounded_once() -> None:
-    """A float16 file holds every tensor as float16, and no float32 number beside them."""
+    """A float16 file holds every tensor rounded to float16, and nothing finer beside them."""
     constants = stored(tiny("fp16"))
-    assert {c.dtype for c in constants} == {np.dtype(np.float16)}
-    held = {c.tobytes() for c in constants} | {c.T.tobytes() for c in constants}
+    rounded = [c.astype(np.float16) for c in constants]
+    assert all(np.array_equal(c, r) for c, r in zip(constants, rounded, strict=True))
+    held = {c.tobytes() for c in rounded} | {c.T.tobytes() for c in rounded}
     for tensor in tensors().values():
         assert np.squeeze(tensor.astype(np.float16)).tobytes() in held
 
