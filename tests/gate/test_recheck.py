@@ -78,15 +78,15 @@ def test_a_recheck_is_what_a_check_would_have_said(tmp_path: Path) -> None:
 
 
 def test_a_pass_without_outputs_is_no_pass(tmp_path: Path) -> None:
-    """A report that says pass and keeps no answers leaves nothing to judge."""
+    """A report that says pass and keeps no answers was edited, and is refused."""
     path = write(
         report_of(replace(artifact(), parity=ParityReport("a runtime", 26))), tmp_path / "r"
     )
     content = json.loads(path.read_text())
     content["verdict"] = content["artifacts"][0]["parity"]["verdict"] = "pass"
     path.write_text(json.dumps(content))
-    found = gate.recheck(gate.read_report(path), given(1.0))
-    assert (found.verdict, found.artifacts[0].parity.verdict) == ("not-run", "not-run")
+    with pytest.raises(DataError, match="makes it 'not-run'"):
+        gate.read_report(path)
 
 
 def test_a_narrower_tolerance_names_the_sample(tmp_path: Path) -> None:
