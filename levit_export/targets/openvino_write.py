@@ -86,7 +86,7 @@ class _Writer:
         if name not in self.ports:
             small = self._is_half(name, array)
             stored = array.astype(np.float16) if small else array
-            stored = np.ascontiguousarray(stored)
+            stored = np.asarray(stored, order="C")  # which leaves a scalar one
             made = self.opset.constant(stored, name=f"{name}/float16" if small else name)
             if small:
                 made = self.opset.convert(made, "f32", name=name)
