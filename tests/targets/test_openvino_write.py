@@ -12,7 +12,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models.test_capture import CONFIGS, checkpoint
+from subjects import CONFIGS
+from subjects import small as small_network
 
 from levit_export.core.network import KINDS, Network, Op, Value
 from levit_export.models.evaluate import evaluate, steps
@@ -285,7 +286,7 @@ MATHEMATICS = ("Convolution", "MatMul", "HSwish", "Gelu", "Swish", "MVN", "MaxPo
 
 def converted(name: str, layout: Any, skip: Sequence[str]) -> tuple[Network, openvino.Model]:
     """A network, and what OpenVINO's own converter makes of the program that it was read from."""
-    model = prepare(checkpoint(name), layout=layout, skip=skip)
+    model = prepare(small_network(name), layout=layout, skip=skip)
     return model.network, openvino.convert_model(model.program.run_decompositions({}))
 
 
@@ -323,7 +324,7 @@ def test_the_converters_file(name: str, layout: str, skip: Sequence[str]) -> Non
 @pytest.mark.parametrize("batch", [2, None])
 def test_linear_layers_as_convolutions(batch: int | None) -> None:
     """The same answers in float64 and the same taps; no layer over tokens is left."""
-    plain = prepare(checkpoint("levit"), batch=batch).network
+    plain = prepare(small_network("levit"), batch=batch).network
     made = as_convolutions(plain)
     x = {plain.inputs[0].name: images(plain)}
     names = [*plain.taps.values()]
@@ -341,7 +342,7 @@ def test_linear_layers_as_convolutions(batch: int | None) -> None:
 
 def test_values_and_constants_keep_their_names() -> None:
     """Values and weights are called as in the network, and no name is OpenVINO's own."""
-    made = prepare(checkpoint("levit")).network
+    made = prepare(small_network("levit")).network
     graph = write(made, "m")
     nodes = {node.get_friendly_name(): node.get_type_name() for node in graph.get_ops()}
     assert set(made.constants) <= {name for name, kind in nodes.items() if kind == "Constant"}
@@ -352,7 +353,7 @@ def test_values_and_constants_keep_their_names() -> None:
 
 def test_kept_blocks_stay_float32() -> None:
     """Float16 is for the constants of all other blocks."""
-    made = prepare(checkpoint("levit")).network
+    made = prepare(small_network("levit")).network
     kept = "stage1.block0.attention"
     graph = write(made, "m", half=True, keep=[kept])
     whole = {name for op in made.ops_of([kept]) for name in op.inputs if name in made.constants}
