@@ -30,9 +30,17 @@ from levit_export.errors import (
     RuntimeFailedError,
     UsageError,
 )
-from levit_export.evaluation import EvaluateRequest, answers, evaluate, judging, workers
+from levit_export.evaluation import (
+    EvaluateRequest,
+    answers,
+    carried,
+    evaluate,
+    judging,
+    workers,
+)
 from levit_export.evaluation.answers import Answer, Answers, Task, Weights
 from levit_export.images import Unreadable, open_images
+from levit_export.images.folders import Files
 from levit_export.images.image_set import Entry, ImageSet
 from levit_export.reference import ModelChoice
 from levit_export.report import Accuracy
@@ -517,3 +525,14 @@ def test_core_ml(tmp_path: Path) -> None:
     found = run(place, choice=ModelChoice(model="levit_digits"), limit=6)
     assert (found.verdict, only(found).images) == ("pass", 6)
     assert any("reference evaluator" in note for note in found.artifacts[0].notes)
+
+
+def test_loads_without_a_readable_image_have_keys_of_their_own(tmp_path: Path) -> None:
+    """Two loads in which nothing can be read are two loads: one's counts are not the other's."""
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).touch()
+    entries = tuple(Entry(name, -1, place) for place, name in enumerate(("a.png", "b.png")))
+    images = ImageSet("broken", entries, store=Files(tmp_path), fingerprint="ab")
+    first, second = carried.loads(images, [(0,), (1,)], 1)
+    assert [len(load.unreadable) for load in (first, second)] == [1, 1]
+    assert first.sha256 != second.sha256

@@ -41,7 +41,7 @@ def cli() -> None:
       0  every verdict is pass
       1  a parity check or a gate failed
       2  bad usage, bad input, or a missing dependency
-      3  a check that was asked for was not run
+      3  a check that was asked for was not run, or decides nothing
     """  # noqa: D301 - click reads the backspace
 
 

@@ -38,7 +38,7 @@ from levit_export.targets.onnx_write import Written
 from levit_export.targets.quiet import first_line
 
 if TYPE_CHECKING:
-    from onnx import ModelProto, ValueInfoProto
+    from onnx import GraphProto, ModelProto, ValueInfoProto
     from onnxruntime import InferenceSession
 
 OPSETS = range(18, 22)
@@ -117,7 +117,14 @@ class OnnxTarget:
         from google.protobuf.message import DecodeError
 
         try:
-            proto = onnx.load(path)
+            proto = onnx.load(path, load_external_data=False)
+            beside = _external_data(proto.graph, path.parent)
+            onnx.load_external_data_for_model(proto, str(path.parent))
+        except onnx.checker.ValidationError as error:
+            raise ArtifactError(
+                f"{path} keeps tensors in another file that cannot be read: {error}",
+                remedy="Put the file with its external data beside it, or save it as one file.",
+            ) from error
         except (DecodeError, OSError, ValueError) as error:
             raise ArtifactError(
                 f"{path} cannot be read as ONNX: {error}", remedy="Give a whole .onnx file."
@@ -130,6 +137,7 @@ class OnnxTarget:
             tuple(_spec(v) for v in proto.graph.output),
         )
         said = {p.key: p.value for p in proto.metadata_props}
+<<<<<<< HEAD
         shares = weights.shares_of(onnx_read.contents(proto))
         return Artifact(
             self.name,
@@ -140,6 +148,12 @@ class OnnxTarget:
             claims=claims_in(said),
             shares=shares,
         )
+=======
+        precision = said.get(PREFIX + "precision", onnx_precision.found(proto.graph))
+        refuse_precision(precision, self.precisions, path)
+        passes = passes_in(said)
+        return Artifact(self.name, precision, path, signature, passes=passes, beside=beside)
+>>>>>>> a030dcf (What lies beside an ONNX file counts, and is named when it is missing; a runtime's reason is not cut)
 
     def constants(self, artifact: Artifact) -> Iterator[np.ndarray]:
         """The numbers that the outputs depend on; see :mod:`levit_export.targets.onnx_read`.
@@ -294,6 +308,19 @@ def _load(path: Path, options: RunOptions, taps: Sequence[str]) -> InferenceSess
             f"ONNX Runtime cannot load {path}: {first_line(error)}",
             remedy="Give a whole .onnx file of an opset this ONNX Runtime knows.",
         ) from error
+
+
+def _external_data(graph: GraphProto, folder: Path) -> tuple[Path, ...]:
+    """The files beside a model in which its tensors lie."""
+    attributes = (attribute for node in graph.node for attribute in node.attribute)
+    tensors = (*graph.initializer, *(each.t for each in attributes if each.HasField("t")))
+    names = {
+        entry.value
+        for tensor in tensors
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+    return tuple(folder / name for name in sorted(names))
 
 
 def _with_taps(path: Path, taps: Sequence[str]) -> bytes:

@@ -57,11 +57,16 @@ def _only(handler: logging.Handler, logger: logging.Logger) -> Iterator[None]:
 
 
 def first_line(error: BaseException) -> str:
-    """What an exception says, in one line of at most 300 characters."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+    """What an exception says, in one line of some 300 characters."""
+    return _shortened((str(error).strip().splitlines() or [type(error).__name__])[0])
 
 
 def last_line(error: BaseException) -> str:
     """What an exception says at its end, where C++ runtimes put the cause."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines or [type(error).__name__])[-1][:300]
+    return _shortened((lines or [type(error).__name__])[-1])
+
+
+def _shortened(line: str) -> str:
+    """Cut in the middle: runtimes begin with long paths and end with the reason."""
+    return line if len(line) <= 300 else f"{line[:80]} … {line[-220:]}"

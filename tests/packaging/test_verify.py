@@ -20,6 +20,7 @@ from tiny_exports import COREML, ONNX, RECIPE, RESIZES, fed, make_export, named
 
 from levit_export import packaging, preprocessing
 from levit_export.core import Preprocessing
+from levit_export.packaging.verifiers import verify as verifier
 
 RUN = (
     "import runpy, sys; sys.path.append(sys.argv[1]); sys.argv = sys.argv[2:]; "
@@ -476,3 +477,11 @@ def test_core_ml_elsewhere(diagnose: Any, unpacked: Path, monkeypatch: pytest.Mo
     artifact = {"format": "coreml", "precision": "fp16", "path": COREML}
     (line,) = diagnose.check_artifact(unpacked, manifest, artifact, "cpu_only")
     assert (line.verdict, line.detail) == ("not run", "Core ML runs on macOS only")
+
+
+def test_the_reason_of_a_runtime_is_not_cut() -> None:
+    """Behind a long path the end of what a runtime says is shown, where the reason stands."""
+    said = f"[ONNXRuntimeError] : 1 : FAIL : Load model from {'/deep' * 200}/m.onnx failed: "
+    cause = "Unsupported model IR version: 12, max supported IR version: 11"
+    assert verifier.reason(RuntimeError(f"first\n{said}{cause}\n")).endswith(cause)
+    assert verifier.reason(RuntimeError("")) == "RuntimeError"

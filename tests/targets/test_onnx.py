@@ -18,7 +18,7 @@ import subjects
 from onnx import TensorProto, helper, numpy_helper
 from support import Exported
 
-from levit_export import checking, checkpoints, reference
+from levit_export import bundle, checking, checkpoints, reference
 from levit_export.checking import Reference
 from levit_export.core import (
     Artifact,
@@ -428,3 +428,17 @@ def test_leaner_graph_is_taken(tmp_path: Path) -> None:
             answers.append(session.run({"input": image})["logits"])
     bound = 4096**0.5 * 2.0**-24 * np.abs(answers[1]).max()
     np.testing.assert_allclose(*answers, rtol=0, atol=bound)
+
+
+def test_external_data(plain: Artifact, tmp_path: Path) -> None:
+    """Tensors in a file beside the model are read, counted, and named when they are missing."""
+    path, data = tmp_path / "model.onnx", tmp_path / "model.onnx.data"
+    onnx.save_model(onnx.load(plain.path), path, save_as_external_data=True, location=data.name)
+    found = OnnxTarget().inspect(path)
+    assert found.files == (path, data)
+    size = path.stat().st_size + data.stat().st_size
+    assert bundle.digest(found.files).bytes == size > plain.path.stat().st_size - 1024
+    data.unlink()
+    with pytest.raises(ArtifactError, match=r"model\.onnx\.data") as caught:
+        OnnxTarget().inspect(path)
+    assert "Put the file with its external data beside it" in caught.value.remedy

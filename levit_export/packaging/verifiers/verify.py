@@ -452,6 +452,12 @@ def coreml(path: Path, manifest: Any, units: str) -> tuple[str, Run]:
 RUNTIMES = {"onnx": onnx, "openvino": openvino, "coreml": coreml}
 
 
+def reason(error: Exception) -> str:
+    """What a runtime says at its end, where the cause stands behind paths and source lines."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
+    return line if len(line) <= 400 else f"{line[:80]} … {line[-320:]}"
+
+
 def check_artifact(folder: Path, manifest: Any, artifact: Any, units: str) -> Iterator[Line]:
     """Golden inputs through the runtime, held against the reference's outputs."""
     check = f"outputs of {artifact['path']}"
@@ -465,12 +471,12 @@ def check_artifact(folder: Path, manifest: Any, artifact: Any, units: str) -> It
         yield Line("not run", check, str(error))
         return
     except Exception as error:
-        yield Line("fail", check, f"cannot be loaded: {str(error).strip().splitlines()[-1][:200]}")
+        yield Line("fail", check, f"cannot be loaded: {reason(error)}")
         return
     try:
         outputs = collect(run, load(folder / "golden/input.npy"), manifest)
     except Exception as error:
-        yield Line("fail", check, f"{runtime}: {str(error).strip()[:200] or type(error).__name__}")
+        yield Line("fail", check, f"{runtime}: {reason(error)}")
         return
     reference, allowed = expected(folder, manifest, artifact["precision"], outputs)
     failures = [
