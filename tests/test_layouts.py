@@ -178,6 +178,7 @@ def test_both_forms_hold_the_same_weights() -> None:
     [
         ("auto", "onnx", SMALL, (), "maps"),
         ("auto", "openvino", SMALL, (), "tokens"),
+        ("auto", "coreml", SMALL, (), "maps"),
         ("auto", "onnx", SMALL, ("fuse_batchnorm",), "tokens"),
         ("auto", "onnx", variant("vit_pytorch_levit").config, (), "tokens"),
         ("tokens", "onnx", SMALL, (), "tokens"),

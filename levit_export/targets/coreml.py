@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -170,7 +171,7 @@ class CoremlTarget:
             options.precision,
             path,
             signature,
-            _notes(asked, options),
+            (*_notes(asked, options), _ops(specification)),
             keep=options.keep,
         )
 
@@ -343,6 +344,14 @@ def _notes(asked: ExportOptions, done: ExportOptions) -> tuple[str, ...]:
         f"runs on {done.deployment_target} and later, not on {asked.deployment_target}: "
         f"{done.precision} needs ops that came with it",
     )
+
+
+def _ops(specification: Any) -> str:
+    """How many ops of which types a program has; constants are not counted."""
+    (block,) = specification.mlProgram.functions["main"].block_specializations.values()
+    counts = Counter(op.type for op in block.operations if op.type != "const")
+    types = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
+    return f"{counts.total()} ops: {types}"
 
 
 def placement(path: Path, unit: str) -> dict[str, int]:

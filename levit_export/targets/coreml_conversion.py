@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -38,34 +39,36 @@ def convert(model: Prepared, options: ExportOptions) -> Any:
         network = from_image(network)
     if options.classifier:
         network = to_probabilities(network)
-    if options.precision not in COMPRESSED:
-        half = options.precision == "fp16"
-        return assembled(
-            model, options, program(network, opset(options), half=half, keep=options.keep)
-        )
-    converted = assembled(model, options, program(network, opset(options), half=True))
+    is_compressed = options.precision in COMPRESSED
+    target = getattr(lean.coremltools().target, DEPLOYMENT_TARGETS[options.deployment_target])
+    written = program(
+        network,
+        target,
+        half=options.precision != "fp32",
+        keep=() if is_compressed else options.keep,
+    )
+    labels = model.info.labels if options.classifier else ()
+    converted = assembled(written, target, [_input(model.signature.inputs[0])], labels)
+    if not is_compressed:
+        return converted
     owners = {value.name: op.block for op in network.ops for value in op.outputs}
     return compress(converted, options.precision, owners, options.keep, options.calibration)
 
 
-def opset(options: ExportOptions) -> Any:
-    """The ops and the specification of a deployment target, as coremltools names it."""
-    target = lean.coremltools().target
-    return getattr(target, DEPLOYMENT_TARGETS[options.deployment_target])
+def assembled(written: Any, target: Any, inputs: Sequence[Any], labels: Sequence[str] = ()) -> Any:
+    """A MIL program as an ``MLModel`` that classifies if there are ``labels``.
 
-
-def assembled(model: Prepared, options: ExportOptions, written: Any) -> Any:
-    """A program with what it takes and gives as an ``MLModel``; it is left as it was written."""
+    coremltools adds what an image or labels need, and leaves the rest as it was written.
+    """
     ct = lean.coremltools()
-    labels = list(model.info.labels)
     return ct.convert(
         written,
-        inputs=[_input(model.signature.inputs[0])],
+        inputs=list(inputs),
         convert_to="mlprogram",
-        minimum_deployment_target=opset(options),
+        minimum_deployment_target=target,
         pass_pipeline=ct.PassPipeline.EMPTY,
         skip_model_load=True,
-        classifier_config=ct.ClassifierConfig(labels) if options.classifier else None,
+        classifier_config=ct.ClassifierConfig(list(labels)) if labels else None,
     )
 
 

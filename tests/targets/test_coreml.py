@@ -26,6 +26,7 @@ from levit_export.errors import (
     UnknownNameError,
     UsageError,
 )
+from levit_export.preparation import prepare
 from levit_export.targets import coreml
 from levit_export.targets.coreml import EVALUATOR, CoremlTarget
 from levit_export.targets.metadata import PREFIX
@@ -119,6 +120,13 @@ def test_no_needless_ops(either: Artifact) -> None:
     assert not UNWANTED & set(count)
     assert (count["conv"], count["softmax"]) == (4, 8)
     assert count["cast"] == (2 if either.precision == "fp16" else 0)
+
+
+def test_ops_are_in_the_report(half: Artifact) -> None:
+    """A note says how many ops of which types there are."""
+    count = Counter({kind: n for kind, n in count_of(half.path).items() if kind != "const"})
+    (note,) = half.notes
+    assert note.startswith(f"{count.total()} ops: {count['add']} add, 2 cast, 4 conv, ")
 
 
 def test_precisions(either: Artifact) -> None:
@@ -358,15 +366,17 @@ def test_export_without_core_ml(done: Done) -> None:
     assert "Core ML runs on macOS only" in done.output
 
 
-def test_export_as_the_target_makes_it(done: Done, half: Artifact) -> None:
-    """The command line writes the package that the target makes of the bundled model."""
+def test_export_as_the_target_makes_it(done: Done, tmp_path: Path) -> None:
+    """The command line writes the package that the target makes of the bundled model in maps."""
+    model = prepare(checkpoints.bundled(), layout="maps")
+    expected = subjects.export(model, tmp_path / "m", "coreml", ExportOptions(precision="fp16"))
     package = done.folder / "coreml-fp16" / "levit_digits.mlpackage"
     written = {
         f"m.mlpackage/{p.relative_to(package).as_posix()}": p.read_bytes()
         for p in package.rglob("*")
         if p.is_file()
     }
-    assert written == subjects.contents(half)
+    assert written == subjects.contents(expected)
 
 
 def test_check_of_a_bare_package(half: Artifact, cli: Cli) -> None:

@@ -393,11 +393,11 @@ def test_early_systems_are_refused(precision: str, target: str) -> None:
 def test_int8_raises_the_default_system() -> None:
     """The default deployment target becomes iOS 17 for int8, and a note says so."""
     TARGET.refuse(asked("int8"))
-    (note,) = small("int8").notes
+    note, _ = small("int8").notes
     assert "iOS17 and later, not on iOS16" in note
-    assert small("w8").notes == ()
+    assert not any("later" in note for note in small("w8").notes)
     later = small("int8", deployment_target="iOS18")
-    assert later.notes == ()
+    assert not any("later" in note for note in later.notes)
     assert read_specification(later.path).specificationVersion == 9
 
 
