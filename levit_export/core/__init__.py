@@ -362,16 +362,13 @@ class Artifact:
     notes: tuple[str, ...] = ()
     passes: tuple[str, ...] | None = None
     keep: tuple[str, ...] = ()
-<<<<<<< HEAD
     claims: Mapping[str, str] | None = field(default=None, compare=False)
     classes: tuple[str, ...] = field(default=(), compare=False)
     """Of a classifier, in the order of its probabilities."""
     shares: Mapping[str, float] = field(default_factory=dict, compare=False)
     """Of the weights, how much each precision has; see ``weights.shares_of``."""
-=======
-    beside: tuple[Path, ...] = ()
+    beside: tuple[Path, ...] = field(default=(), compare=False)
     """Files that hold part of it, such as an ONNX file's external data."""
->>>>>>> a030dcf (What lies beside an ONNX file counts, and is named when it is missing; a runtime's reason is not cut)
 
     @property
     def layout(self) -> Layout:
@@ -385,9 +382,8 @@ class Artifact:
 
     @property
     def files(self) -> tuple[Path, ...]:
-<<<<<<< HEAD
-        """Every file that makes up the artifact: the one, those of a package, or a file's twin."""
-        return files_of(self.path)
+        """Every file that makes up the artifact: those of a package, or one and what is beside."""
+        return (*files_of(self.path), *self.beside)
 
 
 def files_of(path: Path) -> tuple[Path, ...]:
@@ -397,14 +393,6 @@ def files_of(path: Path) -> tuple[Path, ...]:
     twin = path.with_suffix(".bin")
     has_twin = path.suffix == ".xml" and twin.exists()
     return (path, twin) if has_twin else (path,)
-=======
-        """Every file that makes up the artifact: those of a package, or one and what is beside."""
-        if self.path.is_dir():
-            return tuple(sorted(p for p in self.path.rglob("*") if p.is_file()))
-        twin = self.path.with_suffix(".bin")
-        has_twin = self.path.suffix == ".xml" and twin.exists()
-        return (self.path, *([twin] if has_twin else []), *self.beside)
->>>>>>> a030dcf (What lies beside an ONNX file counts, and is named when it is missing; a runtime's reason is not cut)
 
 
 @runtime_checkable

@@ -137,7 +137,6 @@ class OnnxTarget:
             tuple(_spec(v) for v in proto.graph.output),
         )
         said = {p.key: p.value for p in proto.metadata_props}
-<<<<<<< HEAD
         shares = weights.shares_of(onnx_read.contents(proto))
         return Artifact(
             self.name,
@@ -147,13 +146,8 @@ class OnnxTarget:
             passes=passes_in(said),
             claims=claims_in(said),
             shares=shares,
+            beside=beside,
         )
-=======
-        precision = said.get(PREFIX + "precision", onnx_precision.found(proto.graph))
-        refuse_precision(precision, self.precisions, path)
-        passes = passes_in(said)
-        return Artifact(self.name, precision, path, signature, passes=passes, beside=beside)
->>>>>>> a030dcf (What lies beside an ONNX file counts, and is named when it is missing; a runtime's reason is not cut)
 
     def constants(self, artifact: Artifact) -> Iterator[np.ndarray]:
         """The numbers that the outputs depend on; see :mod:`levit_export.targets.onnx_read`.
