@@ -38,6 +38,13 @@ from levit_export.cli.verb import Verb
     help="For --with web: the unpacked npm package onnxruntime-web.  [default: fetched, cached]",
 )
 @click.option("--offline", is_flag=True, help="Take onnxruntime-web from the cache.")
+@click.option(
+    "--sign",
+    "key",
+    type=options.EXISTING,
+    metavar="KEY",
+    help="Sign the zip with this private elliptic key (PEM) into a file .sig beside it.",
+)
 @click.option("--allow-failed", is_flag=True, help="Bundle an export that failed its check.")
 @click.option("-v", "--verbose", is_flag=True, help="Show tracebacks and warnings.")
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
@@ -48,6 +55,7 @@ def bundle(
     extras: tuple[str, ...],
     ort_web: Path | None,
     *,
+    key: Path | None,
     offline: bool,
     allow_failed: bool,
     verbose: bool,
@@ -59,13 +67,16 @@ def bundle(
     and outputs with NumPy and the runtime alone.
     """
     from levit_export.bundle import file_entry, read_manifest
-    from levit_export.packaging import contents, write
+    from levit_export.packaging import contents, signing, write
 
     del verbose  # which Verb reads
     wanted = _wanted(formats)
     path = output or folder.absolute().with_name(folder.absolute().name + ".zip")
+    if key is not None:
+        signing.refuse_key(key)
     library = _library(extras, ort_web, offline=offline, quiet=quiet)
     write(folder, path, wanted, allow_failed=allow_failed, library=library)
+    signature = None if key is None else signing.sign(path, key)
     chosen = contents.choose(read_manifest(folder), wanted, allow_failed=allow_failed)
     if chosen.verdict != "pass":
         said = "failed its check" if chosen.verdict == "fail" else "has a check that was not run"
@@ -73,6 +84,8 @@ def bundle(
     if not quiet:
         entry = file_entry(path)
         click.echo(f"{path}  {entry.bytes:,} bytes  sha256 {entry.sha256}")
+        if signature is not None:
+            click.echo(f"signed: {signature}; levit-export check {path} --verify-key PUBLIC_KEY")
         click.echo(f"holds {', '.join(a.path for a in chosen.artifacts)}")
         click.echo("on the device: unzip it, then python verify.py --format NAME")
         if library is not None:

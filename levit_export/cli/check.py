@@ -68,6 +68,12 @@ def _gate_options(command: Callable[..., Any]) -> Callable[..., Any]:
             default=True,
             help="Name the block at fault when parity fails; needs PyTorch and the checkpoint.",
         ),
+        click.option(
+            "--verify-key",
+            type=options.EXISTING,
+            metavar="KEY",
+            help="Refuse a bundle that the holder of this public key (PEM) did not sign.",
+        ),
         click.option("--junit", metavar="FILE", help="Write JUnit XML; - is stdout."),
         click.option(
             "--markdown",
@@ -157,6 +163,11 @@ def _refuse_recheck(params: dict[str, Any], paths: tuple[Path, ...]) -> None:
             "--recheck runs nothing, so it takes neither paths nor a model",
             remedy="Leave them out, or leave out --recheck.",
         )
+    if params["verify_key"] is not None:
+        raise UsageError(
+            "--verify-key is about a bundle, and --recheck reads none",
+            remedy="Leave one of them out.",
+        )
     if params["atol"] is None and params["rtol"] is None:
         raise UsageError(
             "--recheck without a tolerance repeats the report", remedy="Add --rtol or --atol."
@@ -177,6 +188,11 @@ def _run(
     from levit_export import gate, inspection
     from levit_export.cli.places import opened
 
+    if params["verify_key"] is not None:
+        from levit_export.packaging import signing
+
+        for path in paths:
+            signing.verify(path, params["verify_key"])
     with opened(paths) as places:
         request = inspection.InspectRequest(
             paths=places.paths,
@@ -236,6 +252,7 @@ def _present(
     title = "levit-export check" if report.model is None else report.model.name
     if not screen.quiet and all(params[name] != "-" for name in FILES):
         print_report(screen, report)
+        _print_vouching(screen, params)
         _print_baseline(screen, checks)
     if params["json_file"] is not None:
         content = {**to_json(report), "checks": [asdict(check) for check in checks]}
@@ -247,6 +264,20 @@ def _present(
         text = markdown.render(title, report, checks)
         is_shared = _is_step_summary(params["markdown"])
         write_or_print(text, params["markdown"], append=is_shared)
+
+
+def _print_vouching(screen: Screen, params: dict[str, Any]) -> None:
+    """Whether anything but the directory itself says that this is the model that was trained."""
+    key = params["verify_key"]
+    if key is not None:
+        screen.out.print(f"signed by the holder of {key}", markup=False, highlight=False)
+    elif params["recheck"] is None and options.model_choice(params).is_default:
+        screen.out.print(
+            "the directory vouches for itself: a checkpoint (--checkpoint) or a signature "
+            "(--verify-key) would tell whose it is",
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
 def _print_baseline(screen: Screen, checks: Sequence[Check]) -> None:
