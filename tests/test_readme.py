@@ -4,20 +4,31 @@ from __future__ import annotations
 
 import re
 import shlex
+from importlib import resources
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from support import Exported
 
 from levit_export.cli import cli
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md"]
-COMMANDS = [
-    line.removeprefix("$ ").split("#")[0].strip()
-    for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
-    if line.startswith("$ ")
-]
+
+
+def commands(page: Path) -> list[str]:
+    """What a page shows after a prompt, without the remarks."""
+    lines = page.read_text(encoding="utf-8").splitlines()
+    return [ln.removeprefix("$ ").split("#")[0].strip() for ln in lines if ln.startswith("$ ")]
+
+
+COMMANDS = commands(ROOT / "README.md")
+OURS = sorted({each for page in PAGES for each in commands(page) if each.startswith("levit-exp")})
+EXPORTS = [each for each in COMMANDS if each.startswith("levit-export --")]
 
 
 def test_there_are_commands() -> None:
@@ -38,6 +49,48 @@ def test_a_command_of_the_readme_can_be_given(command: str) -> None:
     # Unknown options are refused before help is shown.
     result = CliRunner().invoke(cli, [*arguments, "--help"], prog_name="levit-export")
     assert result.exit_code == 0, result.output
+
+
+@pytest.mark.parametrize("command", OURS)
+def test_a_command_of_the_documentation_can_be_given(command: str) -> None:
+    """Every command of every page parses with its options."""
+    given = [*shlex.split(command)[1:], "--help"]
+    result = CliRunner().invoke(cli, given, prog_name="levit-export")
+    assert result.exit_code == 0, result.output
+
+
+@pytest.mark.parametrize("command", EXPORTS)
+def test_an_export_of_the_readme_is_accepted(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With files of those names beside it, every export of the README gets through a dry run."""
+    monkeypatch.chdir(tmp_path)
+    weights = resources.files("levit_export.data") / "levit_digits.safetensors"
+    tensors = load_file(str(weights))
+    torch.save(tensors, "levit_256.pth")
+    Path("my.safetensors").write_bytes(weights.read_bytes())
+    Path("classes.txt").write_text("".join(f"digit {i}\n" for i in range(10)))
+    for folder in ("photos", "val"):
+        Path(folder).mkdir()
+        Image.new("RGB", (96, 96), "red").save(Path(folder, "one.png"))
+    if "saved_pretrained/" in command:
+        Path("saved_pretrained").mkdir()
+        save_file(tensors, "saved_pretrained/model.safetensors")
+    given = [*shlex.split(command)[1:], "--dry-run"]
+    result = CliRunner().invoke(cli, given, prog_name="levit-export")
+    assert result.exit_code == 0, result.output
+
+
+def test_the_tree_of_the_readme(exported: Exported) -> None:
+    """What the README draws of an export directory is there, whatever the model is called."""
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    start = lines.index("exported/levit_256/") + 1
+    drawn = [line.split()[0] for line in lines[start : lines.index("```", start)]]
+    names = [name.replace("levit_256", "levit_digits").rstrip("/") for name in drawn]
+    there = [name for name in names if not name.startswith(("openvino", "coreml"))]
+    assert len(there) > 3
+    for name in there:
+        assert (exported.folder / name).exists(), name
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
