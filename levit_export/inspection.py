@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -297,7 +297,6 @@ def _held_against(each: Located, model: _Model) -> _Held:
     said = None if manifest is None else _said(manifest)
     disputed: list[str] = []
     if manifest is not None:
-        disputed += _labels_beside(each.folder, manifest)
         known = _said(manifest)
     kept: dict[Artifact, float] = {}
     if manifest is not None and request.choice.is_default:
@@ -377,17 +376,6 @@ def _expected_precisions(
 ) -> dict[str, str]:
     said = {} if each.manifest is None else {"the manifest": artifact.precision}
     return said | ({"--precision": request.precision} if request.precision else {})
-
-
-def _labels_beside(folder: Path, manifest: Manifest) -> Iterator[str]:
-    """Whether ``labels.txt``, which devices read, and the manifest name the same classes."""
-    try:
-        lines = (folder / bundle.LABELS).read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError) as error:
-        yield f"labels: {bundle.LABELS} cannot be read: {error}"
-        return
-    said = Known(bundle.LABELS, tuple(lines))
-    yield from claims.differing(said, _said(manifest))
 
 
 def _kept_share(
