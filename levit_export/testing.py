@@ -89,6 +89,10 @@ class FakeTarget:
         """Once."""
         return (options,)
 
+    def values(self, artifact: Artifact) -> list[str]:
+        """Those of the network."""
+        return [value.name for op in _read(artifact.path).ops for value in op.outputs]
+
     def remarks(self, artifact: Artifact, options: RunOptions) -> tuple[str, ...]:
         """None."""
         del artifact, options

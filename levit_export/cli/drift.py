@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 def drift(ctx: click.Context, /, paths: tuple[Path, ...], **_: Any) -> int:
     """Name the first block that diverges, in each file, and the stage at fault.
 
-    The chain is followed from the checkpoint through the passes and the captured program to every
+    The chain is followed from the checkpoint through the passes and the captured network to every
     file in its own runtime, with the error introduced and accumulated at every tap. A directory of
     the bundled model says itself what it is of; others need --checkpoint. The map is put into the
     report.html of an export directory. Exits 1 on a fault.

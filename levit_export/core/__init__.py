@@ -7,7 +7,7 @@ disk and opens it as a :class:`Session`; everything else compares and times sess
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -452,6 +452,9 @@ class Target(Protocol):
 
     def runs(self, options: RunOptions) -> tuple[RunOptions, ...]:
         """The ways to execute an artifact that ``options`` ask for, each a row of the report."""
+
+    def values(self, artifact: Artifact) -> Collection[str]:
+        """The names of the inner values that :meth:`open` takes as taps."""
 
     def remarks(self, artifact: Artifact, options: RunOptions) -> tuple[str, ...]:
         """What a reader of a check on this machine has to know, a sentence each."""

@@ -198,6 +198,11 @@ class Network:
         return "\n".join(lines)
 
 
+def value_of_tap(tap: str) -> str:
+    """What the value of a tap is called in files: ``stem.0`` is ``stem_0``."""
+    return tap.replace(".", "_")
+
+
 def is_within(block: str, blocks: Collection[str]) -> bool:
     """Whether ``block`` is one of ``blocks`` or lies inside one."""
     return any(block == each or block.startswith(f"{each}.") for each in blocks)

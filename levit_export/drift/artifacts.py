@@ -9,7 +9,7 @@ import numpy as np
 
 from levit_export import weights
 from levit_export.core import PROBABILITIES, Artifact, RunOptions
-from levit_export.drift import files
+from levit_export.core.network import value_of_tap
 from levit_export.drift.comparing import Comparison
 from levit_export.drift.values import Stage
 from levit_export.drift.yardstick import Exact, Yardstick
@@ -19,7 +19,7 @@ from levit_export.targets import simulated, target
 if TYPE_CHECKING:
     from levit_export.core import Session
 
-AGAINST = "the captured program"
+AGAINST = "the captured network"
 
 
 def stage(
@@ -37,9 +37,12 @@ def stage(
     name = artifact.id
     try:
         wrong = wrong_weights(artifact, tensors)
-        values = files.resolve(artifact, _inner(exact))
+        kind = target(artifact.format)
+        known = set(kind.values(artifact))
+        values = {tap: value_of_tap(tap) for tap in _inner(exact)}
+        values = {tap: value for tap, value in values.items() if value in known}
         fused = set(_inner(exact)) - set(values)
-        with target(artifact.format).open(artifact, run, tuple(values.values())) as session:
+        with kind.open(artifact, run, tuple(values.values())) as session:
             runtime = session.runtime
             comparison = Comparison(exact, yardstick, fused | _behind_softmax(session, exact))
             _feed(session, exact, comparison, values)

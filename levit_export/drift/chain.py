@@ -1,8 +1,8 @@
-"""The stages before any file: the checkpoint's module, each pass, the captured program.
+"""The stages before any file: the checkpoint's module, each pass, the captured network.
 
 (i) the module that is exported against one built fresh from the checkpoint's tensors, (ii) each
 pass against the module before it, both in float64, where a rewrite may differ by no more than
-``passes.proof.PROOF_BOUND``; (iii) the captured program in float32 against the prepared module.
+``passes.proof.PROOF_BOUND``; (iii) the captured network in float32 against the prepared module.
 """
 
 from __future__ import annotations

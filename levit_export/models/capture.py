@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from levit_export.core import Signature
-from levit_export.core.network import Network, Op, Shape, Value
+from levit_export.core.network import Network, Op, Shape, Value, value_of_tap
 from levit_export.errors import ExportFailedError
 
 if TYPE_CHECKING:
@@ -609,7 +609,7 @@ def _named(captured: _Captured, signature: Signature) -> Network:
         tap, label = _label(op, network, captured.paths, is_last=op is last[op.block])
         for value in op.outputs:
             if value.name not in names:
-                names[value.name] = _free(label.replace(".", "_"), used)
+                names[value.name] = _free(value_of_tap(label), used)
                 if tap:
                     taps[tap] = names[value.name]
     return Network(

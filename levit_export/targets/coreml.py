@@ -206,11 +206,6 @@ class CoremlTarget:
         with quiet(*LOGGERS):
             return mil.load(artifact.path).value_names
 
-    def taps(self, artifact: Artifact, taps: Mapping[str, str]) -> dict[str, str | None]:
-        """What the values of ``taps`` (see ``Network.taps``) are called here: the same."""
-        known = set(self.values(artifact))
-        return {tap: value if value in known else None for tap, value in taps.items()}
-
     def remarks(self, artifact: Artifact, options: RunOptions) -> tuple[str, ...]:
         """Which ops Core ML would place where; elsewhere, what the evaluator cannot show."""
         if not on_macos():

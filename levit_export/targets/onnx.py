@@ -161,6 +161,13 @@ class OnnxTarget:
         """Once, on the CPU."""
         return (options,)
 
+    def values(self, artifact: Artifact) -> list[str]:
+        """What the nodes give."""
+        import onnx
+
+        graph = onnx.load(artifact.path, load_external_data=False).graph
+        return [name for node in graph.node for name in node.output]
+
     def remarks(self, artifact: Artifact, options: RunOptions) -> tuple[str, ...]:
         """What ONNX Runtime's CPU kernels do otherwise than the file says."""
         del options

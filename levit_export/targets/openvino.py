@@ -120,6 +120,13 @@ class OpenvinoTarget:
             _refuse_absent(openvino.Core(), options.device)
         return (options,)
 
+    def values(self, artifact: Artifact) -> list[str]:
+        """What the operators give, by their friendly names."""
+        graph = _read(lean.openvino().Core(), artifact.path)
+        ends = ("Constant", "Result", "Parameter")
+        nodes = graph.get_ordered_ops()
+        return [n.get_friendly_name() for n in nodes if n.get_type_name() not in ends]
+
     def remarks(self, artifact: Artifact, options: RunOptions) -> tuple[str, ...]:
         """None: what is checked is what ships."""
         del artifact, options

@@ -483,7 +483,7 @@ def xml_replaced(artifact: Artifact, before: str, after: str, *, behind: str = "
 
 def openvino_axis(artifact: Artifact, name: str) -> None:
     """A softmax over the queries."""
-    xml_replaced(artifact, 'axis="-1"', 'axis="-2"', behind=f'name="{name}" type="SoftMax"')
+    xml_replaced(artifact, 'axis="3"', 'axis="2"', behind=f'name="{name}" type="SoftMax"')
 
 
 def openvino_silu(artifact: Artifact, name: str) -> None:

@@ -1,4 +1,4 @@
-"""Taps of eager modules and of the captured program are the same points of the network."""
+"""Taps of eager modules and of the captured network are the same points of the network."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_every_architecture_has_the_taps_of_its_program(name: str) -> None:
 
 
 def test_program_and_module_agree_at_every_tap() -> None:
-    """What the captured program has at a tap is what the prepared module computes there."""
+    """What the captured network has at a tap is what the prepared module computes there."""
     subject = model()
     module = chain.rewritten(subject)
     image = torch.from_numpy(subject.samples.inputs)

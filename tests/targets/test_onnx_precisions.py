@@ -14,9 +14,9 @@ import pytest
 import subjects
 from onnx import TensorProto, numpy_helper
 
-from levit_export import checkpoints, naming, preprocessing, samples, weights
+from levit_export import checkpoints, preprocessing, samples, weights
 from levit_export.core import Artifact, Calibration, ExportOptions, RunOptions
-from levit_export.core.network import Network, Op, Value
+from levit_export.core.network import Network, Op, Value, value_of_tap
 from levit_export.errors import ExportFailedError, UsageError
 from levit_export.targets import onnx_precision, onnx_weights, onnx_write
 from levit_export.targets.metadata import PREFIX
@@ -127,7 +127,7 @@ def test_parts_of_operators_are_named_after_them() -> None:
     """What the exporter makes of one operator carries the block's name as well."""
     nodes = graph(tiny("fp32")).node
     products = [node.output[0] for node in nodes if node.op_type == "MatMul"]
-    blocks = tuple(naming.tap_value(b) + "_" for b in subjects.tiny().blocks.values())
+    blocks = tuple(value_of_tap(b) + "_" for b in subjects.tiny().blocks.values())
     assert products
     assert all(name.startswith(blocks) for name in products), products
 
