@@ -56,7 +56,8 @@ class FileEntry:
 class ArtifactEntry:
     """One artifact, its path relative to the directory.
 
-    ``keep`` are blocks left in float, ``layout`` the form that a LeViT was written in.
+    ``keep`` are blocks left in float, ``layout`` the form that a LeViT was written in, ``runs_on``
+    the oldest runtime that can read it.
     """
 
     format: str
@@ -66,6 +67,7 @@ class ArtifactEntry:
     notes: tuple[str, ...] = ()
     keep: tuple[str, ...] = ()
     layout: Layout = "tokens"
+    runs_on: str = ""
 
 
 @dataclass(frozen=True)

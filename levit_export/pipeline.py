@@ -636,4 +636,5 @@ def _entry(artifact: Artifact, path: str, result: Report) -> ArtifactEntry:
         notes=artifact.notes,
         keep=artifact.keep,
         layout=artifact.layout,
+        runs_on=artifact.runs_on,
     )

@@ -369,6 +369,8 @@ class Artifact:
     """Of the weights, how much each precision has; see ``weights.shares_of``."""
     beside: tuple[Path, ...] = field(default=(), compare=False)
     """Files that hold part of it, such as an ONNX file's external data."""
+    runs_on: str = field(default="", compare=False)
+    """The oldest runtime that can read what was written, ``ONNX Runtime 1.14 and later``."""
 
     @property
     def layout(self) -> Layout:

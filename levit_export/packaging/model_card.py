@@ -49,7 +49,7 @@ def _heading(manifest: Manifest) -> str:
 def _formats(manifest: Manifest) -> str:
     lines = [
         f"| {RUNTIMES.get(a.format, a.format)} | {a.precision} | `{a.path}` | "
-        f"{_size(manifest, a.path):,} bytes | {a.verdict} |"
+        f"{_size(manifest, a.path):,} bytes | {a.verdict} | {a.runs_on} |"
         for a in manifest.artifacts
     ]
     ports = [
@@ -61,7 +61,7 @@ def _formats(manifest: Manifest) -> str:
         )
         for spec in specs
     ]
-    table = "| runtime | precision | file | size | parity |\n|---|---|---|---|---|\n"
+    table = "| runtime | precision | file | size | parity | runs on |\n|---|---|---|---|---|---|\n"
     notes = [f"- {a.path}: {note}" for a in manifest.artifacts for note in a.notes]
     return "\n\n".join(
         filter(None, ["## Formats", table + "\n".join(lines), "\n".join(ports), "\n".join(notes)])

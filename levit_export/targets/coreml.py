@@ -63,6 +63,15 @@ def on_macos() -> bool:
     return sys.platform == "darwin"
 
 
+SYSTEMS = {
+    "iOS15": "iOS 15, macOS 12",
+    "iOS16": "iOS 16, macOS 13",
+    "iOS17": "iOS 17, macOS 14",
+    "iOS18": "iOS 18, macOS 15",
+}
+"""The systems of Apple's that first read a deployment target's packages."""
+
+
 class CoremlTarget:
     """See :class:`levit_export.core.Target`."""
 
@@ -173,6 +182,7 @@ class CoremlTarget:
             signature,
             (*_notes(asked, options), _ops(specification)),
             keep=options.keep,
+            runs_on=f"{SYSTEMS[DEPLOYMENT_TARGETS[options.deployment_target]]} and later",
         )
 
     def inspect(self, path: Path) -> Artifact:

@@ -44,6 +44,10 @@ if TYPE_CHECKING:
 OPSETS = range(18, 22)
 """What is written; each is tested."""
 
+OLDEST_RUNTIME = {18: "1.14", 19: "1.16", 20: "1.17", 21: "1.18"}
+"""The first ONNX Runtime that can read an opset, and the IR version that is written with it
+(https://onnxruntime.ai/docs/reference/compatibility.html#onnx-opset-support)."""
+
 INT8_OPSETS = range(18, 21)
 """From opset 21 on, versions of ONNX Runtime differ in what they quantise with calibration."""
 
@@ -100,7 +104,7 @@ class OnnxTarget:
         notes = onnx_precision.NOTES.get(options.precision, ())
         if not options.simplify:
             path.write_bytes(_content(written, model, options))
-            return Artifact(self.name, options.precision, path, model.signature, notes)
+            return _artifact(model, path, options, notes)
         unit = UNIT_ROUNDOFF["fp16" if options.precision == "fp16" else "fp32"]
         with onnx_simplify.judged(written.model, _example(model.signature), unit) as verdict:
             content = _content(written, model, options)
@@ -109,7 +113,7 @@ class OnnxTarget:
             content = _content(replace(written, model=found.leaner), model, options)
         path.write_bytes(content)
         notes = (*filter(None, (found.note,)), *notes)
-        return Artifact(self.name, options.precision, path, model.signature, notes)
+        return _artifact(model, path, options, notes)
 
     def inspect(self, path: Path) -> Artifact:
         """Signature and precision of an ONNX file."""
@@ -179,6 +183,15 @@ class OnnxTarget:
     ) -> Iterator[OnnxSession]:
         """Load the file into ONNX Runtime on the CPU with exactly ``options.threads`` threads."""
         yield OnnxSession(_load(artifact.path, options, taps), artifact.path, taps)
+
+
+def _artifact(
+    model: Prepared, path: Path, options: ExportOptions, notes: tuple[str, ...]
+) -> Artifact:
+    runs_on = f"ONNX Runtime {OLDEST_RUNTIME[options.opset]} and later"
+    return Artifact(
+        OnnxTarget.name, options.precision, path, model.signature, notes, runs_on=runs_on
+    )
 
 
 class OnnxSession:

@@ -40,6 +40,11 @@ SECTION = PREFIX.rstrip(".")
 """Where in ``rt_info`` the metadata lives."""
 
 
+OLDEST_RUNTIME = "OpenVINO 2023.2 and later"
+"""The first that knows opset 13, whose operators are written
+(https://docs.openvino.ai/2024/documentation/openvino-ir-format/operation-sets/available-opsets.html)."""
+
+
 class OpenvinoTarget:
     """See :class:`levit_export.core.Target`."""
 
@@ -86,7 +91,9 @@ class OpenvinoTarget:
                 f"OpenVINO could not write {model.info.name}: {first_line(error)}",
                 remedy="Report the model.",
             ) from error
-        return Artifact(self.name, options.precision, path, model.signature)
+        return Artifact(
+            self.name, options.precision, path, model.signature, runs_on=OLDEST_RUNTIME
+        )
 
     def inspect(self, path: Path) -> Artifact:
         """Signature and precision of an IR file."""
