@@ -37,8 +37,8 @@ def _gate_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--require-audit",
             is_flag=True,
-            help="Status 3 for a pass by answers alone: files of other tools, whose weights are "
-            "not looked at.",
+            help="Exit 3 when a file passes by its answers only: one of another tool, whose "
+            "weights are not looked at.",
         ),
         click.option("--baseline", type=options.EXISTING, help="An earlier report.json."),
         click.option(
@@ -54,8 +54,8 @@ def _gate_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--latency-slack",
             type=click.FloatRange(min=0),
-            help="Time as well: percent by which the latency, relative to eager PyTorch or matrix "
-            "products in the same run, may exceed the baseline's.",
+            help="Measure latency as well: percent by which the latency, relative to eager "
+            "PyTorch or matrix products in the same run, may exceed the baseline's.",
         ),
         click.option(
             "--recheck",

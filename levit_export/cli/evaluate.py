@@ -22,7 +22,7 @@ from levit_export.cli.verb import Verb, status_of
     "or digits, the bundled images.",
 )
 @click.option(
-    "--limit", type=options.POSITIVE, help="So many images, evenly spread.  [default: all]"
+    "--limit", type=options.POSITIVE, help="Take so many images, evenly spread.  [default: all]"
 )
 @click.option(
     "-b",
@@ -30,7 +30,7 @@ from levit_export.cli.verb import Verb, status_of
     type=options.POSITIVE,
     default=16,
     show_default=True,
-    help="For PyTorch and for artifacts that leave it open.",
+    help="The batch size for PyTorch and for artifacts whose batch is open.",
 )
 @click.option(
     "--workers",
@@ -41,7 +41,7 @@ from levit_export.cli.verb import Verb, status_of
 @click.option(
     "--scheduler",
     metavar="ADDRESS",
-    help="Of a Dask cluster whose workers do it; the result is the same.",
+    help="The address of a Dask cluster whose workers do it; the result is the same.",
 )
 @click.option(
     "--max-drop",

@@ -47,7 +47,7 @@ from levit_export.zoo import AUTO_LAYOUT, LAYOUTS
     type=click.Choice(("latency", "size")),
     default="latency",
     show_default=True,
-    help="What --precision auto saves.",
+    help="What --precision auto tries to make small.",
 )
 @click.option(
     "--recipe",
@@ -66,12 +66,22 @@ from levit_export.zoo import AUTO_LAYOUT, LAYOUTS
     type=options.TURNS,
     default=200,
     show_default=True,
-    help="How many of them.",
+    help="How many images of --data are used.",
 )
-@click.option("-b", "--batch", type=options.POSITIVE, help="Fixed batch size.  [default: 1]")
+@click.option("-b", "--batch", type=options.POSITIVE, help="The fixed batch size.  [default: 1]")
 @click.option("--dynamic", is_flag=True, help="Leave the batch size open.")
-@click.option("--opset", type=options.POSITIVE, default=18, show_default=True, help="ONNX only.")
-@click.option("--simplify/--no-simplify", default=True, help="Run onnxsim (ONNX only).")
+@click.option(
+    "--opset",
+    type=options.POSITIVE,
+    default=18,
+    show_default=True,
+    help="ONNX only: 18 to 21, for int8 to 20.",
+)
+@click.option(
+    "--simplify/--no-simplify",
+    default=True,
+    help="Let onnxsim judge the ONNX graph: what it can leave out is checked, taken and reported.",
+)
 @click.option(
     "--deployment-target",
     default="iOS16",
@@ -95,10 +105,11 @@ from levit_export.zoo import AUTO_LAYOUT, LAYOUTS
     type=click.Choice(LAYOUTS),
     default=AUTO_LAYOUT,
     show_default=True,
-    help="Linear layers over tokens or 1x1 convolutions over maps; auto: the one measured faster.",
+    help="Write linear layers over tokens or 1x1 convolutions over maps; auto: for ONNX and "
+    "OpenVINO the one that was measured to be faster, for Core ML maps.",
 )
 @click.option("--skip-pass", "skip", multiple=True, metavar="NAME", help="Leave out a pass.")
-@click.option("--check/--no-check", default=True, help="Prove parity on the target's runtime.")
+@click.option("--check/--no-check", default=True, help="Check parity on each format's runtime.")
 @click.option("--bench/--no-bench", default=True, help="Measure latency.")
 @options.parity_options
 @options.run_options

@@ -108,7 +108,8 @@ def model_options(command: CommandT) -> CommandT:
         click.option(
             "--activation",
             type=click.Choice(ACTIVATIONS),
-            help="What the checkpoint does not tell.  [default: that of the known size]",
+            help="The network's activation, which no tensor tells.  [default: as in the known "
+            "model of this size]",
         ),
         click.option("--labels", type=EXISTING, help="A text file with one class name a line."),
         click.option(
@@ -137,7 +138,8 @@ def parity_options(command: CommandT) -> CommandT:
         click.option(
             "--rtol",
             type=click.FloatRange(min=0),
-            help="The same relative to a sample's largest output; the one not given is 0.",
+            help="Relative tolerance, of a sample's largest output, in place of the derived one. "
+            "If only one of --atol and --rtol is given, the other is 0.",
         ),
         click.option("--seed", type=SEED, default=0, show_default=True),
         click.option(

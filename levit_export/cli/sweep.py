@@ -27,7 +27,7 @@ from levit_export.cli.verb import Verb, status_of
 @click.option(
     "--scheduler",
     metavar="ADDRESS",
-    help="Of a Dask cluster whose workers do the cells; latency is not measured.",
+    help="The address of a Dask cluster whose workers do the cells; latency is not measured.",
 )
 @click.option("--dry-run", is_flag=True, help="List the cells, and do nothing.")
 @click.option("--allow-not-run", is_flag=True, help="Exit 0 although a cell could not be done.")
