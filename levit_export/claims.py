@@ -42,6 +42,7 @@ class Known:
     embedded: Embedded | None = None
     signature: Signature | None = None
     precisions: Mapping[str, str] = field(default_factory=dict)
+    keep: tuple[str, ...] | None = None
     are_assumed: bool = False
 
 
@@ -52,6 +53,7 @@ def contradictions(found: Artifact, known: Known, *, kept: float = 0.0) -> tuple
     """
     return (
         *_precision(found, known, kept=kept),
+        *_keep(found, known),
         *_labels(found, known),
         *_pictures(found, known),
         *_interface(found, known),
@@ -75,10 +77,29 @@ def _precision(found: Artifact, known: Known, *, kept: float) -> Iterator[str]:
         said["its metadata"] = found.claims["precision"]
     said |= _in_name(found)
     for who, precision in said.items():
-        coarse = found.shares.get(precision, 0.0)
-        is_mixed = kept > 0 and coarse > 0 and coarse >= HALF * (1 - kept)
-        if precision != found.precision and not is_mixed:
+        if precision != found.precision and not is_but_for(found, precision, kept):
             yield f"{who} says {precision}, its graph computes in {found.precision}"
+    if len(set(said.values())) > 1 and kept:
+        yield "it is " + ", ".join(f"{p} by {who}" for who, p in said.items())
+
+
+def is_but_for(found: Artifact, precision: str, kept: float) -> bool:
+    """Whether ``found`` is of ``precision`` but for a share ``kept`` of its weights.
+
+    At least half of the other weights have to be as coarse as that, and some at all. What is said
+    to be kept buys no tolerance: that of the precision is derived with those blocks computed as
+    they are, which makes it finer, and their tensors must be in the file bit for bit.
+    """
+    coarse = found.shares.get(precision, 0.0)
+    return kept > 0 and coarse > 0 and coarse >= HALF * (1 - kept)
+
+
+def _keep(found: Artifact, known: Known) -> Iterator[str]:
+    if found.keep and known.keep is not None and set(found.keep) != set(known.keep):
+        yield (
+            f"its metadata says that {_shown(found.keep)} stay in float, "
+            f"{known.source} says {_shown(known.keep)}"
+        )
 
 
 def _in_name(found: Artifact) -> dict[str, str]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from levit_export import bundle, checking, claims, machine, parity, reference
+from levit_export import bundle, checking, claims, machine, parity, reference, weights
 from levit_export.checking import Reference, Row
 from levit_export.claims import Known
 from levit_export.core import (
@@ -185,12 +185,10 @@ def _check_one(each: Located, model: _Model, *, folder: Path | None) -> list[Art
     expected, reports = held.reference, []
     for row in rows:
         progress.stage(f"checking {row.artifact.path.name}")
-        judged = checking.check(
-            Row(held.suspects.get(row.artifact, row.artifact), row.run),
-            expected,
-            held.claims.get(row.artifact, ()),
-        )
-        reports.append(checking.describe(row, folder, *judged, None))
+        suspect = Row(held.suspects.get(row.artifact, row.artifact), row.run)
+        judged = checking.check(suspect, expected, held.claims.get(row.artifact, ()))
+        shown = row if each.manifest is not None else suspect
+        reports.append(checking.describe(shown, folder, *judged, None))
     if each.manifest is not None and (unlisted := _unlisted(each.folder, each.manifest)):
         more = f" and {len(unlisted) - 3} more" if len(unlisted) > 3 else ""
         words = (
@@ -292,6 +290,8 @@ class _Held:
 
 def _held_against(each: Located, model: _Model) -> _Held:
     """Golden vectors where there are any and no model was named, else a fresh reference."""
+    from levit_export.architectures.blocks import block_names
+
     manifest, request = each.manifest, model.request
     read = _read(each)
     said = None if manifest is None else _said(manifest)
@@ -299,6 +299,7 @@ def _held_against(each: Located, model: _Model) -> _Held:
     if manifest is not None:
         known = _said(manifest)
     kept: dict[Artifact, float] = {}
+    suspects: dict[Artifact, Artifact] = {}
     if manifest is not None and request.choice.is_default:
         _refuse_idle(request.choice, each.folder)
         expected = _golden(each.folder, manifest, request)
@@ -308,16 +309,21 @@ def _held_against(each: Located, model: _Model) -> _Held:
         known = _of_checkpoint(checkpoint, request.choice, said)
         if said is not None:
             disputed += claims.differing(said, known)
-        expected, tensors = _fresh(model, each, read)
-        kept = {a: _kept_share(checkpoint, a, tensors) for a in each.artifacts if a.keep}
+        tensors = _weights(model, each, read)
+        blocks = block_names(checkpoint.config)
+        kept = {a: _kept_share(tensors, blocks, a) for a in each.artifacts if a.keep}
+        if manifest is None:
+            suspects = {a: _but_for(a, share) for a, share in kept.items()}
+        held = [suspects.get(artifact, artifact) for artifact in each.artifacts]
+        expected = _fresh(model, held, read, tensors, blocks)
     found: dict[Artifact, tuple[str, ...]] = {}
-    suspects: dict[Artifact, Artifact] = {}
     for artifact in each.artifacts:
         seen = read.get(artifact)
         words = tuple(disputed)
         if seen is not None:
             here = replace(known, signature=_interface(known, seen, artifact))
             here = replace(here, precisions=_expected_precisions(artifact, each, request))
+            here = replace(here, keep=None if manifest is None else artifact.keep)
             share = kept.get(artifact, 0.0)
             words += claims.contradictions(seen, here, kept=share)
             if not share and seen.precision in expected.tolerances:
@@ -379,16 +385,21 @@ def _expected_precisions(
 
 
 def _kept_share(
-    checkpoint: Checkpoint, artifact: Artifact, tensors: Mapping[str, np.ndarray]
+    tensors: Mapping[str, np.ndarray], blocks: Mapping[str, str], artifact: Artifact
 ) -> float:
-    """The share of the weights that belongs to blocks which are said to stay in float."""
-    from levit_export.architectures.blocks import block_names
+    """The share of the layers' weights in blocks which are said to stay in float."""
+    layers = {name: t for name, t in tensors.items() if t.ndim > 1 and name.endswith(".weight")}
+    kept = weights.tensors_of(layers, blocks, artifact.keep)
+    total = sum(t.size for t in layers.values())
+    return sum(t.size for t in kept.values()) / max(total, 1)
 
-    names = block_names(checkpoint.config)
-    places = tuple(f"{path}." for path, block in names.items() if block in artifact.keep)
-    weights = {name: t.size for name, t in tensors.items() if t.ndim > 1}
-    kept = sum(size for name, size in weights.items() if name.startswith(places))
-    return kept / max(sum(weights.values()), 1)
+
+def _but_for(artifact: Artifact, kept: float) -> Artifact:
+    """A bare file in the precision that it claims, where that holds but for blocks in float."""
+    said = (artifact.claims or {}).get("precision", artifact.precision)
+    return (
+        replace(artifact, precision=said) if claims.is_but_for(artifact, said, kept) else artifact
+    )
 
 
 def _golden(folder: Path, manifest: Manifest, request: InspectRequest) -> Reference:
@@ -410,22 +421,28 @@ def _golden(folder: Path, manifest: Manifest, request: InspectRequest) -> Refere
 
 
 def _fresh(
-    model: _Model, each: Located, read: Mapping[Artifact, Artifact]
-) -> tuple[Reference, dict[str, np.ndarray]]:
-    """A reference of the checkpoint, and the weights that the artifacts must hold.
+    model: _Model,
+    held: Sequence[Artifact],
+    read: Mapping[Artifact, Artifact],
+    tensors: Mapping[str, np.ndarray],
+    blocks: Mapping[str, str],
+) -> Reference:
+    """A reference of the checkpoint with the weights that the artifacts must hold.
 
     There is a tolerance for what each artifact is said to be, and for what its graph is.
     """
     from levit_export.preparation import fingerprint
 
-    tensors = _weights(model, each, read)
-    measured = [replace(a, precision=read[a].precision) for a in each.artifacts if a in read]
-    keep = {a.precision: () for a in measured} | {a.precision: a.keep for a in each.artifacts}
+    measured = [replace(a, precision=read[a].precision) for a in held if a in read]
+    keep: dict[str, tuple[str, ...]] = {a.precision: () for a in measured}
+    for precision in {a.precision for a in held}:  # the blocks that all of them leave in float
+        sets = (frozenset(a.keep) for a in held if a.precision == precision)
+        keep[precision] = tuple(sorted(frozenset.intersection(*sets)))
     made = model.reference(keep)
-    every = dict.fromkeys((*each.artifacts, *measured))
+    every = dict.fromkeys((*held, *measured))
     digests = {p: d for p, d in fingerprint(tensors).items() if p in made.tolerances}
     expected = replace(made, weights=digests)
-    return reference.with_quantised_weights(expected, tensors, every), tensors
+    return reference.with_quantised_weights(expected, tensors, every, blocks)
 
 
 def _refuse_idle(choice: ModelChoice, folder: Path) -> None:

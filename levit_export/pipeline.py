@@ -354,7 +354,9 @@ def export(
         ledgers = (each.passes for each in models)  # layouts share all passes but the last
         model = replace(models[0], passes=max(ledgers, key=len))
         expected = reference.completed(tolerances.result(), model.info, model.fingerprints)
-        expected = reference.with_quantised_weights(expected, model.weights, artifacts)
+        expected = reference.with_quantised_weights(
+            expected, model.weights, artifacts, model.blocks
+        )
         expected = expected.matching(model.signature)
         found = _checked(artifacts, model, expected, request, progress)
         timings = _time_all(tuple(found), checkpoint, model, request, progress)

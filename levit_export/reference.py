@@ -334,12 +334,16 @@ def with_tolerances(
 
 
 def with_quantised_weights(
-    expected: Reference, weights_of_model: Mapping[str, np.ndarray], artifacts: Iterable[Artifact]
+    expected: Reference,
+    weights_of_model: Mapping[str, np.ndarray],
+    artifacts: Iterable[Artifact],
+    blocks: Mapping[str, str],
 ) -> Reference:
     """``expected`` with what each quantised artifact holds for each tensor, as digests by its id.
 
     Only what lies near enough to the tensor is taken for it, so an audit by these digests fails
-    where it must.
+    where it must. ``blocks`` says by its path which block a module is: tensors of blocks that an
+    artifact keeps in float must be there bit for bit.
     """
     from levit_export.targets import simulated, target
 
@@ -348,6 +352,7 @@ def with_quantised_weights(
             weights_of_model,
             target(artifact.format).constants(artifact),
             simulated.BITS[artifact.precision],
+            exact=weights.tensors_of(weights_of_model, blocks, artifact.keep),
         )
         for artifact in artifacts
         if weights_of_model and artifact.precision in simulated.BITS

@@ -8,7 +8,7 @@ Pure; arrays and digests in, a value out.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 
@@ -159,14 +159,26 @@ def audit(
     return WeightAudit(len(expected), missing, tuple(sorted(strange)))
 
 
+def tensors_of(
+    tensors: Mapping[str, np.ndarray], blocks: Mapping[str, str], keep: Collection[str]
+) -> dict[str, np.ndarray]:
+    """Those of the blocks ``keep``; ``blocks`` says by its path which block a module is."""
+    places = tuple(f"{path}." for path, block in blocks.items() if block in keep)
+    return {name: t for name, t in tensors.items() if places and name.startswith(places)}
+
+
 def settled(
-    tensors: Mapping[str, np.ndarray], stored: Iterable[np.ndarray], bits: int
+    tensors: Mapping[str, np.ndarray],
+    stored: Iterable[np.ndarray],
+    bits: int,
+    exact: Collection[str] = (),
 ) -> dict[str, str]:
     """The digests of what a quantised file holds for each tensor.
 
     A tensor is in the file when a constant of its shape lies within one step of its coarsest grid,
     ``max|w| / (2**(bits - 1) - 1)``, everywhere. Where none does, the digest is that of the tensor
-    itself, which an audit will miss.
+    itself, which an audit will miss. Those called ``exact`` were not quantised: they must be there
+    bit for bit, as they are or rounded to float16.
     """
     by_shape: dict[tuple[int, ...], list[np.ndarray]] = {}
     for array in stored:
@@ -174,16 +186,24 @@ def settled(
             plain = np.squeeze(array).astype(np.float32)
             by_shape.setdefault(plain.shape, []).append(plain)
     return {
-        name: _nearest(np.squeeze(t), by_shape, bits) for name, t in tensors.items() if t.any()
+        name: _nearest(np.squeeze(t), by_shape, None if name in exact else bits)
+        for name, t in tensors.items()
+        if t.any()
     }
 
 
 def _nearest(
-    tensor: np.ndarray, by_shape: Mapping[tuple[int, ...], list[np.ndarray]], bits: int
+    tensor: np.ndarray, by_shape: Mapping[tuple[int, ...], list[np.ndarray]], bits: int | None
 ) -> str:
+    """The digest of the nearest candidate, or of ``tensor`` where none is near enough."""
     candidates = list(by_shape.get(tensor.shape, []))
     if tensor.ndim == 2:
         candidates += [other.T for other in by_shape.get(tensor.shape[::-1], [])]
+    if bits is None:
+        with np.errstate(over="ignore"):
+            half = tensor.astype(np.float16).astype(np.float32)
+        is_rounded = any(np.array_equal(other, half) for other in candidates)
+        return fingerprint(half if is_rounded else tensor)
     distances = [float(np.abs(other - tensor).max()) for other in candidates]
     step = float(np.abs(tensor).max()) / (2 ** (bits - 1) - 1)
     if not distances or min(distances) > step:

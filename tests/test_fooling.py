@@ -11,14 +11,17 @@ from pathlib import Path
 
 import fooling
 import numpy as np
+import onnx
 import pytest
 import subjects
 
-from levit_export import inspection
-from levit_export.core import Artifact
+from levit_export import checkpoints, inspection, reference
+from levit_export.core import CALIBRATED, Artifact, ExportOptions
 from levit_export.inspection import InspectRequest
 from levit_export.parity import ParityReport
 from levit_export.reference import ModelChoice
+from levit_export.report import ArtifactReport
+from levit_export.targets import target
 
 KINDS = (("onnx", "fp32"), ("openvino", "fp32"), ("coreml", "fp32"))
 SEED = 5
@@ -93,6 +96,99 @@ def spoilt(kind: str, precision: str, name: str, seed: int = SEED) -> Path:
     elif name != "honest":
         fooling.hide(artifact, draw, name, 1.004)
     return artifact.path
+
+
+MOSTLY = (
+    *("shrink1.attention", "shrink2.attention", "shrink2.mlp"),
+    *("stage3.block0.attention", "stage3.block0.mlp"),
+    *("stage3.block1.attention", "stage3.block1.mlp"),
+)
+"""Blocks of the bundled model with more than half of its weights."""
+
+
+@cache
+def mixed(kind: str, precision: str) -> Artifact:
+    """The bundled model with most of its weights left in float; do not change it."""
+    images = None
+    if precision in CALIBRATED:
+        images = reference.calibration(checkpoints.bundled(), None, count=40, seed=0)
+    options = ExportOptions(precision=precision, keep=MOSTLY, calibration=images)
+    place = subjects.folder() / f"mixed-{kind}-{precision}"
+    return subjects.export(subjects.digits(), place, kind, options)
+
+
+def claims_all_kept(place: Path) -> Path:
+    """A float32 file, a tensor 1 % off, that says it is int8 but for all of its blocks."""
+    artifact = subjects.copy(subjects.artifact("onnx", "fp32"), place)
+    fooling.scale_weights(artifact, np.random.default_rng(SEED), 1.01)
+    every = json.dumps(list(dict.fromkeys(subjects.digits().blocks.values())))
+    said = {f"{fooling.PREFIX}precision": "int8", f"{fooling.PREFIX}keep": every}
+    fooling.say(artifact, lambda found: found.update(said))
+    return artifact.path
+
+
+def kept_tensor_off(place: Path) -> Path:
+    """A mixed file of which a tensor that was kept in float is half a step of a grid off."""
+    artifact = subjects.copy(mixed("onnx", "int8"), place)
+    proto = onnx.load(artifact.path)
+    tensor = max(
+        (t for t in proto.graph.initializer if t.data_type == t.FLOAT), key=lambda t: t.ByteSize()
+    )
+    array = onnx.numpy_helper.to_array(tensor)
+    tensor.CopyFrom(onnx.numpy_helper.from_array(array * np.float32(1.003), tensor.name))
+    onnx.save(proto, artifact.path)
+    return artifact.path
+
+
+def forgets_what_was_kept(place: Path) -> Path:
+    """A mixed file that does not say which blocks are in float."""
+    artifact = subjects.copy(mixed("onnx", "int8"), place)
+    fooling.say(artifact, lambda said: said.pop(f"{fooling.PREFIX}keep") and None)
+    return artifact.path
+
+
+MIXED = {
+    "claims_all_kept": (claims_all_kept, "its metadata says int8, its graph computes in fp32"),
+    "kept_tensor_off": (kept_tensor_off, "1 of 86 weight tensors are not in the file"),
+    "forgets_what_was_kept": (forgets_what_was_kept, "its metadata says int8"),
+}
+
+
+@cache
+def judged_mixed() -> dict[str, ArtifactReport]:
+    """What a check finds in mixed files, each on its own, by what it is called."""
+    place = subjects.folder() / "fooling" / "mixed"
+    paths = {kind: mixed(kind, precision).path for kind, precision in HONESTLY_MIXED}
+    for name, (make, _) in MIXED.items():
+        (place / name).mkdir(parents=True)
+        paths[name] = make(place / name)
+    choice = ModelChoice("levit_digits")
+    report = inspection.check(InspectRequest(tuple(paths.values()), choice=choice, drift=False))
+    return dict(zip(paths, report.artifacts, strict=True))
+
+
+HONESTLY_MIXED = (("onnx", "int8"), ("openvino", "w8"), ("coreml", "w8"))
+
+
+@pytest.mark.parametrize(("kind", "precision"), HONESTLY_MIXED)
+def test_a_bare_file_that_is_mostly_float_says_what_was_kept(kind: str, precision: str) -> None:
+    """It is measured to be float, and passes in the precision of the blocks that are not kept."""
+    made = mixed(kind, precision)
+    measured = target(kind).inspect(made.path)
+    assert measured.precision in {"fp32", "fp16"}
+    assert measured.keep == MOSTLY
+    found = judged_mixed()[kind]
+    assert (found.parity.verdict, found.precision) == ("pass", precision)
+    assert found.parity.weights is not None
+    assert (found.parity.weights.missing, found.parity.weights.tensors) == ((), 86)
+
+
+@pytest.mark.parametrize("name", MIXED)
+def test_a_claim_of_keep_buys_nothing(name: str) -> None:
+    """What is said to stay in float is held bit for bit, and the rest must really be coarse."""
+    found = judged_mixed()[name].parity
+    assert found.verdict == "fail"
+    assert MIXED[name][1] in found.reason
 
 
 CASES = [

@@ -352,7 +352,7 @@ class Artifact:
     ``precision`` is measured in the graph of a file that was read. ``passes`` are those that the
     file says went into it; None when it says none. ``claims`` is all that a file's metadata says,
     None when it was not read or is not ours. ``keep`` are the blocks that were left in the
-    format's own float precision.
+    format's own float precision, as the export, its manifest or the file says.
     """
 
     format: str

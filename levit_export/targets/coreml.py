@@ -42,7 +42,7 @@ from levit_export.targets.availability import needs
 from levit_export.targets.coreml_compression import COMPRESSED
 from levit_export.targets.coreml_conversion import DEPLOYMENT_TARGETS, convert, describe
 from levit_export.targets.coreml_package import write_package
-from levit_export.targets.metadata import PREFIX, claims_in, metadata, passes_in
+from levit_export.targets.metadata import PREFIX, claims_in, keep_in, metadata, passes_in
 from levit_export.targets.quiet import first_line, quiet
 
 EVALUATOR = "MIL reference evaluator"
@@ -163,7 +163,7 @@ class CoremlTarget:
                 converted = convert(model, options)
                 specification = converted.get_spec()
                 describe(specification, model, options)
-                said = metadata(model, options.precision, ("coremltools",))
+                said = metadata(model, options, ("coremltools",))
                 if options.classifier:
                     said[PREVIEW] = "imageClassifier"
                 write_package(path, specification, Path(converted.weights_dir), said)
@@ -197,6 +197,7 @@ class CoremlTarget:
             path,
             _signature(program),
             passes=passes_in(said),
+            keep=keep_in(said),
             claims=claims_in(said),
             shares=shares,
             classes=program.classes,

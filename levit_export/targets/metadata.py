@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 
-from levit_export.core import Prepared, applied
+from levit_export.core import ExportOptions, Prepared, applied
 
 PREFIX = "levit_export."
 
@@ -25,8 +25,17 @@ def versions(packages: Iterable[str]) -> dict[str, str]:
 
 def passes_in(said: Mapping[str, str]) -> tuple[str, ...] | None:
     """The passes that an artifact's metadata names, or None when it has none of ours."""
+    return _names(said, "passes")
+
+
+def keep_in(said: Mapping[str, str]) -> tuple[str, ...]:
+    """The blocks of which an artifact's metadata says that they were left in float."""
+    return _names(said, "keep") or ()
+
+
+def _names(said: Mapping[str, str], key: str) -> tuple[str, ...] | None:
     try:
-        names = json.loads(said[PREFIX + "passes"])
+        names = json.loads(said[PREFIX + key])
     except (KeyError, ValueError):
         return None
     return tuple(map(str, names)) if isinstance(names, list) else None
@@ -41,7 +50,7 @@ def claims_in(said: Mapping[str, str]) -> dict[str, str] | None:
     return found or None
 
 
-def metadata(model: Prepared, precision: str, packages: Iterable[str]) -> dict[str, str]:
+def metadata(model: Prepared, options: ExportOptions, packages: Iterable[str]) -> dict[str, str]:
     """String pairs for an artifact: no wall-clock, no paths, so that a re-export is identical.
 
     Structured values are JSON with sorted keys.
@@ -53,7 +62,7 @@ def metadata(model: Prepared, precision: str, packages: Iterable[str]) -> dict[s
         "checkpoint_sha256": info.checkpoint_sha256,
         "heads": str(info.heads),
         "task": info.task,
-        "precision": precision,
+        "precision": options.precision,
         "labels": json.dumps(info.labels, ensure_ascii=False),
         "preprocessing": json.dumps(asdict(info.preprocessing), sort_keys=True),
         "embedded": json.dumps(asdict(model.embedded), sort_keys=True),
@@ -61,4 +70,6 @@ def metadata(model: Prepared, precision: str, packages: Iterable[str]) -> dict[s
         "versions": json.dumps(versions(("levit-export", "torch", *packages)), sort_keys=True),
         "licence": info.licence,
     }
+    if options.keep:
+        values["keep"] = json.dumps(options.keep)
     return {PREFIX + key: value for key, value in values.items()}

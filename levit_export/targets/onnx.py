@@ -33,7 +33,7 @@ from levit_export.errors import (
 from levit_export.samples import seeded
 from levit_export.targets import onnx_precision, onnx_read, onnx_simplify
 from levit_export.targets.availability import needs
-from levit_export.targets.metadata import claims_in, metadata, passes_in
+from levit_export.targets.metadata import claims_in, keep_in, metadata, passes_in
 from levit_export.targets.onnx_write import Written
 from levit_export.targets.quiet import first_line
 
@@ -148,6 +148,7 @@ class OnnxTarget:
             path,
             signature,
             passes=passes_in(said),
+            keep=keep_in(said),
             claims=claims_in(said),
             shares=shares,
             beside=beside,
@@ -251,7 +252,7 @@ def _example(signature: Signature) -> dict[str, np.ndarray]:
 def _content(written: Written, model: Prepared, options: ExportOptions) -> bytes:
     """The file: the graph in its precision with metadata, checked. Same inputs, same bytes."""
     proto = onnx_precision.quantize(written, model, options)
-    pairs = metadata(model, options.precision, ("onnx", "onnxsim"))
+    pairs = metadata(model, options, ("onnx", "onnxsim"))
     del proto.metadata_props[:]
     for key in sorted(pairs):
         proto.metadata_props.add(key=key, value=pairs[key])

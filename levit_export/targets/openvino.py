@@ -30,7 +30,7 @@ from levit_export.errors import (
 )
 from levit_export.targets import openvino_quantise, openvino_read
 from levit_export.targets.availability import needs
-from levit_export.targets.metadata import PREFIX, claims_in, metadata, passes_in
+from levit_export.targets.metadata import PREFIX, claims_in, keep_in, metadata, passes_in
 from levit_export.targets.quiet import first_line, last_line, quiet
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ class OpenvinoTarget:
         try:
             with quiet("openvino"):
                 graph = openvino_quantise.write(model, options)
-                pairs = metadata(model, options.precision, _packages(options.precision))
+                pairs = metadata(model, options, _packages(options.precision))
                 for key in sorted(pairs):
                     graph.set_rt_info(pairs[key], [SECTION, key.removeprefix(PREFIX)])
                 openvino.save_model(graph, path, compress_to_fp16=False)
@@ -108,6 +108,7 @@ class OpenvinoTarget:
             path,
             _signature(graph),
             passes=passes_in(said),
+            keep=keep_in(said),
             claims=claims_in(said),
             shares=shares,
         )
