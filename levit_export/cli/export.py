@@ -105,8 +105,8 @@ from levit_export.zoo import AUTO_LAYOUT, LAYOUTS
     type=click.Choice(LAYOUTS),
     default=AUTO_LAYOUT,
     show_default=True,
-    help="Write linear layers over tokens or 1x1 convolutions over maps; auto: for ONNX and "
-    "OpenVINO the one that was measured to be faster, for Core ML maps.",
+    help="Write linear layers over tokens or 1x1 convolutions over maps; auto: maps for Core ML "
+    "and, as they were measured to be faster there, for ONNX in fp32 and int8; else tokens.",
 )
 @click.option("--skip-pass", "skip", multiple=True, metavar="NAME", help="Leave out a pass.")
 @click.option("--check/--no-check", default=True, help="Check parity on each format's runtime.")
