@@ -18,7 +18,7 @@ from levit_export.errors import OutputError
 
 MANIFEST = "manifest.json"
 REPORTS = ("report.json", "report.html")
-"""Of measurements; no manifest describes them."""
+"""Files of measurements, which no manifest describes."""
 
 SHOWN = 5
 _PARTIAL = ".partial-"

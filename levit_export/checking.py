@@ -165,7 +165,7 @@ def _only(reference: Reference, names: Collection[str]) -> Reference:
 
 
 def _roundoff(precision: str) -> float:
-    """Of the type that the answer has; quantised models answer in float16 at the coarsest."""
+    """The roundoff of the answer's type; quantised models answer in float16 at the coarsest."""
     return UNIT_ROUNDOFF.get(precision, UNIT_ROUNDOFF["fp16"])
 
 

@@ -15,8 +15,8 @@ two, ``remedy`` the third, so that a renderer can set them apart.
     │   └── WrongHashError         a file whose content is not what was published
     ├── PassError                  a pass that refused, or matched nothing
     │   └── PassProofError         a pass that changed the function it was to preserve (status 1)
-    ├── TargetError                an exporter or a runtime failed
-    │   ├── ExportFailedError      the conversion itself
+    ├── TargetError                a writer or a runtime failed
+    │   ├── ExportFailedError      the writing of a file
     │   ├── RuntimeFailedError     the runtime that was to execute the artifact
     │   └── ArtifactError          a file on disk is not what it claims to be
     │       ├── PackageError       a damaged ``.mlpackage``

@@ -86,7 +86,7 @@ KINDS: Mapping[str, Kind] = {
     "strange-constants": Kind(
         "weights",
         "fail",
-        "{count:.0f} constants of the file are no tensor of the checkpoint: {names}",
+        "{count:.0f} constants of the file are not tensors of the checkpoint: {names}",
     ),
     "weights-not-looked-at": Kind("weights", "inconclusive", "weights not looked at: {text}"),
     "answers-only": Kind(
@@ -120,22 +120,22 @@ class Finding:
 
     @property
     def part(self) -> Part:
-        """What it is about."""
+        """The part of the check that it belongs to."""
         return KINDS[self.kind].part
 
     @property
     def verdict(self) -> Verdict:
-        """What it makes of the verdict."""
+        """The verdict that it leads to by itself."""
         return KINDS[self.kind].verdict
 
     @property
     def sentence(self) -> str:
-        """It in words, for people."""
+        """The finding in words, for people."""
         words = KINDS[self.kind].sentence.format(**self.values)
         return f"{self.output}: {words}" if self.output else words
 
 
 def sentences(findings: Iterable[Finding]) -> str:
-    """All of them in words, the gravest first, hints at a cause last."""
+    """The findings in words, the gravest first, hints at a cause last."""
     ranked = sorted(findings, key=lambda f: (f.part == "hint", GRAVEST_FIRST.index(f.verdict)))
     return "; ".join(finding.sentence for finding in ranked)

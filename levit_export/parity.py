@@ -53,7 +53,7 @@ SHOWN = 5
 
 @dataclass(frozen=True)
 class Flip:
-    """A sample whose top-1 changed, and whether rounding is no excuse for it."""
+    """A sample whose top-1 changed, and whether rounding does not excuse it."""
 
     sample: str
     reference_class: int
@@ -172,7 +172,7 @@ class ParityReport:
 
     @property
     def verdict(self) -> Verdict:
-        """That of the gravest finding; a check that compared nothing was not run."""
+        """The verdict of the gravest finding; a check that compared nothing was not run."""
         found = [finding.verdict for finding in self.findings]
         return overall([*found, "pass"] if self.outputs else found)
 

@@ -244,7 +244,7 @@ def describe(request: ExportRequest, jobs: Sequence[Job]) -> list[str]:
 
 
 def planned(request: ExportRequest, jobs: Sequence[Job]) -> dict[str, Any]:
-    """The same for programs."""
+    """What :func:`export` would do, as plain data for programs."""
     choice = request.choice
     return {
         "model": choice.model,
@@ -377,8 +377,8 @@ def export(
 def _beside() -> Iterator[ThreadPoolExecutor]:
     """A thread for what can be computed meanwhile: PyTorch lets go of the interpreter.
 
-    It has half of the cores, as the first one does then: on two threads each, either waits for a
-    core of the other's.
+    It has half of the cores, and the main thread the other half: if each used all of them, either
+    would wait for a core of the other's.
     """
     with ThreadPoolExecutor(1) as pool:
         try:
@@ -593,7 +593,7 @@ def _describe(
     *,
     drawn: DriftMap | None,
 ) -> None:
-    """Write everything of the export directory that is no artifact."""
+    """Write everything of the export directory that is not an artifact."""
     from levit_export.render import html
 
     files.write(folder / bundle.LABELS, "\n".join(model.info.labels) + "\n")

@@ -1,4 +1,4 @@
-"""From a checkpoint to one exported program that every target reads."""
+"""From a checkpoint to the networks that targets write: one for each layout."""
 
 from __future__ import annotations
 
@@ -107,8 +107,7 @@ def _input_shape(checkpoint: Checkpoint) -> tuple[int, int, int]:
 class Capture:
     """What ``torch.export`` makes of a module, once, when it is first asked for.
 
-    Through a pipe goes the module alone: another process captures it sooner than it would read a
-    program.
+    A pickle holds the module only: capturing it again is faster than reading a program back.
     """
 
     def __init__(
@@ -144,12 +143,12 @@ def capture(
     *,
     like: Prepared | None = None,
 ) -> Prepared:
-    """A model to export with ``torch.export``, the batch fixed or (None) open.
+    """A model that is ready for every target, the batch fixed or (None) open.
 
     ``like`` is one in another layout: it has the same weights, and digests see no layout.
     """
     checkpoint, config = rewritten.checkpoint, rewritten.checkpoint.config
-    # Before the exporters touch the module.
+    # Before ``torch.export`` touches the module.
     recipe = checkpoint.preprocessing if embedded.preprocessing else None
     tensors = weights_of(rewritten.module, recipe)
     module = embedding.around(
@@ -173,8 +172,8 @@ def capture(
 def weights_of(module: nn.Module, recipe: Preprocessing | None = None) -> dict[str, np.ndarray]:
     """The rewritten weights by name, and the constants of ``recipe`` where one is embedded.
 
-    None when a pass was left out that the exporters then do in their own way: they fold BatchNorm
-    and gather tables themselves, and the result is no tensor of ours.
+    Empty when BatchNorms or attention-bias tables were left by a skipped pass: what files hold of
+    them may then be other numbers, such as those that onnxsim makes when it folds a BatchNorm.
     """
     for part in module.modules():
         is_norm = isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d)

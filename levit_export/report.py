@@ -122,7 +122,7 @@ class ArtifactReport:
 class Report:
     """A run: the verdict over all artifacts, and where and with what it was reached.
 
-    ``baselines`` are timings of what is no artifact, such as eager PyTorch in the same run;
+    ``baselines`` are timings of what is not an artifact, such as eager PyTorch in the same run;
     ``searches`` what the search for a precision saw, by format.
     """
 

@@ -90,7 +90,7 @@ class FakeTarget:
         return (options,)
 
     def values(self, artifact: Artifact) -> list[str]:
-        """Those of the network."""
+        """The names of all values that operators give."""
         return [value.name for op in _read(artifact.path).ops for value in op.outputs]
 
     def remarks(self, artifact: Artifact, options: RunOptions) -> tuple[str, ...]:

@@ -109,7 +109,7 @@ def fingerprint(array: np.ndarray) -> str:
 
 
 def fingerprints(tensors: Mapping[str, np.ndarray], precision: str) -> dict[str, str]:
-    """The digest each tensor must have in a file of ``precision``; empty where none has to.
+    """The digest of each tensor in a file of ``precision``; empty where no tensor needs one.
 
     A tensor that is zero throughout, such as a bias before training, need not be there: adding it
     changes nothing, and simplifiers leave it out.

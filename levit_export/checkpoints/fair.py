@@ -184,9 +184,9 @@ def _config(tensors: Tensors) -> tuple[LevitConfig, tuple[Size, ...]]:
 
 
 def _shown(tensors: Tensors, sizes: tuple[Size, ...], stride: int) -> tuple[Size, ...]:
-    """Those of ``sizes`` whose index of offsets is the one that the file holds, if it holds one.
+    """The sizes whose index of offsets is the one that the file holds, if it holds one.
 
-    All of them where none is: the comparison of every tensor says then what is wrong.
+    All sizes where no index is the same: the comparison of every tensor then says what is wrong.
     """
     stored = tensors.get("blocks.0.m.attention_bias_idxs")
     if stored is None:

@@ -148,7 +148,7 @@ def _config(tensors: Tensors) -> GraftedConfig:
     _refuse_other_projection(tensors, stages, dim)
     hidden = _shape(tensors, "blocks.0.mlp.fc1.weight", 2)[0]
     if hidden % dim:
-        raise ValueError(f"its MLP of {hidden} rows is no multiple of its {dim} channels")
+        raise ValueError(f"its MLP of {hidden} rows is not a multiple of its {dim} channels")
     return GraftedConfig(
         stages,
         layers,

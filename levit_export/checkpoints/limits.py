@@ -1,7 +1,8 @@
 """How much a checkpoint may ask for, and the errors that say so.
 
 A LeViT has at most some 100 million weights. With its average and an optimizer's two moments that
-is 2 GB in float32 and some 5,000 tensors; the limits leave room and end what is no checkpoint.
+is 2 GB in float32 and some 5,000 tensors; the limits leave room for that, and refuse what is not a
+checkpoint.
 """
 
 from __future__ import annotations

@@ -200,7 +200,7 @@ def _set_state(machine: Machine, _: object) -> None:
     """``BUILD``: attributes of a namespace, or the ``_metadata`` of a state dict."""
     state, instance = machine.stack.pop(), machine.stack[-1]
     if type(state) is not dict or not all(isinstance(key, str) for key in state):
-        raise TypeError("attributes that are no dictionary")
+        raise TypeError("attributes that are not a dictionary")
     if type(instance) is OrderedDict:
         if any(hasattr(OrderedDict, key) for key in state):
             raise ValueError("a dictionary whose methods are replaced")
@@ -212,7 +212,7 @@ def _set_state(machine: Machine, _: object) -> None:
 def _set_items(machine: Machine, pairs: list[Any]) -> None:
     target = machine.stack[-1]
     if type(target) not in {dict, OrderedDict, Counter} or len(pairs) % 2:
-        raise TypeError("items of what is no dictionary")
+        raise TypeError("items of what is not a dictionary")
     for key, value in zip(pairs[::2], pairs[1::2], strict=True):
         if not isinstance(key, KEYS):
             raise TypeError("a key that is neither text nor a number")
@@ -221,7 +221,7 @@ def _set_items(machine: Machine, pairs: list[Any]) -> None:
 
 def _extend(machine: Machine, items: list[Any]) -> None:
     if type(machine.stack[-1]) is not list:
-        raise TypeError("elements of what is no list")
+        raise TypeError("elements of what is not a list")
     machine.stack[-1].extend(items)
 
 
@@ -253,7 +253,7 @@ def _name_storage(machine: Machine, _: object) -> None:
     """``BINPERSID``: ``("storage", type, key, location, elements)``, and None in old files."""
     identity = machine.stack.pop()
     if type(identity) is not tuple or len(identity) not in {5, 6} or type(identity[0]) is not str:
-        raise ValueError("a reference to what is no storage")
+        raise ValueError("a reference to what is not a storage")
     name, kind, key, location, count, *view = identity
     if (
         name != "storage"

@@ -25,7 +25,7 @@ from levit_export.errors import LevitExportError
 
 MAGIC = 0x1950A86A20F9469CFC6C
 PROTOCOL = 1001
-"""With which ``torch.save`` begins a file that is no zip archive."""
+"""The bytes that ``torch.save`` begins a file with that is not a zip archive."""
 
 
 def read_pickle(path: Path, kind: Literal["zip", "legacy"]) -> object:

@@ -138,7 +138,7 @@ def _read_shards(folder: Folder) -> Tensors:
     odd = [name for name, tensor in tensors.items() if not isinstance(tensor, torch.Tensor)]
     if odd:
         raise CheckpointError(
-            f"{folder.file} names {odd[0]}, which is no tensor", remedy="Copy the folder again."
+            f"{folder.file} names {odd[0]}, which is not a tensor", remedy="Copy the folder again."
         )
     refuse_count(len(tensors), folder.file)
     return tensors

@@ -163,7 +163,7 @@ def timm(said: Mapping[str, Any], taken: Size) -> tuple[Preprocessing, tuple[str
 def built_with(said: Mapping[str, Any]) -> Size | None:
     """``model_args.img_size``, which the network was built with; None where it is not said.
 
-    Raises ``ValueError`` for what is no size.
+    Raises ``ValueError`` for what is not a size.
     """
     arguments = said.get("model_args")
     given = arguments.get("img_size") if isinstance(arguments, Mapping) else None
@@ -173,7 +173,7 @@ def built_with(said: Mapping[str, Any]) -> Size | None:
 def pictured(fields: Mapping[str, Any]) -> Size | None:
     """``input_size``, which pictures are brought to; None where it is not said.
 
-    Raises ``ValueError`` for what is no size of RGB pictures.
+    Raises ``ValueError`` for what is not a size of RGB pictures.
     """
     given = fields.get("input_size")
     if given is None:

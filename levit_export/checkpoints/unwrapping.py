@@ -45,12 +45,13 @@ DEPTH = 8
 MAPPINGS = 10_000
 
 PREFIXES = ("module.", "_orig_mod.")
-"""Of DistributedDataParallel and torch.compile."""
+"""What DistributedDataParallel and torch.compile put before every name."""
 INNER = re.compile(r"(^|(?<=\.))(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 """What torch.compile, FSDP and activation checkpointing put into the names of single layers."""
 
 SHARED_PREFIXES = ("model.", "net.")
-"""Of Lightning modules; removed where every tensor has one, as a layer may be called so too."""
+"""What Lightning modules put before names; removed only where every tensor has it, because a
+layer may have that name too."""
 
 AVERAGE_COUNT = "n_averaged"
 """Counter of ``torch.optim.swa_utils.AveragedModel``, beside names that begin with module."""
@@ -196,7 +197,7 @@ def unwrap(content: object, path: Path) -> Tensors:
 
 
 def unwrap_with_remarks(content: object, path: Path) -> tuple[Tensors, tuple[str, ...]]:
-    """The same, and a sentence for each choice between several sets of weights."""
+    """The unwrapped tensors, and a sentence for each choice between several sets of weights."""
     remarks: list[str] = []
     for _ in range(DEPTH):
         found = _wrappers(content)

@@ -85,7 +85,7 @@ def drift(ctx: click.Context, /, paths: tuple[Path, ...], **_: Any) -> int:
 
 
 def _redraw(screen: Screen, path: Path, found: DriftMap) -> None:
-    """Put the map into the report of an export directory of ours; it is no loss where it fails."""
+    """Put the map into the report of an export directory; a failure there is not an error."""
     from levit_export import inspection
     from levit_export.atomic import MANIFEST, REPORTS
     from levit_export.errors import LevitExportError

@@ -23,10 +23,10 @@ SEED = click.IntRange(0, 2**64 - 1)
 """What PyTorch takes for a seed."""
 
 TURNS = click.IntRange(1, 1_000_000)
-"""Of what is repeated or read one by one: a mistyped number ends the run at once."""
+"""For what is repeated or read one by one: a mistyped number is refused at once."""
 
 LARGEST_SIDE = 4096
-"""Pixels: the attention of the first stage has the fourth power of a side / 16 of entries."""
+"""In pixels: the attention of the first stage has (side / 16)^4 entries."""
 EXISTING = click.Path(path_type=Path)
 
 

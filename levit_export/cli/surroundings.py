@@ -1,7 +1,7 @@
 """What lies around a run: its standard streams, and the signals that end it.
 
 Exit statuses mean what the table says whatever happens to the streams: a reader that leaves early
-is no failure, and a disk that is full under standard output does not turn a pass into one.
+is not a failure, and a disk that is full under standard output does not turn a pass into one.
 """
 
 from __future__ import annotations

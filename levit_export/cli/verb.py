@@ -124,7 +124,7 @@ class VerbGroup(click.Group):
 
 
 def _show_log() -> None:
-    """What converters said and was kept from the screen, on standard error."""
+    """Write what other packages said, and was kept from the screen, to standard error."""
     import logging
 
     log = logging.getLogger("levit_export")

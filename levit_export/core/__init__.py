@@ -56,7 +56,7 @@ FORMAT_ALIASES = {"mlpackage": "coreml", "mlprogram": "coreml", "ov": "openvino"
 
 
 def overall(verdicts: Iterable[Verdict]) -> Verdict:
-    """The gravest of several; ``not-run`` where there is none."""
+    """The gravest of several verdicts; ``not-run`` where there are none."""
     found = set(verdicts)
     for verdict in GRAVEST_FIRST:
         if verdict in found:
@@ -177,7 +177,7 @@ class Embedded:
     """What a graph does beside the network, so that nobody does it a second time.
 
     With ``preprocessing`` it takes raw RGB bytes and normalises them; with ``softmax`` its first
-    output are probabilities, by the activation that its task asks for.
+    output is probabilities, by the activation that its task asks for.
     """
 
     preprocessing: bool = False
@@ -259,7 +259,7 @@ class Captured(Protocol):
         """What ``torch.export`` made of it."""
 
     def network(self) -> Network:
-        """The same as a network."""
+        """The captured module as a network."""
 
 
 @dataclass(frozen=True)
@@ -267,8 +267,8 @@ class Prepared:
     """A model ready for every target: passes applied, shapes static but for the batch.
 
     ``blocks`` says what users call the block that a module, given by its path, is. ``weights`` are
-    the tensors that artifacts must hold, empty when exporters make others of them. ``capture``
-    gives the network that targets write, always the same one.
+    the tensors that artifacts must hold, empty when a skipped pass lets files hold others.
+    ``capture`` gives the network that targets write, always the same one.
     """
 
     info: ModelInfo
@@ -288,7 +288,7 @@ class Prepared:
 
     @property
     def network(self) -> Network:
-        """What writers write."""
+        """The network that writers write."""
         return self.capture.network()
 
     @property
@@ -364,9 +364,9 @@ class Artifact:
     keep: tuple[str, ...] = ()
     claims: Mapping[str, str] | None = field(default=None, compare=False)
     classes: tuple[str, ...] = field(default=(), compare=False)
-    """Of a classifier, in the order of its probabilities."""
+    """The names of a classifier's classes, in the order of its probabilities."""
     shares: Mapping[str, float] = field(default_factory=dict, compare=False)
-    """Of the weights, how much each precision has; see ``weights.shares_of``."""
+    """The share of the weights that each precision has; see ``weights.shares_of``."""
     beside: tuple[Path, ...] = field(default=(), compare=False)
     """Files that hold part of it, such as an ONNX file's external data."""
     runs_on: str = field(default="", compare=False)
@@ -374,7 +374,7 @@ class Artifact:
 
     @property
     def layout(self) -> Layout:
-        """As far as the file says it: one that is not ours counts as tokens."""
+        """The layout that the file's passes tell; one that is not ours counts as tokens."""
         return "maps" if LAID_OUT_AS_MAPS in (self.passes or ()) else "tokens"
 
     @property
@@ -486,12 +486,12 @@ class Tolerance:
         return self.for_scales(rows.max(axis=1))
 
     def for_scales(self, scales: np.ndarray) -> np.ndarray:
-        """The same for rows of which only the largest ``|reference|`` is known: ``(rows,)``."""
+        """The accepted distance for rows whose largest ``|reference|`` is given: ``(rows,)``."""
         distances: np.ndarray = self.atol + np.array(self.rtol) * scales
         return distances
 
     def of_rows(self, rows: np.ndarray) -> Tolerance:
-        """That of some of the rows alone."""
+        """The tolerance of ``rows`` only, in that order."""
         if len(self.rtol) == 1:
             return self
         return replace(self, rtol=tuple(self.rtol[row] for row in rows))

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from levit_export.core.network import Network
 
 SAMPLES = 3
-"""Those on which the failed artifacts lie farthest off, for their tolerance."""
+"""The samples on which the failed artifacts lie farthest off, for their tolerance."""
 
 NOT_LOOKED = "which block is at fault was not looked for"
 
@@ -155,7 +155,7 @@ def telling(reports: Sequence[ArtifactReport], count: int) -> list[int]:
 
 
 def _shares(output: OutputParity) -> list[float]:
-    """How much of its tolerance an output used on each sample; infinite for what is no number."""
+    """How much of its tolerance an output used on each sample; infinite where not a number."""
     rtol = output.tolerance.rtol
     shares = []
     for sample, (error, scale) in enumerate(zip(output.errors, output.scales, strict=True)):

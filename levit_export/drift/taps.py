@@ -69,7 +69,7 @@ class Tapping(TorchFunctionMode):
         self._open.append(block)
 
     def leave(self, block: str, value: torch.Tensor) -> torch.Tensor:
-        """It has returned ``value``."""
+        """The module has returned ``value``."""
         self._open.pop()
         if block in HEADS:
             return value

@@ -1,4 +1,4 @@
-"""The gate of a build: every question asked of a report, each answered pass, fail or not run.
+"""The gate of a build: every question asked of a report, each answered by a verdict.
 
 Pure: reports in, checks out. How they are written down is ``render``'s.
 """

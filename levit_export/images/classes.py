@@ -47,7 +47,7 @@ def _by_synset(folders: Sequence[str], source: str) -> dict[str, int]:
     places = {name: index for index, name in enumerate(imagenet_synsets())}
     if unknown := [name for name in folders if name not in places]:
         raise DataError(
-            f"{len(unknown)} class folders of {source} are no classes of ILSVRC2012: "
+            f"{len(unknown)} class folders of {source} are not classes of ILSVRC2012: "
             f"{listed(unknown)}",
             remedy="Move them elsewhere: the model cannot answer with these classes.",
         )

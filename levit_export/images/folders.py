@@ -150,7 +150,7 @@ def _by_list(root: Path, file: Path, classes: int) -> ImageSet:
         lines = files.read_text(file, "utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise DataError(
-            f"{file} is no UTF-8 text: {error}", remedy="Save the list as UTF-8."
+            f"{file} is not UTF-8 text: {error}", remedy="Save the list as UTF-8."
         ) from error
     entries: dict[str, Entry] = {}
     for number, line in enumerate(lines, start=1):

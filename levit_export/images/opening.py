@@ -44,7 +44,7 @@ def open_images(
     if place.suffix.lower() in SUFFIXES and place.is_file():
         return plain(place.parent, [place.name], source=str(place))
     raise DataError(
-        f"{path} is no folder, no .npz and no image"
+        f"{path} is not a folder, an .npz or an image"
         if place.exists()
         else f"{path} does not exist",
         remedy="Give a folder with one folder for each class, a folder of images, an .npz with "

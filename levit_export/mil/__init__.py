@@ -6,7 +6,7 @@ and evaluates its program in NumPy, with the types and shapes that the program d
     import levit_export.mil as mil
 
     program = mil.load("levit.mlpackage")
-    outputs = program.run({"input": image}, taps=("softmax_3",))
+    outputs = program.run({"input": image}, taps=("stage1_block0_attention_softmax",))
 
 It is a *reference*: an op, a parameter or a value that it does not know is refused when the
 package is loaded, never approximated. Importing it imports neither coremltools nor PyTorch;

@@ -108,7 +108,7 @@ def _check_parameter(node: Node, parameter: str, many: tuple[Operand, ...]) -> N
         if parameter in node.op.choices:
             value = operand.constant
             if not isinstance(value, str):
-                raise _mismatch(node, f"{parameter!r} is no constant string")
+                raise _mismatch(node, f"{parameter!r} is not a constant string")
             if value not in node.op.choices[parameter]:
                 raise UnsupportedOpError(
                     f"{node.label} has {parameter} {value!r}",
@@ -116,7 +116,7 @@ def _check_parameter(node: Node, parameter: str, many: tuple[Operand, ...]) -> N
                 )
         elif parameter == node.op.labels:
             if not isinstance(operand.constant, list):
-                raise _mismatch(node, f"{parameter!r} is no constant list")
+                raise _mismatch(node, f"{parameter!r} is not a constant list")
         elif not isinstance(declared, TensorType) or declared.element.kind == "s":
             raise _mismatch(node, f"{parameter!r} is a {declared}, not a tensor of numbers")
 

@@ -95,7 +95,7 @@ def _behind(name: str, makers: Mapping[str, Node]) -> Node | None:
 def _keeps_a_grid(node: Node, makers: Mapping[str, Node]) -> bool:
     """Whether ``node`` rounds a value to 8 bits, or takes it back with the same scale.
 
-    The scales and offsets of such a pair are no numbers of the network: they cancel out.
+    The scales and offsets of such a pair are not numbers of the network: they cancel out.
     """
     if node.type == "quantize":
         return True  # judged where it is taken back

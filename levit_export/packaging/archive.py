@@ -143,7 +143,7 @@ def open_bundle(path: Path) -> Iterator[Path]:
     """Verify the bundle at ``path``, unpack it into a temporary folder and give that.
 
     The folder is an export directory that ``bundle.read_manifest`` reads, and disappears with the
-    block. Raises ``BundleError`` before anything is unpacked when the file is no whole bundle.
+    block. Raises ``BundleError`` before anything is unpacked when the file is not a whole bundle.
     """
     with files.temporary_folder(prefix="levit-bundle-") as folder:
         unpack(path, folder)

@@ -20,7 +20,7 @@ DEVICES = re.compile(
 
 
 def problem(name: str) -> str:
-    """Why ``name`` is no portable relative POSIX path, or empty."""
+    """Why ``name`` is not a portable relative POSIX path, or empty."""
     try:
         size = len(name.encode())
     except UnicodeEncodeError:

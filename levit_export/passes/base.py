@@ -42,7 +42,7 @@ Outcome = Matched | NotApplicable
 
 
 def no_probes(_: nn.Module) -> Mapping[str, Probe]:
-    """Of a pass that is proven on the whole network alone."""
+    """No probes, for a pass that is proven on the whole network only."""
     return {}
 
 

@@ -61,7 +61,7 @@ def _fold_before(norm: BatchNorm, layer: nn.Linear, name: str) -> nn.Module:
 
 
 def _fused(pair: nn.Module, name: str) -> nn.Module | None:
-    """The single layer that ``pair`` becomes, or None when it is no pair."""
+    """The single layer that ``pair`` becomes, or None when it is not a pair."""
     if isinstance(pair, ConvBN | LinearBN):
         return _fold_after(
             cast("nn.Conv2d | nn.Linear", pair.c), cast("BatchNorm", pair.bn), f"{name}.bn"
@@ -72,7 +72,7 @@ def _fused(pair: nn.Module, name: str) -> nn.Module | None:
 
 
 def _weights(module: nn.Module) -> int:
-    """How many floating-point numbers the module stores; counters and indices are none."""
+    """How many floating-point numbers the module stores; counters and indices do not count."""
     tensors = (*module.parameters(), *module.buffers())
     return sum(t.numel() for t in tensors if t.is_floating_point())
 

@@ -1,1 +1,1 @@
-"""Reports for people: terminal, and later Markdown, JUnit and HTML."""
+"""Reports for people and for CI: terminal, Markdown, JUnit XML, annotations and HTML."""

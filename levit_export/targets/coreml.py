@@ -105,8 +105,8 @@ class CoremlTarget:
         )
 
     def refuse(self, options: ExportOptions) -> None:
-        """An open batch, a deployment target that is unknown or too early, several images for a
-        classifier, none for a calibration.
+        """Raise for an open batch, a deployment target that is unknown or too early,
+        several images for a classifier, or a calibration without images.
         """
         if options.batch is None:
             raise UsageError(
@@ -415,7 +415,7 @@ def _labels(said: Mapping[str, str], path: Path) -> tuple[str, ...]:
         labels = None
     if not isinstance(labels, list):
         raise ArtifactError(
-            f"{path} has labels that are no JSON list: {said[PREFIX + 'labels'][:40]!r}",
+            f"{path} has labels that are not a JSON list: {said[PREFIX + 'labels'][:40]!r}",
             remedy="Export it anew.",
         )
     return tuple(map(str, labels))

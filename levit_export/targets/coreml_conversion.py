@@ -1,4 +1,4 @@
-"""From a prepared model to what coremltools makes of it, before it is written."""
+"""From a prepared model to an ``MLModel`` in memory, in its precision, before it is saved."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Palettes for weights: the few numbers that stand for all of a tensor's.
 
-coremltools finds them with scikit-learn's k-means, which is no dependency of ours, or spaces them
-evenly, which wastes most of them on the rare large weights. This is k-means in one dimension
+coremltools finds them with scikit-learn's k-means, which this package does not need, or spaces
+them evenly, which wastes most of them on the rare large weights. This is k-means in one dimension
 (Lloyd, IEEE Transactions on Information Theory 28, 1982) on sorted numbers, with a bound: k-means
 alone would let a rare large weight lie far from every colour.
 """

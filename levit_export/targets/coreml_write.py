@@ -23,7 +23,7 @@ HALF, SINGLE, WHOLE = np.dtype(np.float16), np.dtype(np.float32), np.dtype(np.in
 MIL_TYPES = {HALF: "fp16", SINGLE: "fp32", WHOLE: "int32"}
 LARGEST_HALF = float(np.finfo(HALF).max)
 INFINITE = 1e38
-"""What is so large stands for infinity, as in a mask, and may become it."""
+"""A number as large as this stands for infinity, as in a mask, and may become infinity."""
 
 Var = Any
 """A value of coremltools' Builder."""
@@ -54,7 +54,7 @@ def program(
 def from_image(network: Network) -> Network:
     """A network of bytes ``(1, H, W, 3)`` as one of float32 ``(1, 3, H, W)``.
 
-    That is how Core ML hands over an image; its numbers go from 0 to 255 as well.
+    The second is the form in which Core ML hands over an image; its numbers go from 0 to 255 too.
     """
     (image,) = network.inputs
     turn, cast = network.ops[:2]

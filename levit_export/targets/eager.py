@@ -42,7 +42,7 @@ class _RoundToHalf(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.resting += 1
 
     def leave(self, *_: Any) -> None:
-        """It ends."""
+        """A part that stays in float32 ends."""
         self.resting -= 1
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -56,7 +56,7 @@ class _RoundToHalf(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def to_half(x: torch.Tensor) -> torch.Tensor:
     """``x`` rounded as float16 rounds, but without an end to the range.
 
-    What overflows in float16 is no rounding: a tolerance that follows from this stays finite, and
+    What overflows in float16 is not rounding: a tolerance that follows from this stays finite, and
     an artifact that does overflow fails it.
     """
     rounded = x.to(torch.float16).to(torch.float32)

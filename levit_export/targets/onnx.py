@@ -79,7 +79,7 @@ class OnnxTarget:
         return self.can_run()
 
     def refuse(self, options: ExportOptions) -> None:
-        """Opsets that are not written or not quantised, and int8 without images."""
+        """Raise for opsets that are not written or not quantised, and for int8 without images."""
         if options.opset not in OPSETS:
             raise UsageError(
                 f"opset {options.opset} is not supported",

@@ -1,6 +1,6 @@
 """int8: weights and activations in 8 bits, by ``onnxruntime.quantization``, as QDQ.
 
-What is decided here, each by measurement (docs/targets.md):
+What is decided here, each by measurement (docs/precisions.md):
 
 - Layers of tokens become ``Gemm``. ONNX Runtime turns ``MatMul`` and ``Add`` into Gemm before it
   looks for quantised operators, finds none then, and unpacks the weights at every call.
@@ -9,8 +9,8 @@ What is decided here, each by measurement (docs/targets.md):
 - Weights use 7 of their 8 bits (``reduce_range``). Where a CPU has AVX2 but no VNNI, ONNX Runtime
   adds two products in 16 bits, which saturate, ``2 * 255 * 127 > 32767``, but
   ``2 * 255 * 64 < 32767``. So a check on one machine holds for another.
-- Float stay the first convolution, the heads, the products of attentions, softmax and everything
-  that is not a layer. Attention-bias tables are stored in 8 bits and added in float.
+- The first convolution, the heads, the products of attentions, softmax and everything that is
+  not a layer stay float. Attention-bias tables are stored in 8 bits and added in float.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ NOTES = {
 def write(model: Prepared, options: ExportOptions) -> Written:
     """The float graph of ``model``: what the file holds, or what its quantiser begins with.
 
-    Raises ``UsageError`` for blocks to keep that are none, and ``ExportFailedError`` where float16
+    Raises ``UsageError`` for unknown blocks to keep, and ``ExportFailedError`` where float16
     cannot hold a weight or a value.
     """
     network, name = model.network, model.info.name

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 LAYERS = ("Conv", "ConvTranspose", "MatMul", "Gemm", "Einsum")
 """Operators whose constants of two axes and more are weights."""
 INTEGER_LAYERS = ("ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul")
-"""The same, computed in whole numbers."""
+"""Layers that compute in whole numbers."""
 PASSIVE = ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Slice", "Split")
 """Operators that move numbers and change none."""
 STRUCTURAL = (
@@ -127,7 +127,7 @@ class _Reading:
     def _keeps_a_grid(self, node: NodeProto, known: Mapping[str, _Known]) -> bool:
         """Whether ``node`` rounds a value to 8 bits, or takes it back with the same scale.
 
-        The scales and offsets of such a pair are no numbers of the network: they cancel out.
+        The scales and offsets of such a pair are not numbers of the network: they cancel out.
         """
         if node.op_type == "QuantizeLinear":
             return True  # judged where it is taken back

@@ -110,7 +110,7 @@ class _Writer:
         self.swapped = _swapped_at_their_source(network)
 
     def write(self) -> None:
-        """All of the network."""
+        """Write all of the network."""
         self.graph.input.extend(map(_described, self.network.inputs))
         for op in self.network.ops:
             self.op = op
@@ -199,7 +199,7 @@ class _Writer:
         return self.in_rows and self.reads_transposed(op) and not is_within(op.block, self.keep)
 
     def is_only_reshaped(self, name: str) -> bool:
-        """Whether all that read a value give it another shape first, and nobody asks for it."""
+        """Whether all readers of a value reshape it first, and it is no output or tap."""
         asked = (*self.network.outputs, *self.network.taps.values())
         readers = self.network.readers.get(name, ())
         return name not in asked and all(

@@ -70,7 +70,7 @@ class OpenvinoTarget:
         return self.can_run()
 
     def refuse(self, options: ExportOptions) -> None:
-        """NNCF's precisions need NNCF, and int8 images; every batch can be fixed or left open."""
+        """Raise for precisions that need NNCF where it is missing, and for int8 without images."""
         openvino_quantise.refuse(options)
 
     def export(self, model: Prepared, path: Path, options: ExportOptions) -> Artifact:

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 NNCF_PRECISIONS = ("int8", "w8", "w4")
 GROUP = 64
-"""Weights of a row that share a scale in w4; fewer where a row is no multiple of it."""
+"""Weights of a row that share a scale in w4; fewer where a row is not a multiple of it."""
 PACKED_BITS = 4
 TELEMETRY_OFF = "NNCF_CI"
 """The variable that keeps NNCF from reporting its use to its makers when it is imported."""

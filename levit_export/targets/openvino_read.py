@@ -175,7 +175,7 @@ def _float(array: np.ndarray) -> np.ndarray:
 
 
 def _dtype(node: Any) -> np.dtype[Any]:
-    """Of a conversion; a float16 that is only on the way to float32 loses nothing there."""
+    """A conversion's type; a float16 that is only on the way to float32 loses nothing there."""
     kind = node.get_output_element_type(0)
     wanted = np.dtype(np.float32 if kind.is_real() and kind.bitwidth < 32 else kind.to_dtype())
     source = node.get_input_element_type(0)

@@ -1,4 +1,4 @@
-"""Keep converters from talking to the user; what they say goes to the log, shown by ``-v``."""
+"""Keep other packages from talking to the user; the log has what they say, shown by ``-v``."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ other's."""
 def quiet(*loggers: str) -> Iterator[None]:
     """Send prints, warnings and the named ``loggers`` of a block to this package's log.
 
-    Converters warn about versions and optional packages, draw progress bars and log at every
+    Packages warn about versions and optional packages, draw progress bars and log at every
     level; none of it is about the user's model.
     """
     heard = io.StringIO()
