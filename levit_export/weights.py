@@ -1,6 +1,6 @@
 """Find every trained tensor in an artifact, bit for bit.
 
-A distance between logits cannot see a small fault behind the rounding of float16. But exporters
+A distance between logits cannot see a small fault behind the rounding of float16. But writers
 only copy, transpose and reshape the prepared tensors, so each must be in the file exactly as the
 checkpoint and the passes made it, rounded to the file's precision once. That is checked by digest.
 Pure; arrays and digests in, a value out.
@@ -137,8 +137,8 @@ def audit(
     """Which of the ``expected`` tensors the ``stored`` constants of a file do not hold.
 
     ``stored`` is what a target's ``constants`` gives: every number that an answer depends on.
-    A converter may leave some tensors of a float16 file in float32; they are rounded here. Zeros
-    are no tensor of a checkpoint and no strangers: see :func:`fingerprints`.
+    A file of float16 may hold some tensors in float32; they are rounded here. Zeros are neither
+    missed nor strange: see :func:`fingerprints`.
     """
     rounded = ROUNDED.get(precision, np.float32)
     present: dict[str, np.ndarray] = {}

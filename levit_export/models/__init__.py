@@ -1,1 +1,1 @@
-"""The PyTorch side of a model on its way to a file."""
+"""Between PyTorch and the network: how a module is read, and what its operators compute."""
