@@ -1,8 +1,8 @@
 """Files: only regular ones are read, and one is replaced whole or not at all.
 
 What a user names is read and written through here; the files of a folder that is still being made
-are written plainly. What is refused is an ``OSError``, which each caller turns into an error of its
-own that names the file.
+are written plainly. What is refused is an ``OSError``, which each caller turns into an error of
+its own that names the file.
 """
 
 from __future__ import annotations
