@@ -43,8 +43,9 @@ IMAGE_BATCH = 16
 """How many labelled images an artifact that takes any batch is given at a time."""
 
 NO_DIGESTS = (
-    "it is not known which tensors the file must hold: passes were left to the exporter "
-    "(--skip-pass), or the file does not name its passes"
+    "it is not known which tensors the file must hold: there are no digests of them in the "
+    "manifest, or its files name other passes than one another. Export it anew, or check each "
+    "file with --checkpoint"
 )
 
 OTHER_TENSORS = "the file does not name its passes, and most of what all of them make is not in it"

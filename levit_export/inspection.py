@@ -16,6 +16,7 @@ from levit_export.claims import Known
 from levit_export.core import (
     CALIBRATED,
     Artifact,
+    Embedded,
     RunOptions,
     Session,
     Signature,
@@ -104,13 +105,13 @@ class _Model:
     def weights(self, passes: frozenset[str], *, raw: bool) -> dict[str, np.ndarray]:
         """The tensors that the passes make; with ``raw`` those that normalise pixels as well."""
         from levit_export.passes import PASSES
-        from levit_export.preparation import rewrite, weights_of
+        from levit_export.preparation import capture, rewrite
 
         if (passes, raw) not in self._tensors:
             skip = [each.name for each in PASSES if each.name not in passes]
-            module = rewrite(self.checkpoint, skip=skip).module
-            recipe = self.checkpoint.preprocessing if raw else None
-            self._tensors[passes, raw] = weights_of(module, recipe)
+            rewritten = rewrite(self.checkpoint, skip=skip)
+            made = capture(rewritten, 1, Embedded(preprocessing=raw))
+            self._tensors[passes, raw] = dict(made.weights)
         return self._tensors[passes, raw]
 
 

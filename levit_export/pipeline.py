@@ -55,6 +55,7 @@ from levit_export.targets import Job, target
 from levit_export.targets.metadata import versions
 from levit_export.targets.quiet import quiet
 from levit_export.timing import TimingPlan, TimingReport
+from levit_export.weights import ROUNDED
 
 if TYPE_CHECKING:
     from levit_export.checkpoints import Checkpoint
@@ -180,6 +181,12 @@ def _job(name: str, precision: str, request: ExportRequest) -> Job:
         _refuse_no_images(request)
     else:
         kind.refuse(options)
+    if kind.name == "coreml" and precision not in ROUNDED and "fuse_batchnorm" in request.skip:
+        raise UsageError(
+            f"coremltools folds BatchNorm into the weights that it compresses, so {precision} "
+            "cannot be exported without fuse_batchnorm",
+            remedy="Leave out --skip-pass fuse_batchnorm, or export --precision coreml=fp16.",
+        )
     _refuse_embedded(options)
     kind.runs(request.run)
     return Job(kind.name, replace(options, keep=request.keep.get(kind.name, ())))

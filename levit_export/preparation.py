@@ -25,6 +25,7 @@ from levit_export.core import (
 )
 from levit_export.core.network import Network
 from levit_export.models.capture import exported, read
+from levit_export.models.evaluate import evaluate
 from levit_export.passes import LAY_OUT_MAPS, PASSES, apply_passes
 from levit_export.targets.eager import signature_of
 
@@ -156,6 +157,9 @@ def capture(
     )
     signature = embedding.signature(signature_of(config, batch), embedded)
     names = embedding.blocks(block_names(config), embedded)
+    captured = Capture(module, signature, names, checkpoint.name)
+    if not tensors:  # passes were left out
+        tensors = constants_of(captured.network())
     return Prepared(
         info=checkpoint.describe() if like is None else like.info,
         signature=signature,
@@ -163,7 +167,7 @@ def capture(
         fingerprints=fingerprint(tensors) if like is None else like.fingerprints,
         blocks=names,
         weights=tensors,
-        capture=Capture(module, signature, names, checkpoint.name),
+        capture=captured,
         embedded=embedded,
         layout=rewritten.layout,
     )
@@ -172,8 +176,8 @@ def capture(
 def weights_of(module: nn.Module, recipe: Preprocessing | None = None) -> dict[str, np.ndarray]:
     """The rewritten weights by name, and the constants of ``recipe`` where one is embedded.
 
-    Empty when BatchNorms or attention-bias tables were left by a skipped pass: what files hold of
-    them may then be other numbers, such as those that onnxsim makes when it folds a BatchNorm.
+    Empty when a pass was left out after which the module's tensors are not what a file holds:
+    :func:`constants_of` says that then.
     """
     for part in module.modules():
         is_norm = isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d)
@@ -185,6 +189,25 @@ def weights_of(module: nn.Module, recipe: Preprocessing | None = None) -> dict[s
         if tensor.is_floating_point()
     }
     return tensors if recipe is None else {**embedding.constants(recipe), **tensors}
+
+
+def constants_of(network: Network) -> dict[str, np.ndarray]:
+    """What a file of ``network`` joins with its input: the constants that are numbers.
+
+    What is made of constants alone, such as a table that is gathered, counts as it is made.
+    """
+    fixed, made = [], set(network.constants)
+    for op in network.ops:
+        if made.issuperset(op.inputs):
+            fixed.append(op)
+            made |= {value.name for value in op.outputs}
+    joined = {name for op in network.ops if op not in fixed for name in op.inputs} & made
+    taken = {name for op in fixed for name in op.inputs}
+    constants = {name: array for name, array in network.constants.items() if name in taken}
+    computed = tuple(sorted(joined - set(network.constants)))
+    found = evaluate(Network((), computed, tuple(fixed), constants), {})
+    every = {**network.constants, **found}
+    return {n: a for n, a in every.items() if n in joined and np.issubdtype(a.dtype, np.floating)}
 
 
 def fingerprint(tensors: Mapping[str, np.ndarray]) -> Fingerprints:

@@ -18,10 +18,12 @@ NEUTRAL = (
     *(0.0, 0.5, 1.0, 2.0, 3.0, 6.0, 1 / 6),
     *(float(d) ** power for d in (16, 32, 64) for power in (-0.5, 0.5, -0.25)),
     *(2.0**0.5, 0.5**0.5, 0.044715, (2 / np.pi) ** 0.5),
+    *(1e-5, 1e-6),
 )
 """Single numbers, but for their sign, that a sound graph may hold without their being trained.
 
-Those of hardswish, GELU and means of two, and the scale of attention by the width of its keys.
+Those of hardswish, GELU and means of two, the scale of attention by the width of its keys, and
+what normalisations add to a variance.
 """
 
 HALF = 0.5

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import gate_reports
 import numpy as np
 import pytest
@@ -11,9 +13,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from levit_export import parity, weights
-from levit_export.core import Fingerprints
+from levit_export.core import ExportOptions, Fingerprints, Prepared
 from levit_export.findings import Finding
 from levit_export.parity import ParityReport
+from levit_export.preparation import prepare
+from levit_export.targets import target
 from levit_export.weights import Constant, WeightAudit, audit, fingerprint, fingerprints
 
 FINITE = st.floats(-1e4, 1e4, width=32)
@@ -282,6 +286,37 @@ def test_settled_refuses_what_lies_further() -> None:
     for stored in ([tensors["a"] * 1.01], [tensors["a"][::-1].copy()], [], [np.zeros((4, 4))]):
         digests = weights.settled(tensors, stored, 8)
         assert weights.audit(digests, stored).missing == ("a",)
+
+
+LEFT_OUT = (
+    ("levit", ("fuse_batchnorm", "merge_heads")),
+    ("levit", ("bake_attention_bias",)),
+    ("vit-pytorch", ("fuse_batchnorm", "bake_attention_bias")),
+)
+
+
+@cache
+def without(name: str, skip: tuple[str, ...]) -> Prepared:
+    """A small network of which passes were left out."""
+    return prepare(subjects.small(name), skip=skip)
+
+
+@pytest.mark.parametrize(
+    ("kind", "precision"),
+    [("onnx", "fp32"), ("onnx", "fp16"), ("openvino", "fp32"), ("coreml", "fp16")],
+)
+@pytest.mark.parametrize(("name", "skip"), LEFT_OUT)
+def test_files_without_a_pass_hold_what_their_network_reads(
+    name: str, skip: tuple[str, ...], kind: str, precision: str
+) -> None:
+    """Where BatchNorm or tables were left in, each constant of the network is in the file."""
+    model = without(name, skip)
+    place = subjects.folder() / "-".join((name, *skip, kind, precision))
+    made = subjects.export(model, place, kind, ExportOptions(precision=precision))
+    stored = target(kind).constants(made)
+    found = audit(model.fingerprints[precision], stored, precision)
+    assert found.tensors > 30
+    assert (found.missing, found.strange) == ((), ())
 
 
 def test_a_float16_file_may_hold_a_tensor_in_float32() -> None:

@@ -259,14 +259,13 @@ def _gelu(call: _Call, x: Var, *, tanh: bool) -> Var:
 
 
 def _batch_norm(call: _Call, x: Var, *numbers: Var, epsilon: float) -> Var:
+    named = dict(zip(("gamma", "beta", "mean", "variance"), numbers, strict=True))
     if x.rank > 2:
-        names = ("gamma", "beta", "mean", "variance")
-        return call("batch_norm", x=x, **dict(zip(names, numbers, strict=True)), epsilon=epsilon)
-    # MIL's takes no (N, C).
-    scale, shift, mean, variance = (number.val.astype(np.float64) for number in numbers)
-    factor = scale / np.sqrt(variance + epsilon)
-    scaled = call.before("scaled")("mul", x=x, y=factor.astype(call.dtype))
-    return call("add", x=scaled, y=(shift - mean * factor).astype(call.dtype))
+        return call("batch_norm", x=x, **named, epsilon=epsilon)
+    # MIL's takes no (N, C); computed beforehand, its numbers would be others than the network's.
+    wide = call.before("wide")("expand_dims", x=x, axes=(2,))
+    normal = call.before("normal")("batch_norm", x=wide, **named, epsilon=epsilon)
+    return call("squeeze", x=normal, axes=(2,))
 
 
 def _layer_norm(call: _Call, x: Var, scale: Var, shift: Var, *, epsilon: float) -> Var:

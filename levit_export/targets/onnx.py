@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, ValueInfoProto
     from onnxruntime import InferenceSession
 
+    from levit_export.core.network import Network, Op
+
 OPSETS = range(18, 22)
 """What is written; each is tested."""
 
@@ -102,7 +104,10 @@ class OnnxTarget:
         self.refuse(options)
         written = onnx_precision.write(model, options)
         notes = onnx_precision.NOTES.get(options.precision, ())
-        if not options.simplify:
+        is_open = any(_can_be_folded(op, model.network) for op in model.network.ops)
+        if is_open and options.simplify:
+            notes = (*notes, "not given to onnxsim, which would do what --skip-pass left out")
+        if is_open or not options.simplify:
             path.write_bytes(_content(written, model, options))
             return _artifact(model, path, options, notes)
         unit = UNIT_ROUNDOFF["fp16" if options.precision == "fp16" else "fp32"]
@@ -242,6 +247,11 @@ def _onnx() -> Any:
             remedy="pip install onnx",
         ) from error
     return onnx
+
+
+def _can_be_folded(op: Op, network: Network) -> bool:
+    """Whether an optimiser would make other constants of those that the operator reads."""
+    return op.kind == "batch_norm" or all(name in network.constants for name in op.inputs)
 
 
 def _example(signature: Signature) -> dict[str, np.ndarray]:

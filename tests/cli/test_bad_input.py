@@ -78,6 +78,10 @@ def refused(cli: Cli, place: Path, tree: Tree, arguments: tuple[object, ...], *p
         (("--opset", 5), ("opset 5", " to 21")),
         (("--skip-pass", "fuse_batchnrm"), ("'fuse_batchnrm'", "'fuse_batchnorm'")),
         (("--skip-pass", "fuse_batchnorm"), ("head", "--skip-pass merge_heads")),
+        (
+            *(("-f", "coreml", "--precision", "w8", "--skip-pass", "fuse_batchnorm"),),
+            ("coremltools folds BatchNorm", "--precision coreml=fp16"),
+        ),
         (("--labels", "labels.txt"), ("3 labels", "10 classes")),
         (("--labels", "nowhere.txt"), ("nowhere.txt", "cannot be read")),
         (("--checkpoint", "nowhere.pth"), ("nowhere.pth", "does not exist")),

@@ -87,8 +87,8 @@ def test_no_answer_depends_on_what_is_left_out() -> None:
 
 
 def test_what_a_file_must_hold() -> None:
-    """The weights to look for are those that an answer depends on; with the pass left out there
-    are none to look for, as exporters may fold a softmax of one number.
+    """The weights to look for are those that an answer depends on; with the pass left out they
+    are those that the network reads, tables among them.
     """
     checkpoint = at((48, 64))
     tensors = weights_of(rewrite(checkpoint).module)
@@ -97,7 +97,10 @@ def test_what_a_file_must_hold() -> None:
         f"blocks.10.m.{n}" for n in ("v.weight", "v.bias", "proj.1.weight", "proj.1.bias")
     }
     assert tensors["blocks.10.m.v.weight"].shape == (4 * 32, 64)
-    assert weights_of(rewrite(checkpoint, skip=["bake_attention_bias"]).module) == {}
+    skip = ["bake_attention_bias"]
+    assert weights_of(rewrite(checkpoint, skip=skip).module) == {}
+    plain = prepare(checkpoint, skip=skip).weights
+    assert {f"blocks.10.m.{n}" for n in ("qkv.weight", "proj.1.weight")} <= set(plain)
     assert prepare(checkpoint, layout="maps").weights["blocks.10.m.v.weight"].shape[0] == 4 * 32
 
 
