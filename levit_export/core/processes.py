@@ -96,7 +96,7 @@ class Worker:
         return found
 
     def _running(self) -> subprocess.Popen[bytes]:
-        """The process; a new one where there is none that lives."""
+        """The process, or a new one where it does not live any more."""
         with self._lock:
             if self._ended:
                 raise RuntimeFailedError("the worker process was ended", remedy="Ask a new one.")
