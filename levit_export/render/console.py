@@ -137,9 +137,6 @@ def _notes(report: Report) -> Iterator[str]:
                 yield f"{artifact.id}: drift: {artifact.drift.sentence}"
         elif artifact.parity.reason and not _only_timed(report):
             yield f"{artifact.id}: not checked: {artifact.parity.reason}"
-        audit = artifact.parity.weights
-        if audit is not None and audit.unread:
-            yield f"{artifact.id}: weights not looked at: {audit.unread}"
         if artifact.timing is not None and artifact.timing.verdict == "not-run":
             yield f"{artifact.id}: not timed: {artifact.timing.reason}"
         yield from (f"{artifact.id}: {note}" for note in artifact.notes)

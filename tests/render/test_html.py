@@ -33,6 +33,7 @@ from levit_export.parity import NOT_ASKED
 from levit_export.render import html
 from levit_export.report import Explanation, Report
 from levit_export.search import Candidate, Found, Point
+from levit_export.weights import WeightAudit
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 PIXELS = {"noise": np.arange(192, dtype=np.uint8).reshape(8, 8, 3)}
@@ -108,6 +109,16 @@ def test_table_of_artifacts() -> None:
     assert re.fullmatch(r"\d\.\d\d ms \(.*\)", row["latency (95 %)"])
     assert row["GEMM share"] == "0.50"
     assert eager[0] == "PyTorch eager"
+
+
+@pytest.mark.parametrize("is_foreign", [False, True])
+def test_weights_that_nobody_looked_at_are_said_once(*, is_foreign: bool) -> None:
+    """Of ours with the reason, where it decides; of a file of others beside the table."""
+    audit = WeightAudit(0, unread="no reader", answers_only=is_foreign)
+    found = replace(made.artifact(), parity=made.parity_of(made.output(), audit=audit))
+    text = html.page(made.report_of(found))
+    assert text.count("not looked at") == 1
+    assert ("no reader" in text, "answers only" in text) == (not is_foreign, is_foreign)
 
 
 def test_columns_only_for_what_was_looked_at() -> None:

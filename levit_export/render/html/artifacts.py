@@ -169,9 +169,9 @@ def _listed(names: Sequence[str], report: Report) -> str:
 
 
 def _remarks(artifact: ArtifactReport) -> Iterator[str]:
-    audit, accuracy = artifact.parity.weights, artifact.accuracy
-    if audit is not None and audit.unread:
-        yield f"weights not looked at: {audit.unread}"
+    accuracy = artifact.accuracy
+    if artifact.parity.verdict == "pass" and artifact.parity.reason:
+        yield artifact.parity.reason
     if any(output.tolerance.origin == "given" for output in artifact.parity.outputs):
         yield "held against a tolerance that was given, not the derived one"
     yield from artifact.notes
