@@ -267,7 +267,7 @@ class Prepared:
     """A model ready for every target: passes applied, shapes static but for the batch.
 
     ``blocks`` says what users call the block that a module, given by its path, is. ``weights`` are
-    the tensors that artifacts must hold, empty when a skipped pass lets files hold others.
+    the tensors that artifacts must hold; where a pass was skipped, the network's constants.
     ``capture`` gives the network that targets write, always the same one.
     """
 
