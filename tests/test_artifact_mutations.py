@@ -191,15 +191,15 @@ def test_any_tensor_that_is_one_percent_off_fails(copied: Spoiling) -> None:
 def softmax_over_queries(artifact: Artifact) -> None:
     """Let the first attention's softmax run over the queries."""
     if artifact.format == "openvino":
-        pattern = r'(type="SoftMax"[^>]*>\s*<data axis=)"-1"'
+        pattern = r'(type="SoftMax"[^>]*>\s*<data axis=)"3"'
         edit_xml(artifact.path, pattern, r'\1"-2"')
         return
 
     def change(model: Any) -> None:
         name = operations(model, "softmax")[0].inputs["axis"].arguments[0].name
         axis = constant(model, name).ints.values
-        assert list(axis) == [-1]
-        axis[0] = -2
+        assert list(axis) == [3]
+        axis[0] = 2
 
     edit_specification(artifact.path, change)
 

@@ -59,7 +59,9 @@ NO_MEMORY = ("allocate memory", "bad_alloc", "out of memory", "start new thread"
 def _unforeseen(error: Exception) -> tuple[str, str]:
     """What to say of an error that this package did not raise itself, and what to do."""
     said = str(error).lower()
-    is_memory = isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM
+    # A SystemError is what is left where an extension's allocation fails and it does not say so.
+    is_memory = isinstance(error, MemoryError | SystemError)
+    is_memory = is_memory or getattr(error, "errno", None) == errno.ENOMEM
     if is_memory or any(words in said for words in NO_MEMORY):
         return (
             "there is not enough memory",

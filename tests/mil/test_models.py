@@ -33,7 +33,7 @@ class _Logits(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()
         config = LevitConfig(
-            image_size=(SIZE, SIZE),
+            image_size=SIZE,
             hidden_sizes=[16, 24, 32],
             num_attention_heads=[2, 3, 4],
             depths=[1, 1, 1],
