@@ -291,8 +291,6 @@ class _Held:
 
 def _held_against(each: Located, model: _Model) -> _Held:
     """Golden vectors where there are any and no model was named, else a fresh reference."""
-    from levit_export.architectures.blocks import block_names
-
     manifest, request = each.manifest, model.request
     read = _read(each)
     said = None if manifest is None else _said(manifest)
@@ -306,6 +304,8 @@ def _held_against(each: Located, model: _Model) -> _Held:
         expected = _golden(each.folder, manifest, request)
         kept = {artifact: 1.0 for artifact in each.artifacts if artifact.keep}
     else:
+        from levit_export.architectures.blocks import block_names  # which needs torch
+
         checkpoint = model.checkpoint
         known = _of_checkpoint(checkpoint, request.choice, said)
         if said is not None:
