@@ -106,10 +106,7 @@ def _input_shape(checkpoint: Checkpoint) -> tuple[int, int, int]:
 
 
 class Capture:
-    """What ``torch.export`` makes of a module, once, when it is first asked for.
-
-    A pickle holds the module only: capturing it again is faster than reading a program back.
-    """
+    """What ``torch.export`` makes of a module, once, when it is first asked for."""
 
     def __init__(
         self, module: nn.Module, signature: Signature, names: Mapping[str, str], name: str
@@ -132,9 +129,6 @@ class Capture:
         if self._network is None:
             self._network = read(self.program(), self._signature, self._blocks, self._name)
         return self._network
-
-    def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_program": None, "_network": None}
 
 
 def capture(

@@ -55,7 +55,7 @@ EARLIEST = {"int8": "iOS17", "w8": "iOS16", "w6": "iOS16", "w4": "iOS16"}
 """The first system that has the ops of a precision; float programs run since iOS 15."""
 
 PREVIEW = "com.apple.coreml.model.preview.type"
-LOGGERS = ("coremltools", "torch.onnx")
+LOGGERS = ("coremltools",)
 
 
 def on_macos() -> bool:
