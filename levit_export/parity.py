@@ -188,7 +188,12 @@ class ParityReport:
 
     @property
     def fault(self) -> str:
-        """The parts that alone make the verdict what it is, where it is not the answers."""
+        """The parts that alone make the verdict what it is, where it is not the answers.
+
+        Of a pass, ``answers only`` where nobody looked at the weights.
+        """
+        if self.verdict == "pass" and any(f.kind == "answers-only" for f in self.findings):
+            return "answers only"
         answers = overall([*(f.verdict for f in self.of("answers", "shape")), "pass"])
         if self.verdict in (answers, "pass"):
             return ""
