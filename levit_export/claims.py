@@ -10,9 +10,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+import numpy as np
+
+from levit_export import weights
 from levit_export.core import (
     FORMAT_ALIASES,
     PROBABILITIES,
@@ -21,7 +24,6 @@ from levit_export.core import (
     Preprocessing,
     Signature,
 )
-from levit_export.weights import HALF
 
 KNOWN = ("fp32", "fp16", "int8", "w8", "w6", "w4")
 SHOWN = 60
@@ -91,7 +93,23 @@ def is_but_for(found: Artifact, precision: str, kept: float) -> bool:
     they are, which makes it finer, and their tensors must be in the file bit for bit.
     """
     coarse = found.shares.get(precision, 0.0)
-    return kept > 0 and coarse > 0 and coarse >= HALF * (1 - kept)
+    return kept > 0 and coarse > 0 and coarse >= weights.HALF * (1 - kept)
+
+
+def kept_share(
+    artifact: Artifact, tensors: Mapping[str, np.ndarray], blocks: Mapping[str, str]
+) -> float:
+    """The share of the layers' weights in blocks which are said to stay in float."""
+    layers = {name: t for name, t in tensors.items() if t.ndim > 1 and name.endswith(".weight")}
+    total = sum(t.size for t in layers.values())
+    kept = weights.tensors_of(layers, blocks, artifact.keep)
+    return sum(t.size for t in kept.values()) / max(total, 1)
+
+
+def but_for(artifact: Artifact, kept: float) -> Artifact:
+    """A bare file in the precision that it claims, where that holds but for blocks in float."""
+    said = (artifact.claims or {}).get("precision", artifact.precision)
+    return replace(artifact, precision=said) if is_but_for(artifact, said, kept) else artifact
 
 
 def _keep(found: Artifact, known: Known) -> Iterator[str]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from levit_export import bundle, checking, claims, machine, parity, reference, weights
+from levit_export import bundle, checking, claims, machine, parity, reference
 from levit_export.checking import Reference, Row
 from levit_export.claims import Known
 from levit_export.core import (
@@ -312,9 +312,9 @@ def _held_against(each: Located, model: _Model) -> _Held:
             disputed += claims.differing(said, known)
         tensors = _weights(model, each, read)
         blocks = block_names(checkpoint.config)
-        kept = {a: _kept_share(tensors, blocks, a) for a in each.artifacts if a.keep}
+        kept = {a: claims.kept_share(a, tensors, blocks) for a in each.artifacts if a.keep}
         if manifest is None:
-            suspects = {a: _but_for(a, share) for a, share in kept.items()}
+            suspects = {a: claims.but_for(a, share) for a, share in kept.items()}
         held = [suspects.get(artifact, artifact) for artifact in each.artifacts]
         expected = _fresh(model, held, read, tensors, blocks)
     found: dict[Artifact, tuple[str, ...]] = {}
@@ -383,24 +383,6 @@ def _expected_precisions(
 ) -> dict[str, str]:
     said = {} if each.manifest is None else {"the manifest": artifact.precision}
     return said | ({"--precision": request.precision} if request.precision else {})
-
-
-def _kept_share(
-    tensors: Mapping[str, np.ndarray], blocks: Mapping[str, str], artifact: Artifact
-) -> float:
-    """The share of the layers' weights in blocks which are said to stay in float."""
-    layers = {name: t for name, t in tensors.items() if t.ndim > 1 and name.endswith(".weight")}
-    kept = weights.tensors_of(layers, blocks, artifact.keep)
-    total = sum(t.size for t in layers.values())
-    return sum(t.size for t in kept.values()) / max(total, 1)
-
-
-def _but_for(artifact: Artifact, kept: float) -> Artifact:
-    """A bare file in the precision that it claims, where that holds but for blocks in float."""
-    said = (artifact.claims or {}).get("precision", artifact.precision)
-    return (
-        replace(artifact, precision=said) if claims.is_but_for(artifact, said, kept) else artifact
-    )
 
 
 def _golden(folder: Path, manifest: Manifest, request: InspectRequest) -> Reference:

@@ -15,7 +15,7 @@ import onnx
 import pytest
 import subjects
 
-from levit_export import checkpoints, inspection, reference
+from levit_export import checkpoints, drift, inspection, reference
 from levit_export.core import CALIBRATED, Artifact, ExportOptions
 from levit_export.inspection import InspectRequest
 from levit_export.parity import ParityReport
@@ -181,6 +181,13 @@ def test_a_bare_file_that_is_mostly_float_says_what_was_kept(kind: str, precisio
     assert (found.parity.verdict, found.precision) == ("pass", precision)
     assert found.parity.weights is not None
     assert (found.parity.weights.missing, found.parity.weights.tensors) == ((), 86)
+
+
+def test_drift_holds_a_bare_mixed_file_against_what_it_is() -> None:
+    """Blocks that were not kept diverge as those of their precision do, which is no fault."""
+    path = mixed("coreml", "w8").path
+    request = drift.DriftRequest((path,), choice=ModelChoice("levit_digits"), samples=1)
+    assert drift.trace(request).verdict == "pass"
 
 
 @pytest.mark.parametrize("name", MIXED)

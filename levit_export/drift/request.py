@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from levit_export import bundle, checking, reference, samples
+from levit_export import bundle, checking, claims, reference, samples
 from levit_export.core import CALIBRATED, Artifact, Calibration, RunOptions, Tolerances
 from levit_export.drift import chain, mapping, origin
 from levit_export.drift.values import DriftMap
@@ -82,6 +82,10 @@ def trace(request: DriftRequest, progress: Progress | None = None) -> DriftMap:
     progress.stage("computing the reference")
     with cpu_threads(chain.THREADS):
         bench = mapping.Bench(model, calibration)
+        runnable = [
+            (claims.but_for(a, claims.kept_share(a, bench.tensors, model.blocks)), run)
+            for a, run in runnable
+        ]
         drawn = mapping.draw(bench, runnable, progress.stage)
     return replace(drawn, notes=tuple(notes))
 
