@@ -411,23 +411,14 @@ def test_what_is_written_is_lean(layout: Layout, precision: str, tmp_path: Path)
     assert judged.path.read_bytes() == alone.path.read_bytes()
 
 
-def test_leaner_graph_is_taken(tmp_path: Path) -> None:
-    """What the judge finds is what is written, and reported."""
+def test_what_was_left_out_is_not_judged(tmp_path: Path) -> None:
+    """What onnxsim would fold in spite of --skip-pass is kept from it, and a note says so."""
     model = prepare(subjects.tiny_checkpoint(), skip=["fuse_batchnorm", "merge_heads"])
     made = TARGET.export(model, tmp_path / "m.onnx", ExportOptions())
     plain = TARGET.export(model, tmp_path / "p.onnx", PLAIN)
     (note,) = made.notes
-    assert "BatchNormalization" in note
-    before, after = operators(plain.path), operators(made.path)
-    assert after.total() < before.total()
-    assert after["BatchNormalization"] < before["BatchNormalization"]
-    image = np.random.default_rng(0).standard_normal((1, 3, 64, 64)).astype(np.float32)
-    answers = []
-    for artifact in (made, plain):
-        with TARGET.open(artifact, RUN) as session:
-            answers.append(session.run({"input": image})["logits"])
-    bound = 4096**0.5 * 2.0**-24 * np.abs(answers[1]).max()
-    np.testing.assert_allclose(*answers, rtol=0, atol=bound)
+    assert "not given to onnxsim" in note
+    assert made.path.read_bytes() == plain.path.read_bytes()
 
 
 def test_external_data(plain: Artifact, tmp_path: Path) -> None:
