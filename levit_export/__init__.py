@@ -9,10 +9,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from levit_export._version import __version__
-from levit_export.errors import LevitExportError
+from levit_export.core.errors import LevitExportError
 
 if TYPE_CHECKING:
-    from levit_export.core import (
+    from levit_export.checks.reference import ModelChoice, Overrides
+    from levit_export.checks.timing import TimingPlan
+    from levit_export.core.values import (
         Artifact,
         ExportOptions,
         Preprocessing,
@@ -21,11 +23,9 @@ if TYPE_CHECKING:
         Target,
         Tolerance,
     )
-    from levit_export.inspection import InspectRequest, bench, check
-    from levit_export.pipeline import ExportRequest, export
-    from levit_export.reference import ModelChoice, Overrides
-    from levit_export.report import Report, to_json
-    from levit_export.timing import TimingPlan
+    from levit_export.reports.report import Report, to_json
+    from levit_export.workflows.check import InspectRequest, bench, check
+    from levit_export.workflows.export import ExportRequest, export
 
 __all__ = [
     "Artifact",
@@ -50,23 +50,23 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Artifact": "core",
-    "ExportOptions": "core",
-    "ExportRequest": "pipeline",
-    "InspectRequest": "inspection",
-    "ModelChoice": "reference",
-    "Overrides": "reference",
-    "Preprocessing": "core",
-    "Report": "report",
-    "RunOptions": "core",
-    "Session": "core",
-    "Target": "core",
-    "TimingPlan": "timing",
-    "Tolerance": "core",
-    "bench": "inspection",
-    "check": "inspection",
-    "export": "pipeline",
-    "to_json": "report",
+    "Artifact": "core.values",
+    "ExportOptions": "core.values",
+    "ExportRequest": "workflows.export",
+    "InspectRequest": "workflows.check",
+    "ModelChoice": "checks.reference",
+    "Overrides": "checks.reference",
+    "Preprocessing": "core.values",
+    "Report": "reports.report",
+    "RunOptions": "core.values",
+    "Session": "core.values",
+    "Target": "core.values",
+    "TimingPlan": "checks.timing",
+    "Tolerance": "core.values",
+    "bench": "workflows.check",
+    "check": "workflows.check",
+    "export": "workflows.export",
+    "to_json": "reports.report",
 }
 
 

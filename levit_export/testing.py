@@ -1,7 +1,8 @@
 """For people who add a target or test a model: seeded weights, a target to imitate, its contract.
 
-A third-party target is a class with the methods of :class:`levit_export.core.Target`, registered
-under the entry-point group ``levit_export.targets``, whose tests call :func:`assert_conforms`.
+A third-party target is a class with the methods of :class:`levit_export.core.values.Target`,
+registered under the entry-point group ``levit_export.targets``, whose tests call
+:func:`assert_conforms`.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from levit_export.architectures.random_weights import randomize_
-from levit_export.core import (
+from levit_export.core.errors import ArtifactError, LevitExportError, RuntimeFailedError
+from levit_export.core.network import Network, Op, Value
+from levit_export.core.quiet import first_line
+from levit_export.core.values import (
     CALIBRATED,
     UNIT_ROUNDOFF,
     Artifact,
@@ -31,9 +34,7 @@ from levit_export.core import (
     Tensors,
     TensorSpec,
 )
-from levit_export.core.network import Network, Op, Value
-from levit_export.errors import ArtifactError, LevitExportError, RuntimeFailedError
-from levit_export.targets.quiet import first_line
+from levit_export.models.architectures.random_weights import randomize_
 
 __all__ = ["FakeTarget", "assert_conforms", "randomize_"]
 
@@ -172,8 +173,8 @@ def assert_conforms(target: Target, folder: Path) -> None:
     two sessions at once, parity with PyTorch, and that misuse and damage raise errors of this
     package's own.
     """
-    from levit_export import reference
-    from levit_export.preparation import prepare
+    from levit_export.checks import reference
+    from levit_export.models.preparation import prepare
 
     assert target.can_export().ok, f"cannot export here: {target.can_export().reason}"
     assert target.precisions, "has no precisions"
@@ -221,9 +222,9 @@ def _assert_same_bytes(
 
 
 def _assert_answers(target: Target, artifact: Artifact, expected: object) -> None:
-    from levit_export import checking, parity
+    from levit_export.checks import execution, parity
 
-    assert isinstance(expected, checking.Reference)
+    assert isinstance(expected, execution.Reference)
     options = RunOptions()
     with target.open(artifact, options) as one, target.open(artifact, options) as other:
         assert isinstance(one, Session), "open() does not give a Session"

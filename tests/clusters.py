@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from levit_export.errors import DataError
+from levit_export.core.errors import DataError
 
 START_S = 60
 TESTS = str(Path(__file__).parent)

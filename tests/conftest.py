@@ -54,7 +54,7 @@ def copied(exported: Exported, tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def digits_file() -> Path:
     """The bundled checkpoint's file."""
-    return Path(str(resources.files("levit_export.data") / "levit_digits.safetensors"))
+    return Path(str(resources.files("levit_export.inputs.data") / "levit_digits.safetensors"))
 
 
 @pytest.fixture

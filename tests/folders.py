@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from levit_export.architectures import build
-from levit_export.architectures.random_weights import randomize_
-from levit_export.checkpoints import timm
-from levit_export.checkpoints.levit_names import Outline
-from levit_export.zoo import LevitConfig
+from levit_export.models.architectures import build
+from levit_export.models.architectures.random_weights import randomize_
+from levit_export.models.checkpoints import timm
+from levit_export.models.checkpoints.levit_names import Outline
+from levit_export.models.zoo import LevitConfig
 
 Tensors = dict[str, torch.Tensor]
 TINY = LevitConfig((32, 48, 64), 16, (2, 3, 4), (1, 2, 1), image_size=(64, 64), classes=5)

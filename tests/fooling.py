@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from mutations import edit_specification, main_block
 
-from levit_export import lean
-from levit_export.core import Artifact
+from levit_export.core import heavy_imports
+from levit_export.core.values import Artifact
 
 PREFIX = "levit_export."
 Said = Callable[[dict[str, str]], None]
@@ -35,7 +35,7 @@ def _onnx(path: Path, change: Callable[[Any], None]) -> None:
 
 
 def _openvino(path: Path, change: Callable[[Any], None]) -> None:
-    openvino = lean.openvino()
+    openvino = heavy_imports.openvino()
     graph = openvino.Core().read_model(path)
     change(graph)
     spoilt = path.with_name("spoilt.xml")
@@ -107,7 +107,7 @@ def _scale_onnx(path: Path, draw: Draw, factor: float) -> None:
 
 
 def _scale_openvino(path: Path, draw: Draw, factor: float) -> None:
-    openvino = lean.openvino()
+    openvino = heavy_imports.openvino()
 
     def change(graph: Any) -> None:
         nodes = [
@@ -205,7 +205,7 @@ def _hide_onnx(path: Path, draw: Draw, way: str, factor: float) -> None:
 
 
 def _hide_openvino(path: Path, draw: Draw, way: str, factor: float) -> None:
-    openvino = lean.openvino()
+    openvino = heavy_imports.openvino()
     ops = openvino.opset13
 
     def change(graph: Any) -> None:

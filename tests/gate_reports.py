@@ -8,13 +8,15 @@ from pathlib import Path
 
 import numpy as np
 
-from levit_export import parity, report
-from levit_export.core import ModelInfo, Preprocessing, Tolerance, overall
-from levit_export.machine import Machine
-from levit_export.parity import OutputParity, ParityReport
-from levit_export.report import ArtifactReport, Report
-from levit_export.timing import TimingReport
-from levit_export.weights import WeightAudit
+from levit_export.checks import parity
+from levit_export.checks.parity import OutputParity, ParityReport
+from levit_export.checks.results import ArtifactReport
+from levit_export.checks.timing import TimingReport
+from levit_export.checks.weights import WeightAudit
+from levit_export.core.machine import Machine
+from levit_export.core.values import ModelInfo, Preprocessing, Tolerance, overall
+from levit_export.reports import report
+from levit_export.reports.report import Report
 
 ROWS = 4
 TOLERANCE = Tolerance(0.0, (1e-5,) * ROWS, "derived", {"lambda": 6.0, "factor": 5.0})

@@ -12,9 +12,9 @@ from xml.etree import ElementTree as ET
 
 import numpy as np
 
-from levit_export import lean
-from levit_export.core import Artifact, Prepared
-from levit_export.targets.quiet import quiet
+from levit_export.core import heavy_imports
+from levit_export.core.quiet import quiet
+from levit_export.core.values import Artifact, Prepared
 
 SPECIFICATION = Path("Data/com.apple.CoreML/model.mlmodel")
 RECORD = struct.Struct("<IIQQQ32x")
@@ -130,7 +130,7 @@ def edit_xml(path: Path, pattern: str, replacement: str, *, count: int = 1) -> N
 def read_specification(package: Path) -> Any:
     """The ``Model`` message of a package."""
     with quiet("coremltools"):
-        model = lean.coremltools("proto.Model_pb2").Model()
+        model = heavy_imports.coremltools("proto.Model_pb2").Model()
     model.ParseFromString((package / SPECIFICATION).read_bytes())
     return model
 

@@ -12,14 +12,15 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
-from levit_export import checking, checkpoints, reference
-from levit_export.checking import Reference
-from levit_export.checkpoints import Checkpoint
-from levit_export.core import Artifact, ExportOptions, Prepared, RunOptions
-from levit_export.parity import ParityReport
-from levit_export.preparation import prepare
-from levit_export.targets import target
-from levit_export.zoo import (
+from levit_export.checks import execution, reference
+from levit_export.checks.execution import Reference
+from levit_export.checks.parity import ParityReport
+from levit_export.core.values import Artifact, ExportOptions, Prepared, RunOptions
+from levit_export.formats import target
+from levit_export.models import checkpoints
+from levit_export.models.checkpoints import Checkpoint
+from levit_export.models.preparation import prepare
+from levit_export.models.zoo import (
     Config,
     GraftedConfig,
     LevitConfig,
@@ -155,8 +156,8 @@ def classifier() -> Artifact:
 
 def judge(found: Artifact, expected: Reference) -> ParityReport:
     """The verdict on a file."""
-    (row,) = checking.rows([found], RunOptions())
-    return checking.check(row, expected)[0]
+    (row,) = execution.rows([found], RunOptions())
+    return execution.check(row, expected)[0]
 
 
 def copy(found: Artifact, place: Path) -> Artifact:

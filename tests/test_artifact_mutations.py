@@ -22,14 +22,15 @@ from mutations import (
     operations,
 )
 
-from levit_export import checkpoints, mil
-from levit_export.architectures.levit import Levit
-from levit_export.checking import Reference
-from levit_export.checkpoints import Checkpoint
-from levit_export.core import Artifact, ExportOptions
-from levit_export.parity import ParityReport
-from levit_export.preparation import prepare
-from levit_export.zoo import VARIANTS, Variant
+from levit_export.checks.execution import Reference
+from levit_export.checks.parity import ParityReport
+from levit_export.core.values import Artifact, ExportOptions
+from levit_export.formats import mil
+from levit_export.models import checkpoints
+from levit_export.models.architectures.levit import Levit
+from levit_export.models.checkpoints import Checkpoint
+from levit_export.models.preparation import prepare
+from levit_export.models.zoo import VARIANTS, Variant
 
 KINDS = (("openvino", "fp32"), ("coreml", "fp32"), ("coreml", "fp16"))
 NOT_IN_THE_FILE = "weight tensors are not in the file as the checkpoint has them"

@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 from support import Cli
 from test_ranges import BLOCK, swollen
 
-from levit_export import auto
-from levit_export.core import Calibration
-from levit_export.search import Found
+from levit_export.core.values import Calibration
+from levit_export.reports.report import SearchResult
+from levit_export.workflows import precision_search
 
 
 def report_of(folder: Path) -> Any:
@@ -94,21 +94,21 @@ def test_points_lost(labels: list[int] | None, answers: list[int], expected: flo
         np.zeros((4, 3, 1, 1), np.float32), "x", None if labels is None else np.array(labels)
     )
     reference = np.eye(2)[[0, 1, 0, 1]]
-    assert auto.drop(images, reference, np.eye(2)[answers]) == expected
+    assert precision_search.drop(images, reference, np.eye(2)[answers]) == expected
 
 
 def test_nan_is_no_answer() -> None:
     """An artifact that answers NaN agrees with nothing."""
     images = Calibration(np.zeros((2, 3, 1, 1), np.float32), "x")
     reference = np.eye(2)
-    assert auto.drop(images, reference, np.full((2, 2), np.nan)) == 100.0
+    assert precision_search.drop(images, reference, np.full((2, 2), np.nan)) == 100.0
 
 
 def test_found_is_plain_data() -> None:
     """What a search saw can be written down."""
     from dataclasses import asdict
 
-    from levit_export.search import Candidate, Point
+    from levit_export.reports.report import Candidate, SearchPoint
 
-    point = Point(Candidate("int8", ("head",)), 0.25, 10)
-    assert json.loads(json.dumps(asdict(Found(point, (point,)))))["chosen"]["drop"] == 0.25
+    point = SearchPoint(Candidate("int8", ("head",)), 0.25, 10)
+    assert json.loads(json.dumps(asdict(SearchResult(point, (point,)))))["chosen"]["drop"] == 0.25

@@ -33,7 +33,7 @@ from benchmarking.values import (  # noqa: E402
     ToolRecord,
 )
 
-from levit_export.machine import GEMM_SIDE, Machine  # noqa: E402
+from levit_export.core.machine import GEMM_SIDE, Machine  # noqa: E402
 
 HERE = Circumstances(
     date="2026-01-02",

@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support import Exported
 
-from levit_export import bundle
-from levit_export.errors import DataError, LevitExportError, ManifestError
+from levit_export.core.errors import DataError, LevitExportError, ManifestError
+from levit_export.storage import export_directory
 
 FUZZ = settings(
     max_examples=150,
@@ -27,16 +27,16 @@ FUZZ = settings(
 
 def test_manifest_survives_writing(exported: Exported, tmp_path: Path) -> None:
     """A manifest that was written and read again is equal, and is written to the same bytes."""
-    manifest = bundle.read_manifest(exported.folder)
-    bundle.write_manifest(tmp_path, manifest)
-    assert bundle.read_manifest(tmp_path) == manifest
+    manifest = export_directory.read_manifest(exported.folder)
+    export_directory.write_manifest(tmp_path, manifest)
+    assert export_directory.read_manifest(tmp_path) == manifest
     written = (exported.folder / "manifest.json").read_bytes()
     assert (tmp_path / "manifest.json").read_bytes() == written
 
 
 def test_numbers_and_words_stay_what_they_are(exported: Exported) -> None:
     """The derivation of a tolerance holds numbers and words; neither is turned into the other."""
-    tolerances = bundle.read_manifest(exported.folder).golden.tolerances["fp32"]
+    tolerances = export_directory.read_manifest(exported.folder).golden.tolerances["fp32"]
     derivation = tolerances["logits"].derivation
     assert derivation["precision"] == "fp32"
     assert derivation["false_alarm"] == 1e-6
@@ -45,14 +45,14 @@ def test_numbers_and_words_stay_what_they_are(exported: Exported) -> None:
 
 def test_manifest_vouches_for_every_file(exported: Exported) -> None:
     """Every file but the manifest and the reports is listed with its hash and size."""
-    manifest = bundle.read_manifest(exported.folder)
+    manifest = export_directory.read_manifest(exported.folder)
     found = {
         path.relative_to(exported.folder).as_posix()
         for path in exported.folder.rglob("*")
         if path.is_file()
     }
     assert set(manifest.files) == found - {"manifest.json", "report.json", "report.html"}
-    assert manifest.files == bundle.list_files(exported.folder)
+    assert manifest.files == export_directory.list_files(exported.folder)
     assert manifest.artifacts[0].path in manifest.files
 
 
@@ -66,20 +66,20 @@ def test_manifest_knows_neither_time_nor_place(exported: Exported) -> None:
 
 def test_no_damage(exported: Exported) -> None:
     """A directory as it was written shows no damage."""
-    manifest = bundle.read_manifest(exported.folder)
-    assert bundle.damage(exported.folder, manifest) == []
+    manifest = export_directory.read_manifest(exported.folder)
+    assert export_directory.damage(exported.folder, manifest) == []
 
 
 def test_damage(copied: Path) -> None:
     """Missing, altered and lengthened files are each reported by name; the report may change."""
-    manifest = bundle.read_manifest(copied)
+    manifest = export_directory.read_manifest(copied)
     (copied / "report.json").unlink()
     (copied / "labels.txt").unlink()
     logits = copied / "golden" / "logits.npy"
     logits.write_bytes(logits.read_bytes()[:-1] + b"\x55")
     with (copied / "golden" / "input.npy").open("ab") as file:
         file.write(b"x")
-    found = sorted(bundle.damage(copied, manifest))
+    found = sorted(export_directory.damage(copied, manifest))
     assert [line.split()[0] for line in found] == [
         "golden/input.npy",
         "golden/logits.npy",
@@ -91,16 +91,16 @@ def test_damage(copied: Path) -> None:
 
 def test_artifacts_have_their_place(exported: Exported) -> None:
     """Artifacts are given with full paths and the signature of the model."""
-    manifest = bundle.read_manifest(exported.folder)
-    (artifact,) = bundle.artifacts(exported.folder, manifest)
+    manifest = export_directory.read_manifest(exported.folder)
+    (artifact,) = export_directory.artifacts(exported.folder, manifest)
     assert artifact.path.is_file()
     assert (artifact.id, artifact.signature) == ("onnx-fp32", manifest.signature)
 
 
 def test_golden_vectors(exported: Exported) -> None:
     """Golden inputs, outputs, labels and pixels are read back in one order."""
-    manifest = bundle.read_manifest(exported.folder)
-    samples, outputs = bundle.read_golden(exported.folder, manifest)
+    manifest = export_directory.read_manifest(exported.folder)
+    samples, outputs = export_directory.read_golden(exported.folder, manifest)
     assert samples.inputs.shape == (len(samples), 3, 96, 96)
     assert outputs["logits"].shape == (len(samples), 10)
     assert set(samples.pixels) <= set(samples.names)
@@ -113,29 +113,29 @@ def test_damaged_golden_vectors(copied: Path, content: bytes) -> None:
     """Golden vectors that cannot be read are a DataError with a remedy."""
     (copied / "golden" / "input.npy").write_bytes(content)
     with pytest.raises(DataError, match="golden vectors") as raised:
-        bundle.read_golden(copied, bundle.read_manifest(copied))
+        export_directory.read_golden(copied, export_directory.read_manifest(copied))
     assert raised.value.remedy
 
 
 def test_too_few_golden_vectors(copied: Path) -> None:
     """Names and rows of the golden vectors that do not pair up are a DataError."""
-    manifest = bundle.read_manifest(copied)
+    manifest = export_directory.read_manifest(copied)
     golden = replace(manifest.golden, samples=manifest.golden.samples[1:])
     with pytest.raises(DataError, match="25 names, 26 inputs"):
-        bundle.read_golden(copied, replace(manifest, golden=golden))
+        export_directory.read_golden(copied, replace(manifest, golden=golden))
 
 
 def test_missing_manifest(tmp_path: Path) -> None:
     """A folder without a manifest is a ManifestError that names the file."""
     with pytest.raises(ManifestError, match=r"manifest\.json"):
-        bundle.read_manifest(tmp_path)
+        export_directory.read_manifest(tmp_path)
 
 
 def test_deep_manifest(tmp_path: Path) -> None:
     """A manifest nested deeper than Python recurses is a ManifestError, no crash."""
     (tmp_path / "manifest.json").write_text("[" * 100_000, encoding="utf-8")
     with pytest.raises(ManifestError):
-        bundle.read_manifest(tmp_path)
+        export_directory.read_manifest(tmp_path)
 
 
 @pytest.mark.parametrize("digest_of", [1, 2])
@@ -144,11 +144,11 @@ def test_digest(tmp_path: Path, digest_of: int) -> None:
     files = [tmp_path / name for name in ("a.xml", "b.bin")[:digest_of]]
     for file in files:
         file.write_text(file.name, encoding="utf-8")
-    before = bundle.digest(files)
+    before = export_directory.digest(files)
     assert before.bytes == 5 * digest_of
-    assert (before == bundle.file_entry(files[0])) == (digest_of == 1)
+    assert (before == export_directory.file_entry(files[0])) == (digest_of == 1)
     files[-1].write_text("other", encoding="utf-8")
-    assert bundle.digest(files) != before
+    assert export_directory.digest(files) != before
 
 
 @FUZZ
@@ -165,7 +165,7 @@ def test_mutated_bytes(exported: Exported, tmp_path: Path, seed: int) -> None:
         content[at:until] = generator.choice((b"", some, some, kept + kept))
     (tmp_path / "manifest.json").write_bytes(content)
     with contextlib.suppress(LevitExportError):
-        assert isinstance(bundle.read_manifest(tmp_path), bundle.Manifest)
+        assert isinstance(export_directory.read_manifest(tmp_path), export_directory.Manifest)
 
 
 VALUES = st.recursive(
@@ -190,8 +190,8 @@ def test_mutated_values(exported: Exported, value: object, seed: int) -> None:
             break
         place = inner
     with contextlib.suppress(LevitExportError):
-        manifest = bundle.structure_manifest(content, Path("manifest.json"))
-        assert isinstance(manifest, bundle.Manifest)
+        manifest = export_directory.structure_manifest(content, Path("manifest.json"))
+        assert isinstance(manifest, export_directory.Manifest)
 
 
 def test_files_of_one_name_in_a_package_are_told_apart(tmp_path: Path) -> None:
@@ -200,7 +200,7 @@ def test_files_of_one_name_in_a_package_are_told_apart(tmp_path: Path) -> None:
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "weight.bin").write_bytes(content)
     both = [tmp_path / "a" / "weight.bin", tmp_path / "b" / "weight.bin"]
-    found = bundle.digest(both)
+    found = export_directory.digest(both)
     assert found.bytes == 8
     both[0].write_bytes(b"two")
-    assert bundle.digest(both).sha256 != found.sha256
+    assert export_directory.digest(both).sha256 != found.sha256

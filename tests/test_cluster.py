@@ -17,10 +17,8 @@ from clusters import Running
 from PIL import Image
 from support import Cli, Exported
 
-from levit_export import samples
-from levit_export.cluster import Call, calls, connected, identity, parcel
-from levit_export.core import Preprocessing
-from levit_export.errors import (
+from levit_export.checks.reference import ModelChoice
+from levit_export.core.errors import (
     CheckpointError,
     ClusterError,
     DataError,
@@ -28,10 +26,12 @@ from levit_export.errors import (
     RuntimeFailedError,
     UsageError,
 )
-from levit_export.evaluation import EvaluateRequest, evaluate, remote
-from levit_export.evaluation.answers import Task, Weights
-from levit_export.images import open_images
-from levit_export.reference import ModelChoice
+from levit_export.core.values import Preprocessing
+from levit_export.inputs import samples
+from levit_export.inputs.images import open_images
+from levit_export.workflows.cluster import Call, calls, connected, identity, parcel
+from levit_export.workflows.evaluate import EvaluateRequest, evaluate, remote
+from levit_export.workflows.evaluate.predict import Task, Weights
 
 pytest.importorskip("distributed", reason="Dask is not installed")
 

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import subjects
 
-from levit_export import checking, embedding, preprocessing, samples
-from levit_export.checking import Reference
-from levit_export.core import (
+from levit_export.checks import execution
+from levit_export.checks.execution import Reference
+from levit_export.core.errors import DataError, RuntimeFailedError, UsageError
+from levit_export.core.values import (
     PROBABILITIES,
     UNIT_ROUNDOFF,
     Artifact,
@@ -23,12 +24,13 @@ from levit_export.core import (
     Signature,
     TensorSpec,
 )
-from levit_export.errors import DataError, RuntimeFailedError, UsageError
-from levit_export.pipeline import ExportRequest, plan
-from levit_export.preparation import prepare
-from levit_export.samples import Samples
-from levit_export.targets import target
-from levit_export.zoo import DISTILL, LOGITS
+from levit_export.formats import target
+from levit_export.inputs import preprocessing, samples
+from levit_export.inputs.samples import Samples
+from levit_export.models import embedding
+from levit_export.models.preparation import prepare
+from levit_export.models.zoo import DISTILL, LOGITS
+from levit_export.workflows.export import ExportRequest, plan
 
 FORMATS = ("onnx", "openvino", "coreml")
 RAW, PROBABLE, BOTH = Embedded(True, False), Embedded(False, True), Embedded(True, True)
@@ -242,7 +244,7 @@ def test_a_swapped_constant_fails_the_audit() -> None:
     wrong = embedding.constants(other)
     expected = replace(
         reference(RAW),
-        weights={"fp32": checking.weights.fingerprints({**model(RAW).weights, **wrong}, "fp32")},
+        weights={"fp32": execution.weights.fingerprints({**model(RAW).weights, **wrong}, "fp32")},
     )
     report = subjects.judge(artifact("onnx", RAW), expected)
     assert report.verdict == "fail"

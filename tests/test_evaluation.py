@@ -20,9 +20,10 @@ from onnx import numpy_helper
 from PIL import Image
 from support import Exported
 
-from levit_export import bundle, report, samples
-from levit_export.core import Availability, Preprocessing, processes
-from levit_export.errors import (
+from levit_export.checks.reference import ModelChoice
+from levit_export.checks.results import Accuracy
+from levit_export.core import processes
+from levit_export.core.errors import (
     ArtifactError,
     CheckpointError,
     DataError,
@@ -30,21 +31,23 @@ from levit_export.errors import (
     RuntimeFailedError,
     UsageError,
 )
-from levit_export.evaluation import (
+from levit_export.core.values import Availability, Preprocessing
+from levit_export.formats.onnx.target import OnnxTarget
+from levit_export.inputs import samples
+from levit_export.inputs.images import Unreadable, open_images
+from levit_export.inputs.images.folders import Files
+from levit_export.inputs.images.image_set import Entry, ImageSet
+from levit_export.reports import report
+from levit_export.storage import export_directory
+from levit_export.workflows.evaluate import (
     EvaluateRequest,
-    answers,
-    carried,
     evaluate,
-    judging,
+    packed_images,
+    predict,
+    score,
     workers,
 )
-from levit_export.evaluation.answers import Answer, Answers, Task, Weights
-from levit_export.images import Unreadable, open_images
-from levit_export.images.folders import Files
-from levit_export.images.image_set import Entry, ImageSet
-from levit_export.reference import ModelChoice
-from levit_export.report import Accuracy
-from levit_export.targets.onnx import OnnxTarget
+from levit_export.workflows.evaluate.predict import Answer, Answers, Task, Weights
 
 FILE = "onnx-fp32/levit_digits.onnx"
 DIGITS = tuple("0123456789")
@@ -80,7 +83,7 @@ def change_the_head(folder: Path, change: Callable[[np.ndarray], object]) -> Non
     bias.CopyFrom(numpy_helper.from_array(values, bias.name))
     onnx.save(proto, folder / FILE)
     edit_manifest(
-        folder, lambda m: m["files"][FILE].update(vars(bundle.file_entry(folder / FILE)))
+        folder, lambda m: m["files"][FILE].update(vars(export_directory.file_entry(folder / FILE)))
     )
 
 
@@ -135,7 +138,7 @@ def test_counts_by_hand() -> None:
         (ranked(0, 1, 1, 1, 4, 0), ranked(0, 1, 2, 3, 0, 1)),
         ((6, Unreadable("6.png", "is empty")),),
     )
-    accuracy = judging.judge(
+    accuracy = score.judge(
         found, 0, images, classes=6, expected=found.answers[1], max_drop=10.0, remarks=("so",)
     )
     assert accuracy == Accuracy(
@@ -157,14 +160,14 @@ def test_counts_by_hand() -> None:
         runtime="a runtime",
         remarks=("so",),
     )
-    assert judging.verdict(found.answers[0], accuracy)[0] == "fail"
+    assert score.verdict(found.answers[0], accuracy)[0] == "fail"
     assert (accuracy.top1, accuracy.top5) == (50.0, 100 * 5 / 6)
 
 
 def test_counts_without_labels() -> None:
     """Without labels the drop is the share of other answers; nothing is said of right or wrong."""
     found = Answers(np.arange(4), (ranked(0, 1, 2, 3), ranked(0, 1, 2, 2)), ())
-    accuracy = judging.judge(
+    accuracy = score.judge(
         found, 0, image_set([-1] * 4), classes=6, expected=found.answers[1], max_drop=25.0
     )
     assert (accuracy.drop, accuracy.flips, accuracy.agreement) == (25.0, 1, 0.75)
@@ -179,7 +182,7 @@ def test_a_drop_as_large_as_allowed(limit: float | None, *, exceeded: bool) -> N
     labels = np.zeros(1000, int)
     before, now = np.zeros(1000, int), np.r_[np.ones(3, int), np.zeros(997, int)]
     found = Answers(np.arange(1000), (ranked(*now), ranked(*before)), ())
-    accuracy = judging.judge(
+    accuracy = score.judge(
         found, 0, image_set(labels.tolist()), classes=6, expected=found.answers[1], max_drop=limit
     )
     assert accuracy.exceeded is exceeded
@@ -188,7 +191,7 @@ def test_a_drop_as_large_as_allowed(limit: float | None, *, exceeded: bool) -> N
 def test_ties_and_nan() -> None:
     """Equal scores go to the lower class; an answer with NaN or infinity is that of no class."""
     scores = np.array([[1, 2, 2], [np.nan, 1, 0], [np.inf, 1, 0]], np.float32)
-    assert answers._ranked(scores).tolist() == [[1, 2, 0], [-1] * 3, [-1] * 3]
+    assert predict._ranked(scores).tolist() == [[1, 2, 0], [-1] * 3, [-1] * 3]
 
 
 def test_digits(copied: Path) -> None:
@@ -202,7 +205,7 @@ def test_digits(copied: Path) -> None:
     expected = json.loads(json.dumps(report.accuracy_to_json(accuracy)))
     assert written["artifacts"][0]["accuracy"] == expected
     assert written["artifacts"][0]["parity"]["verdict"] == "pass"
-    assert bundle.damage(copied, bundle.read_manifest(copied)) == []
+    assert export_directory.damage(copied, export_directory.read_manifest(copied)) == []
 
 
 def test_a_model_that_is_stuck(copied: Path) -> None:
@@ -278,7 +281,7 @@ def test_order_does_not_matter() -> None:
     one = Answers(np.array([0, 1, 4]), (ranked(0, 1, 4),), ((5, Unreadable("5", "x")),))
     two = Answers(np.array([2, 6]), (ranked(2, 0),), ((3, Unreadable("3", "x")),))
     for parts in ([one, two], [two, one]):
-        merged = answers.merge(parts)
+        merged = predict.merge(parts)
         assert merged.rows.tolist() == [0, 1, 2, 4, 6]
         assert merged.answers[0].best[:, 0].tolist() == [0, 1, 2, 4, 0]
         assert [row for row, _ in merged.unreadable] == [3, 5]
@@ -288,7 +291,7 @@ def test_failure_in_one_part() -> None:
     """An artifact that failed in one worker has failed."""
     one = Answers(np.array([0]), (ranked(0),), ())
     two = Answers(np.array([1]), (Answer(np.empty((0, 5), np.int32), "", "no memory"),), ())
-    merged = answers.merge([one, two])
+    merged = predict.merge([one, two])
     assert merged.answers[0].failure == "no memory"
 
 
@@ -360,7 +363,7 @@ def test_a_worker_that_is_late(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         workers,
         "classified",
-        lambda _, __, groups, ___: seen.extend(groups) or answers.Answers(np.arange(2), (), ()),
+        lambda _, __, groups, ___: seen.extend(groups) or predict.Answers(np.arange(2), (), ()),
     )
     begun = time.monotonic()
     assert workers.run(task(), 2).rows.tolist() == [0, 1]
@@ -413,7 +416,7 @@ def test_what_a_worker_raises(copied: Path, tmp_path: Path) -> None:
 def test_another_checkpoint_in_the_worker() -> None:
     """A worker that finds other weights than the evaluation began with refuses them."""
     with pytest.raises(CheckpointError, match="000000"):
-        answers.answer(task(reference=Weights(ModelChoice(), "0" * 64)))
+        predict.answer(task(reference=Weights(ModelChoice(), "0" * 64)))
 
 
 def test_artifact_that_cannot_be_run(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -431,7 +434,7 @@ def test_runtime_that_fails(exported: Exported, monkeypatch: pytest.MonkeyPatch)
     def fail(*_: object) -> None:
         raise RuntimeFailedError("it broke", remedy="")
 
-    monkeypatch.setattr("levit_export.targets.onnx.OnnxSession.run", fail)
+    monkeypatch.setattr("levit_export.formats.onnx.target.OnnxSession.run", fail)
     found = run(exported.folder, limit=3)
     assert found.verdict == "not-run"
     assert "not evaluated: it broke" in found.artifacts[0].notes
@@ -533,6 +536,6 @@ def test_loads_without_a_readable_image_have_keys_of_their_own(tmp_path: Path) -
         (tmp_path / name).touch()
     entries = tuple(Entry(name, -1, place) for place, name in enumerate(("a.png", "b.png")))
     images = ImageSet("broken", entries, store=Files(tmp_path), fingerprint="ab")
-    first, second = carried.loads(images, [(0,), (1,)], 1)
+    first, second = packed_images.loads(images, [(0,), (1,)], 1)
     assert [len(load.unreadable) for load in (first, second)] == [1, 1]
     assert first.sha256 != second.sha256

@@ -15,13 +15,15 @@ import onnx
 import pytest
 import subjects
 
-from levit_export import checkpoints, drift, inspection, reference
-from levit_export.core import CALIBRATED, Artifact, ExportOptions
-from levit_export.inspection import InspectRequest
-from levit_export.parity import ParityReport
-from levit_export.reference import ModelChoice
-from levit_export.report import ArtifactReport
-from levit_export.targets import target
+from levit_export.checks import drift, reference
+from levit_export.checks.parity import ParityReport
+from levit_export.checks.reference import ModelChoice
+from levit_export.checks.results import ArtifactReport
+from levit_export.core.values import CALIBRATED, Artifact, ExportOptions
+from levit_export.formats import target
+from levit_export.models import checkpoints
+from levit_export.workflows import check
+from levit_export.workflows.check import InspectRequest
 
 KINDS = (("onnx", "fp32"), ("openvino", "fp32"), ("coreml", "fp32"))
 SEED = 5
@@ -163,7 +165,7 @@ def judged_mixed() -> dict[str, ArtifactReport]:
         (place / name).mkdir(parents=True)
         paths[name] = make(place / name)
     choice = ModelChoice("levit_digits")
-    report = inspection.check(InspectRequest(tuple(paths.values()), choice=choice, drift=False))
+    report = check.check(InspectRequest(tuple(paths.values()), choice=choice, drift=False))
     return dict(zip(paths, report.artifacts, strict=True))
 
 
@@ -211,7 +213,7 @@ def judged() -> dict[tuple[str, str, str], ParityReport]:
     """What one check of all of them finds."""
     paths = tuple(spoilt(*case) for case in CASES)
     choice = ModelChoice("levit_digits")
-    report = inspection.check(InspectRequest(paths, choice=choice, drift=False))
+    report = check.check(InspectRequest(paths, choice=choice, drift=False))
     return dict(zip(CASES, (a.parity for a in report.artifacts), strict=True))
 
 

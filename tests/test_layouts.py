@@ -14,17 +14,20 @@ import torch
 from support import Cli
 from torch import nn
 
-from levit_export import bundle, layouts, reference, samples
-from levit_export.architectures import build, levit
-from levit_export.architectures.random_weights import randomize_
-from levit_export.core import CALIBRATED, Artifact, Calibration, ExportOptions, Prepared
-from levit_export.errors import PassError, PassProofError, UsageError
-from levit_export.passes import LAY_OUT_MAPS, PASSES, apply_passes
-from levit_export.passes.base import NotApplicable
-from levit_export.passes.proof import PROOF_BOUND, relative_error
-from levit_export.preparation import Forms, prepare
-from levit_export.targets import Job, target
-from levit_export.zoo import Config, LevitConfig, variant
+from levit_export.checks import reference
+from levit_export.core.errors import PassError, PassProofError, UsageError
+from levit_export.core.values import CALIBRATED, Artifact, Calibration, ExportOptions, Prepared
+from levit_export.formats import Job, target
+from levit_export.inputs import samples
+from levit_export.models import layouts
+from levit_export.models.architectures import build, levit
+from levit_export.models.architectures.random_weights import randomize_
+from levit_export.models.passes import LAY_OUT_MAPS, PASSES, apply_passes
+from levit_export.models.passes.base import NotApplicable
+from levit_export.models.passes.proof import PROOF_BOUND, relative_error
+from levit_export.models.preparation import Forms, prepare
+from levit_export.models.zoo import Config, LevitConfig, variant
+from levit_export.storage import export_directory
 
 SMALL = LevitConfig((32, 48), 16, (2, 3), (1, 1), image_size=(64, 64), classes=10)
 KINDS = {
@@ -233,9 +236,12 @@ def test_a_recipe_repeats_the_layout(cli: Cli, tmp_path: Path) -> None:
     first, again = tmp_path / "first", tmp_path / "again"
     command = ("export", "--no-bench", "--no-check", "--format", "onnx,openvino")
     assert cli(*command, "--layout", "maps", "-o", first).exit_code == 0
-    manifest = bundle.read_manifest(first)
+    manifest = export_directory.read_manifest(first)
     assert [entry.layout for entry in manifest.artifacts] == ["maps", "maps"]
-    assert [found.layout for found in bundle.artifacts(first, manifest)] == ["maps", "maps"]
+    assert [found.layout for found in export_directory.artifacts(first, manifest)] == [
+        "maps",
+        "maps",
+    ]
     assert manifest.passes[-1].name == LAY_OUT_MAPS.name
     done = cli("export", "--no-bench", "--no-check", "--recipe", first, "-o", again)
     assert done.exit_code == 0

@@ -11,8 +11,9 @@ from types import ModuleType
 import pytest
 import subjects
 
-from levit_export import lean, mil
-from levit_export.errors import MissingDependencyError
+from levit_export.core import heavy_imports
+from levit_export.core.errors import MissingDependencyError
+from levit_export.formats import mil
 
 LOOKED_FOR = """
 import json, sys, warnings
@@ -51,7 +52,7 @@ import json, sys, openvino
 print(json.dumps([name for name in sys.modules if name.startswith("openvino_telemetry")]))
 """
 
-FRAMEWORKS = lean.UNUSED["coremltools"]
+FRAMEWORKS = heavy_imports.UNUSED["coremltools"]
 
 
 def run(script: str) -> list[str]:
@@ -97,8 +98,8 @@ def test_what_was_imported_before_stays(monkeypatch: pytest.MonkeyPatch) -> None
     for unused in ("coremltools", *FRAMEWORKS):
         monkeypatch.delitem(sys.modules, unused, raising=False)
     monkeypatch.setitem(sys.modules, "sklearn", theirs)
-    monkeypatch.setattr(lean, "import_module", record)
-    assert lean.coremltools("models").__name__ == "coremltools.models"
+    monkeypatch.setattr(heavy_imports, "import_module", record)
+    assert heavy_imports.coremltools("models").__name__ == "coremltools.models"
     assert seen == [{**dict.fromkeys(FRAMEWORKS), "sklearn": theirs}]
     assert sys.modules["sklearn"] is theirs
     assert not {"transformers", "xgboost", "libsvm", "tensorflow"} & set(sys.modules)
@@ -112,9 +113,9 @@ def test_a_failed_import_hides_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for unused in ("coremltools", *FRAMEWORKS):
         monkeypatch.delitem(sys.modules, unused, raising=False)
-    monkeypatch.setattr(lean, "import_module", refuse)
+    monkeypatch.setattr(heavy_imports, "import_module", refuse)
     with pytest.raises(ImportError, match="'coremltools'"):
-        lean.coremltools()
+        heavy_imports.coremltools()
     assert not set(FRAMEWORKS) & set(sys.modules)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_info
 
-from levit_export import machine
+from levit_export.core import machine
 
 
 def test_description() -> None:

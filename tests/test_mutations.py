@@ -13,16 +13,17 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from levit_export import checking, checkpoints, reference
-from levit_export.architectures.levit import Attention, AttentionBias, Levit
-from levit_export.checkpoints import Checkpoint
-from levit_export.core import Artifact, ExportOptions, RunOptions
-from levit_export.errors import PassProofError
-from levit_export.parity import ParityReport
-from levit_export.passes import fuse_batchnorm
-from levit_export.preparation import prepare
-from levit_export.targets.onnx import OnnxTarget
-from levit_export.zoo import LevitConfig, Variant, variant
+from levit_export.checks import execution, reference
+from levit_export.checks.parity import ParityReport
+from levit_export.core.errors import PassProofError
+from levit_export.core.values import Artifact, ExportOptions, RunOptions
+from levit_export.formats.onnx.target import OnnxTarget
+from levit_export.models import checkpoints
+from levit_export.models.architectures.levit import Attention, AttentionBias, Levit
+from levit_export.models.checkpoints import Checkpoint
+from levit_export.models.passes import fuse_batchnorm
+from levit_export.models.preparation import prepare
+from levit_export.models.zoo import LevitConfig, Variant, variant
 
 PLAIN = ExportOptions(simplify=False)
 TINY: Variant = replace(
@@ -38,12 +39,12 @@ class Subject:
 
     checkpoint: Checkpoint
     artifact: Artifact
-    reference: checking.Reference
+    reference: execution.Reference
 
     def judge(self, path: Path) -> ParityReport:
         """The verdict on a file in place of the subject's own."""
-        row = checking.Row(replace(self.artifact, path=path), RunOptions(1))
-        report, _ = checking.check(row, self.reference)
+        row = execution.Row(replace(self.artifact, path=path), RunOptions(1))
+        report, _ = execution.check(row, self.reference)
         return report
 
 

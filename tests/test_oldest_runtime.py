@@ -11,9 +11,9 @@ import pytest
 import subjects
 from support import Cli, Exported
 
-from levit_export import footprint
-from levit_export.core import Artifact, Signature
-from levit_export.targets.onnx import OLDEST_RUNTIME, OPSETS
+from levit_export.checks import peak_memory
+from levit_export.core.values import Artifact, Signature
+from levit_export.formats.onnx.target import OLDEST_RUNTIME, OPSETS
 
 
 @pytest.mark.parametrize(
@@ -62,10 +62,10 @@ def test_memory_is_measured_for_a_few_at_a_time(
         asked.append((len(calls), at_a_time))
         return [7] * len(calls)
 
-    monkeypatch.setattr(footprint, "each_alone", each_alone)
-    monkeypatch.setattr(footprint, "usable_cores", lambda: cores)
+    monkeypatch.setattr(peak_memory, "each_alone", each_alone)
+    monkeypatch.setattr(peak_memory, "usable_cores", lambda: cores)
     files = [
         Artifact("onnx", "fp32", tmp_path / f"{i}.onnx", Signature((), ())) for i in range(12)
     ]
-    assert footprint.peaks(files, threads) == [7] * 12
+    assert peak_memory.peaks(files, threads) == [7] * 12
     assert asked == [(12, expected)]

@@ -11,13 +11,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from support import Cli
 
-from levit_export import checkpoints, reference
-from levit_export.checking import Reference
-from levit_export.checkpoints import Checkpoint, Choices
-from levit_export.errors import UsageError
-from levit_export.pipeline import ExportRequest, plan
-from levit_export.reference import ModelChoice
-from levit_export.zoo import variant
+from levit_export.checks import reference
+from levit_export.checks.execution import Reference
+from levit_export.checks.reference import ModelChoice
+from levit_export.core.errors import UsageError
+from levit_export.models import checkpoints
+from levit_export.models.checkpoints import Checkpoint, Choices
+from levit_export.models.zoo import variant
+from levit_export.workflows.export import ExportRequest, plan
 
 DIGITS = variant("levit_digits")
 
@@ -25,7 +26,7 @@ DIGITS = variant("levit_digits")
 @pytest.fixture(scope="module")
 def bundled_file() -> Path:
     """The bundled weights as a file."""
-    return Path(str(resources.files("levit_export.data") / "levit_digits.safetensors"))
+    return Path(str(resources.files("levit_export.inputs.data") / "levit_digits.safetensors"))
 
 
 def trained_otherwise(bundled_file: Path, folder: Path) -> Checkpoint:

@@ -49,7 +49,7 @@ def test_the_wheel_holds_every_module_and_the_data(wheel: zipfile.ZipFile) -> No
     }
     packed = {name for name in wheel.namelist() if ".dist-info/" not in name}
     assert packed == sources
-    assert "levit_export/data/levit_digits.safetensors" in packed
+    assert "levit_export/inputs/data/levit_digits.safetensors" in packed
 
 
 def test_the_wheel_gives_the_command(wheel: zipfile.ZipFile) -> None:

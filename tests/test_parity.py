@@ -12,9 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from levit_export.core import Session, Signature, Tensors, TensorSpec, Tolerance
-from levit_export.errors import RuntimeFailedError
-from levit_export.parity import (
+from levit_export.checks.parity import (
     VARIATION,
     OutputParity,
     ParityReport,
@@ -24,7 +22,9 @@ from levit_export.parity import (
     excess,
     not_run,
 )
-from levit_export.samples import Samples
+from levit_export.core.errors import RuntimeFailedError
+from levit_export.core.values import Session, Signature, Tensors, TensorSpec, Tolerance
+from levit_export.inputs.samples import Samples
 
 UNIT = 2.0**-53
 """Of float64, in which everything is compared."""

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from levit_export import precisions
-from levit_export.errors import ManifestError, UnknownNameError, UsageError
+from levit_export.core.errors import ManifestError, UnknownNameError, UsageError
+from levit_export.workflows import precisions
 
 FORMATS = {"onnx": ("fp32", "int8"), "coreml": ("fp16", "int8", "w4")}
 

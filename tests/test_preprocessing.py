@@ -12,10 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
-from levit_export import preprocessing
-from levit_export.core import Preprocessing
-from levit_export.errors import DataError, UsageError
-from levit_export.preprocessing import RECIPES
+from levit_export.core.errors import DataError, UsageError
+from levit_export.core.values import Preprocessing
+from levit_export.inputs import preprocessing
+from levit_export.inputs.preprocessing import RECIPES
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

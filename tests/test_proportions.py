@@ -6,7 +6,7 @@ from math import comb
 
 import pytest
 
-from levit_export.proportions import mcnemar, wilson
+from levit_export.core.statistics import mcnemar, wilson
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import subjects
 
-from levit_export import checkpoints, ranges
-from levit_export.checkpoints import Checkpoint
+from levit_export.checks import float16_overflow
+from levit_export.inputs.samples import make
+from levit_export.models import checkpoints
+from levit_export.models.checkpoints import Checkpoint
 from levit_export.models.evaluate import evaluate
-from levit_export.preparation import prepare
-from levit_export.samples import make
+from levit_export.models.preparation import prepare
 
 BLOCK = "stage2.block0.mlp"
 MLP = "blocks.5.m"
@@ -36,20 +37,20 @@ def test_peaks_of_every_block() -> None:
     """Every block has a peak, that of the head is the largest logit."""
     model = subjects.tiny()
     inputs = make(model.info.preprocessing).inputs
-    peaks = ranges.peaks(model, inputs)
+    peaks = float16_overflow.peaks(model, inputs)
     names = set(model.blocks.values()) - {"head_dist"}
     assert names <= set(peaks)
     logits = evaluate(model.network, {"input": inputs[:1]})["logits"]
-    assert ranges.peaks(model, inputs[:1])["head"] == float(np.abs(logits).max())
+    assert float16_overflow.peaks(model, inputs[:1])["head"] == float(np.abs(logits).max())
 
 
 @pytest.mark.parametrize(("factor", "found"), [(1.0, []), (1e6, [BLOCK])])
 def test_overflows_are_named(factor: float, found: list[str]) -> None:
     """A block whose values pass 65504 is found, with the value; a sound network has none."""
     model = prepare(swollen(factor))
-    overflows = ranges.overflows(model, make(model.info.preprocessing).inputs)
+    overflows = float16_overflow.overflows(model, make(model.info.preprocessing).inputs)
     assert list(overflows) == found
-    assert all(peak > ranges.FLOAT16_MAX for peak in overflows.values())
+    assert all(peak > float16_overflow.FLOAT16_MAX for peak in overflows.values())
 
 
 def test_the_block_of_these_tests() -> None:

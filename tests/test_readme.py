@@ -65,7 +65,7 @@ def test_an_export_of_the_readme_is_accepted(
 ) -> None:
     """With files of those names beside it, every export of the README gets through a dry run."""
     monkeypatch.chdir(tmp_path)
-    weights = resources.files("levit_export.data") / "levit_digits.safetensors"
+    weights = resources.files("levit_export.inputs.data") / "levit_digits.safetensors"
     tensors = load_file(str(weights))
     torch.save(tensors, "levit_256.pth")
     Path("my.safetensors").write_bytes(weights.read_bytes())

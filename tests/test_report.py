@@ -11,13 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from levit_export import parity, report, timing
-from levit_export.core import ModelInfo, PassRecord, Preprocessing, Tolerance, overall
-from levit_export.findings import Finding
-from levit_export.machine import Machine
-from levit_export.parity import OutputParity, ParityReport
-from levit_export.report import Accuracy, ArtifactReport, Report
-from levit_export.timing import TimingReport
+from levit_export.checks import parity, timing
+from levit_export.checks.findings import Finding
+from levit_export.checks.parity import OutputParity, ParityReport
+from levit_export.checks.results import Accuracy, ArtifactReport
+from levit_export.checks.timing import TimingReport
+from levit_export.core.machine import Machine
+from levit_export.core.values import ModelInfo, PassRecord, Preprocessing, Tolerance, overall
+from levit_export.reports import report
+from levit_export.reports.report import Report
 
 OUTPUT = OutputParity(
     name="logits",
@@ -187,7 +189,7 @@ def test_incomparable_output() -> None:
 
 def report_signature() -> Any:
     """A signature with one output, logits of two classes."""
-    from levit_export.core import Signature, TensorSpec
+    from levit_export.core.values import Signature, TensorSpec
 
     return Signature((TensorSpec("input", (1, 1)),), (TensorSpec("logits", (1, 2)),))
 

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from levit_export import preprocessing
-from levit_export.errors import DataError
-from levit_export.samples import (
+from levit_export.core.errors import DataError
+from levit_export.inputs import preprocessing
+from levit_export.inputs.samples import (
     NORMAL_SAMPLES,
     Samples,
     adversarial_images,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from levit_export.errors import UnknownNameError
-from levit_export.search import Candidate, Point, find, order
+from levit_export.core.errors import UnknownNameError
+from levit_export.reports.report import Candidate, SearchPoint
+from levit_export.workflows.search import find, order
 
 BLOCKS = tuple(f"block{index}" for index in range(8))
 RANKED = {"int8": BLOCKS, "w4": BLOCKS}
@@ -18,14 +19,14 @@ class Scale:
         self.losses = losses
         self.asked: list[Candidate] = []
 
-    def __call__(self, candidate: Candidate) -> Point:
+    def __call__(self, candidate: Candidate) -> SearchPoint:
         self.asked.append(candidate)
         losses = self.losses.get(candidate.precision, [0.0] * len(BLOCKS))
         left = [
             loss for name, loss in zip(BLOCKS, losses, strict=True) if name not in candidate.keep
         ]
         size = {"w4": 40, "int8": 50, "fp16": 60, "fp32": 100}[candidate.precision]
-        return Point(candidate, sum(left), size + 5 * len(candidate.keep))
+        return SearchPoint(candidate, sum(left), size + 5 * len(candidate.keep))
 
 
 def test_the_cheapest_that_keeps_the_promise() -> None:

@@ -18,9 +18,10 @@ from support import Exported
 
 from levit_export.cli.sweep import sweep as verb
 from levit_export.core import processes
-from levit_export.errors import LevitExportError, PassProofError, UsageError
-from levit_export.progress import Silent
-from levit_export.sweep import SweepRequest, cells, running, store, sweep
+from levit_export.core.errors import LevitExportError, PassProofError, UsageError
+from levit_export.core.progress import Silent
+from levit_export.workflows.sweep import SweepRequest, running, store, sweep
+from levit_export.workflows.sweep import cell as cell_module
 
 TWO = """
 bench = false
@@ -46,12 +47,12 @@ ARTIFACT: dict[str, Any] = {
     "timing": None,
 }
 MODEL = {"checkpoint": "x.pth", "parameters": 7}
-Act = Callable[[cells.Cell], cells.Result]
+Act = Callable[[cell_module.Cell], cell_module.Result]
 
 
-def good(_: cells.Cell) -> cells.Result:
+def good(_: cell_module.Cell) -> cell_module.Result:
     """A result without any work."""
-    return cells.Result("pass", "", ARTIFACT, MODEL, "export")
+    return cell_module.Result("pass", "", ARTIFACT, MODEL, "export")
 
 
 @pytest.fixture
@@ -68,7 +69,7 @@ class Work:
         self.act: Act = good
         self.done: list[str] = []
 
-    def __call__(self, _: object, cell: cells.Cell, folder: Path) -> cells.Result:
+    def __call__(self, _: object, cell: cell_module.Cell, folder: Path) -> cell_module.Result:
         self.done.append(cell.id)
         result = self.act(cell)
         file = folder / (result.folder or "export") / ARTIFACT["path"]
@@ -116,7 +117,7 @@ def test_a_stored_verdict_holds_for_the_stored_bytes(work: Work, file: Path) -> 
 def test_interrupted(work: Work, file: Path) -> None:
     """What was finished before Ctrl-C is kept, nothing half-done is, and the rest is done."""
 
-    def interrupt(cell: cells.Cell) -> cells.Result:
+    def interrupt(cell: cell_module.Cell) -> cell_module.Result:
         if cell.format == "openvino":
             raise KeyboardInterrupt
         return good(cell)
@@ -151,7 +152,7 @@ def test_what_a_killed_run_left(work: Work, file: Path) -> None:
 )
 def test_a_cell_that_fails(work: Work, file: Path, error: LevitExportError, verdict: str) -> None:
     """It is a row with its reason, the others are done, and it is tried again next time."""
-    work.act = lambda cell: cells.failure(error) if cell.format == "onnx" else good(cell)
+    work.act = lambda cell: cell_module.failure(error) if cell.format == "onnx" else good(cell)
     found = sweep(SweepRequest(file))
     assert [row.result.verdict for row in found.rows] == [verdict, "pass"]
     assert found.rows[0].result.reason == str(error)
@@ -164,7 +165,7 @@ def test_a_cell_that_fails(work: Work, file: Path, error: LevitExportError, verd
 
 def test_a_failed_check_is_a_result(work: Work, file: Path) -> None:
     """What failed its check fails again without being done again."""
-    work.act = lambda _: cells.Result("fail", "too far", ARTIFACT, MODEL, "export.failed")
+    work.act = lambda _: cell_module.Result("fail", "too far", ARTIFACT, MODEL, "export.failed")
     assert sweep(SweepRequest(file)).verdict == "fail"
     assert sweep(SweepRequest(file)).verdict == "fail"
     assert len(work.done) == 2
@@ -184,7 +185,9 @@ def test_a_damaged_result(work: Work, file: Path, text: str) -> None:
 def test_a_timed_result_is_good_enough(work: Work, file: Path) -> None:
     """Side by side nothing is timed: timed results are taken, but their latency is not shown."""
     file.write_text(TWO.replace("bench = false", ""))
-    work.act = lambda _: cells.Result("pass", "", {**ARTIFACT, "timing": TIMING}, MODEL, "export")
+    work.act = lambda _: cell_module.Result(
+        "pass", "", {**ARTIFACT, "timing": TIMING}, MODEL, "export"
+    )
     alone = sweep(SweepRequest(file))
     assert [row.timing for row in alone.rows] == [TIMING, TIMING]
     together = sweep(SweepRequest(file, workers=2))
@@ -237,10 +240,10 @@ def test_interrupted_while_others_run(monkeypatch: pytest.MonkeyPatch, file: Pat
 def test_images_that_changed(tmp_path: Path) -> None:
     """A worker that finds other images under the path refuses them."""
     (tmp_path / "1.png").write_bytes(b"x")
-    images = cells.Images(str(tmp_path), "other")
-    cell = cells.Cell("a", cells.ModelChoice(), "bundled", "onnx", "fp32", data=images)
+    images = cell_module.Images(str(tmp_path), "other")
+    cell = cell_module.Cell("a", cell_module.ModelChoice(), "bundled", "onnx", "fp32", data=images)
     with pytest.raises(LevitExportError, match="other files here"):
-        cells.perform(cell, tmp_path)
+        cell_module.perform(cell, tmp_path)
 
 
 def test_workers_and_scheduler(file: Path) -> None:
@@ -267,7 +270,7 @@ def test_report(work: Work, run: Run, file: Path, tmp_path: Path) -> None:
     file.write_text(TWO.replace("bench = false", ""))
     accuracy = {"correct": 9, "images": 10, "drop": 0.5}
     artifact = {**ARTIFACT, "timing": TIMING, "accuracy": accuracy}
-    work.act = lambda _: cells.Result("pass", "", artifact, MODEL, "export")
+    work.act = lambda _: cell_module.Result("pass", "", artifact, MODEL, "export")
     result = run(file, "-o", tmp_path / "out", "--json", tmp_path / "r.json")
     assert result.exit_code == 0, result.output
     parts = ("levit_digits", "pass", "2.00 MB", "25 %", "9/10", "0.50", "1.50 ms (1.25–1.75)")
@@ -284,12 +287,14 @@ def test_report(work: Work, run: Run, file: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("result", "status"),
     [
-        (cells.Result("pass", "", ARTIFACT, MODEL, "export"), 0),
-        (cells.Result("fail", "too far", ARTIFACT, MODEL, "export.failed"), 1),
-        (cells.Result("not-run", "no images"), 3),
+        (cell_module.Result("pass", "", ARTIFACT, MODEL, "export"), 0),
+        (cell_module.Result("fail", "too far", ARTIFACT, MODEL, "export.failed"), 1),
+        (cell_module.Result("not-run", "no images"), 3),
     ],
 )
-def test_exit_status(work: Work, run: Run, file: Path, result: cells.Result, status: int) -> None:
+def test_exit_status(
+    work: Work, run: Run, file: Path, result: cell_module.Result, status: int
+) -> None:
     """0 for a pass, 1 for a failed check, 3 for a cell that could not be done, with the reason."""
     work.act = lambda _: result
     found = run(file)

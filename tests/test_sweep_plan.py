@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from levit_export.errors import LevitExportError, UnknownNameError, UsageError
-from levit_export.reference import ModelChoice
-from levit_export.sweep import cells
-from levit_export.sweep.cells import Cell, Images, Settings
-from levit_export.sweep.plan import Plan, read
+from levit_export.checks.reference import ModelChoice
+from levit_export.core.errors import LevitExportError, UnknownNameError, UsageError
+from levit_export.workflows.sweep import cell as cell_module
+from levit_export.workflows.sweep.cell import Cell, Images, Settings
+from levit_export.workflows.sweep.plan import Plan, read
 
 DIGITS = '[[models]]\nmodel = "levit_digits"\n'
 
@@ -167,7 +167,7 @@ def test_what_does_not_matter_is_not_in_the_key() -> None:
 def test_toolchain_is_in_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
     """Another version of anything that decides a result is another key."""
     before = CELL.key
-    monkeypatch.setattr(cells, "identity", lambda: {"onnx": "9.9"})
+    monkeypatch.setattr(cell_module, "identity", lambda: {"onnx": "9.9"})
     assert CELL.key != before
 
 
@@ -176,10 +176,10 @@ def test_contents(tmp_path: Path) -> None:
     for place in ("a", "b"):
         (tmp_path / place / "c").mkdir(parents=True)
         (tmp_path / place / "c" / "1.png").write_bytes(b"x")
-    one = cells.contents(tmp_path / "a")
-    assert one == cells.contents(tmp_path / "b")
-    cells.contents.cache_clear()
+    one = cell_module.contents(tmp_path / "a")
+    assert one == cell_module.contents(tmp_path / "b")
+    cell_module.contents.cache_clear()
     (tmp_path / "b" / "c" / "1.png").write_bytes(b"y")
-    assert one != cells.contents(tmp_path / "b")
+    assert one != cell_module.contents(tmp_path / "b")
     with pytest.raises(LevitExportError, match="cannot be read"):
-        cells.contents(tmp_path / "none")
+        cell_module.contents(tmp_path / "none")

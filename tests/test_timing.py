@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 
-from levit_export import timing
-from levit_export.timing import TimingPlan, TimingReport
+from levit_export.checks import timing
+from levit_export.checks.timing import TimingPlan, TimingReport
 
 
 class Clock:

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from levit_export.core import UNIT_ROUNDOFF, Tolerance
-from levit_export.reference import Overrides
-from levit_export.tolerance import FALSE_ALARM, KERNEL, derive, relative_spread
+from levit_export.checks.reference import Overrides
+from levit_export.checks.tolerance import FALSE_ALARM, KERNEL, derive, relative_spread
+from levit_export.core.values import UNIT_ROUNDOFF, Tolerance
 
 CHECKS = 2000
 

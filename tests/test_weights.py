@@ -12,13 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from levit_export import parity, weights
-from levit_export.core import ExportOptions, Fingerprints, Prepared
-from levit_export.findings import Finding
-from levit_export.parity import ParityReport
-from levit_export.preparation import prepare
-from levit_export.targets import target
-from levit_export.weights import Constant, WeightAudit, audit, fingerprint, fingerprints
+from levit_export.checks import parity, weights
+from levit_export.checks.findings import Finding
+from levit_export.checks.parity import ParityReport
+from levit_export.checks.weights import WeightAudit, audit
+from levit_export.core import constants
+from levit_export.core.constants import Constant, fingerprint, fingerprints
+from levit_export.core.values import ExportOptions, Fingerprints, Prepared
+from levit_export.formats import target
+from levit_export.models.preparation import prepare
 
 FINITE = st.floats(-1e4, 1e4, width=32)
 SIDES = st.integers(2, 5)
@@ -97,7 +99,7 @@ def test_a_file_with_everything_lacks_nothing(tensors: Drawn, precision: str) ->
     Single numbers that a sound graph may hold change nothing.
     """
     expected = fingerprints(tensors, precision)
-    stored = [t.astype(weights.ROUNDED[precision]) for t in tensors.values()]
+    stored = [t.astype(constants.ROUNDED[precision]) for t in tensors.values()]
     others = [np.array(2), np.array(True), np.float32(0.5), np.float16(1 / 6), np.float32([-3.0])]
     assert audit(expected, [*others, *reversed(stored)]) == WeightAudit(len(tensors))
 
@@ -171,7 +173,7 @@ def drawn(size: int, bits: float, *, weight: bool = True, grid: bool = False) ->
 )
 def test_precision_is_that_of_most_weights(constants: list[Constant], precision: str) -> None:
     """A file is as coarse as half of its weights' numbers are; biases and tables do not count."""
-    assert weights.precision_of(weights.shares_of(constants)) == precision
+    assert constants.precision_of(constants.shares_of(constants)) == precision
 
 
 def test_a_weight_of_one_number() -> None:
@@ -277,7 +279,7 @@ def test_settled_takes_what_lies_within_a_step() -> None:
     ]
     digests = weights.settled(tensors, stored, 8)
     assert weights.audit(digests, stored).missing == ()
-    assert digests["a"] == weights.fingerprint(stored[0])
+    assert digests["a"] == constants.fingerprint(stored[0])
 
 
 def test_settled_refuses_what_lies_further() -> None:
@@ -322,6 +324,6 @@ def test_files_without_a_pass_hold_what_their_network_reads(
 def test_a_float16_file_may_hold_a_tensor_in_float32() -> None:
     """What a converter left in float32 counts as its float16 rounding."""
     tensor = np.linspace(-1, 1, 12, dtype=np.float32)
-    digests = weights.fingerprints({"a": tensor}, "fp16")
+    digests = constants.fingerprints({"a": tensor}, "fp16")
     assert weights.audit(digests, [tensor], "fp16").missing == ()
     assert weights.audit(digests, [tensor], "fp32").missing == ("a",)

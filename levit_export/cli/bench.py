@@ -25,12 +25,12 @@ def bench(ctx: click.Context, /, paths: tuple[Path, ...], **_: Any) -> int:
 
     With --checkpoint (or --model levit_digits) eager PyTorch takes part.
     """
-    from levit_export import inspection
-    from levit_export.render import console
+    from levit_export.reports import console
+    from levit_export.workflows import check
 
     params = ctx.params
     refuse_unwritable({"--json": params["json_file"]}, options.sources(params))
-    request = inspection.InspectRequest(
+    request = check.InspectRequest(
         paths=paths,
         choice=options.model_choice(params),
         run=options.run(params),
@@ -38,6 +38,6 @@ def bench(ctx: click.Context, /, paths: tuple[Path, ...], **_: Any) -> int:
     )
     screen = console.Screen(quiet=params["quiet"])
     with screen.progress() as progress:
-        report = inspection.bench(request, progress)
+        report = check.bench(request, progress)
     present(screen, report, params["json_file"])
     return status_of(report.verdict, allow_not_run=params["allow_not_run"])

@@ -66,8 +66,8 @@ def bundle(
     The same export gives the same bytes. Inside, `python verify.py` checks files, preprocessing
     and outputs with NumPy and the runtime alone.
     """
-    from levit_export.bundle import file_entry, read_manifest
-    from levit_export.packaging import contents, signing, write
+    from levit_export.storage.device_bundle import contents, signing, write
+    from levit_export.storage.export_directory import file_entry, read_manifest
 
     del verbose  # which Verb reads
     wanted = _wanted(formats)
@@ -98,7 +98,7 @@ def _library(
     extras: tuple[str, ...], folder: Path | None, *, offline: bool, quiet: bool
 ) -> dict[str, bytes] | None:
     """The files of ONNX Runtime Web, if the page is wanted."""
-    from levit_export.errors import UsageError
+    from levit_export.core.errors import UsageError
 
     if "web" not in extras:
         if folder is not None or offline:
@@ -107,15 +107,15 @@ def _library(
                 f"{option} is about the page, which was not asked for", remedy="Add --with web."
             )
         return None
-    from levit_export.packaging.web import library
-    from levit_export.render import console
+    from levit_export.reports import console
+    from levit_export.storage.device_bundle.web import library
 
     with console.Screen(quiet=quiet).progress() as progress:
         return library.find(folder, offline=offline, progress=progress)
 
 
 def _wanted(formats: tuple[str, ...]) -> tuple[str, ...] | None:
-    from levit_export.core import FORMAT_ALIASES
+    from levit_export.core.values import FORMAT_ALIASES
 
     names = [name.lower() for name in options.comma_separated(formats)]
     if not names or "all" in names:

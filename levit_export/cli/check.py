@@ -17,9 +17,9 @@ from levit_export.cli.output import refuse_unwritable, write_or_print
 from levit_export.cli.verb import Verb, status_of
 
 if TYPE_CHECKING:
-    from levit_export.gate import Check, Slack
-    from levit_export.render.console import Screen
-    from levit_export.report import Report
+    from levit_export.reports.console import Screen
+    from levit_export.reports.gate import Check, Slack
+    from levit_export.reports.report import Report
 
 FILES = {"json_file": "--json", "junit": "--junit", "markdown": "--markdown"}
 SLACKS = ("parity_slack", "size_slack", "latency_slack")
@@ -101,8 +101,8 @@ def check(ctx: click.Context, /, paths: tuple[Path, ...], **_: Any) -> int:
     A directory or a bundle (.zip) carries its own reference and needs no PyTorch. A single file
     needs --checkpoint. With --baseline, each is held against an earlier report as well.
     """
-    from levit_export.errors import LevitExportError
-    from levit_export.render import annotations
+    from levit_export.core.errors import LevitExportError
+    from levit_export.reports import annotations
 
     try:
         return _check(ctx.params, paths)
@@ -113,8 +113,7 @@ def check(ctx: click.Context, /, paths: tuple[Path, ...], **_: Any) -> int:
 
 
 def _check(params: dict[str, Any], paths: tuple[Path, ...]) -> int:
-    from levit_export import gate
-    from levit_export.render import console
+    from levit_export.reports import console, gate
 
     _refuse(params, paths)
     slack = _slack(params)
@@ -135,7 +134,7 @@ def _check(params: dict[str, Any], paths: tuple[Path, ...]) -> int:
 
 def _refuse(params: dict[str, Any], paths: tuple[Path, ...]) -> None:
     """Raise for options that contradict each other or lead nowhere, before anything is run."""
-    from levit_export.errors import UsageError
+    from levit_export.core.errors import UsageError
 
     if params["baseline"] is None and any(params[name] is not None for name in SLACKS):
         raise UsageError("a slack is about a baseline", remedy="Add --baseline REPORT.")
@@ -156,7 +155,7 @@ def _refuse(params: dict[str, Any], paths: tuple[Path, ...]) -> None:
 
 
 def _refuse_recheck(params: dict[str, Any], paths: tuple[Path, ...]) -> None:
-    from levit_export.errors import UsageError
+    from levit_export.core.errors import UsageError
 
     if paths or not options.model_choice(params).is_default:
         raise UsageError(
@@ -175,7 +174,7 @@ def _refuse_recheck(params: dict[str, Any], paths: tuple[Path, ...]) -> None:
 
 
 def _slack(params: dict[str, Any]) -> Slack:
-    from levit_export.gate import Slack
+    from levit_export.reports.gate import Slack
 
     given = {name: params[f"{name}_slack"] for name in ("parity", "size", "latency")}
     return Slack(**{name: value for name, value in given.items() if value is not None})
@@ -185,16 +184,17 @@ def _run(
     params: dict[str, Any], screen: Screen, paths: tuple[Path, ...], baseline: Report | None
 ) -> tuple[Report, Path | None]:
     """Check what is at ``paths``, and time it when the baseline's latency is asked about."""
-    from levit_export import gate, inspection
     from levit_export.cli.places import opened
+    from levit_export.reports import gate
+    from levit_export.workflows import check as check_workflow
 
     if params["verify_key"] is not None:
-        from levit_export.packaging import signing
+        from levit_export.storage.device_bundle import signing
 
         for path in paths:
             signing.verify(path, params["verify_key"])
     with opened(paths) as places:
-        request = inspection.InspectRequest(
+        request = check_workflow.InspectRequest(
             paths=places.paths,
             choice=options.model_choice(params),
             run=options.run(params),
@@ -205,13 +205,13 @@ def _run(
             precision=params["precision"] or "",
         )
         with screen.progress() as progress:
-            report = places.renamed(inspection.check(request, progress))
+            report = places.renamed(check_workflow.check(request, progress))
             if baseline is not None:
                 gate.refuse_other_model(report, baseline)
             if baseline is None or params["latency_slack"] is None or report.verdict == "fail":
                 return report, places.folder
             timed = gate.confirmed(
-                lambda: _joined(report, places.renamed(inspection.bench(request, progress))),
+                lambda: _joined(report, places.renamed(check_workflow.bench(request, progress))),
                 baseline,
                 _slack(params),
             )
@@ -229,8 +229,8 @@ def _recheck(
     params: dict[str, Any], _: Screen, __: tuple[Path, ...], baseline: Report | None
 ) -> tuple[Report, Path | None]:
     """The saved report, judged by the tolerance that was given."""
-    from levit_export import gate
-    from levit_export.core import Tolerance
+    from levit_export.core.values import Tolerance
+    from levit_export.reports import gate
 
     options.overrides(params)  # which refuses what is not finite
     saved = gate.read_report(params["recheck"])
@@ -245,9 +245,9 @@ def _present(
     screen: Screen, params: dict[str, Any], report: Report, checks: Sequence[Check]
 ) -> None:
     """The report and the gate's answers: on the screen, and in every form that was asked for."""
-    from levit_export.render import junit, markdown
-    from levit_export.render.console import print_report
-    from levit_export.report import to_json
+    from levit_export.reports import junit, markdown
+    from levit_export.reports.console import print_report
+    from levit_export.reports.report import to_json
 
     title = "levit-export check" if report.model is None else report.model.name
     if not screen.quiet and all(params[name] != "-" for name in FILES):
@@ -305,7 +305,7 @@ def _in_github_actions() -> bool:
 
 def _annotate(checks: Sequence[Check], folder: Path | None) -> None:
     """On standard error, which the runner reads too; standard output may hold a report."""
-    from levit_export.render import annotations
+    from levit_export.reports import annotations
 
     if _in_github_actions():
         for line in annotations.of_checks(checks, folder):

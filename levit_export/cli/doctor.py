@@ -14,10 +14,10 @@ from levit_export.cli.verb import Verb
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def doctor(*, as_json: bool) -> int:
     """Say what this machine can export, run and time, and what would help where it cannot."""
-    from levit_export import machine
-    from levit_export.pipeline import TOOLCHAIN
-    from levit_export.targets import known_targets
-    from levit_export.targets.metadata import versions
+    from levit_export.core import machine
+    from levit_export.formats import known_targets
+    from levit_export.formats.metadata import versions
+    from levit_export.workflows.export import TOOLCHAIN
 
     abilities = {
         kind.name: {
@@ -38,7 +38,7 @@ def doctor(*, as_json: bool) -> int:
         }
         click.echo(json_module.dumps(content, indent=1))
         return 0
-    from levit_export.render import console
+    from levit_export.reports import console
 
     console.print_doctor(
         console.Screen(quiet=False), machine.describe(), versions(TOOLCHAIN), abilities

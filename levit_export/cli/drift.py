@@ -13,8 +13,8 @@ from levit_export.cli.output import refuse_unwritable, write_or_print
 from levit_export.cli.verb import STATUS, Verb
 
 if TYPE_CHECKING:
-    from levit_export.drift import DriftMap
-    from levit_export.render.console import Screen
+    from levit_export.checks.drift import DriftMap
+    from levit_export.reports.console import Screen
 
 
 @click.command(cls=Verb)
@@ -50,11 +50,12 @@ def drift(ctx: click.Context, /, paths: tuple[Path, ...], **_: Any) -> int:
     the bundled model says itself what it is of; others need --checkpoint. The map is put into the
     report.html of an export directory. Exits 1 on a fault.
     """
-    from levit_export import drift as drifting
-    from levit_export import inspection
+    from levit_export.checks.drift import to_json
     from levit_export.cli.places import opened
-    from levit_export.render import console
-    from levit_export.render.drift import print_drift
+    from levit_export.reports import console
+    from levit_export.reports.drift import print_drift
+    from levit_export.workflows import check
+    from levit_export.workflows import drift as drifting
 
     params = ctx.params
     options.refuse_missing(params)
@@ -71,7 +72,7 @@ def drift(ctx: click.Context, /, paths: tuple[Path, ...], **_: Any) -> int:
             data=params["data"],
         )
         found = drifting.trace(request, progress)
-        page = None if params["html"] is None else inspection.page(places.paths, found)
+        page = None if params["html"] is None else check.page(places.paths, found)
         if page is None and len(paths) == 1 and not places.bundles:
             _redraw(screen, paths[0], found)
     if page is not None:
@@ -79,22 +80,22 @@ def drift(ctx: click.Context, /, paths: tuple[Path, ...], **_: Any) -> int:
     if not screen.quiet and params["json_file"] != "-":
         print_drift(screen, found)
     if params["json_file"] is not None:
-        text = json.dumps(drifting.to_json(found), indent=1, allow_nan=False)
+        text = json.dumps(to_json(found), indent=1, allow_nan=False)
         write_or_print(text + "\n", params["json_file"])
     return STATUS[found.verdict]
 
 
 def _redraw(screen: Screen, path: Path, found: DriftMap) -> None:
     """Put the map into the report of an export directory; a failure there is not an error."""
-    from levit_export import inspection
-    from levit_export.atomic import MANIFEST, REPORTS
-    from levit_export.errors import LevitExportError
+    from levit_export.core.errors import LevitExportError
+    from levit_export.storage.staged import MANIFEST, REPORTS
+    from levit_export.workflows import check
 
     if path.suffix == ".mlpackage" or not (path / MANIFEST).is_file():
         return
     page = path / REPORTS[1]
     try:
-        write_or_print(inspection.page((path,), found), str(page))
+        write_or_print(check.page((path,), found), str(page))
     except LevitExportError as error:
         screen.notice(f"the map is not in {page}: {error.what}")
     else:

@@ -73,15 +73,16 @@ def evaluate(ctx: click.Context, /, paths: tuple[Path, ...], **_: Any) -> int:
     A directory brings its recipe and labels; add --checkpoint for PyTorch's answers. A single
     file needs --checkpoint. The directory's report.json is updated.
     """
-    from levit_export import evaluation, machine
-    from levit_export.render import console
+    from levit_export.core import machine
+    from levit_export.reports import console
+    from levit_export.workflows import evaluate as evaluate_workflow
 
     params = ctx.params
     refuse_unwritable({"--json": params["json_file"]}, options.sources(params))
     options.refuse_missing(params)
     if params["workers"] is not None:
         machine.refuse_threads(params["workers"], "--workers")
-    request = evaluation.EvaluateRequest(
+    request = evaluate_workflow.EvaluateRequest(
         paths=paths,
         data=params["data"],
         choice=options.model_choice(params),
@@ -94,6 +95,6 @@ def evaluate(ctx: click.Context, /, paths: tuple[Path, ...], **_: Any) -> int:
     )
     screen = console.Screen(quiet=params["quiet"])
     with screen.progress() as progress:
-        report = evaluation.evaluate(request, progress)
+        report = evaluate_workflow.evaluate(request, progress)
     present(screen, report, params["json_file"])
     return status_of(report.verdict, allow_not_run=False)

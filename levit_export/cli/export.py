@@ -10,7 +10,7 @@ import click
 from levit_export.cli import options
 from levit_export.cli.output import present, present_plan, refuse_unwritable
 from levit_export.cli.verb import Verb, status_of
-from levit_export.zoo import AUTO_LAYOUT, LAYOUTS
+from levit_export.models.zoo import AUTO_LAYOUT, LAYOUTS
 
 
 @click.command(cls=Verb)
@@ -125,14 +125,14 @@ def export(ctx: click.Context, /, **_: Any) -> int:
 
     Without --model and --checkpoint the bundled digits model is exported.
     """
-    from levit_export import pipeline
-    from levit_export.render import console
+    from levit_export.reports import console
+    from levit_export.workflows import export as export_workflow
 
     params = ctx.params
     refuse_unwritable({"--json": params["json_file"]}, options.sources(params))
     options.refuse_missing(params)
     request = _request(params)
-    jobs = pipeline.plan(request)
+    jobs = export_workflow.plan(request)
     screen = console.Screen(quiet=params["quiet"])
     if request.choice.is_default:
         screen.notice(
@@ -140,16 +140,16 @@ def export(ctx: click.Context, /, **_: Any) -> int:
             "export your own with --checkpoint FILE (see levit-export models)"
         )
     if params["dry_run"]:
-        pipeline.rehearse(request)
+        export_workflow.rehearse(request)
         present_plan(
             screen,
-            pipeline.describe(request, jobs),
-            pipeline.planned(request, jobs),
+            export_workflow.describe(request, jobs),
+            export_workflow.planned(request, jobs),
             params["json_file"],
         )
         return 0
     with screen.progress() as progress:
-        report = pipeline.export(request, progress)
+        report = export_workflow.export(request, progress)
     present(screen, report, params["json_file"])
     if not request.check:
         screen.notice("parity was not checked (--no-check)")
@@ -158,12 +158,12 @@ def export(ctx: click.Context, /, **_: Any) -> int:
 
 
 def _request(params: dict[str, Any]) -> Any:
-    from levit_export import precisions
-    from levit_export.core import Embedded, ExportOptions
-    from levit_export.errors import UsageError
-    from levit_export.pipeline import ExportRequest
-    from levit_export.search import Promise
-    from levit_export.targets import target
+    from levit_export.core.errors import UsageError
+    from levit_export.core.values import Embedded, ExportOptions
+    from levit_export.formats import target
+    from levit_export.workflows import precisions
+    from levit_export.workflows.export import ExportRequest
+    from levit_export.workflows.search import Promise
 
     if params["dynamic"] and params["batch"] is not None:
         raise UsageError(
@@ -211,7 +211,7 @@ def _request(params: dict[str, Any]) -> Any:
 
 
 def _refuse_beside_recipe(params: dict[str, Any]) -> None:
-    from levit_export.errors import UsageError
+    from levit_export.core.errors import UsageError
 
     beside = [f"--{name}" for name in ("precision", "keep") if params[name]]
     beside += ["--layout"] * (params["layout"] != AUTO_LAYOUT)
@@ -224,7 +224,7 @@ def _refuse_beside_recipe(params: dict[str, Any]) -> None:
 
 def _formats(given: tuple[str, ...]) -> list[str]:
     """The formats that ``--format`` names, each by its own name."""
-    from levit_export.targets import TARGETS, target
+    from levit_export.formats import TARGETS, target
 
     names = options.comma_separated(given)
     if "all" in (name.lower() for name in names):

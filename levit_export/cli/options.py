@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from levit_export.zoo import ACTIVATIONS, TASKS, parse_size
+from levit_export.models.zoo import ACTIVATIONS, TASKS, parse_size
 
 if TYPE_CHECKING:
-    from levit_export.core import RunOptions
-    from levit_export.reference import ModelChoice, Overrides
-    from levit_export.timing import TimingPlan
+    from levit_export.checks.reference import ModelChoice, Overrides
+    from levit_export.checks.timing import TimingPlan
+    from levit_export.core.values import RunOptions
 
 CommandT = TypeVar("CommandT", bound=Callable[..., Any])
 
@@ -203,7 +203,7 @@ def sources(params: Mapping[str, Any]) -> tuple[Path, ...]:
 
 def refuse_missing(params: Mapping[str, Any]) -> None:
     """Raise for images that do not exist, also where nothing will look at them."""
-    from levit_export.errors import DataError
+    from levit_export.core.errors import DataError
 
     data = params["data"]
     if data is not None and str(data) != DIGITS and not Path(data).exists():
@@ -221,7 +221,7 @@ def comma_separated(values: tuple[str, ...]) -> list[str]:
 def read_labels(file: Path | None) -> tuple[str, ...]:
     """The lines of a label file, empty without one."""
     from levit_export.core import files
-    from levit_export.errors import DataError
+    from levit_export.core.errors import DataError
 
     if file is None:
         return ()
@@ -241,8 +241,8 @@ def read_labels(file: Path | None) -> tuple[str, ...]:
 
 def model_choice(params: dict[str, Any]) -> ModelChoice:
     """What :func:`model_options` parsed."""
-    from levit_export import preprocessing
-    from levit_export.reference import ModelChoice
+    from levit_export.checks.reference import ModelChoice
+    from levit_export.inputs import preprocessing
 
     recipe = params["preprocessing"]
     return ModelChoice(
@@ -262,8 +262,8 @@ def model_choice(params: dict[str, Any]) -> ModelChoice:
 
 def overrides(params: dict[str, Any]) -> Overrides:
     """What :func:`parity_options` parsed of tolerances."""
-    from levit_export.errors import UsageError
-    from levit_export.reference import Overrides
+    from levit_export.checks.reference import Overrides
+    from levit_export.core.errors import UsageError
 
     for name in ("atol", "rtol"):
         value = params[name]
@@ -274,8 +274,8 @@ def overrides(params: dict[str, Any]) -> Overrides:
 
 def run(params: dict[str, Any]) -> RunOptions:
     """What :func:`run_options` parsed."""
-    from levit_export.core import RunOptions
-    from levit_export.machine import refuse_threads, usable_cores
+    from levit_export.core.machine import refuse_threads, usable_cores
+    from levit_export.core.values import RunOptions
 
     if params["threads"] is not None:
         refuse_threads(params["threads"])
@@ -287,6 +287,6 @@ def run(params: dict[str, Any]) -> RunOptions:
 
 def plan(params: dict[str, Any]) -> TimingPlan:
     """What :func:`timing_options` parsed."""
-    from levit_export.timing import TimingPlan
+    from levit_export.checks.timing import TimingPlan
 
     return TimingPlan(warmup=params["warmup"], iterations=params["iters"])

@@ -13,8 +13,8 @@ import click
 from levit_export.cli import surroundings
 
 if TYPE_CHECKING:
-    from levit_export.render.console import Screen
-    from levit_export.report import Report
+    from levit_export.reports.console import Screen
+    from levit_export.reports.report import Report
 
 
 def write_or_print(text: str, destination: str, *, append: bool = False) -> None:
@@ -23,7 +23,7 @@ def write_or_print(text: str, destination: str, *, append: bool = False) -> None
     A regular file is replaced whole or not at all; see :mod:`levit_export.core.files`.
     """
     from levit_export.core import files
-    from levit_export.errors import OutputError
+    from levit_export.core.errors import OutputError
 
     if destination == "-":
         click.echo(text, nl=False)
@@ -39,8 +39,8 @@ def write_or_print(text: str, destination: str, *, append: bool = False) -> None
 
 def present(screen: Screen, report: Report, json_file: str | None) -> None:
     """The report for people on stdout, and as JSON where that was asked for."""
-    from levit_export.render.console import print_report
-    from levit_export.report import to_json
+    from levit_export.reports.console import print_report
+    from levit_export.reports.report import to_json
 
     if not screen.quiet and json_file != "-":
         print_report(screen, report)
@@ -53,7 +53,7 @@ def present_plan(
     screen: Screen, lines: Sequence[str], content: Mapping[str, Any], json_file: str | None
 ) -> None:
     """What a dry run found: lines for people, or JSON in their place."""
-    from levit_export.render.console import print_plan
+    from levit_export.reports.console import print_plan
 
     if not screen.quiet and json_file != "-":
         print_plan(screen, lines)
@@ -67,7 +67,7 @@ def refuse_unwritable(given: Mapping[str, str | None], sources: Iterable[Path] =
     ``given`` are options and the files that they name; ``sources`` are what the verb reads.
     """
     from levit_export.core import files
-    from levit_export.errors import OutputError, UsageError
+    from levit_export.core.errors import OutputError, UsageError
 
     wanted = {option: file for option, file in given.items() if file is not None}
     taken: dict[Path | str, str] = {}
@@ -96,8 +96,8 @@ def refuse_unwritable(given: Mapping[str, str | None], sources: Iterable[Path] =
 
 def _unwritable(path: Path, sources: Collection[Path]) -> str:
     """Why a report at ``path`` is refused, or empty."""
-    from levit_export.atomic import vouched_for
     from levit_export.core import files
+    from levit_export.storage.staged import vouched_for
 
     folder = path.absolute().parent
     if path.is_dir() or not folder.is_dir():

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from levit_export.findings import Finding
-    from levit_export.report import ArtifactReport, Report
+    from levit_export.checks.findings import Finding
+    from levit_export.checks.results import ArtifactReport
+    from levit_export.reports.report import Report
 
 SUFFIX = ".zip"
 
@@ -54,7 +55,7 @@ class Places:
     @property
     def folder(self) -> Path | None:
         """What the report's paths are relative to; None where several paths were given."""
-        from levit_export.atomic import MANIFEST
+        from levit_export.storage.staged import MANIFEST
 
         if len(self.paths) != 1:
             return None
@@ -69,8 +70,8 @@ def opened(paths: Iterable[Path]) -> Iterator[Places]:
 
     Errors that leave the block call them by their names too. Raises ``BundleError``.
     """
-    from levit_export.errors import LevitExportError
-    from levit_export.packaging import open_bundle
+    from levit_export.core.errors import LevitExportError
+    from levit_export.storage.device_bundle import open_bundle
 
     with ExitStack() as stack:
         found: list[Path] = []

@@ -39,10 +39,10 @@ def sweep(ctx: click.Context, /, file: Path, **_: Any) -> int:
     Finished cells are kept by the digest of all that determines them: an interrupted sweep goes
     on where it was, and one that was changed does what is new. docs/scaling.md describes the file.
     """
-    from levit_export import machine
-    from levit_export import sweep as sweeping
-    from levit_export.render import console
-    from levit_export.sweep import words
+    from levit_export.core import machine
+    from levit_export.reports import console
+    from levit_export.workflows import sweep as sweeping
+    from levit_export.workflows.sweep import show
 
     params = ctx.params
     refuse_unwritable({"--json": params["json_file"]}, options.sources(params))
@@ -62,7 +62,7 @@ def sweep(ctx: click.Context, /, file: Path, **_: Any) -> int:
     with screen.progress() as progress:
         report = sweeping.sweep(request, progress)
     if not screen.quiet and params["json_file"] != "-":
-        words.print_sweep(screen, report)
+        show.print_sweep(screen, report)
     if params["json_file"] is not None:
-        write_or_print(words.files(report)["sweep.json"], params["json_file"])
+        write_or_print(show.files(report)["sweep.json"], params["json_file"])
     return status_of(report.verdict, allow_not_run=params["allow_not_run"])

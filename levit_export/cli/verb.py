@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import click
 
-from levit_export.errors import LevitExportError
+from levit_export.core.errors import LevitExportError
 
 HELP_NAMES = ["-h", "--help"]
 DEFAULT = "export"
@@ -119,7 +119,7 @@ class VerbGroup(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Suggest the nearest verb for one that does not exist."""
         if args and args[0] not in self.verbs:
-            from levit_export.errors import UnknownNameError
+            from levit_export.core.errors import UnknownNameError
 
             raise click.UsageError(str(UnknownNameError("verb", args[0], self.verbs)), ctx)
         return super().resolve_command(ctx, args)

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from levit_export.errors import ExportFailedError, UsageError
+from levit_export.core.errors import ExportFailedError, UsageError
 
 Shape = tuple[int | None, ...]
 """Lengths of the axes; None where one follows from an open batch."""

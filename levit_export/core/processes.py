@@ -25,8 +25,8 @@ from threading import Lock
 from types import TracebackType
 from typing import IO, Any, TypeVar, cast
 
-from levit_export.errors import LevitExportError, RuntimeFailedError
-from levit_export.lean import collect_garbage_rarely
+from levit_export.core.errors import LevitExportError, RuntimeFailedError
+from levit_export.core.heavy_imports import collect_garbage_rarely
 
 Result = TypeVar("Result")
 

@@ -22,9 +22,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from levit_export.core import Signature
+from levit_export.core.errors import ExportFailedError
 from levit_export.core.network import Network, Op, Shape, Value, value_of_tap
-from levit_export.errors import ExportFailedError
+from levit_export.core.values import Signature
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -195,7 +195,7 @@ class _Reader:
 
 def _stored(program: ExportedProgram) -> dict[str, tuple[str, np.ndarray]]:
     """The tensors of the module by the placeholder that stands for each: path and numbers."""
-    from levit_export.embedding import NETWORK
+    from levit_export.models.embedding import NETWORK
 
     found = {}
     tensors = {**program.state_dict, **program.constants}

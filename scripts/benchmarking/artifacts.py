@@ -17,8 +17,10 @@ from benchmarking import alternatives, images
 from benchmarking.alternatives import Alternatives, choice, flags
 from benchmarking.processes import COMMAND, environment, run_once
 from benchmarking.values import OPTIMUM, OURS
-from levit_export import machine, preprocessing, reference
-from levit_export.zoo import Config
+from levit_export.checks import reference
+from levit_export.core import machine
+from levit_export.inputs import preprocessing
+from levit_export.models.zoo import Config
 
 FORMATS = ("onnx", "openvino")
 SUFFIX = {"onnx": ".onnx", "openvino": ".xml"}
@@ -85,14 +87,14 @@ def plan(config: Config, batches: Iterable[int], *, layouts: bool, ablate: bool)
 
 
 def _passes() -> tuple[str, ...]:
-    from levit_export.passes import PASSES
+    from levit_export.models.passes import PASSES
 
     return tuple(each.name for each in PASSES)
 
 
 def _other_layouts(config: Config) -> dict[str, tuple[Kind, ...]]:
     """What ``--layout auto`` did not take, for each format and precision."""
-    from levit_export import layouts
+    from levit_export.models import layouts
 
     found: dict[str, tuple[Kind, ...]] = {}
     for kind in ALL:

@@ -2,9 +2,9 @@
 
 usage: python -m benchmarking.cell TASK ANSWER
 
-All are opened in this process and called round robin, as ``levit_export.timing`` does it: each
-timed call of a fast session follows an untimed one, which brings its weights back to the caches
-and wakes its threads. A call of ``SETTLED_S`` and more does that by itself.
+All are opened in this process and called round robin, as ``levit_export.checks.timing`` does
+it: each timed call of a fast session follows an untimed one, which brings its weights
+back to the caches and wakes its threads. A call of ``SETTLED_S`` and more does that by itself.
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ import torch
 from benchmarking.alternatives import choice
 from benchmarking.processes import reply
 from benchmarking.values import COMPILED, EAGER, Cell, Row
-from levit_export import machine, reference, timing
-from levit_export.bundle import digest
-from levit_export.checking import GEMM_CALLS, SPIN_S
-from levit_export.core import RunOptions, Session
-from levit_export.passes import PASSES, apply_passes
-from levit_export.targets import target
+from levit_export.checks import reference, timing
+from levit_export.checks.execution import GEMM_CALLS, SPIN_S
+from levit_export.core import machine
+from levit_export.core.values import RunOptions, Session
+from levit_export.formats import target
+from levit_export.models.passes import PASSES, apply_passes
+from levit_export.storage.export_directory import digest
 
 SETTLED_S = 0.05
 WARM_UP_S = 0.3

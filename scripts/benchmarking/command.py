@@ -25,7 +25,7 @@ from benchmarking import (
 from benchmarking.alternatives import Alternatives
 from benchmarking.processes import ROOT, WorkerError
 from benchmarking.values import SECTIONS, Record, ToolRecord
-from levit_export import machine
+from levit_export.core import machine
 
 FULL = ("levit_128s", "levit_128", "levit_192", "levit_256", "levit_384")
 QUICK = ("levit_digits", "levit_128s")

@@ -19,10 +19,10 @@ from benchmarking.alternatives import choice
 from benchmarking.evaluator import EAGER, NAME, PRECISIONS
 from benchmarking.processes import reply
 from benchmarking.values import Row
-from levit_export import mil, reference, timing
-from levit_export.core import ExportOptions
-from levit_export.preparation import prepare
-from levit_export.targets import target
+from levit_export.checks import reference, timing
+from levit_export.core.values import ExportOptions
+from levit_export.formats import mil, target
+from levit_export.models.preparation import prepare
 
 ROUNDS = 30
 

@@ -13,7 +13,7 @@ from benchmarking import images, record
 from benchmarking.alternatives import flags
 from benchmarking.processes import COMMAND, run_once, worker
 from benchmarking.values import GrowthRecord, Point
-from levit_export import machine
+from levit_export.core import machine
 
 PIXELS = 224
 EVALUATE = "levit-export evaluate, {}"

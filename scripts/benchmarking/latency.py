@@ -13,7 +13,8 @@ from benchmarking import artifacts, record
 from benchmarking.alternatives import CACHE, HEADS, Alternatives, choice
 from benchmarking.processes import WorkerError, worker
 from benchmarking.values import COMPILED, EAGER, Cell, LatencyRecord
-from levit_export import machine, reference
+from levit_export.checks import reference
+from levit_export.core import machine
 
 ABLATED = ("levit_digits", "levit_128s", "levit_256")
 """Models that are also exported with passes left out."""

@@ -16,7 +16,7 @@ from typing import TypeVar
 from benchmarking import record, tables
 from benchmarking.processes import ROOT
 from benchmarking.values import SECTIONS, LatencyRecord, Record, ToolRecord
-from levit_export.zoo import VARIANTS
+from levit_export.models.zoo import VARIANTS
 
 KindT = TypeVar("KindT")
 

@@ -13,8 +13,8 @@ from typing import Any
 import cattrs
 
 from benchmarking.values import SECTIONS, Circumstances, Record
-from levit_export import machine
-from levit_export.targets.metadata import versions
+from levit_export.core import machine
+from levit_export.formats.metadata import versions
 
 RESULTS = "results"
 DIGITS = 6

@@ -16,27 +16,29 @@ import numpy as np
 from benchmarking.alternatives import choice
 from benchmarking.processes import reply
 from benchmarking.values import Point
-from levit_export import bundle, checking, machine, parity, reference
-from levit_export.checking import Reference
-from levit_export.core import RunOptions
-from levit_export.reference import REFERENCE_BATCH
-from levit_export.samples import Samples
-from levit_export.tolerance import derive
+from levit_export.checks import execution, parity, reference
+from levit_export.checks.execution import Reference
+from levit_export.checks.reference import REFERENCE_BATCH
+from levit_export.checks.tolerance import derive
+from levit_export.core import machine
+from levit_export.core.values import RunOptions
+from levit_export.inputs.samples import Samples
+from levit_export.storage import export_directory
 
 
 def main() -> None:
     """For each count: the reference's answers, then a check of each artifact against them."""
     task, answer = reply(*sys.argv[1:])
     folder = Path(task["exported"])
-    artifacts = bundle.artifacts(folder, bundle.read_manifest(folder))
+    artifacts = export_directory.artifacts(folder, export_directory.read_manifest(folder))
     points = []
     for count in task["counts"]:
         expected, seconds = _reference(task["model"], count)
         points.append(Point("reference", count, seconds))
         for artifact in artifacts:
-            row = checking.Row(artifact, RunOptions(threads=machine.usable_cores()))
+            row = execution.Row(artifact, RunOptions(threads=machine.usable_cores()))
             start = perf_counter()
-            report, _ = checking.check(row, expected)
+            report, _ = execution.check(row, expected)
             points.append(Point(f"check {artifact.format}", count, perf_counter() - start))
             if report.verdict != "pass":
                 print(f"{artifact.id}: {report.verdict}: {report.reason}", file=sys.stderr)

@@ -20,15 +20,15 @@ from benchmarking.processes import reply
 from benchmarking.values import Stage
 
 if TYPE_CHECKING:
-    from levit_export.checkpoints import Checkpoint
-    from levit_export.core import Prepared
+    from levit_export.core.values import Prepared
+    from levit_export.models.checkpoints import Checkpoint
 
 T = TypeVar("T")
 FORMATS = ("onnx", "openvino", "coreml")
 
 
 class Stamps:
-    """A :class:`levit_export.progress.Progress` that notes when each stage began."""
+    """A :class:`levit_export.core.progress.Progress` that notes when each stage began."""
 
     def __init__(self) -> None:
         self.begun: list[tuple[str, float]] = []
@@ -90,29 +90,32 @@ def _import_rest() -> None:
     import onnx  # noqa: F401
     import onnxruntime  # noqa: F401
 
-    from levit_export import lean, pipeline, preparation  # noqa: F401
-    from levit_export.targets.quiet import quiet
+    from levit_export.core import heavy_imports
+    from levit_export.core.quiet import quiet
+    from levit_export.models import preparation  # noqa: F401
+    from levit_export.workflows import export  # noqa: F401
 
-    lean.openvino()
+    heavy_imports.openvino()
     with quiet():
-        lean.coremltools()
+        heavy_imports.coremltools()
 
 
 def _as_run(weights: Path, output: Path) -> list[Stage]:
     """The whole export, timing included, in a process that has imported everything."""
-    from levit_export import pipeline
-    from levit_export.reference import ModelChoice
+    from levit_export.checks.reference import ModelChoice
+    from levit_export.workflows import export
 
     stamps = Stamps()
-    request = pipeline.ExportRequest(choice=ModelChoice(checkpoint=weights), output=output)
-    pipeline.export(request, stamps)
+    request = export.ExportRequest(choice=ModelChoice(checkpoint=weights), output=output)
+    export.export(request, stamps)
     return stamps.stages(perf_counter())
 
 
 def _one_by_one(parts: Parts, weights: Path, folder: Path) -> None:
-    from levit_export import checking, machine, reference
-    from levit_export.core import ExportOptions, RunOptions
-    from levit_export.targets import target
+    from levit_export.checks import execution, reference
+    from levit_export.core import machine
+    from levit_export.core.values import ExportOptions, RunOptions
+    from levit_export.formats import target
 
     choice = reference.ModelChoice(checkpoint=weights)
     checkpoint = parts.time("load the checkpoint", lambda: reference.load(choice))
@@ -129,14 +132,14 @@ def _one_by_one(parts: Parts, weights: Path, folder: Path) -> None:
         options = ExportOptions(precision=kind.precisions[0])
         path = folder / f"{form}{kind.suffix}"
         made = parts.time(f"export {form}", partial(kind.export, model, path, options))
-        row = checking.Row(made, RunOptions(threads=machine.usable_cores()))
-        parts.time(f"check {form}", partial(checking.check, row, expected))
+        row = execution.Row(made, RunOptions(threads=machine.usable_cores()))
+        parts.time(f"check {form}", partial(execution.check, row, expected))
 
 
 def _prepared(parts: Parts, checkpoint: Checkpoint) -> dict[str, Prepared]:
     """What each format is written from: the passes, then each layout that is needed."""
-    from levit_export import layouts, preparation
-    from levit_export.targets import target
+    from levit_export.formats import target
+    from levit_export.models import layouts, preparation
 
     rewritten = parts.time("passes, proven", lambda: preparation.rewrite(checkpoint))
     made: dict[str, Prepared] = {}

@@ -14,7 +14,7 @@ from benchmarking import alternatives, record
 from benchmarking.alternatives import Alternatives, choice
 from benchmarking.processes import COMMAND, measure, worker
 from benchmarking.values import Command, Stage, ToolRecord
-from levit_export import reference
+from levit_export.checks import reference
 
 ALL = "levit-export --format all --no-bench"
 ALL_TIMED = "levit-export --format all"

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from levit_export import machine, timing
-from levit_export.machine import Machine
+from levit_export.checks import timing
+from levit_export.core import machine
+from levit_export.core.machine import Machine
 
 OURS = "ours"
 EAGER = "PyTorch, fused"

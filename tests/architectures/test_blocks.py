@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from levit_export.architectures import build
-from levit_export.architectures.blocks import block_names
-from levit_export.zoo import VARIANTS, Variant, variant
+from levit_export.models.architectures import build
+from levit_export.models.architectures.blocks import block_names
+from levit_export.models.zoo import VARIANTS, Variant, variant
 
 
 @pytest.mark.parametrize("known", VARIANTS, ids=lambda known: known.name)

@@ -19,12 +19,12 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from levit_export.architectures.census import count_parameters
-from levit_export.architectures.grafted import Grafted, SelfAttention, trunk_width
-from levit_export.architectures.random_weights import randomize_
-from levit_export.core import UNIT_ROUNDOFF
-from levit_export.passes import fold_attention_scale, fuse_batchnorm
-from levit_export.zoo import GraftedConfig
+from levit_export.core.values import UNIT_ROUNDOFF
+from levit_export.models.architectures.census import count_parameters
+from levit_export.models.architectures.grafted import Grafted, SelfAttention, trunk_width
+from levit_export.models.architectures.random_weights import randomize_
+from levit_export.models.passes import fold_attention_scale, fuse_batchnorm
+from levit_export.models.zoo import GraftedConfig
 
 PAIRS = ((0, 12), (1, 9), (2, 6), (3, 3), (4, 0))
 """The stages and layers of table 1's rows."""

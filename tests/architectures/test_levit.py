@@ -7,11 +7,11 @@ import itertools
 import pytest
 import torch
 
-from levit_export.architectures.census import count_macs, count_parameters
-from levit_export.architectures.levit import Attention, AttentionSubsample, Levit
-from levit_export.architectures.random_weights import randomize_
-from levit_export.errors import UnknownNameError, UsageError
-from levit_export.zoo import LevitConfig, variant
+from levit_export.core.errors import UnknownNameError, UsageError
+from levit_export.models.architectures.census import count_macs, count_parameters
+from levit_export.models.architectures.levit import Attention, AttentionSubsample, Levit
+from levit_export.models.architectures.random_weights import randomize_
+from levit_export.models.zoo import LevitConfig, variant
 
 SMALL = LevitConfig((32, 48), 16, (2, 3), (1, 1), image_size=(64, 64), classes=10)
 """Every kind of layer once, for the tests that do not ask for a published size."""

@@ -12,10 +12,10 @@ from transformers.models.levit.modeling_levit import (
     LevitForImageClassificationWithTeacher,
 )
 
-from levit_export.architectures.levit import Levit
-from levit_export.architectures.random_weights import randomize_
-from levit_export.core import UNIT_ROUNDOFF
-from levit_export.zoo import VARIANTS, LevitConfig
+from levit_export.core.values import UNIT_ROUNDOFF
+from levit_export.models.architectures.levit import Levit
+from levit_export.models.architectures.random_weights import randomize_
+from levit_export.models.zoo import VARIANTS, LevitConfig
 
 PAPER = [known.name for known in VARIANTS if known.weights]
 CONFIGS = {known.name: known.config for known in VARIANTS}

@@ -12,14 +12,14 @@ import pytest
 import torch
 from torch import nn
 
-from levit_export.architectures.census import count_parameters
-from levit_export.architectures.levit import AttentionBias
-from levit_export.architectures.random_weights import randomize_
-from levit_export.architectures.vit_pytorch import MapAttention, VitPytorchLevit
-from levit_export.checkpoints import vit_pytorch
-from levit_export.core import UNIT_ROUNDOFF
-from levit_export.passes import bake_attention_bias, fold_attention_scale, fuse_batchnorm
-from levit_export.zoo import VitPytorchConfig
+from levit_export.core.values import UNIT_ROUNDOFF
+from levit_export.models.architectures.census import count_parameters
+from levit_export.models.architectures.levit import AttentionBias
+from levit_export.models.architectures.random_weights import randomize_
+from levit_export.models.architectures.vit_pytorch import MapAttention, VitPytorchLevit
+from levit_export.models.checkpoints import vit_pytorch
+from levit_export.models.passes import bake_attention_bias, fold_attention_scale, fuse_batchnorm
+from levit_export.models.zoo import VitPytorchConfig
 
 TINY = VitPytorchConfig((32, 48, 64), (1, 2, 3), (1, 2, 1), 8, 12, image_size=(64, 64), classes=5)
 """Every kind of layer, for the tests that do not ask for a published size."""

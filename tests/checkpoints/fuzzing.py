@@ -19,8 +19,8 @@ from pathlib import Path
 
 import hostile_files as hostile
 
-from levit_export.checkpoints import reading
-from levit_export.errors import LevitExportError
+from levit_export.core.errors import LevitExportError
+from levit_export.models.checkpoints import reading
 
 ADDED_MEMORY = 512 << 20
 INTERESTING = (

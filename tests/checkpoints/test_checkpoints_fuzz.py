@@ -19,9 +19,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from levit_export.architectures.levit import Levit
-from levit_export.architectures.random_weights import randomize_
-from levit_export.zoo import LevitConfig
+from levit_export.models.architectures.levit import Levit
+from levit_export.models.architectures.random_weights import randomize_
+from levit_export.models.zoo import LevitConfig
 
 TINY = LevitConfig((16, 24, 32), 8, (1, 2, 3), (1, 1, 1), image_size=(32, 32), classes=3)
 OUTCOMES = {"read", "CheckpointError", "UnsafeCheckpointError"}

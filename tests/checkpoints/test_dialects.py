@@ -18,15 +18,15 @@ from transformers.models.levit.modeling_levit import (
     LevitForImageClassificationWithTeacher,
 )
 
-from levit_export import checkpoints
-from levit_export.architectures.levit import Levit
-from levit_export.architectures.random_weights import randomize_
-from levit_export.checkpoints import Choices, huggingface, timm
-from levit_export.checkpoints.levit_names import Outline
-from levit_export.core import UNIT_ROUNDOFF
-from levit_export.errors import CheckpointError, UsageError
-from levit_export.passes import PASSES, apply_passes
-from levit_export.zoo import VARIANTS, LevitConfig, variant
+from levit_export.core.errors import CheckpointError, UsageError
+from levit_export.core.values import UNIT_ROUNDOFF
+from levit_export.models import checkpoints
+from levit_export.models.architectures.levit import Levit
+from levit_export.models.architectures.random_weights import randomize_
+from levit_export.models.checkpoints import Choices, huggingface, timm
+from levit_export.models.checkpoints.levit_names import Outline
+from levit_export.models.passes import PASSES, apply_passes
+from levit_export.models.zoo import VARIANTS, LevitConfig, variant
 
 LEVITS = [known for known in VARIANTS if isinstance(known.config, LevitConfig)]
 BOUND = UNIT_ROUNDOFF["fp64"] * 2**5 * 2**10

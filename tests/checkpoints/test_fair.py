@@ -14,17 +14,17 @@ import pytest
 import torch
 from safetensors.torch import save, save_file
 
-from levit_export import checkpoints
-from levit_export.architectures.levit import Levit
-from levit_export.architectures.random_weights import randomize_
-from levit_export.checkpoints import Choices, reading
-from levit_export.errors import (
+from levit_export.core.errors import (
     CheckpointError,
     LevitExportError,
     UnsafeCheckpointError,
     UsageError,
 )
-from levit_export.zoo import VARIANTS, LevitConfig, variant
+from levit_export.models import checkpoints
+from levit_export.models.architectures.levit import Levit
+from levit_export.models.architectures.random_weights import randomize_
+from levit_export.models.checkpoints import Choices, reading
+from levit_export.models.zoo import VARIANTS, LevitConfig, variant
 
 Tensors = dict[str, torch.Tensor]
 PUBLISHED = [known for known in VARIANTS if known.weights]

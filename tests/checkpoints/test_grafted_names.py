@@ -10,12 +10,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from levit_export import checkpoints
-from levit_export.architectures.grafted import Grafted
-from levit_export.architectures.random_weights import randomize_
-from levit_export.checkpoints import Choices, fair, grafted, huggingface, timm, vit_pytorch
-from levit_export.errors import CheckpointError
-from levit_export.zoo import GraftedConfig
+from levit_export.core.errors import CheckpointError
+from levit_export.models import checkpoints
+from levit_export.models.architectures.grafted import Grafted
+from levit_export.models.architectures.random_weights import randomize_
+from levit_export.models.checkpoints import Choices, fair, grafted, huggingface, timm, vit_pytorch
+from levit_export.models.zoo import GraftedConfig
 
 Tensors = dict[str, torch.Tensor]
 

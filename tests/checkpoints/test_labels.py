@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from folders import TINY, in_timm, tensors_of, written
 
-from levit_export import checkpoints
-from levit_export.checkpoints import Choices, labels
-from levit_export.errors import CheckpointError, UsageError
-from levit_export.labels import control_character, imagenet_labels, imagenet_synsets
-from levit_export.zoo import Config, variant
+from levit_export.core.errors import CheckpointError, UsageError
+from levit_export.inputs.class_names import control_character, imagenet_labels, imagenet_synsets
+from levit_export.models import checkpoints
+from levit_export.models.checkpoints import Choices, labels
+from levit_export.models.zoo import Config, variant
 
 KNOWN: Config = replace(variant("levit_256").config)
 NAMES = ("cat", "dog", "newt", "owl", "yak")

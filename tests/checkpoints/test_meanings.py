@@ -11,14 +11,15 @@ import torch
 from safetensors.torch import save_file
 from support import Cli
 
-from levit_export import bundle, checkpoints
-from levit_export.architectures import build
-from levit_export.architectures.random_weights import randomize_
-from levit_export.checkpoints import Choices
-from levit_export.core import Task
-from levit_export.embedding import CLASSIFIER, refuse_task
-from levit_export.errors import CheckpointError, UsageError
-from levit_export.zoo import LevitConfig
+from levit_export.core.errors import CheckpointError, UsageError
+from levit_export.core.values import Task
+from levit_export.models import checkpoints
+from levit_export.models.architectures import build
+from levit_export.models.architectures.random_weights import randomize_
+from levit_export.models.checkpoints import Choices
+from levit_export.models.embedding import CLASSIFIER, refuse_task
+from levit_export.models.zoo import LevitConfig
+from levit_export.storage import export_directory
 
 
 def written(folder: Path, classes: int = 5, problem: str | None = None) -> Path:
@@ -104,9 +105,9 @@ def test_labels_get_a_sigmoid(cli: Cli, tmp_path: Path, classes: int, kind: str)
     out = tmp_path / "out"
     result = cli("export", "-c", place, "-f", kind, "--softmax", "--no-bench", "-o", out)
     assert result.exit_code == 0, result.output
-    manifest = bundle.read_manifest(out)
+    manifest = export_directory.read_manifest(out)
     assert (manifest.model.task, manifest.embedded.softmax) == ("multi-label", True)
-    samples, outputs = bundle.read_golden(out, manifest)
+    samples, outputs = export_directory.read_golden(out, manifest)
     with torch.no_grad():
         logits = checkpoints.load(place).build()(torch.from_numpy(samples.inputs))
     assert np.allclose(outputs["probabilities"], logits.sigmoid().numpy(), rtol=1e-5)

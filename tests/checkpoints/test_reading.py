@@ -23,8 +23,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from levit_export.checkpoints import limits, reading
-from levit_export.errors import CheckpointError, UnsafeCheckpointError
+from levit_export.core.errors import CheckpointError, UnsafeCheckpointError
+from levit_export.models.checkpoints import limits, reading
 
 Tensors = dict[str, torch.Tensor]
 EMPTY: collections.OrderedDict[str, object] = collections.OrderedDict()

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from folders import TINY, in_timm, outline, tensors_of, written
 
-from levit_export import checkpoints
-from levit_export.checkpoints import Choices, huggingface
-from levit_export.core import Preprocessing
-from levit_export.errors import CheckpointError, UsageError
+from levit_export.core.errors import CheckpointError, UsageError
+from levit_export.core.values import Preprocessing
+from levit_export.models import checkpoints
+from levit_export.models.checkpoints import Choices, huggingface
 
 LEVIT = {"image_processor_type": "LevitImageProcessor"}
 SQUASHED = {

@@ -13,16 +13,16 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from timm_levits import RECORDED, image, recorded, weights
 
-from levit_export import checkpoints
-from levit_export.architectures import build
-from levit_export.architectures.random_weights import randomize_
-from levit_export.checkpoints import Choices, grafted, huggingface, timm
-from levit_export.checkpoints.levit_names import Outline
-from levit_export.checkpoints.shapes import fitting
-from levit_export.core import Size
-from levit_export.errors import CheckpointError, UsageError
-from levit_export.preparation import laid_out, rewrite
-from levit_export.zoo import GraftedConfig, LevitConfig, halving
+from levit_export.core.errors import CheckpointError, UsageError
+from levit_export.core.values import Size
+from levit_export.models import checkpoints
+from levit_export.models.architectures import build
+from levit_export.models.architectures.random_weights import randomize_
+from levit_export.models.checkpoints import Choices, grafted, huggingface, timm
+from levit_export.models.checkpoints.levit_names import Outline
+from levit_export.models.checkpoints.shapes import fitting
+from levit_export.models.preparation import laid_out, rewrite
+from levit_export.models.zoo import GraftedConfig, LevitConfig, halving
 
 BODY = ((32, 48, 64), 16, (2, 3, 4), (1, 1, 1))
 OPEN = {16: (256, 64, 16)}

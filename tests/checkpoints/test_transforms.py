@@ -21,10 +21,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from levit_export import preprocessing
-from levit_export.checkpoints import processors, recipes
-from levit_export.core import Interpolation, Preprocessing, Size
-from levit_export.images.decoding import decode
+from levit_export.core.values import Interpolation, Preprocessing, Size
+from levit_export.inputs import preprocessing
+from levit_export.inputs.images.decoding import decode
+from levit_export.models.checkpoints import processors, recipes
 
 RECORD = Path(__file__).parents[2] / "scripts" / "record-transforms"
 READ = {"timm": recipes.timm, "transformers": processors.recipe}

@@ -10,12 +10,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from levit_export import checkpoints
-from levit_export.architectures.random_weights import randomize_
-from levit_export.architectures.vit_pytorch import VitPytorchLevit
-from levit_export.checkpoints import fair, grafted, huggingface, timm, vit_pytorch
-from levit_export.errors import CheckpointError
-from levit_export.zoo import VitPytorchConfig
+from levit_export.core.errors import CheckpointError
+from levit_export.models import checkpoints
+from levit_export.models.architectures.random_weights import randomize_
+from levit_export.models.architectures.vit_pytorch import VitPytorchLevit
+from levit_export.models.checkpoints import fair, grafted, huggingface, timm, vit_pytorch
+from levit_export.models.zoo import VitPytorchConfig
 
 Tensors = dict[str, torch.Tensor]
 

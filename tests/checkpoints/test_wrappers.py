@@ -12,14 +12,14 @@ from safetensors.torch import save_file
 from timm_levits import RECORDED, image, recorded, weights
 from torch import nn
 
-from levit_export import checkpoints
-from levit_export.architectures import build
-from levit_export.architectures.random_weights import randomize_
-from levit_export.checkpoints import Choices, huggingface, timm
-from levit_export.checkpoints.levit_names import Outline
-from levit_export.errors import CheckpointError
-from levit_export.preparation import laid_out, rewrite
-from levit_export.zoo import LevitConfig, variant
+from levit_export.core.errors import CheckpointError
+from levit_export.models import checkpoints
+from levit_export.models.architectures import build
+from levit_export.models.architectures.random_weights import randomize_
+from levit_export.models.checkpoints import Choices, huggingface, timm
+from levit_export.models.checkpoints.levit_names import Outline
+from levit_export.models.preparation import laid_out, rewrite
+from levit_export.models.zoo import LevitConfig, variant
 
 Tensors = dict[str, torch.Tensor]
 

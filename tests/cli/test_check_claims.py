@@ -15,9 +15,9 @@ import subjects
 from mutations import edit_specification, main_block
 from support import Cli, Exported
 
-from levit_export import checkpoints
-from levit_export.core import Artifact, ExportOptions
-from levit_export.preparation import prepare
+from levit_export.core.values import Artifact, ExportOptions
+from levit_export.models import checkpoints
+from levit_export.models.preparation import prepare
 
 MODEL = ("--model", "levit_digits", "--no-drift")
 FILE = "onnx-fp32/levit_digits.onnx"

@@ -12,8 +12,8 @@ import onnx
 import pytest
 from support import Cli
 
-from levit_export import bundle
-from levit_export.drift import explaining
+from levit_export.storage import export_directory
+from levit_export.workflows import explain
 
 FILE = "onnx-fp32/levit_digits.onnx"
 TAP = "stage2.block0.attention.softmax"
@@ -27,7 +27,7 @@ def spoilt(copied: Path) -> Path:
     (node,) = (n for n in proto.graph.node if n.output[0] == TAP.replace(".", "_"))
     node.attribute[0].i = -2
     onnx.save(proto, file)
-    edit(copied, lambda m: m["files"][FILE].update(vars(bundle.file_entry(file))))
+    edit(copied, lambda m: m["files"][FILE].update(vars(export_directory.file_entry(file))))
     return copied
 
 
@@ -104,7 +104,7 @@ def test_a_bug_in_drift_costs_no_verdict(
     def broken(*_: object) -> None:
         raise ZeroDivisionError("by accident")
 
-    monkeypatch.setattr(explaining, "_drawn", broken)
+    monkeypatch.setattr(explain, "_drawn", broken)
     found = drift_of(cli, spoilt)
     assert found is not None
     assert "unexpected ZeroDivisionError: by accident" in found["sentence"]
@@ -114,7 +114,7 @@ def test_only_altered_files_are_followed(
     cli: Cli, copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In a directory that was altered elsewhere, nothing is looked for in sound files."""
-    monkeypatch.setattr(explaining, "_drawn", lambda *_: pytest.fail("looked at"))
+    monkeypatch.setattr(explain, "_drawn", lambda *_: pytest.fail("looked at"))
     (copied / "labels.txt").write_text("others\n", "utf-8")
     assert drift_of(cli, copied) is None
 

@@ -18,10 +18,12 @@ import pytest
 import test_mutations as mutated
 from support import Cli, Exported
 
-from levit_export import bundle, gate, inspection, packaging
-from levit_export.gate.baseline import PARITY_SLACK, SIZE_SLACK
-from levit_export.report import Report
-from levit_export.timing import TimingReport
+from levit_export.checks.timing import TimingReport
+from levit_export.reports import gate
+from levit_export.reports.gate.baseline import PARITY_SLACK, SIZE_SLACK
+from levit_export.reports.report import Report
+from levit_export.storage import device_bundle, export_directory
+from levit_export.workflows import check as check_workflow
 
 FILE = "onnx-fp32/levit_digits.onnx"
 ROUNDS = 20
@@ -46,7 +48,7 @@ def baseline(exported: Exported, cli: Cli, tmp_path_factory: pytest.TempPathFact
 @pytest.fixture(scope="session")
 def zipped(exported: Exported, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The default export as a bundle; do not change it."""
-    return packaging.write(exported.folder, tmp_path_factory.mktemp("bundle") / "digits.zip")
+    return device_bundle.write(exported.folder, tmp_path_factory.mktemp("bundle") / "digits.zip")
 
 
 def edited(path: Path, place: Path, edit: Edit) -> Path:
@@ -63,9 +65,11 @@ def spoil(folder: Path, mutation: mutated.Mutation) -> None:
     proto = onnx.load(folder / FILE)
     mutation(proto)
     onnx.save(proto, folder / FILE)
-    manifest = bundle.read_manifest(folder)
+    manifest = export_directory.read_manifest(folder)
     (folder / "manifest.json").unlink()
-    bundle.write_manifest(folder, replace(manifest, files=bundle.list_files(folder)))
+    export_directory.write_manifest(
+        folder, replace(manifest, files=export_directory.list_files(folder))
+    )
 
 
 # --- exit statuses and the mutations of the checker -------------------------------------------
@@ -264,7 +268,7 @@ def test_latency(
         calls.append(None)
         return timed(saved, artifact_s, eager_s)
 
-    monkeypatch.setattr(inspection, "bench", bench)
+    monkeypatch.setattr(check_workflow, "bench", bench)
     before = gate_reports.write(timed(saved, 0.010, 0.020), tmp_path / "before.json")
     junit = tmp_path / "junit.xml"
     given = ("--baseline", before, "--latency-slack", 15, "--junit", junit)
@@ -279,7 +283,7 @@ def test_what_failed_is_not_timed(
     cli: Cli, copied: Path, baseline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An export that is damaged is not timed: its latency is not run, the verdict is fail."""
-    monkeypatch.setattr(inspection, "bench", lambda *_: pytest.fail("timed"))
+    monkeypatch.setattr(check_workflow, "bench", lambda *_: pytest.fail("timed"))
     saved = gate.read_report(baseline)
     rows = tuple(
         replace(a, timing=gate_reports.timed(np.full(ROUNDS, 0.01))) for a in saved.artifacts
@@ -337,12 +341,12 @@ def test_a_damaged_bundle(cli: Cli, zipped: Path, tmp_path: Path) -> None:
 def test_an_error_inside_a_bundle(cli: Cli, zipped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An error about a file of a bundle names the bundle, not the folder it was unpacked into."""
 
-    def check(request: inspection.InspectRequest, *_: object) -> Report:
-        from levit_export.errors import DataError
+    def check(request: check_workflow.InspectRequest, *_: object) -> Report:
+        from levit_export.core.errors import DataError
 
         raise DataError(f"{request.paths[0]}/x is bad", remedy=f"Look at {request.paths[0]}.")
 
-    monkeypatch.setattr(inspection, "check", check)
+    monkeypatch.setattr(check_workflow, "check", check)
     result = cli("check", zipped)
     assert result.exit_code == 2
     assert f"{zipped}/x is bad" in result.stderr
@@ -356,7 +360,7 @@ def test_recheck(
     cli: Cli, baseline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A saved report is judged anew without running anything, as a check would have been."""
-    monkeypatch.setattr(inspection, "check", lambda *_: pytest.fail("run"))
+    monkeypatch.setattr(check_workflow, "check", lambda *_: pytest.fail("run"))
     report = tmp_path / "report.json"
     result = cli("check", "--recheck", baseline, "--rtol", 1e-8, "--json", report)
     assert result.exit_code == 1, result.output

@@ -14,8 +14,8 @@ from click.testing import CliRunner, Result
 from PIL import Image
 from support import Exported
 
-from levit_export import samples
 from levit_export.cli.evaluate import evaluate
+from levit_export.inputs import samples
 
 Run = Callable[..., Result]
 
@@ -120,8 +120,8 @@ def test_bad_input(run: Run, exported: Exported, arguments: tuple[str, ...], mes
 
 def test_not_run(run: Run, exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
     """An artifact that cannot be run here ends with status 3."""
-    from levit_export.core import Availability
-    from levit_export.targets.onnx import OnnxTarget
+    from levit_export.core.values import Availability
+    from levit_export.formats.onnx.target import OnnxTarget
 
     absent = Availability(ok=False, reason="no runtime", fix="get one")
     monkeypatch.setattr(OnnxTarget, "can_run", lambda _: absent)

@@ -18,8 +18,8 @@ import onnxruntime
 import pytest
 from support import Cli, Exported
 
-from levit_export import bundle
-from levit_export.preprocessing import RECIPES, apply
+from levit_export.inputs.preprocessing import RECIPES, apply
+from levit_export.storage import export_directory
 
 Tree = Callable[[Path], dict[str, object]]
 HELD_OUT = 360
@@ -112,7 +112,7 @@ def test_directory_contents(exported: Exported) -> None:
         "golden/input.npy",
         "golden/logits.npy",
     }
-    manifest = bundle.read_manifest(exported.folder)
+    manifest = export_directory.read_manifest(exported.folder)
     pixels = {path.stem for path in (exported.folder / "golden" / "pixels").iterdir()}
     assert pixels == set(manifest.golden.pixels)
     labels = (exported.folder / "labels.txt").read_text(encoding="utf-8")
@@ -154,7 +154,7 @@ def test_report_of_the_artifact(report: Any, exported: Exported) -> None:
     """The artifact's entry has the size and hash of the file at its path."""
     (artifact,) = report["artifacts"]
     file = exported.folder / artifact["path"]
-    entry = bundle.file_entry(file)
+    entry = export_directory.file_entry(file)
     assert (artifact["format"], artifact["precision"]) == ("onnx", "fp32")
     assert (artifact["bytes"], artifact["sha256"]) == (entry.bytes, entry.sha256)
 
@@ -191,9 +191,9 @@ def test_accuracy_is_recomputed(report: Any, exported: Exported) -> None:
 
     PyTorch predicts the same class for each single image.
     """
-    from levit_export import checkpoints
+    from levit_export.models import checkpoints
 
-    with (resources.files("levit_export.data") / "digits.npz").open("rb") as file:
+    with (resources.files("levit_export.inputs.data") / "digits.npz").open("rb") as file:
         digits = dict(np.load(file))
     images = np.stack([apply(RECIPES["digits"], image) for image in digits["heldout_images"]])
     session = onnxruntime.InferenceSession(
@@ -245,7 +245,7 @@ def test_unchecked_export(cli: Cli, tmp_path: Path) -> None:
     assert result.exit_code == 0
     assert "not checked" in result.stderr
     assert strict(file.read_text(encoding="utf-8"))["verdict"] == "not-run"
-    assert bundle.read_manifest(out).verdict == "not-run"
+    assert export_directory.read_manifest(out).verdict == "not-run"
     (row,) = [ln for ln in result.stdout.splitlines() if ln.startswith("onnx-") and "MB" in ln]
     assert "not-run" in row
     assert "pass" not in row
@@ -260,7 +260,7 @@ def test_open_batch(cli: Cli, tmp_path: Path) -> None:
     proto = onnx.load(tmp_path / "out" / "onnx-fp32" / "levit_digits.onnx")
     for value in (*proto.graph.input, *proto.graph.output):
         assert value.type.tensor_type.shape.dim[0].dim_param == "batch"
-    assert bundle.read_manifest(tmp_path / "out").signature.batch is None
+    assert export_directory.read_manifest(tmp_path / "out").signature.batch is None
 
 
 def test_fixed_batch_quietly_without_a_pass(cli: Cli, tmp_path: Path) -> None:
@@ -272,7 +272,7 @@ def test_fixed_batch_quietly_without_a_pass(cli: Cli, tmp_path: Path) -> None:
     proto = onnx.load(out / "onnx-fp32" / "levit_digits.onnx")
     assert proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value == 3
     assert [node.op_type for node in proto.graph.node].count("Gemm") == 2
-    manifest = bundle.read_manifest(out)
+    manifest = export_directory.read_manifest(out)
     status = {record.name: record.status for record in manifest.passes}
     assert status.pop("merge_heads") == "skipped"
     assert set(status.values()) == {"applied"}
@@ -300,7 +300,7 @@ def test_failed_check_keeps_the_earlier_export(cli: Cli, copied: Path, tree: Tre
     failed = copied.with_name("copied.failed")
     assert f"fail  {failed}" in result.stdout
     assert tree(copied) == before
-    assert bundle.read_manifest(failed).verdict == "fail"
+    assert export_directory.read_manifest(failed).verdict == "fail"
     assert sorted(path.name for path in copied.parent.iterdir()) == ["copied", "copied.failed"]
 
 
@@ -308,8 +308,8 @@ def test_an_untrained_network_is_inconclusive(cli: Cli, tmp_path: Path) -> None:
     """The network everybody tries first fails nothing: status 3, its files kept, what to do."""
     import torch
 
-    from levit_export.architectures.levit import Levit
-    from levit_export.zoo import variant
+    from levit_export.models.architectures.levit import Levit
+    from levit_export.models.zoo import variant
 
     torch.manual_seed(0)
     weights, out = tmp_path / "untrained.pth", tmp_path / "out"
@@ -320,7 +320,7 @@ def test_an_untrained_network_is_inconclusive(cli: Cli, tmp_path: Path) -> None:
     assert "residual branches contribute exactly zero (untrained); check trained" in result.stdout
     found = strict((out / "report.json").read_text(encoding="utf-8"))
     assert found["verdict"] == found["artifacts"][0]["parity"]["verdict"] == "inconclusive"
-    assert bundle.read_manifest(out).verdict == "inconclusive"
+    assert export_directory.read_manifest(out).verdict == "inconclusive"
     again = cli("check", out, "--junit", tmp_path / "junit.xml", "--markdown", "-")
     assert again.exit_code == 3
     assert "inconclusive" in again.stdout

@@ -14,11 +14,11 @@ import onnx
 import pytest
 from support import Cli, Exported
 
-from levit_export import bundle
-from levit_export.core import Embedded
-from levit_export.drift.request import DriftRequest, trace
-from levit_export.errors import UsageError
-from levit_export.samples import held_out_digits
+from levit_export.core.errors import UsageError
+from levit_export.core.values import Embedded
+from levit_export.inputs.samples import held_out_digits
+from levit_export.storage import export_directory
+from levit_export.workflows.drift import DriftRequest, trace
 
 
 @pytest.fixture(scope="module")
@@ -57,11 +57,11 @@ def test_the_export_passes(embedded: Exported) -> None:
 
 def test_the_manifest_says_what_is_inside(embedded: Exported) -> None:
     """Manifest, golden arrays and the file itself agree on bytes in and probabilities out."""
-    manifest = bundle.read_manifest(embedded.folder)
+    manifest = export_directory.read_manifest(embedded.folder)
     assert manifest.embedded == Embedded(preprocessing=True, softmax=True)
     (taken,), (given,) = manifest.signature.inputs, manifest.signature.outputs
     assert (taken.name, taken.dtype, given.name) == ("image", "uint8", "probabilities")
-    golden, outputs = bundle.read_golden(embedded.folder, manifest)
+    golden, outputs = export_directory.read_golden(embedded.folder, manifest)
     assert golden.inputs.dtype == np.uint8
     assert set(golden.names) == set(golden.pixels)
     assert np.abs(outputs["probabilities"].sum(axis=1) - 1).max() < 1e-12
@@ -72,7 +72,7 @@ def test_the_manifest_says_what_is_inside(embedded: Exported) -> None:
 
 def test_a_plain_export_says_that_nothing_is_inside(exported: Exported) -> None:
     """The default has neither."""
-    assert bundle.read_manifest(exported.folder).embedded == Embedded()
+    assert export_directory.read_manifest(exported.folder).embedded == Embedded()
 
 
 @pytest.mark.parametrize("how", ["directory", "file"])

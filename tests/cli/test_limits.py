@@ -15,9 +15,9 @@ import pytest
 from click.testing import CliRunner
 from support import Cli, Exported
 
-from levit_export import machine
 from levit_export.cli.verb import Verb
-from levit_export.errors import UsageError
+from levit_export.core import machine
+from levit_export.core.errors import UsageError
 
 Tree = Callable[[Path], dict[str, object]]
 PATIENCE_S = 60

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from support import Cli
 
-from levit_export import bundle
+from levit_export.storage import export_directory
 
 SIZE = ("--random-weights", 0, "--imgsz", "64x160")
 
@@ -29,11 +29,11 @@ def wide(tmp_path_factory: pytest.TempPathFactory, cli: Cli) -> Path:
 
 def test_what_ships_says_height_and_width(wide: Path) -> None:
     """Signature, recipe, configuration and golden arrays are 64 high and 160 wide."""
-    manifest = bundle.read_manifest(wide)
+    manifest = export_directory.read_manifest(wide)
     assert manifest.signature.inputs[0].shape == (1, 64, 160, 3)
     assert manifest.model.preprocessing.crop == (64, 160)
     assert manifest.model.config["image_size"] == [64, 160]
-    samples, _ = bundle.read_golden(wide, manifest)
+    samples, _ = export_directory.read_golden(wide, manifest)
     assert samples.inputs.shape[1:] == (64, 160, 3)
     assert {pixels.shape for pixels in samples.pixels.values()} == {(64, 160, 3)}
     gradient = samples.pixels["gradient"]  # red grows to the right, green downwards

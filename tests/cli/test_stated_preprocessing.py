@@ -18,10 +18,11 @@ from folders import TINY, in_timm, written
 from PIL import Image
 from support import Cli, Exported
 
-from levit_export import bundle, preprocessing
-from levit_export.core import Preprocessing
-from levit_export.packaging.images import picture
-from levit_export.sweep.plan import read
+from levit_export.core.values import Preprocessing
+from levit_export.inputs import preprocessing
+from levit_export.storage import export_directory
+from levit_export.storage.device_bundle.images import picture
+from levit_export.workflows.sweep.plan import read
 
 RECIPE = Preprocessing(
     "mine", (70, 80), (64, 64), "fit", "hamming", (0.1, 0.2, 0.3), (0.9, 0.8, 0.7), fill=(1, 2, 3)
@@ -57,13 +58,13 @@ def test_a_refusal_names_the_way_out(place: Path, tmp_path: Path, cli: Cli) -> N
 def test_it_is_in_everything_that_is_written(stated: Exported) -> None:
     """Manifest, report and the file itself hold it like a recipe that a folder says."""
     assert stated.status == 0, stated.stdout + stated.stderr
-    manifest = bundle.read_manifest(stated.folder)
+    manifest = export_directory.read_manifest(stated.folder)
     assert manifest.model.preprocessing == RECIPE
     report = json.loads((stated.folder / "report.json").read_text("utf-8"))
     assert preprocessing.from_json(report["model"]["preprocessing"]) == RECIPE
-    (artifact,) = bundle.artifacts(stated.folder, manifest)
+    (artifact,) = export_directory.artifacts(stated.folder, manifest)
     said = {p.key: p.value for p in onnx.load(artifact.path).metadata_props}
-    assert preprocessing.from_json(json.loads(said["levit_export.preprocessing"])) == RECIPE
+    assert preprocessing.from_json(json.loads(said["levit_export.inputs.preprocessing"])) == RECIPE
     assert RECIPE.in_words() in (stated.folder / "report.html").read_text("utf-8")
     assert not any("pictures" in each for each in manifest.model.assumptions)
 
@@ -91,10 +92,10 @@ def test_a_label_that_moved_is_found(stated: Exported, tmp_path: Path, cli: Cli)
     copied = shutil.copytree(stated.folder, tmp_path / "copied")
     (copied / "labels.txt").write_text("0\n1\nnew\nline\n3\n4\n", encoding="utf-8")
     content = json.loads((copied / "manifest.json").read_text("utf-8"))
-    content["files"]["labels.txt"] = vars(bundle.file_entry(copied / "labels.txt"))
+    content["files"]["labels.txt"] = vars(export_directory.file_entry(copied / "labels.txt"))
     (copied / "manifest.json").write_text(json.dumps(content), encoding="utf-8")
-    manifest = bundle.read_manifest(copied)
-    assert bundle.damage(copied, manifest) == [
+    manifest = export_directory.read_manifest(copied)
+    assert export_directory.damage(copied, manifest) == [
         "labels.txt does not hold the 5 names of the manifest, a line each"
     ]
     result = cli("bundle", copied, "-o", tmp_path / "b.zip")

@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from levit_export.core.errors import ExportFailedError
 from levit_export.core.network import KINDS, Network, Op, Value, is_within
-from levit_export.errors import ExportFailedError
 from levit_export.models import evaluate as evaluation
 
 X = Value("x", (None, 4))

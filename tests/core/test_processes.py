@@ -14,10 +14,14 @@ from pathlib import Path
 
 import pytest
 
-from levit_export import errors
-from levit_export.core import processes
+from levit_export.core import errors, processes
+from levit_export.core.errors import (
+    LevitExportError,
+    RuntimeFailedError,
+    UnknownNameError,
+    UsageError,
+)
 from levit_export.core.processes import Worker, alone, each_alone
-from levit_export.errors import LevitExportError, RuntimeFailedError, UnknownNameError, UsageError
 
 KINDS = [
     kind

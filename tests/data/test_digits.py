@@ -16,10 +16,10 @@ import torch
 from safetensors.torch import load
 from torch import nn
 
-from levit_export.architectures.layers import Residual
-from levit_export.architectures.levit import Levit
-from levit_export.preprocessing import RECIPES, apply
-from levit_export.zoo import variant
+from levit_export.inputs.preprocessing import RECIPES, apply
+from levit_export.models.architectures.layers import Residual
+from levit_export.models.architectures.levit import Levit
+from levit_export.models.zoo import variant
 
 DATA = resources.files("levit_export") / "data"
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "train-digits"

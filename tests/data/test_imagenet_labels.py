@@ -6,7 +6,7 @@ from importlib import resources
 
 import pytest
 
-from levit_export.labels import imagenet_labels
+from levit_export.inputs.class_names import imagenet_labels
 
 
 def test_there_is_one_label_for_each_class() -> None:
@@ -44,5 +44,7 @@ def test_labels_are_in_the_order_of_the_outputs(index: int, label: str) -> None:
 
 def test_the_licence_of_the_labels_travels_with_them() -> None:
     """WordNet's licence asks that its notice appear on all copies."""
-    note = (resources.files("levit_export.data") / "LICENSE-imagenet-labels.md").read_text("utf-8")
+    note = (resources.files("levit_export.inputs.data") / "LICENSE-imagenet-labels.md").read_text(
+        "utf-8"
+    )
     assert "WordNet 3.0 Copyright 2006 by Princeton University. All rights reserved." in note

@@ -17,20 +17,20 @@ import torch
 from mutations import SPECIFICATION, Place, coreml_places, edit_specification, openvino_places
 from torch import nn
 
-from levit_export.architectures.levit import AttentionBias
-from levit_export.core import Artifact, RunOptions
+from levit_export.checks.drift import chain, verdict
+from levit_export.checks.drift.chain import Model
+from levit_export.checks.drift.mapping import Bench
+from levit_export.checks.drift.values import Finding
+from levit_export.checks.drift.verdict import block_of_weight
 from levit_export.core.network import Network
-from levit_export.drift import chain, verdict
-from levit_export.drift.chain import Model
-from levit_export.drift.mapping import Bench
-from levit_export.drift.values import Finding
-from levit_export.drift.verdict import block_of_weight
-from levit_export.passes import PASSES
-from levit_export.passes.base import Outcome, Pass
-from levit_export.targets import target
+from levit_export.core.values import Artifact, RunOptions
+from levit_export.formats import target
+from levit_export.models.architectures.levit import AttentionBias
+from levit_export.models.passes import PASSES
+from levit_export.models.passes.base import Outcome, Pass
 
 if TYPE_CHECKING:
-    from levit_export.checkpoints import Checkpoint
+    from levit_export.models.checkpoints import Checkpoint
 
 Array = np.ndarray
 Change = Callable[[Array], Array]
@@ -671,8 +671,8 @@ def _of_network(model: Model, network: Network, block: str, path: str) -> Fault:
 
 def checkpoint_of(name: str) -> Checkpoint:
     """The bundled model, or a known one with seeded weights that exercise every branch."""
-    from levit_export import checkpoints
-    from levit_export.zoo import variant
+    from levit_export.models import checkpoints
+    from levit_export.models.zoo import variant
 
     if name == "levit_digits":
         return checkpoints.bundled()

@@ -10,17 +10,18 @@ import numpy as np
 import pytest
 import subjects
 
-from levit_export import drift
-from levit_export.checking import Row
-from levit_export.core import RunOptions, TensorSpec
-from levit_export.drift import explaining, origin
-from levit_export.drift.chain import Model
-from levit_export.drift.mapping import Bench
-from levit_export.drift.yardstick import samples_of
-from levit_export.errors import UsageError
-from levit_export.findings import Finding
-from levit_export.parity import ParityReport
-from levit_export.report import ArtifactReport
+from levit_export.checks import drift
+from levit_export.checks.drift import provenance
+from levit_export.checks.drift.chain import Model
+from levit_export.checks.drift.mapping import Bench
+from levit_export.checks.drift.tolerances import samples_of
+from levit_export.checks.execution import Row
+from levit_export.checks.findings import Finding
+from levit_export.checks.parity import ParityReport
+from levit_export.checks.results import ArtifactReport
+from levit_export.core.errors import UsageError
+from levit_export.core.values import RunOptions, TensorSpec
+from levit_export.workflows import explain
 
 KEPT = "stage1.block0.attention"
 
@@ -39,7 +40,7 @@ def row(kind: str, precision: str) -> Row:
 def test_only_failures_are_looked_at() -> None:
     """What passed stays as it is, and nothing is loaded for it."""
     passed = made.artifact("onnx")
-    found, drawn = explaining.explained(
+    found, drawn = explain.explained(
         [passed], [row("onnx", "fp32")], lambda: pytest.fail("asked for the checkpoint")
     )
     assert (found, drawn) == ((passed,), None)
@@ -47,12 +48,12 @@ def test_only_failures_are_looked_at() -> None:
 
 def test_a_sound_file_is_not_accused() -> None:
     """Where file and checkpoint agree, it is the other side of the check that is doubted."""
-    subject = explaining.Subject(
+    subject = explain.Subject(
         subjects.checkpoints.bundled(),
         subjects.digits_reference(),
         networks={"tokens": subjects.digits().network},
     )
-    found, drawn = explaining.explained([failed()], [row("onnx", "fp32")], lambda: subject)
+    found, drawn = explain.explained([failed()], [row("onnx", "fp32")], lambda: subject)
     (explanation,) = [report.drift for report in found]
     assert explanation is not None
     assert (explanation.cause, explanation.block) == ("none", "")
@@ -66,7 +67,7 @@ def test_a_file_that_is_gone_is_said_to_be(tmp_path: Path) -> None:
     """No checkpoint is read for a file that is not there."""
     lost = row("onnx", "fp32")
     lost = replace(lost, artifact=replace(lost.artifact, path=tmp_path / "gone.onnx"))
-    (found,), _ = explaining.explained([failed()], [lost], lambda: pytest.fail("asked"))
+    (found,), _ = explain.explained([failed()], [lost], lambda: pytest.fail("asked"))
     assert found.drift is not None
     assert found.drift.sentence.endswith("the file is gone")
 
@@ -77,11 +78,11 @@ def test_what_a_graph_does_beside_the_network_is_refused() -> None:
     signature = sound.signature
     pixels = replace(signature, inputs=(replace(signature.inputs[0], dtype="uint8"),))
     softmax = replace(signature, outputs=(TensorSpec("probabilities", (1, 10)),))
-    origin.refuse_embedded(sound)
+    provenance.refuse_embedded(sound)
     with pytest.raises(UsageError, match="normalises by itself"):
-        origin.refuse_embedded(replace(sound, signature=pixels))
+        provenance.refuse_embedded(replace(sound, signature=pixels))
     with pytest.raises(UsageError, match="ends in a softmax"):
-        origin.refuse_embedded(replace(sound, signature=softmax))
+        provenance.refuse_embedded(replace(sound, signature=softmax))
 
 
 def test_the_samples_that_are_farthest_off_tell_most() -> None:
@@ -92,8 +93,8 @@ def test_the_samples_that_are_farthest_off_tell_most() -> None:
     tolerance = replace(output.tolerance, atol=1.0, rtol=(0.0,))
     output = replace(output, errors=errors, scales=(1.0,) * 6, tolerance=tolerance)
     report = replace(report, parity=replace(report.parity, outputs=(output,)))
-    assert explaining.telling([report], 6) == [1, 3, 5]
-    assert explaining.telling([failed()], 26) == [0, 8, 16]
+    assert explain.telling([report], 6) == [1, 3, 5]
+    assert explain.telling([failed()], 26) == [0, 8, 16]
 
 
 @pytest.mark.parametrize("precision", ["fp16", "w8"])

@@ -12,13 +12,14 @@ import pytest
 import subjects
 from faults import Patient
 
-from levit_export import checkpoints, drift
-from levit_export.core import ExportOptions, RunOptions
-from levit_export.drift import chain, origin
-from levit_export.drift.chain import Model
-from levit_export.drift.mapping import Bench
-from levit_export.drift.yardstick import samples_of
-from levit_export.preparation import prepare
+from levit_export.checks import drift
+from levit_export.checks.drift import chain, provenance
+from levit_export.checks.drift.chain import Model
+from levit_export.checks.drift.mapping import Bench
+from levit_export.checks.drift.tolerances import samples_of
+from levit_export.core.values import ExportOptions, RunOptions
+from levit_export.models import checkpoints
+from levit_export.models.preparation import prepare
 
 KINDS = (("onnx", "fp32"), ("openvino", "fp32"), ("coreml", "fp16"))
 
@@ -91,7 +92,7 @@ def test_a_file_laid_out_as_maps_is_looked_at_like_any_other(tmp_path: Path) -> 
     """Taps of maps ``(B, C, H, W)`` are held against tokens: sound is clean, a fault is named."""
     prepared = prepare(checkpoints.bundled(), layout="maps")
     made = subjects.export(prepared, tmp_path / "maps", "onnx", ExportOptions())
-    assert origin.layouts([made]) == ("maps",)
+    assert provenance.layouts([made]) == ("maps",)
     laid_out = Patient.of(made, bench())
     assert laid_out.judge().clean
     fault = next(f for f in faults.graph_faults(laid_out) if "stage2" in f.expected.block)
@@ -148,7 +149,7 @@ def test_what_is_not_finite_is_inherited_by_what_follows(tmp_path: Path) -> None
 
 def test_samples_of_another_seed_raise_no_alarm(patient: Patient) -> None:
     """Clean files are clean on other inputs too."""
-    from levit_export.samples import make
+    from levit_export.inputs.samples import make
 
     subject = bench().model
     for seed in (1, 2):

@@ -7,15 +7,20 @@ import pytest
 import subjects
 import torch
 
-from levit_export.architectures import build
-from levit_export.architectures.blocks import block_names
-from levit_export.drift import chain, taps
-from levit_export.drift.chain import Model
+from levit_export.checks.drift import chain, taps
+from levit_export.checks.drift.chain import Model
+from levit_export.inputs.samples import Samples, make
+from levit_export.models.architectures import build
+from levit_export.models.architectures.blocks import block_names
 from levit_export.models.capture import exported, read
-from levit_export.samples import Samples, make
-from levit_export.targets.eager import signature_of
+from levit_export.models.zoo import (
+    Config,
+    GraftedConfig,
+    LevitConfig,
+    VitPytorchConfig,
+    signature_of,
+)
 from levit_export.testing import randomize_
-from levit_export.zoo import Config, GraftedConfig, LevitConfig, VitPytorchConfig
 
 OTHERS: dict[str, Config] = {
     "levit": LevitConfig((32, 48), 16, (2, 3), (1, 1), image_size=(64, 64), classes=10),

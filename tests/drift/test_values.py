@@ -6,9 +6,9 @@ import json
 import math
 from dataclasses import replace
 
-from levit_export.drift import verdict
-from levit_export.drift.values import DriftMap, Finding, Row, Stage, to_json
-from levit_export.drift.verdict import Circumstances
+from levit_export.checks.drift import verdict
+from levit_export.checks.drift.values import DriftMap, Finding, Row, Stage, to_json
+from levit_export.checks.drift.verdict import Circumstances
 
 BLOCKS = {"a": "stem.0", "b": "stage1.block0.attention", "c": "head"}
 CLEAN = Finding("model", "none")

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from gate_reports import MODEL, TOLERANCE, artifact, output, parity_of, report_of, unrun
 
-from levit_export import gate
-from levit_export.core import Tolerance
-from levit_export.errors import UsageError
-from levit_export.gate import Check, Slack
-from levit_export.parity import OutputParity
-from levit_export.report import ArtifactReport
+from levit_export.checks.parity import OutputParity
+from levit_export.checks.results import ArtifactReport
+from levit_export.core.errors import UsageError
+from levit_export.core.values import Tolerance
+from levit_export.reports import gate
+from levit_export.reports.gate import Check, Slack
 
 PARITY, SIZE = "parity against baseline", "size against baseline"
 

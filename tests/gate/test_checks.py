@@ -6,11 +6,12 @@ from dataclasses import replace
 
 from gate_reports import artifact, output, parity_of, unrun
 
-from levit_export import gate, parity
-from levit_export.findings import Finding
-from levit_export.gate.checks import labels
-from levit_export.parity import ParityReport
-from levit_export.weights import WeightAudit
+from levit_export.checks import parity
+from levit_export.checks.findings import Finding
+from levit_export.checks.parity import ParityReport
+from levit_export.checks.weights import WeightAudit
+from levit_export.reports import gate
+from levit_export.reports.gate.checks import labels
 
 
 def answers(*artifacts: gate.checks.ArtifactReport) -> dict[tuple[str, str], tuple[str, str]]:

@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 from gate_reports import artifact, report_of, timed
 
-from levit_export import gate, timing
-from levit_export.core import Verdict
-from levit_export.errors import UsageError
-from levit_export.gate import Slack, latency
-from levit_export.report import Report
-from levit_export.timing import TimingPlan, TimingReport
+from levit_export.checks import timing
+from levit_export.checks.timing import TimingPlan, TimingReport
+from levit_export.core.errors import UsageError
+from levit_export.core.values import Verdict
+from levit_export.reports import gate
+from levit_export.reports.gate import Slack, latency
+from levit_export.reports.report import Report
 
 SLACK = Slack(latency=10.0)
 LATENCY = "latency against baseline"

@@ -11,14 +11,15 @@ import numpy as np
 import pytest
 from gate_reports import artifact, output, parity_of, report_of, unrun, write
 
-from levit_export import gate, parity
-from levit_export.core import Signature, TensorSpec, Tolerance, Verdict
-from levit_export.errors import DataError
-from levit_export.findings import Finding
-from levit_export.parity import ParityReport
-from levit_export.report import Report
-from levit_export.samples import Samples
-from levit_export.weights import WeightAudit
+from levit_export.checks import parity
+from levit_export.checks.findings import Finding
+from levit_export.checks.parity import ParityReport
+from levit_export.checks.weights import WeightAudit
+from levit_export.core.errors import DataError
+from levit_export.core.values import Signature, TensorSpec, Tolerance, Verdict
+from levit_export.inputs.samples import Samples
+from levit_export.reports import gate
+from levit_export.reports.report import Report
 
 CLASSES = 5
 

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from gate_reports import artifact, output, parity_of, report_of, timed, unrun, write
 
-from levit_export import gate, report, timing
-from levit_export.errors import DataError
-from levit_export.report import Accuracy
+from levit_export.checks import timing
+from levit_export.checks.results import Accuracy
+from levit_export.core.errors import DataError
+from levit_export.reports import gate, report
 
 
 def test_a_report_comes_back(tmp_path: Path) -> None:

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from pictures import picture
 
-from levit_export.errors import DataError
-from levit_export.images import calibration, open_images
-from levit_export.images.calibrating import balanced_order
-from levit_export.preprocessing import RECIPES, apply
+from levit_export.core.errors import DataError
+from levit_export.inputs.images import calibration, open_images
+from levit_export.inputs.images.calibrating import balanced_order
+from levit_export.inputs.preprocessing import RECIPES, apply
 
 RECIPE = RECIPES["digits"]
 LABELS = ("0", "1", "2")

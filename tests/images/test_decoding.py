@@ -12,8 +12,8 @@ import pytest
 from pictures import COLOURS, claiming, picture
 from PIL import Image
 
-from levit_export.images.decoding import decode
-from levit_export.images.image_set import UnreadableImageError
+from levit_export.inputs.images.decoding import decode
+from levit_export.inputs.images.image_set import UnreadableImageError
 
 GREY = COLOURS[..., 0]
 

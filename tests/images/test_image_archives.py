@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from levit_export.errors import DataError
-from levit_export.images import ImageSet, batches, open_images
-from levit_export.preprocessing import RECIPES, apply
+from levit_export.core.errors import DataError
+from levit_export.inputs.images import ImageSet, batches, open_images
+from levit_export.inputs.preprocessing import RECIPES, apply
 
 LABELS = ("a", "b", "c")
 PIXELS = np.random.default_rng(0).integers(0, 256, (5, 6, 7, 3), np.uint8)

@@ -8,10 +8,10 @@ import pytest
 from pictures import claiming, picture
 from PIL import Image
 
-from levit_export.errors import DataError
-from levit_export.images import Unreadable, batches, open_images, refuse_too_many
-from levit_export.labels import imagenet_labels
-from levit_export.preprocessing import RECIPES
+from levit_export.core.errors import DataError
+from levit_export.inputs.class_names import imagenet_labels
+from levit_export.inputs.images import Unreadable, batches, open_images, refuse_too_many
+from levit_export.inputs.preprocessing import RECIPES
 
 ANIMALS = ("bird", "dog, hound", "cat")
 SQUARE = RECIPES["digits"]

@@ -17,7 +17,7 @@ from coremltools.converters.mil.mil import Builder, types
 from coremltools.converters.mil.mil.program import Program as MilProgram
 from coremltools.proto import Model_pb2
 
-from levit_export import mil
+from levit_export.formats import mil
 
 mb = Builder
 Build = Callable[..., Any]

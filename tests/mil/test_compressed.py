@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mil_programs import UNIT, Saved, assert_close, convert, dot_error, mb
 
-from levit_export import mil
-from levit_export.mil.packing import unpack
+from levit_export.formats import mil
+from levit_export.formats.mil.packing import unpack
 
 Save = Callable[..., Saved]
 Array = npt.NDArray[Any]

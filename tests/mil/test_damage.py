@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from mil_programs import MODEL, WEIGHTS, Saved, edit
 
-from levit_export import mil
-from levit_export.errors import PackageError, UnsupportedOpError
-from levit_export.mil.table import OPS
+from levit_export.core.errors import PackageError, UnsupportedOpError
+from levit_export.formats import mil
+from levit_export.formats.mil.table import OPS
 
 Save = Callable[..., Saved]
 

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mil_programs import FUNCTION, UNIT, Saved, assert_close, mb
 
-from levit_export.errors import PackageError
-from levit_export.mil.ops import elementwise
+from levit_export.core.errors import PackageError
+from levit_export.formats.mil.ops import elementwise
 
 Save = Callable[..., Saved]
 Array = npt.NDArray[Any]

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mil_programs import FUNCTION, UNIT, Saved, assert_close, dot_error, mb
 
-from levit_export.mil.ops.linear import matmul
+from levit_export.formats.mil.ops.linear import matmul
 
 Save = Callable[..., Saved]
 Array = npt.NDArray[Any]

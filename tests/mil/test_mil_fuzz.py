@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mil_programs import MODEL, WEIGHTS, Saved, edit
 
-from levit_export import mil
-from levit_export.errors import LevitExportError
+from levit_export.core.errors import LevitExportError
+from levit_export.formats import mil
 
 
 @settings(max_examples=150, deadline=None, derandomize=True)

@@ -18,8 +18,8 @@ from mil_programs import UNIT, Saved, convert, export, mb
 from transformers import LevitConfig
 from transformers.models.levit.modeling_levit import LevitForImageClassification
 
-from levit_export import mil
-from levit_export.errors import DataError, UsageError
+from levit_export.core.errors import DataError, UsageError
+from levit_export.formats import mil
 
 Save = Callable[..., Saved]
 Array = npt.NDArray[Any]

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from levit_export.mil.rounding import round_to_half_
+from levit_export.formats.mil.rounding import round_to_half_
 
 
 def _by_numpy(x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mil_programs import Saved, mb
 
-from levit_export.errors import PackageError
+from levit_export.core.errors import PackageError
 
 Save = Callable[..., Saved]
 Array = npt.NDArray[Any]

@@ -13,7 +13,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from mil_programs import UNIT, Saved, assert_close, dot_error, mb
 
-from levit_export.errors import PackageError
+from levit_export.core.errors import PackageError
 
 Save = Callable[..., Saved]
 Array = npt.NDArray[Any]

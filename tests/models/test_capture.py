@@ -12,15 +12,15 @@ import subjects
 import torch
 from torch import nn
 
-from levit_export.core import Embedded, RunOptions, Signature, TensorSpec
+from levit_export.core.errors import ExportFailedError
 from levit_export.core.network import Network
-from levit_export.embedding import around
-from levit_export.errors import ExportFailedError
+from levit_export.core.values import Embedded, RunOptions, Signature, TensorSpec
+from levit_export.formats import target
 from levit_export.models.capture import exported, read
+from levit_export.models.embedding import around
 from levit_export.models.evaluate import evaluate
-from levit_export.passes import PASSES
-from levit_export.preparation import laid_out, prepare, rewrite
-from levit_export.targets import target
+from levit_export.models.passes import PASSES
+from levit_export.models.preparation import laid_out, prepare, rewrite
 
 NAMES = tuple(each.name for each in PASSES)
 SKIPS = [NAMES, ("fuse_batchnorm", "merge_heads"), *[(name,) for name in NAMES[1:]]]

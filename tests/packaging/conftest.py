@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tiny_exports import make_export
 
-from levit_export import packaging
+from levit_export.storage import device_bundle
 
 
 @pytest.fixture(scope="session")
@@ -20,7 +20,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def zipped(tiny: Path) -> Path:
     """Its bundle; do not change it."""
-    return packaging.write(tiny, tiny.with_name("tiny.zip"))
+    return device_bundle.write(tiny, tiny.with_name("tiny.zip"))
 
 
 @pytest.fixture

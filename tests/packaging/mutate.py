@@ -20,9 +20,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from levit_export.bundle import FileEntry
-from levit_export.errors import LevitExportError
-from levit_export.packaging import archive, description, storage
+from levit_export.core.errors import LevitExportError
+from levit_export.storage.device_bundle import archive, description, storage
+from levit_export.storage.export_directory import FileEntry
 
 Contents = list[tuple[str, bytes]]
 NAMES = (

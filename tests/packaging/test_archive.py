@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 from tiny_exports import COREML, ONNX, OPENVINO, OUTPUTS, make_export
 
-from levit_export import bundle, packaging
-from levit_export.errors import BundleError, OutputError, UnknownNameError, UsageError
+from levit_export.core.errors import BundleError, OutputError, UnknownNameError, UsageError
+from levit_export.storage import device_bundle, export_directory
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -26,19 +26,19 @@ def test_two_exports_give_the_same_bytes(tmp_path: Path) -> None:
     other = make_export(tmp_path / "elsewhere" / "other")
     for path in other.rglob("*"):
         os.utime(path, (1e9, 1e9))
-    first = packaging.write(one, tmp_path / "one.zip").read_bytes()
-    assert packaging.write(other, tmp_path / "other.zip").read_bytes() == first
+    first = device_bundle.write(one, tmp_path / "one.zip").read_bytes()
+    assert device_bundle.write(other, tmp_path / "other.zip").read_bytes() == first
 
 
 def test_source_date_epoch(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every entry has the date of ``SOURCE_DATE_EPOCH``, in UTC whatever the time zone."""
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
     monkeypatch.setenv("TZ", "Asia/Tokyo")
-    path = packaging.write(tiny, tmp_path / "dated.zip")
+    path = device_bundle.write(tiny, tmp_path / "dated.zip")
     with zipfile.ZipFile(path) as file:
         assert {info.date_time for info in file.infolist()} == {(2023, 11, 14, 22, 13, 20)}
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "0")
-    packaging.write(tiny, path)
+    device_bundle.write(tiny, path)
     with zipfile.ZipFile(path) as file:
         assert {info.date_time for info in file.infolist()} == {(1980, 1, 1, 0, 0, 0)}
 
@@ -50,7 +50,7 @@ def test_source_date_epoch_that_is_no_date(
     """A date that a zip cannot say is refused with the value, and nothing is written."""
     monkeypatch.setenv("SOURCE_DATE_EPOCH", value)
     with pytest.raises(UsageError, match="SOURCE_DATE_EPOCH is"):
-        packaging.write(tiny, tmp_path / "dated.zip")
+        device_bundle.write(tiny, tmp_path / "dated.zip")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -92,26 +92,26 @@ def test_description_holds_hash_and_size_of_every_file(unpacked: Path) -> None:
 
 def test_what_a_bundle_unpacks_to_is_an_export(zipped: Path, tiny: Path) -> None:
     """An opened bundle is an undamaged export directory, gone when the block ends."""
-    with packaging.open_bundle(zipped) as folder:
-        manifest = bundle.read_manifest(folder)
-        assert bundle.damage(folder, manifest) == []
-        assert manifest == bundle.read_manifest(tiny)
+    with device_bundle.open_bundle(zipped) as folder:
+        manifest = export_directory.read_manifest(folder)
+        assert export_directory.damage(folder, manifest) == []
+        assert manifest == export_directory.read_manifest(tiny)
         assert (folder / ONNX).read_bytes() == (tiny / ONNX).read_bytes()
     assert not folder.exists()
 
 
 def test_an_unpacked_bundle_is_bundled_again(zipped: Path, tmp_path: Path) -> None:
     """What was unpacked is an export like the first: bundled, it gives the first's bytes."""
-    with packaging.open_bundle(zipped) as folder:
-        again = packaging.write(folder, tmp_path / "again.zip")
+    with device_bundle.open_bundle(zipped) as folder:
+        again = device_bundle.write(folder, tmp_path / "again.zip")
     assert again.read_bytes() == zipped.read_bytes()
 
 
 def test_formats(tiny: Path, tmp_path: Path) -> None:
     """Only the formats asked for are inside, and only their programs; the manifest says so."""
-    path = packaging.write(tiny, tmp_path / "some.zip", ("openvino",))
-    with packaging.open_bundle(path) as folder:
-        manifest = bundle.read_manifest(folder)
+    path = device_bundle.write(tiny, tmp_path / "some.zip", ("openvino",))
+    with device_bundle.open_bundle(path) as folder:
+        manifest = export_directory.read_manifest(folder)
         assert [a.path for a in manifest.artifacts] == [OPENVINO]
         assert (folder / OPENVINO).with_suffix(".bin").is_file()
         assert not (folder / ONNX).exists()
@@ -123,17 +123,17 @@ def test_formats(tiny: Path, tmp_path: Path) -> None:
 def test_unknown_format(tiny: Path, tmp_path: Path) -> None:
     """A format that the export does not hold is refused with those that it does."""
     with pytest.raises(UnknownNameError, match="Did you mean 'onnx'"):
-        packaging.write(tiny, tmp_path / "some.zip", ("onx",))
+        device_bundle.write(tiny, tmp_path / "some.zip", ("onx",))
 
 
 def test_failed_export(tmp_path: Path) -> None:
     """An export that failed is refused; when it is allowed, the bundle's README says it failed."""
     failed = make_export(tmp_path / "failed", verdicts={"onnx": "fail"})
     with pytest.raises(BundleError, match="failed its check: onnx-fp32"):
-        packaging.write(failed, tmp_path / "f.zip")
+        device_bundle.write(failed, tmp_path / "f.zip")
     assert not (tmp_path / "f.zip").exists()
-    with packaging.open_bundle(
-        packaging.write(failed, tmp_path / "f.zip", allow_failed=True)
+    with device_bundle.open_bundle(
+        device_bundle.write(failed, tmp_path / "f.zip", allow_failed=True)
     ) as folder:
         assert "FAILED" in (folder / "README.md").read_text(encoding="utf-8")
 
@@ -141,8 +141,10 @@ def test_failed_export(tmp_path: Path) -> None:
 def test_the_format_that_failed_is_left_out(tmp_path: Path) -> None:
     """Formats that passed can be bundled without the one that failed."""
     failed = make_export(tmp_path / "failed", verdicts={"coreml": "fail"})
-    with packaging.open_bundle(packaging.write(failed, tmp_path / "f.zip", ("onnx",))) as folder:
-        assert bundle.read_manifest(folder).verdict == "pass"
+    with device_bundle.open_bundle(
+        device_bundle.write(failed, tmp_path / "f.zip", ("onnx",))
+    ) as folder:
+        assert export_directory.read_manifest(folder).verdict == "pass"
         assert "FAILED" not in (folder / "README.md").read_text(encoding="utf-8")
 
 
@@ -152,13 +154,13 @@ def test_a_failure_that_no_artifact_explains(export: Path, tmp_path: Path) -> No
     content["verdict"] = "fail"
     (export / "manifest.json").write_text(json.dumps(content), encoding="utf-8")
     with pytest.raises(BundleError, match="failed its check"):
-        packaging.write(export, tmp_path / "f.zip", ("onnx",))
+        device_bundle.write(export, tmp_path / "f.zip", ("onnx",))
 
 
 def test_unchecked_export(tmp_path: Path) -> None:
     """An export whose check was not run is bundled, and its README says so."""
     unchecked = make_export(tmp_path / "unchecked", verdicts={"coreml": "not-run"})
-    with packaging.open_bundle(packaging.write(unchecked, tmp_path / "f.zip")) as folder:
+    with device_bundle.open_bundle(device_bundle.write(unchecked, tmp_path / "f.zip")) as folder:
         assert "was not run" in (folder / "README.md").read_text(encoding="utf-8")
 
 
@@ -166,7 +168,7 @@ def test_damaged_export(export: Path, tmp_path: Path) -> None:
     """An export whose files are not as they were written is refused with the file's name."""
     (export / ONNX).write_bytes(b"x")
     with pytest.raises(BundleError, match=ONNX):
-        packaging.write(export, tmp_path / "f.zip")
+        device_bundle.write(export, tmp_path / "f.zip")
 
 
 def test_golden_inputs_that_pixels_do_not_give(export: Path, tmp_path: Path) -> None:
@@ -174,12 +176,12 @@ def test_golden_inputs_that_pixels_do_not_give(export: Path, tmp_path: Path) -> 
     inputs = np.load(export / "golden" / "input.npy")
     inputs[9] = inputs[9][::-1]
     np.save(export / "golden" / "input.npy", inputs)
-    entry = bundle.file_entry(export / "golden" / "input.npy")
+    entry = export_directory.file_entry(export / "golden" / "input.npy")
     content = json.loads((export / "manifest.json").read_text(encoding="utf-8"))
     content["files"]["golden/input.npy"] = vars(entry)
     (export / "manifest.json").write_text(json.dumps(content), encoding="utf-8")
     with pytest.raises(BundleError, match="golden input of gradient"):
-        packaging.write(export, tmp_path / "f.zip")
+        device_bundle.write(export, tmp_path / "f.zip")
 
 
 def test_an_earlier_bundle_stays(export: Path, tmp_path: Path, zipped: Path) -> None:
@@ -188,25 +190,25 @@ def test_an_earlier_bundle_stays(export: Path, tmp_path: Path, zipped: Path) -> 
     output.parent.mkdir()
     shutil.copy(zipped, output)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("levit_export.packaging.storage.SIZE_LIMIT", 100_000)
+        patch.setattr("levit_export.storage.device_bundle.storage.SIZE_LIMIT", 100_000)
         with pytest.raises(BundleError, match="exceed"):
-            packaging.write(export, output)
+            device_bundle.write(export, output)
     assert output.read_bytes() == zipped.read_bytes()
     assert list(output.parent.iterdir()) == [output]
-    packaging.write(export, output, ("onnx",))
+    device_bundle.write(export, output, ("onnx",))
     assert output.stat().st_size < zipped.stat().st_size
 
 
 def test_places_that_are_refused(export: Path, tmp_path: Path) -> None:
     """A bundle is not put inside its export, and replaces neither folders nor other files."""
     with pytest.raises(OutputError, match="inside the export"):
-        packaging.write(export, export / "b.zip")
+        device_bundle.write(export, export / "b.zip")
     with pytest.raises(OutputError, match="is no file"):
-        packaging.write(export, tmp_path)
+        device_bundle.write(export, tmp_path)
     other = tmp_path / "thesis.zip"
     other.write_bytes(b"PK\3\4 my thesis, and some more of it to fill a header" * 3)
     with pytest.raises(OutputError, match="is no bundle"):
-        packaging.write(export, other)
+        device_bundle.write(export, other)
     assert other.read_bytes().startswith(b"PK\3\4 my thesis")
 
 
@@ -222,7 +224,7 @@ def test_images_are_the_pixels(unpacked: Path) -> None:
 
 def test_grey_png(tmp_path: Path) -> None:
     """A grey image of more than one deflate block is written as a grey PNG."""
-    from levit_export.packaging import png
+    from levit_export.storage.device_bundle import png
 
     pixels = np.random.default_rng(0).integers(0, 256, (300, 400), dtype=np.uint8)
     (tmp_path / "grey.png").write_bytes(png.encode(pixels))
@@ -233,7 +235,7 @@ def test_grey_png(tmp_path: Path) -> None:
 
 def test_allowances_are_the_manifests(unpacked: Path) -> None:
     """The arrays for C++ and Swift hold ``atol + rtol_i * max|reference_i|`` of the manifest."""
-    manifest = bundle.read_manifest(unpacked)
+    manifest = export_directory.read_manifest(unpacked)
     for name in OUTPUTS:
         tolerance = manifest.golden.tolerances["fp32"][name]
         reference = np.load(unpacked / "golden" / f"{name}.npy")

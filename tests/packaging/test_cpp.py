@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 from tiny_exports import ONNX, OPENVINO, make_export
 
-from levit_export import packaging
-from levit_export.packaging import verifiers
+from levit_export.storage import device_bundle
+from levit_export.storage.device_bundle import verifiers
 
 COMPILER = shutil.which("g++") or shutil.which("c++")
 SOURCES = Path(verifiers.__file__).parent
@@ -142,7 +142,7 @@ def test_model_that_normalises_by_itself(onnxruntime_program: Path, tmp_path: Pa
     """A model with a uint8 input is fed pixels, and pixels are what its images have to give."""
     export = make_export(tmp_path / "raw", raw=True)
     folder = tmp_path / "unpacked"
-    shutil.unpack_archive(packaging.write(export, tmp_path / "raw.zip"), folder, "zip")
+    shutil.unpack_archive(device_bundle.write(export, tmp_path / "raw.zip"), folder, "zip")
     status, said = run((onnxruntime_program, ONNX), folder)
     assert (status, "pass    pixels: 8 images" in said) == (0, True), said
     path = folder / "golden" / "input.npy"

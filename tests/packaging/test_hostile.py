@@ -17,11 +17,11 @@ import mutate
 import numpy as np
 import pytest
 
-from levit_export import packaging
-from levit_export.bundle import FileEntry
-from levit_export.errors import BundleError
-from levit_export.packaging import archive, names
-from levit_export.packaging.arrays import encode
+from levit_export.core.errors import BundleError
+from levit_export.storage import device_bundle
+from levit_export.storage.device_bundle import archive, names
+from levit_export.storage.device_bundle.arrays import encode
+from levit_export.storage.export_directory import FileEntry
 
 Attack = Callable[[bytes], bytes]
 
@@ -42,7 +42,7 @@ def refusal(sandbox: Path, raw: bytes, monkeypatch: pytest.MonkeyPatch) -> Bundl
 
     monkeypatch.setattr(archive, "_extract", unpacked)
     (sandbox / "b.zip").write_bytes(raw)
-    with pytest.raises(BundleError) as caught, packaging.open_bundle(sandbox / "b.zip"):
+    with pytest.raises(BundleError) as caught, device_bundle.open_bundle(sandbox / "b.zip"):
         pytest.fail("it was opened")
     assert sorted(path.name for path in sandbox.rglob("*")) == ["b.zip", "temporary"]
     return caught.value
@@ -287,7 +287,7 @@ def test_what_is_packed_again_rightly_is_opened(zipped: Path, sandbox: Path) -> 
     """The tools of these attacks by themselves do no harm: packed again, the bundle is opened."""
     path = sandbox / "b.zip"
     path.write_bytes(mutate.pack(mutate.vouched(mutate.contents(zipped.read_bytes()))))
-    with packaging.open_bundle(path) as folder:
+    with device_bundle.open_bundle(path) as folder:
         assert (folder / "verify.py").is_file()
 
 
@@ -309,7 +309,7 @@ def test_a_bundle_that_changes_while_it_is_read(
         return examined
 
     monkeypatch.setattr(archive, "_examine", then_change)
-    with pytest.raises(BundleError, match="changed while"), packaging.open_bundle(path):
+    with pytest.raises(BundleError, match="changed while"), device_bundle.open_bundle(path):
         pytest.fail("it was opened")
     assert sorted(p.name for p in sandbox.rglob("*")) == ["b.zip", "temporary"]
 
@@ -322,7 +322,7 @@ def test_what_is_no_file(sandbox: Path, kind: str) -> None:
         path.mkdir()
     elif kind == "pipe":
         os.mkfifo(path)
-    with pytest.raises(BundleError, match=r"b\.zip"), packaging.open_bundle(path):
+    with pytest.raises(BundleError, match=r"b\.zip"), device_bundle.open_bundle(path):
         pytest.fail("it was opened")
 
 

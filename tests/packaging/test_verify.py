@@ -18,9 +18,10 @@ import pytest
 from onnx import numpy_helper
 from tiny_exports import COREML, ONNX, RECIPE, RESIZES, fed, make_export, named
 
-from levit_export import packaging, preprocessing
-from levit_export.core import Preprocessing
-from levit_export.packaging.verifiers import verify as verifier
+from levit_export.core.values import Preprocessing
+from levit_export.inputs import preprocessing
+from levit_export.storage import device_bundle
+from levit_export.storage.device_bundle.verifiers import verify as verifier
 
 RUN = (
     "import runpy, sys; sys.path.append(sys.argv[1]); sys.argv = sys.argv[2:]; "
@@ -213,7 +214,7 @@ def test_golden_inputs_with_a_mistake(
 @pytest.fixture(scope="session")
 def diagnose() -> Any:
     """The functions of ``verify.py``, for what needs no process of its own."""
-    from levit_export.packaging.verifiers import verify as module
+    from levit_export.storage.device_bundle.verifiers import verify as module
 
     return module
 
@@ -339,7 +340,7 @@ def test_model_that_normalises_by_itself(diagnose: Any, unpacked: Path, dtype: s
 def raw(tmp_path: Path) -> Path:
     """The unpacked bundle of a model that takes uint8 pixels."""
     export = make_export(tmp_path / "raw", raw=True)
-    shutil.unpack_archive(packaging.write(export, tmp_path / "raw.zip"), tmp_path / "u", "zip")
+    shutil.unpack_archive(device_bundle.write(export, tmp_path / "raw.zip"), tmp_path / "u", "zip")
     return tmp_path / "u"
 
 

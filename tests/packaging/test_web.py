@@ -16,13 +16,13 @@ from browser import served
 from support import Cli
 from tiny_exports import ONNX
 
-from levit_export import packaging
-from levit_export.bundle import FileEntry
-from levit_export.errors import DownloadError, UsageError, WrongHashError
-from levit_export.packaging import web
-from levit_export.packaging.web import library
-from levit_export.packaging.web.library import Package
-from levit_export.published import Transfer
+from levit_export.core.errors import DownloadError, UsageError, WrongHashError
+from levit_export.models.published import Transfer
+from levit_export.storage import device_bundle
+from levit_export.storage.device_bundle import web
+from levit_export.storage.device_bundle.web import library
+from levit_export.storage.device_bundle.web.library import Package
+from levit_export.storage.export_directory import FileEntry
 
 CONTENTS = {name: f"stands for {name}".encode() for name in library.FILES}
 ENTRIES = {
@@ -100,10 +100,10 @@ def test_the_page_names_no_other_place() -> None:
 
 def test_a_bundle_with_the_page(tiny: Path, tmp_path: Path) -> None:
     """Page, runtime and licence are in the zip, hashed, and told of; bytes are reproducible."""
-    first = packaging.write(tiny, tmp_path / "one.zip", library=CONTENTS)
-    second = packaging.write(tiny, tmp_path / "two.zip", library=CONTENTS)
+    first = device_bundle.write(tiny, tmp_path / "one.zip", library=CONTENTS)
+    second = device_bundle.write(tiny, tmp_path / "two.zip", library=CONTENTS)
     assert first.read_bytes() == second.read_bytes()
-    with packaging.open_bundle(first) as folder:
+    with device_bundle.open_bundle(first) as folder:
         described = json.loads((folder / "bundle.json").read_text(encoding="utf-8"))["files"]
         runtime = {f"web/onnxruntime/{name}" for name in CONTENTS}
         page = {f"web/{name}" for name in web.PAGE}
@@ -131,7 +131,7 @@ def test_a_bundle_without_the_page(unpacked: Path) -> None:
 def test_a_page_needs_an_onnx_file(tiny: Path, tmp_path: Path) -> None:
     """A page without an ONNX file in the bundle is refused, and nothing is written."""
     with pytest.raises(UsageError, match="is to hold openvino"):
-        packaging.write(tiny, tmp_path / "b.zip", ("openvino",), library=CONTENTS)
+        device_bundle.write(tiny, tmp_path / "b.zip", ("openvino",), library=CONTENTS)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -225,7 +225,7 @@ def test_bundle_with_web(cli: Cli, tiny: Path, tmp_path: Path, unpacked_package:
     result = cli("bundle", tiny, "-o", output, "--with", "web", "--ort-web", unpacked_package)
     assert result.exit_code == 0, result.output
     assert "http://127.0.0.1:8000/web/" in result.stdout
-    with packaging.open_bundle(output) as folder:
+    with device_bundle.open_bundle(output) as folder:
         assert (folder / "web" / "index.html").is_file()
         assert (folder / ONNX).is_file()
 

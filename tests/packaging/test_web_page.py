@@ -22,13 +22,15 @@ from PIL import Image
 from support import Exported
 from tiny_exports import make_export
 
-from levit_export import bundle, packaging, preprocessing, reference, samples
-from levit_export.errors import DownloadError
-from levit_export.images.decoding import decode
-from levit_export.packaging import arrays, png
-from levit_export.packaging import web as page_files
-from levit_export.packaging.images import picture
-from levit_export.packaging.web import library
+from levit_export.checks import reference
+from levit_export.core.errors import DownloadError
+from levit_export.inputs import preprocessing, samples
+from levit_export.inputs.images.decoding import decode
+from levit_export.storage import device_bundle, export_directory
+from levit_export.storage.device_bundle import arrays, png
+from levit_export.storage.device_bundle import web as page_files
+from levit_export.storage.device_bundle.images import picture
+from levit_export.storage.device_bundle.web import library
 
 pytestmark = pytest.mark.skipif(
     CHROMIUM is None or DRIVER is None,
@@ -61,7 +63,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 def laid_out(export: Path, folder: Path, runtime: dict[str, bytes]) -> Path:
     """The unpacked bundle, with its page, of an export."""
-    zipped = packaging.write(export, folder / "b.zip", ("onnx",), library=runtime)
+    zipped = device_bundle.write(export, folder / "b.zip", ("onnx",), library=runtime)
     shutil.unpack_archive(zipped, folder / "unpacked", "zip")
     return folder / "unpacked"
 
@@ -135,7 +137,7 @@ def test_digits_get_pytorchs_answers(
 
     ``|dp| <= max|dz| / 2`` for p = softmax(z), and ``max|dz|`` is what the export allows.
     """
-    manifest = bundle.read_manifest(digits)
+    manifest = export_directory.read_manifest(digits)
     checkpoint = reference.load(reference.ModelChoice())
     images = samples.held_out_digits()[0][DIGITS]
     inputs = np.stack([preprocessing.apply(manifest.model.preprocessing, i) for i in images])
@@ -194,7 +196,7 @@ def altered_input(folder: Path) -> None:
     """The last bit of one number of the golden input."""
     path = folder / "golden/input.npy"
     inputs = np.load(path)
-    row = bundle.read_manifest(folder).golden.samples.index("gradient")
+    row = export_directory.read_manifest(folder).golden.samples.index("gradient")
     inputs[row, 0, 5, 5] = np.nextafter(inputs[row, 0, 5, 5], np.float32(9))
     replace(path, arrays.encode(inputs))
 

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from tiny_exports import RESIZES, named
 
-from levit_export import preprocessing
-from levit_export.core import Preprocessing
-from levit_export.errors import DataError
-from levit_export.packaging.images import picture
+from levit_export.core.errors import DataError
+from levit_export.core.values import Preprocessing
+from levit_export.inputs import preprocessing
+from levit_export.storage.device_bundle.images import picture
 
 NODE = shutil.which("node")
 SIZES = ((1, 1), (7, 90), (20, 20), (21, 20), (37, 53), (64, 33), (120, 41), (90, 79))
@@ -42,7 +42,7 @@ pytestmark = pytest.mark.skipif(NODE is None, reason="Node.js is not installed")
 
 def page(folder: Path, recipes: list[Preprocessing], images: list[np.ndarray]) -> list[list[Any]]:
     """For each recipe and image what the page crops and feeds, or its message."""
-    script = resources.files("levit_export.packaging.web") / "recipe.js"
+    script = resources.files("levit_export.storage.device_bundle.web") / "recipe.js"
     (folder / "recipe.mjs").write_bytes(script.read_bytes())
     (folder / "run.mjs").write_text(SCRIPT, encoding="utf-8")
     given = {

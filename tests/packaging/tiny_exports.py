@@ -9,10 +9,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from levit_export import bundle, preprocessing, samples
-from levit_export.atomic import MANIFEST
-from levit_export.bundle import ArtifactEntry, GoldenEntry, Manifest
-from levit_export.core import (
+from levit_export.core.values import (
     Interpolation,
     ModelInfo,
     Preprocessing,
@@ -23,7 +20,11 @@ from levit_export.core import (
     Tolerance,
     Verdict,
 )
-from levit_export.samples import Samples
+from levit_export.inputs import preprocessing, samples
+from levit_export.inputs.samples import Samples
+from levit_export.storage import export_directory
+from levit_export.storage.export_directory import ArtifactEntry, GoldenEntry, Manifest
+from levit_export.storage.staged import MANIFEST
 
 RECIPE = Preprocessing("tiny", resize=(20, 20), crop=(16, 16))
 _MODES: dict[Resize, tuple[Size, Size]] = {
@@ -142,7 +143,7 @@ def make_export(
     golden = raw_samples() if raw else golden_samples()
     flat = normal(golden)
     outputs = {name: (flat @ weights(name).T).astype(np.float32) for name in OUTPUTS}
-    bundle.write_golden(folder, golden, outputs)
+    export_directory.write_golden(folder, golden, outputs)
     write_manifest(folder, paths, golden, verdicts or {})
     return folder
 
@@ -158,7 +159,7 @@ def write_manifest(
     found = {entry.verdict for entry in entries}
     (folder / MANIFEST).unlink(missing_ok=True)
     manifest = Manifest(
-        schema=bundle.SCHEMA,
+        schema=export_directory.SCHEMA,
         verdict="fail" if "fail" in found else "not-run" if "not-run" in found else "pass",
         model=model_info(),
         signature=Signature(
@@ -175,9 +176,9 @@ def write_manifest(
             weights={},
         ),
         toolchain={"levit-export": "0.1.0"},
-        files=bundle.list_files(folder),
+        files=export_directory.list_files(folder),
     )
-    bundle.write_manifest(folder, manifest)
+    export_directory.write_manifest(folder, manifest)
 
 
 def tolerances(golden: Samples) -> dict[str, Tolerance]:

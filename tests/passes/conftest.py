@@ -12,8 +12,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from pass_networks import NETWORKS, SMALL, Network, build
 
-from levit_export.architectures.levit import Levit
-from levit_export.architectures.random_weights import randomize_
+from levit_export.models.architectures.levit import Levit
+from levit_export.models.architectures.random_weights import randomize_
 
 
 @pytest.fixture(scope="session", params=NETWORKS)

@@ -10,11 +10,11 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from levit_export.architectures.levit import Levit
-from levit_export.architectures.random_weights import randomize_
-from levit_export.core import PassRecord
-from levit_export.passes import PASSES, apply_passes
-from levit_export.zoo import LevitConfig, variant
+from levit_export.core.values import PassRecord
+from levit_export.models.architectures.levit import Levit
+from levit_export.models.architectures.random_weights import randomize_
+from levit_export.models.passes import PASSES, apply_passes
+from levit_export.models.zoo import LevitConfig, variant
 
 NETWORKS = {
     # BatchNorms: stem 4, heads 2, attention 2 each, shrinking attention 3 each, MLP 2 each.

@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import nn
 
-from levit_export.architectures.layers import BNLinear, ConvBN, LinearBN
-from levit_export.architectures.levit import Levit
-from levit_export.architectures.random_weights import randomize_
-from levit_export.core import UNIT_ROUNDOFF
-from levit_export.errors import PassError
-from levit_export.passes import PASSES, apply_passes
-from levit_export.passes.base import Matched, NotApplicable
-from levit_export.zoo import LevitConfig
+from levit_export.core.errors import PassError
+from levit_export.core.values import UNIT_ROUNDOFF
+from levit_export.models.architectures.layers import BNLinear, ConvBN, LinearBN
+from levit_export.models.architectures.levit import Levit
+from levit_export.models.architectures.random_weights import randomize_
+from levit_export.models.passes import PASSES, apply_passes
+from levit_export.models.passes.base import Matched, NotApplicable
+from levit_export.models.zoo import LevitConfig
 
 SHAPE = (3, 64, 64)
 FUSE, FOLD, BAKE, MERGE = PASSES

@@ -10,14 +10,14 @@ import torch
 from support import Cli
 from timm_levits import RECORDED, image, recorded, weights
 
-from levit_export import checkpoints
-from levit_export.architectures.vit_pytorch import VitPytorchLevit
-from levit_export.checkpoints import Checkpoint, Choices
-from levit_export.core import Size
-from levit_export.errors import PassError
-from levit_export.passes import bake_attention_bias
-from levit_export.preparation import laid_out, prepare, rewrite, weights_of
-from levit_export.zoo import LevitConfig, Variant, VitPytorchConfig, variant
+from levit_export.core.errors import PassError
+from levit_export.core.values import Size
+from levit_export.models import checkpoints
+from levit_export.models.architectures.vit_pytorch import VitPytorchLevit
+from levit_export.models.checkpoints import Checkpoint, Choices
+from levit_export.models.passes import bake_attention_bias
+from levit_export.models.preparation import laid_out, prepare, rewrite, weights_of
+from levit_export.models.zoo import LevitConfig, Variant, VitPytorchConfig, variant
 
 LEVIT = LevitConfig((32, 48, 64), 16, (2, 3, 4), (1, 1, 2), classes=5)
 VIT = VitPytorchConfig((32, 48, 64), (2, 3, 4), (1, 1, 2), 16, 16, classes=5, distill_classes=4)

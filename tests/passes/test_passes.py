@@ -9,10 +9,10 @@ import torch
 from pass_networks import Network
 from torch import nn
 
-from levit_export.architectures.levit import Levit
-from levit_export.errors import UnknownNameError
-from levit_export.passes import PASSES, apply_passes
-from levit_export.passes.proof import PROOF_BOUND
+from levit_export.core.errors import UnknownNameError
+from levit_export.models.architectures.levit import Levit
+from levit_export.models.passes import PASSES, apply_passes
+from levit_export.models.passes.proof import PROOF_BOUND
 
 NAMES = ("fuse_batchnorm", "fold_attention_scale", "bake_attention_bias", "merge_heads")
 BatchNorm = nn.modules.batchnorm._BatchNorm

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from levit_export.architectures.levit import Attention, AttentionBias, Levit
-from levit_export.errors import PassError, PassProofError
-from levit_export.passes import PASSES, apply_passes, fuse_batchnorm
-from levit_export.passes.base import Matched, NotApplicable, Pass
-from levit_export.passes.proof import relative_error
+from levit_export.core.errors import PassError, PassProofError
+from levit_export.models.architectures.levit import Attention, AttentionBias, Levit
+from levit_export.models.passes import PASSES, apply_passes, fuse_batchnorm
+from levit_export.models.passes.base import Matched, NotApplicable, Pass
+from levit_export.models.passes.proof import relative_error
 
 SHAPE = (3, 64, 64)
 FUSE, FOLD, BAKE, MERGE = PASSES

@@ -10,7 +10,7 @@ import pytest
 from downloads import CONTENT, Recorder, Setting, published
 from weights_server import ranged, serving
 
-from levit_export.published import Transfer
+from levit_export.models.published import Transfer
 
 
 @pytest.fixture(autouse=True)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from weights_server import Site
 
-from levit_export.published import HashedFile, Published, Transfer, fetch
-from levit_export.published.download import Partial
+from levit_export.models.published import HashedFile, Published, Transfer, fetch
+from levit_export.models.published.download import Partial
 
 CONTENT = bytes(range(256)) * 1200
 """300 KiB: some reads, less than one step of progress."""

@@ -16,9 +16,9 @@ import requests
 from downloads import ARRIVED, CONTENT, OTHER, Setting, published
 from weights_server import broken_off, etag, ranged, stalled, status, whole
 
-from levit_export.errors import OutputError
-from levit_export.published import DownloadError
-from levit_export.published.download import CHUNK, STEP, Partial
+from levit_export.core.errors import OutputError
+from levit_export.models.published import DownloadError
+from levit_export.models.published.download import CHUNK, STEP, Partial
 
 if TYPE_CHECKING:
     from typing_extensions import Self

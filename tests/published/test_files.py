@@ -13,8 +13,8 @@ import pytest
 from downloads import ARRIVED, CONTENT, OTHER, Recorder, Setting
 from weights_server import Handler, etag, ranged
 
-from levit_export.errors import OutputError
-from levit_export.published import DownloadError, WrongHashError, fetch
+from levit_export.core.errors import OutputError
+from levit_export.models.published import DownloadError, WrongHashError, fetch
 
 
 def test_a_file_is_downloaded_once(setting: Setting) -> None:
@@ -191,7 +191,7 @@ def test_the_environment_names_mirror_and_cache(
 def test_importing_and_parsing_load_no_network_library() -> None:
     """A cached file needs neither requests nor huggingface_hub."""
     script = (
-        "import sys; from levit_export.published import parse; parse('levit_256');"
+        "import sys; from levit_export.models.published import parse; parse('levit_256');"
         "print(sorted({'requests', 'urllib3', 'huggingface_hub', 'filelock'} & set(sys.modules)))"
     )
     done = subprocess.run(

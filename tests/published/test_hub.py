@@ -15,8 +15,8 @@ from downloads import CONTENT, Recorder
 from hub_server import COMMIT, Repository
 from weights_server import Site, serving, status
 
-from levit_export.errors import MissingDependencyError, OutputError
-from levit_export.published import (
+from levit_export.core.errors import MissingDependencyError, OutputError
+from levit_export.models.published import (
     DownloadError,
     HubModel,
     Published,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from levit_export import zoo
-from levit_export.errors import UnknownNameError, UsageError
-from levit_export.published import HashedFile, HubModel, known_names, parse
+from levit_export.core.errors import UnknownNameError, UsageError
+from levit_export.models import zoo
+from levit_export.models.published import HashedFile, HubModel, known_names, parse
 
 PAPER = ("levit_128s", "levit_128", "levit_192", "levit_256", "levit_384")
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from levit_export.errors import UsageError
-from levit_export.published import Transfer
-from levit_export.published.transfer import WEIGHTS_URL
+from levit_export.core.errors import UsageError
+from levit_export.models.published import Transfer
+from levit_export.models.published.transfer import WEIGHTS_URL
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,12 @@ from html.parser import HTMLParser
 import gate_reports as made
 import numpy as np
 
-from levit_export.core import PassRecord
-from levit_export.drift.values import DriftMap, Finding, Row, Stage
-from levit_export.parity import OutputParity, ParityReport
-from levit_export.report import Accuracy, ArtifactReport, Report
-from levit_export.timing import TimingReport
+from levit_export.checks.drift.values import DriftMap, Finding, Row, Stage
+from levit_export.checks.parity import OutputParity, ParityReport
+from levit_export.checks.results import Accuracy, ArtifactReport
+from levit_export.checks.timing import TimingReport
+from levit_export.core.values import PassRecord
+from levit_export.reports.report import Report
 
 VOID = {"meta", "img", "br"}
 HOSTILE = "<script>alert(1)</script>&\"'$x$\x00\udcff<b>"

@@ -7,8 +7,8 @@ from pathlib import PurePosixPath
 
 import pytest
 
-from levit_export.gate import Check
-from levit_export.render import annotations
+from levit_export.reports import annotations
+from levit_export.reports.gate import Check
 
 COMMAND = re.compile(r"::(?P<level>\w+)(?: (?P<properties>[^:]*))?::(?P<message>.*)", re.DOTALL)
 HOSTILE = "100 %\r\n::error::a,b=c: %0A%25"

@@ -9,15 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from levit_export import parity, timing
-from levit_export.core import Availability, ModelInfo, PassRecord, Preprocessing, Tolerance
-from levit_export.findings import Finding
-from levit_export.machine import Machine
-from levit_export.parity import OutputParity, ParityReport
-from levit_export.render import console
-from levit_export.report import Accuracy, ArtifactReport, Report
-from levit_export.timing import TimingReport
-from levit_export.zoo import VARIANTS
+from levit_export.checks import parity, timing
+from levit_export.checks.findings import Finding
+from levit_export.checks.parity import OutputParity, ParityReport
+from levit_export.checks.results import Accuracy, ArtifactReport
+from levit_export.checks.timing import TimingReport
+from levit_export.core.machine import Machine
+from levit_export.core.values import Availability, ModelInfo, PassRecord, Preprocessing, Tolerance
+from levit_export.models.zoo import VARIANTS
+from levit_export.reports import console
+from levit_export.reports.report import Report
 
 ESCAPE = "\x1b"
 OUTPUT = OutputParity(

@@ -29,11 +29,11 @@ from html_reports import (
     twelve,
 )
 
-from levit_export.parity import NOT_ASKED
-from levit_export.render import html
-from levit_export.report import Explanation, Report
-from levit_export.search import Candidate, Found, Point
-from levit_export.weights import WeightAudit
+from levit_export.checks.parity import NOT_ASKED
+from levit_export.checks.results import Explanation
+from levit_export.checks.weights import WeightAudit
+from levit_export.reports import html
+from levit_export.reports.report import Candidate, Report, SearchPoint, SearchResult
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 PIXELS = {"noise": np.arange(192, dtype=np.uint8).reshape(8, 8, 3)}
@@ -60,7 +60,9 @@ def make_full() -> str:
     """A page with every section."""
     report = twelve()
     first = replace(report.artifacts[0], parity=flipped(Flip("noise", 0, 1)))
-    found = Found(Point(Candidate("int8"), 0.1, 9), (Point(Candidate("int8"), 0.1, 9),))
+    found = SearchResult(
+        SearchPoint(Candidate("int8"), 0.1, 9), (SearchPoint(Candidate("int8"), 0.1, 9),)
+    )
     report = replace(report, artifacts=(first, *report.artifacts[1:]), searches={"onnx": found})
     return html.page(report, drift=drift_of("onnx-fp32", "openvino-fp32"), pixels=PIXELS)
 
@@ -387,7 +389,7 @@ def test_without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_page_without_plots_does_not_load_matplotlib() -> None:
     """Importing the package and making a page that plots nothing leaves matplotlib alone."""
     code = (
-        "import sys, gate_reports; from levit_export.render import html; "
+        "import sys, gate_reports; from levit_export.reports import html; "
         "html.page(gate_reports.report_of(gate_reports.artifact())); "
         "assert not {'matplotlib', 'torch', 'PIL'} & set(sys.modules)"
     )
@@ -402,7 +404,7 @@ LINES = ("series-0", "series-1", "series-2", "series-3")
 
 def palette(scheme: str) -> dict[str, str]:
     """The colours of the page in a scheme."""
-    css = (resources.files("levit_export.render.html") / "report.css").read_text("utf-8")
+    css = (resources.files("levit_export.reports.html") / "report.css").read_text("utf-8")
     blocks = re.findall(r":root \{(.*?)\}", css, re.DOTALL)
     assert len(blocks) == len(SCHEMES)
     return dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", blocks[SCHEMES.index(scheme)]))

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from html_reports import drift_of, twelve
 
-from levit_export.render import html
+from levit_export.reports import html
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 WIDTHS = (390, 1280)

@@ -9,8 +9,8 @@ from xml.sax import handler, parseString
 
 import pytest
 
-from levit_export.gate import Check
-from levit_export.render import junit
+from levit_export.reports import junit
+from levit_export.reports.gate import Check
 
 CHECKS = (
     Check("onnx-fp32", "a/m.onnx", "parity", "pass"),

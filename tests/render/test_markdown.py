@@ -9,10 +9,9 @@ import pytest
 from gate_reports import artifact, report_of, timed, unrun
 from markdown_it import MarkdownIt
 
-from levit_export import gate
-from levit_export.gate import Check, Slack
-from levit_export.render import markdown
-from levit_export.report import Report
+from levit_export.reports import gate, markdown
+from levit_export.reports.gate import Check, Slack
+from levit_export.reports.report import Report
 
 
 def tables(text: str) -> list[list[list[str]]]:

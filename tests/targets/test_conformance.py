@@ -1,4 +1,4 @@
-"""Every registered target keeps the contract of levit_export.core.Target."""
+"""Every registered target keeps the contract of levit_export.core.values.Target."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from levit_export.core import (
+from levit_export.core.values import (
     Artifact,
     ExportOptions,
     Prepared,
@@ -19,7 +19,7 @@ from levit_export.core import (
     Session,
     Tensors,
 )
-from levit_export.targets import TARGETS
+from levit_export.formats import TARGETS
 from levit_export.testing import FakeTarget, assert_conforms
 
 ALONE = """

@@ -17,19 +17,20 @@ import subjects
 from mutations import edit_specification, read_specification
 from support import Cli
 
-from levit_export import checkpoints, mil
-from levit_export.core import Artifact, ExportOptions, RunOptions
-from levit_export.errors import (
+from levit_export.core.errors import (
     ArtifactError,
     ExportFailedError,
     PackageError,
     UnknownNameError,
     UsageError,
 )
-from levit_export.preparation import prepare
-from levit_export.targets import coreml
-from levit_export.targets.coreml import EVALUATOR, CoremlTarget
-from levit_export.targets.metadata import PREFIX
+from levit_export.core.values import Artifact, ExportOptions, RunOptions
+from levit_export.formats import mil
+from levit_export.formats.coreml import target as coreml
+from levit_export.formats.coreml.target import EVALUATOR, CoremlTarget
+from levit_export.formats.metadata import PREFIX
+from levit_export.models import checkpoints
+from levit_export.models.preparation import prepare
 
 TARGET = CoremlTarget()
 RUN = RunOptions(threads=1)

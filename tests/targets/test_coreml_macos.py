@@ -15,15 +15,22 @@ import numpy as np
 import pytest
 import subjects
 
-from levit_export import checking, lean, mil
-from levit_export.checking import Row
-from levit_export.core import Artifact, RunOptions
-from levit_export.errors import ArtifactError, RuntimeFailedError, UnknownNameError, UsageError
-from levit_export.parity import ParityReport
-from levit_export.targets import coreml
-from levit_export.targets.coreml import CoremlTarget
-from levit_export.targets.quiet import quiet
-from levit_export.timing import TimingPlan
+from levit_export.checks import execution
+from levit_export.checks.execution import Row
+from levit_export.checks.parity import ParityReport
+from levit_export.checks.timing import TimingPlan
+from levit_export.core import heavy_imports
+from levit_export.core.errors import (
+    ArtifactError,
+    RuntimeFailedError,
+    UnknownNameError,
+    UsageError,
+)
+from levit_export.core.quiet import quiet
+from levit_export.core.values import Artifact, RunOptions
+from levit_export.formats import mil
+from levit_export.formats.coreml import target as coreml
+from levit_export.formats.coreml.target import CoremlTarget
 
 TARGET = CoremlTarget()
 UNITS = ("cpu_only", "cpu_and_ne", "cpu_and_gpu", "all")
@@ -53,7 +60,7 @@ def core_ml(monkeypatch: pytest.MonkeyPatch) -> CoreMl:
     subjects.artifact("coreml", "fp16")
     subjects.classifier()
     with quiet("coremltools"):
-        tools = lean.coremltools()
+        tools = heavy_imports.coremltools()
     fake = CoreMl()
     monkeypatch.setattr(coreml, "on_macos", lambda: True)
     monkeypatch.setattr(tools.models, "MLModel", fake.model)
@@ -69,7 +76,7 @@ def half() -> Artifact:
 def judge(artifact: Artifact, unit: str = "cpu_only") -> ParityReport:
     """The verdict on one compute unit."""
     row = Row(artifact, RunOptions(compute_units=(unit,)))
-    return checking.check(row, subjects.digits_reference())[0]
+    return execution.check(row, subjects.digits_reference())[0]
 
 
 def image() -> dict[str, np.ndarray]:
@@ -80,9 +87,9 @@ def image() -> dict[str, np.ndarray]:
 
 def test_one_row_for_each_unit(core_ml: CoreMl, half: Artifact) -> None:
     """With Core ML faked: every compute unit asked for is a row, loaded with it and named so."""
-    rows = checking.rows([half], RunOptions(compute_units=UNITS))
+    rows = execution.rows([half], RunOptions(compute_units=UNITS))
     assert [row.run.compute_units for row in rows] == [(unit,) for unit in UNITS]
-    reports = [checking.check(row, subjects.digits_reference())[0] for row in rows]
+    reports = [execution.check(row, subjects.digits_reference())[0] for row in rows]
     assert [report.runtime for report in reports] == [f"Core ML ({unit})" for unit in UNITS]
     assert {report.verdict for report in reports} == {"pass"}
     assert core_ml.loaded == [(str(half.path), unit.upper()) for unit in UNITS]
@@ -97,10 +104,10 @@ def test_unknown_units_are_refused() -> None:
 
 def test_it_can_be_timed(core_ml: CoreMl, half: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
     """With Core ML faked: latency is measured there, of every compute unit."""
-    monkeypatch.setattr(checking, "_gemm_seconds", lambda _: (1.0,))
+    monkeypatch.setattr(execution, "_gemm_seconds", lambda _: (1.0,))
     assert TARGET.can_time().ok
-    rows = checking.rows([half], RunOptions(compute_units=("cpu_only", "all")))
-    timed, _ = checking.time_rows(rows, 1, TimingPlan(warmup=0, iterations=2))
+    rows = execution.rows([half], RunOptions(compute_units=("cpu_only", "all")))
+    timed, _ = execution.time_rows(rows, 1, TimingPlan(warmup=0, iterations=2))
     assert [timed[row].verdict for row in rows] == ["pass", "pass"]
     assert [timed[row].runtime for row in rows] == ["Core ML (cpu_only)", "Core ML (all)"]
     assert len(core_ml.loaded) == 2
@@ -159,7 +166,7 @@ def test_a_model_that_cannot_be_loaded(
         raise RuntimeError("Unable to parse the model")
 
     monkeypatch.setattr(core_ml, "model", refuse)
-    monkeypatch.setattr(lean.coremltools().models, "MLModel", refuse)
+    monkeypatch.setattr(heavy_imports.coremltools().models, "MLModel", refuse)
     with pytest.raises(ArtifactError, match="Unable to parse the model") as raised:
         judge(half)
     assert str(half.path) in raised.value.what
@@ -242,7 +249,7 @@ class Compiler:
         self.units.append(units.name)
         if self.error is not None:
             raise self.error
-        kinds = lean.coremltools("models.compute_device")
+        kinds = heavy_imports.coremltools("models.compute_device")
         usages = [
             None
             if not device
@@ -267,8 +274,8 @@ def compiler(
     del core_ml
     devices = ("", "NeuralEngine", "CPU", "", "NeuralEngine", "GPU", "NeuralEngine")
     fake = Compiler(tmp_path, devices)
-    plans = lean.coremltools("models.compute_plan")
-    monkeypatch.setattr(lean.coremltools().models.utils, "compile_model", fake.compile)
+    plans = heavy_imports.coremltools("models.compute_plan")
+    monkeypatch.setattr(heavy_imports.coremltools().models.utils, "compile_model", fake.compile)
     monkeypatch.setattr(plans.MLComputePlan, "load_from_path", fake.plan)
     yield fake
     assert list(tmp_path.iterdir()) == []

@@ -15,12 +15,15 @@ import pytest
 import subjects
 from mutations import read_specification
 
-from levit_export import mil, samples, weights
-from levit_export.core import Artifact, Calibration, ExportOptions, Prepared
-from levit_export.errors import ExportFailedError, UsageError
-from levit_export.preparation import prepare
-from levit_export.targets import coreml, simulated
-from levit_export.targets.coreml import CoremlTarget
+from levit_export.checks import weights
+from levit_export.core.errors import ExportFailedError, UsageError
+from levit_export.core.values import Artifact, Calibration, ExportOptions, Prepared
+from levit_export.formats import mil
+from levit_export.formats import simulated_quantisation as simulated
+from levit_export.formats.coreml import target as coreml
+from levit_export.formats.coreml.target import CoremlTarget
+from levit_export.inputs import samples
+from levit_export.models.preparation import prepare
 
 TARGET = CoremlTarget()
 COMPRESSED = ("int8", "w8", "w6", "w4")
@@ -114,7 +117,7 @@ def test_answers(precision: str) -> None:
 
     Not so palettes of a whole tensor, which are coarser than that yardstick's grid per channel.
     """
-    from levit_export import reference
+    from levit_export.checks import reference
 
     expected = reference.make(
         subjects.tiny_checkpoint(),
@@ -133,8 +136,8 @@ def test_against_coremltools(precision: str, tmp_path: Path) -> None:
     import coremltools as ct
     from coremltools.optimize.coreml import decompress_weights
 
-    from levit_export.targets.coreml_package import write_package
-    from levit_export.targets.quiet import quiet
+    from levit_export.core.quiet import quiet
+    from levit_export.formats.coreml.package import write_package
 
     made = small(precision)
     with quiet("coremltools"):

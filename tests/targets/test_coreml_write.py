@@ -17,17 +17,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from levit_export import checkpoints, lean, mil, tolerance
-from levit_export.core import UNIT_ROUNDOFF, Embedded, ExportOptions, Prepared, RunOptions
+from levit_export.checks import tolerance
+from levit_export.core import heavy_imports
 from levit_export.core.network import KINDS, Network, Op, Value
+from levit_export.core.quiet import quiet
+from levit_export.core.values import UNIT_ROUNDOFF, Embedded, ExportOptions, Prepared, RunOptions
+from levit_export.formats import mil, target
+from levit_export.formats.coreml.conversion import assembled
+from levit_export.formats.coreml.package import write_package
+from levit_export.formats.coreml.write import WRITERS, program
+from levit_export.models import checkpoints
 from levit_export.models.evaluate import evaluate
-from levit_export.preparation import prepare
-from levit_export.targets import target
-from levit_export.targets.coreml_conversion import assembled
-from levit_export.targets.coreml_package import write_package
-from levit_export.targets.coreml_write import WRITERS, program
-from levit_export.targets.quiet import quiet
-from levit_export.zoo import Config, GraftedConfig, VitPytorchConfig, variant
+from levit_export.models.preparation import prepare
+from levit_export.models.zoo import Config, GraftedConfig, VitPytorchConfig, variant
 
 FP32, FP16 = ExportOptions(precision="fp32"), ExportOptions(precision="fp16")
 
@@ -246,7 +248,7 @@ def network_of(kind: str, cases: list[Drawn], seed: int) -> tuple[Network, dict[
 
 def run(network: Network, inputs: dict[str, np.ndarray], *, half: bool) -> dict[str, np.ndarray]:
     """What a network's saved package gives, by the evaluator."""
-    ct = lean.coremltools()
+    ct = heavy_imports.coremltools()
     with TemporaryDirectory() as place, quiet("coremltools"):
         written = program(network, ct.target.iOS16, half=half)
         described = [ct.TensorType(name=v.name, shape=v.shape) for v in network.inputs]
@@ -339,7 +341,7 @@ def test_against_coremltools(name: str, tmp_path: Path) -> None:
 
     Its Hardswish has a thresholded_relu, which changes no answer.
     """
-    ct = lean.coremltools()
+    ct = heavy_imports.coremltools()
     model = prepared(name)
     ours = mil.load(subjects.export(model, tmp_path / "ours", "coreml", FP32).path)
     with quiet("coremltools"):
@@ -410,7 +412,7 @@ def test_an_image_for_a_classifier(tmp_path: Path) -> None:
 
 def test_names_do_not_depend_on_earlier_programs(tmp_path: Path) -> None:
     """Names that coremltools would number in this process are ours, and the bytes the same."""
-    builder = lean.coremltools("converters.mil").Builder
+    builder = heavy_imports.coremltools("converters.mil").Builder
     before = subjects.export(subjects.tiny(), tmp_path / "before", "coreml", FP32)
 
     @builder.program(input_specs=[builder.TensorSpec(shape=(1, 4))])

@@ -18,9 +18,11 @@ import subjects
 from onnx import TensorProto, helper, numpy_helper
 from support import Exported
 
-from levit_export import bundle, checking, checkpoints, reference
-from levit_export.checking import Reference
-from levit_export.core import (
+from levit_export.checks import execution, reference
+from levit_export.checks.execution import Reference
+from levit_export.checks.parity import ParityReport
+from levit_export.core.errors import ArtifactError, RuntimeFailedError, UsageError
+from levit_export.core.values import (
     Artifact,
     Calibration,
     ExportOptions,
@@ -29,14 +31,14 @@ from levit_export.core import (
     RunOptions,
     Signature,
 )
-from levit_export.errors import ArtifactError, RuntimeFailedError, UsageError
-from levit_export.parity import ParityReport
-from levit_export.preparation import prepare
-from levit_export.targets import onnx as onnx_target
-from levit_export.targets import onnx_simplify
-from levit_export.targets.metadata import PREFIX
-from levit_export.targets.onnx import OnnxTarget
-from levit_export.zoo import VARIANTS, Variant
+from levit_export.formats.metadata import PREFIX
+from levit_export.formats.onnx import simplify as onnx_simplify
+from levit_export.formats.onnx import target as onnx_target
+from levit_export.formats.onnx.target import OnnxTarget
+from levit_export.models import checkpoints
+from levit_export.models.preparation import prepare
+from levit_export.models.zoo import VARIANTS, Variant
+from levit_export.storage import export_directory
 
 TARGET = OnnxTarget()
 RUN = RunOptions(threads=1)
@@ -47,8 +49,8 @@ UNWANTED = {"BatchNormalization", "Gather", "Identity", "Dropout", "Loop", "If"}
 
 def parity(artifact: Artifact, expected: Reference) -> ParityReport:
     """The verdict on a file."""
-    (row,) = checking.rows([artifact], RUN)
-    return checking.check(row, expected)[0]
+    (row,) = execution.rows([artifact], RUN)
+    return execution.check(row, expected)[0]
 
 
 def operators(path: Path) -> Counter[str]:
@@ -428,7 +430,7 @@ def test_external_data(plain: Artifact, tmp_path: Path) -> None:
     found = OnnxTarget().inspect(path)
     assert found.files == (path, data)
     size = path.stat().st_size + data.stat().st_size
-    assert bundle.digest(found.files).bytes == size > plain.path.stat().st_size - 1024
+    assert export_directory.digest(found.files).bytes == size > plain.path.stat().st_size - 1024
     data.unlink()
     with pytest.raises(ArtifactError, match=r"model\.onnx\.data") as caught:
         OnnxTarget().inspect(path)

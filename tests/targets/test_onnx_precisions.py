@@ -14,13 +14,18 @@ import pytest
 import subjects
 from onnx import TensorProto, numpy_helper
 
-from levit_export import checkpoints, preprocessing, samples, weights
-from levit_export.core import Artifact, Calibration, ExportOptions, RunOptions
+from levit_export.checks import weights
+from levit_export.core import constants
+from levit_export.core.errors import ExportFailedError, UsageError
 from levit_export.core.network import Network, Op, Value, value_of_tap
-from levit_export.errors import ExportFailedError, UsageError
-from levit_export.targets import onnx_precision, onnx_weights, onnx_write
-from levit_export.targets.metadata import PREFIX
-from levit_export.targets.onnx import OnnxTarget
+from levit_export.core.values import Artifact, Calibration, ExportOptions, RunOptions
+from levit_export.formats.metadata import PREFIX
+from levit_export.formats.onnx import precision as onnx_precision
+from levit_export.formats.onnx import weights as onnx_weights
+from levit_export.formats.onnx import write as onnx_write
+from levit_export.formats.onnx.target import OnnxTarget
+from levit_export.inputs import preprocessing, samples
+from levit_export.models import checkpoints
 
 TARGET = OnnxTarget()
 RUN = RunOptions(threads=1)
@@ -49,7 +54,7 @@ def tiny(precision: str, keep: tuple[str, ...] = ()) -> Artifact:
 @cache
 def digits(precision: str) -> Artifact:
     """The bundled model in a precision and batches of 16; do not change it."""
-    with (resources.files("levit_export.data") / "digits.npz").open("rb") as file:
+    with (resources.files("levit_export.inputs.data") / "digits.npz").open("rb") as file:
         pixels = np.load(file)["calibration_images"]
     recipe = checkpoints.bundled().describe().preprocessing
     images = np.stack([preprocessing.apply(recipe, image) for image in pixels])
@@ -142,7 +147,7 @@ def test_kept_block_is_float32(precision: str) -> None:
     }
     inside = {n: t for n, t in tensors.items() if n.startswith(f"{KEPT_PATH}.")}
     assert len(inside) == 2
-    prints = weights.fingerprints(tensors, "fp32")
+    prints = constants.fingerprints(tensors, "fp32")
 
     def missing(artifact: Artifact) -> set[str]:
         return set(weights.audit(prints, TARGET.constants(artifact)).missing)
@@ -202,8 +207,8 @@ def test_int8_ends_at_opset_20() -> None:
 def test_opset_21(precision: str, tmp_path: Path) -> None:
     """The newest opset holds the same constants as the oldest, and runs."""
     newest = subjects.export(subjects.tiny(), tmp_path / "x", "onnx", options(precision, opset=21))
-    oldest = map(weights.fingerprint, TARGET.constants(tiny(precision)))
-    assert sorted(map(weights.fingerprint, TARGET.constants(newest))) == sorted(oldest)
+    oldest = map(constants.fingerprint, TARGET.constants(tiny(precision)))
+    assert sorted(map(constants.fingerprint, TARGET.constants(newest))) == sorted(oldest)
     assert np.isfinite(logits(newest)).all()
 
 
@@ -402,7 +407,7 @@ def test_rows_are_the_same_function(tmp_path: Path) -> None:
 
 def test_int8_with_an_open_batch(tmp_path: Path) -> None:
     """A file with an open batch takes two images at once and gives what it gives for each."""
-    from levit_export.preparation import prepare
+    from levit_export.models.preparation import prepare
 
     model = prepare(subjects.tiny_checkpoint(), batch=None)
     made = subjects.export(model, tmp_path / "x", "onnx", options("int8", batch=None))

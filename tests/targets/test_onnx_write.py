@@ -15,12 +15,12 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from levit_export.core import UNIT_ROUNDOFF, Embedded
 from levit_export.core.network import KINDS, Network, Op, Value
+from levit_export.core.values import UNIT_ROUNDOFF, Embedded
+from levit_export.formats.onnx.target import OPSETS
+from levit_export.formats.onnx.write import WRITERS, write
 from levit_export.models.evaluate import evaluate
-from levit_export.preparation import prepare
-from levit_export.targets.onnx import OPSETS
-from levit_export.targets.onnx_write import WRITERS, write
+from levit_export.models.preparation import prepare
 
 SIDES = st.integers(1, 4)
 Drawn = tuple[list[tuple[int, ...]], dict[str, Any]]

@@ -18,10 +18,15 @@ from mutations import openvino_places
 from onnx import TensorProto, helper
 from support import Cli
 
-from levit_export import checkpoints
-from levit_export.core import Artifact, ExportOptions, RunOptions
-from levit_export.errors import ArtifactError, ExportFailedError, RuntimeFailedError, UsageError
-from levit_export.targets.openvino import OpenvinoTarget
+from levit_export.core.errors import (
+    ArtifactError,
+    ExportFailedError,
+    RuntimeFailedError,
+    UsageError,
+)
+from levit_export.core.values import Artifact, ExportOptions, RunOptions
+from levit_export.formats.openvino.target import OpenvinoTarget
+from levit_export.models import checkpoints
 
 TARGET = OpenvinoTarget()
 RUN = RunOptions(threads=1)

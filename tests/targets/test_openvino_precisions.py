@@ -15,10 +15,10 @@ import openvino
 import pytest
 import subjects
 
-from levit_export import samples
-from levit_export.core import Artifact, Calibration, ExportOptions, RunOptions
-from levit_export.errors import MissingDependencyError, UnknownNameError, UsageError
-from levit_export.targets.openvino import OpenvinoTarget
+from levit_export.core.errors import MissingDependencyError, UnknownNameError, UsageError
+from levit_export.core.values import Artifact, Calibration, ExportOptions, RunOptions
+from levit_export.formats.openvino.target import OpenvinoTarget
+from levit_export.inputs import samples
 
 TARGET = OpenvinoTarget()
 RUN = RunOptions(threads=1)
@@ -49,7 +49,7 @@ def tiny(precision: str, *keep: str) -> Artifact:
 def digits(precision: str) -> Artifact:
     """The bundled model as a file, calibrated with its own images."""
     recipe = subjects.digits().info.preprocessing
-    with (resources.files("levit_export.data") / "digits.npz").open("rb") as file:
+    with (resources.files("levit_export.inputs.data") / "digits.npz").open("rb") as file:
         held = np.load(file)
         images = samples.from_images(
             recipe, held["calibration_images"], held["calibration_labels"]

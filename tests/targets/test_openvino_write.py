@@ -16,10 +16,10 @@ from subjects import CONFIGS
 from subjects import small as small_network
 
 from levit_export.core.network import KINDS, Network, Op, Value
+from levit_export.formats.openvino.convolutions import as_convolutions
+from levit_export.formats.openvino.write import write
 from levit_export.models.evaluate import evaluate, steps
-from levit_export.preparation import prepare
-from levit_export.targets.openvino_convolutions import as_convolutions
-from levit_export.targets.openvino_write import write
+from levit_export.models.preparation import prepare
 
 Draw = Callable[[st.SearchStrategy[Any]], Any]
 UNIT = 2.0**-24

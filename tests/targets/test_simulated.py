@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from levit_export.core import Calibration
-from levit_export.targets import simulated
+from levit_export.core.values import Calibration
+from levit_export.formats import simulated_quantisation as simulated
 
 
 def small() -> nn.Sequential:

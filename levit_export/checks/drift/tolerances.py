@@ -1,0 +1,296 @@
+"""How much error a block may introduce, derived from what rounding costs that block alone.
+
+For every precision p the prepared network is run in float64 and once more as roughly as an
+artifact of p computes: in float32, rounded to float16 at every operator, or on a quantiser's
+grids. Both are given, at every tap, the same values of the tap before, so what they differ by at a
+tap arose between the two. That difference, per tap and sample, goes into the formula of
+``tolerance``:
+
+    s_i     = rms(rounded_i - exact_i) / max|exact_i|
+    sigma_i = max(s_i, median_k s_k, u)
+    rtol_i  = sqrt(2 ln(2 n / p)) * factor * sigma_i
+
+with n the numbers of that tap over all samples. A runtime may go on with more digits than it gives
+out (ONNX Runtime computes float16 in float32 on a CPU and rounds what is asked for), so what
+rounding the tap before costs is added to s in quadrature.
+
+A fault that changes every value a little shows in their root mean square long before it shows in
+the largest error. In float16, where rounding costs what storing each value does, whatever the
+kernel, that is held against a tolerance as well. (In float32 it is the order of sums that counts,
+and kernels differ: OpenVINO's was seen at 3.5 times PyTorch's rms, in a convolution of levit_384.)
+A mean over m
+squared errors of a correct artifact exceeds its expectation by more than
+``1 + 2 sqrt(t / m) + 2 t / m`` with probability at most ``exp(-t)`` (Laurent and Massart 2000,
+lemma 1), so with t = ln(1 / p)
+
+    rms_i = KERNEL * max(s_i, median_k s_k, f_i) * sqrt(1 + 2 sqrt(t / m) + 2 t / m)
+
+where ``f_i = u rms(exact_i) / max|exact_i| / sqrt(12)`` is what storing the values costs alone: a
+rounding is uniform within half a unit in the last place, u of the value at the most.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from levit_export.checks import tolerance
+from levit_export.checks.drift import taps
+from levit_export.checks.drift.distances import FLOAT16_MAX, Distance, Range, joined
+from levit_export.core.values import UNIT_ROUNDOFF, Calibration
+from levit_export.formats import simulated_quantisation as simulated
+from levit_export.formats.pytorch import to_half
+from levit_export.inputs.samples import Samples
+
+if TYPE_CHECKING:
+    from torch import nn
+
+INNER = (".scores", ".softmax")
+"""Ends of the taps that no other block takes."""
+
+KEPT_BYTES = 2**26
+"""Exact values of all samples are kept where they take no more than this, else computed again."""
+
+
+def relative_tolerance(spreads: Sequence[float], count: int, precision: str) -> np.ndarray:
+    """``rtol_i`` of the module's formula from the ``s_i`` and n, as ``tolerance.derive`` has it.
+
+    A sample on which the rounded network itself overflows grants no more than the floor.
+    """
+    u = tolerance.roundoff_of(precision)
+    s = np.array([u if math.isinf(value) else value for value in spreads])
+    factors = tolerance.lambda_of(max(count, 1)) * tolerance.factor_of(precision)
+    result: np.ndarray = factors * tolerance.sigma_of(s, precision)
+    return result
+
+
+def rms_tolerance(found: Distance, precision: str) -> np.ndarray:
+    """``rms_i`` of the module's formula in float16; infinite in others, which have none."""
+    if precision != "fp16":
+        return np.full(len(found.spreads), np.inf)
+    f = UNIT_ROUNDOFF[precision] / math.sqrt(12) * np.array(found.levels)
+    s = np.where(np.isinf(found.spreads), f, found.spreads)
+    t = math.log(1 / tolerance.FALSE_ALARM)
+    m = max(found.count, 1) / max(len(s), 1)
+    chance = math.sqrt(1 + 2 * math.sqrt(t / m) + 2 * t / m)
+    result: np.ndarray = (
+        tolerance.KERNEL * chance * np.maximum.reduce([s, f, s * 0 + np.median(s)])
+    )
+    return result
+
+
+class _Half(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Rounds what every operator returns to float16, which turns what is too large into infinity.
+
+    (That of ``targets.eager`` may not: there it measures rounding, here overflow has to show.)
+    ``resting`` counts the parts of the network in progress that stay in float32.
+    """
+
+    resting = 0
+
+    def enter(self, *_: Any) -> None:
+        """A part that stays in float32 begins."""
+        self.resting += 1
+
+    def leave(self, *_: Any) -> None:
+        """It ends."""
+        self.resting -= 1
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        is_float = isinstance(result, torch.Tensor) and result.dtype is torch.float32
+        return result.half().float() if is_float and not self.resting else result
+
+
+class Rounded:
+    """A network that computes as an artifact of ``precision`` does; ``module`` becomes its own.
+
+    ``keep`` are the paths of modules that are left in float32.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        precision: str,
+        calibration: Calibration | None = None,
+        keep: Collection[str] = (),
+    ) -> None:
+        self.module = module.float()
+        self.half = precision == "fp16"
+        self.keep = frozenset(keep)
+        self._rounding = _Half()  # type: ignore[no-untyped-call]
+        if self.half:
+            self._round_weights()
+        if precision in simulated.BITS:
+            ranges = None
+            if precision == "int8" and calibration is not None:
+                ranges = simulated.ranges_of(module, calibration)
+            simulated.quantise_(module, precision, ranges, only=lambda p: not self._keeps(p))
+
+    def _keeps(self, path: str) -> bool:
+        return f"{path}.".startswith(tuple(f"{kept}." for kept in self.keep))
+
+    def _round_weights(self) -> None:
+        for name, tensor in (*self.module.named_parameters(), *self.module.named_buffers()):
+            if tensor.is_floating_point() and not self._keeps(name):
+                tensor.data = tensor.data.half().float()
+        for path, part in self.module.named_modules():
+            if path in self.keep:
+                part.register_forward_pre_hook(self._rounding.enter)
+                part.register_forward_hook(self._rounding.leave)
+
+    def run(
+        self,
+        blocks: Mapping[str, str],
+        image: torch.Tensor,
+        outputs: tuple[str, ...],
+        given: Mapping[str, torch.Tensor] | None = None,
+    ) -> taps.Values:
+        """Every tap and output, as ``taps.run``."""
+        x = image.half().float() if self.half else image.float()
+        rounding: AbstractContextManager[Any] = self._rounding if self.half else nullcontext()
+        with rounding:
+            return taps.run(self.module, blocks, x, outputs, given)
+
+    def stored(self, values: Mapping[str, torch.Tensor], blocks: Mapping[str, str]) -> taps.Values:
+        """``values`` as the artifact holds them; float16 ends at 65504.
+
+        What a block in float32 gives is rounded by whoever takes it; what is inside, by nobody.
+        """
+        if not self.half:
+            return {name: value.float() for name, value in values.items()}
+        kept = {block for path, block in blocks.items() if path in self.keep}
+        held = {}
+        for name, value in values.items():
+            if taps.block_of_tap(name, blocks) not in kept:
+                held[name] = value.clamp(-FLOAT16_MAX, FLOAT16_MAX).half().float()
+            else:
+                is_inner = name.endswith(INNER)
+                held[name] = value.float() if is_inner else to_half(value.float())
+        return held
+
+
+class Exact:
+    """A network in float64 on given samples; ``module`` becomes its own and is converted."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        blocks: Mapping[str, str],
+        outputs: tuple[str, ...],
+        samples: Samples,
+    ) -> None:
+        self.module = module.double()
+        self.blocks = blocks
+        self.outputs = outputs
+        self.samples = samples
+        self._kept: dict[int, taps.Values] = {}
+        self._bytes = 0
+
+    def image(self, index: int) -> torch.Tensor:
+        """Sample ``index`` as a batch of one, in float64."""
+        return torch.from_numpy(self.samples.inputs[index : index + 1].astype(np.float64))
+
+    def free(self, index: int) -> taps.Values:
+        """What it computes from sample ``index``."""
+        if index in self._kept:
+            return self._kept[index]
+        values = taps.run(self.module, self.blocks, self.image(index), self.outputs)
+        size = sum(value.numel() * value.element_size() for value in values.values())
+        if self._bytes + size <= KEPT_BYTES:
+            self._kept[index] = values
+            self._bytes += size
+        return values
+
+    def led(self, index: int, given: Mapping[str, torch.Tensor]) -> taps.Values:
+        """What it computes when every segment between taps starts from ``given`` values."""
+        return taps.run(self.module, self.blocks, self.image(index), self.outputs, given)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The taps, in the network's order, and the outputs."""
+        return tuple(self.free(0))
+
+
+class Yardstick:
+    """Tolerances of a precision: per tap an array with one number a sample; and what it rests on.
+
+    ``rtol`` is for the largest error that is introduced into a sample, ``rms`` for the root mean
+    square of these errors, ``answers`` for the largest that has accumulated, which parity's own
+    tolerances of outputs replace where they are given.
+
+    ``accumulated`` and ``introduced`` are the distances of the rounded network itself, ``ranges``
+    the values of the exact one.
+    """
+
+    def __init__(
+        self,
+        exact: Exact,
+        rounded: Rounded,
+        precision: str,
+        answers: Mapping[str, np.ndarray] | None = None,
+    ) -> None:
+        self.precision = precision
+        self.accumulated: dict[str, Distance] = {}
+        self.introduced: dict[str, Distance] = {}
+        self.ranges: dict[str, Range] = {}
+        self._stored: dict[str, Distance] = {}
+        for index in range(len(exact.samples)):
+            self._add(exact, rounded, index)
+        self._grant(answers or {})
+
+    def _grant(self, given: Mapping[str, np.ndarray]) -> None:
+        """The tolerances of what was measured."""
+        costs = {n: joined(found, self._stored[n]) for n, found in self.introduced.items()}
+        self.rtol = {
+            name: relative_tolerance(found.spreads, found.count, self.precision)
+            for name, found in costs.items()
+        }
+        self.rms = {name: rms_tolerance(found, self.precision) for name, found in costs.items()}
+        derived = {
+            name: relative_tolerance(found.spreads, found.count, self.precision)
+            for name, found in self.accumulated.items()
+        }
+        self.answers = {**derived, **given}
+
+    def _add(self, exact: Exact, rounded: Rounded, index: int) -> None:
+        image = exact.image(index)
+        truth = exact.free(index)
+        for name, value in truth.items():
+            self.ranges.setdefault(name, Range()).add(value.numpy())
+        freely = rounded.run(exact.blocks, image, exact.outputs)
+        _measure(self.accumulated, freely, truth)
+        storable = rounded.stored(truth, exact.blocks)
+        led = rounded.run(exact.blocks, image, exact.outputs, storable)
+        again = exact.led(index, {name: value.double() for name, value in storable.items()})
+        _measure(self.introduced, led, again)
+        _measure(self._stored, again, truth)
+
+
+def _measure(found: dict[str, Distance], candidate: taps.Values, reference: taps.Values) -> None:
+    for name, r in reference.items():
+        distance = found.setdefault(name, Distance())
+        c = candidate[name].double()
+        if torch.isfinite(c).all() and torch.isfinite(r).all():
+            distance.add(c.numpy(), r.numpy())
+        else:
+            distance.add_failure(len(r))
+
+
+def samples_of(found: Samples, indices: Sequence[int]) -> Samples:
+    """Some of the samples."""
+    names = tuple(found.names[i] for i in indices)
+    chosen = list(indices)
+    return Samples(names, found.inputs[chosen], found.labels[chosen], {})
+
+
+def spread(count: int, wanted: int) -> Iterator[int]:
+    """``wanted`` indices below ``count``, evenly apart."""
+    for place in np.unique(np.linspace(0, count - 1, min(wanted, count)).round().astype(int)):
+        yield int(place)

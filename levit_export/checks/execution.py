@@ -1,0 +1,439 @@
+"""Open artifacts and find out about them: parity, accuracy and timing of what is on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from time import perf_counter, sleep
+
+import numpy as np
+
+from levit_export.checks import parity, peak_memory, timing, weights
+from levit_export.checks.findings import Finding
+from levit_export.checks.parity import ParityReport
+from levit_export.checks.results import Accuracy, ArtifactReport
+from levit_export.checks.timing import TimingPlan, TimingReport
+from levit_export.checks.weights import WeightAudit
+from levit_export.core import machine
+from levit_export.core.errors import (
+    ArtifactError,
+    DataError,
+    MissingDependencyError,
+    RuntimeFailedError,
+)
+from levit_export.core.values import (
+    PROBABILITIES,
+    UNIT_ROUNDOFF,
+    Artifact,
+    Fingerprints,
+    Preprocessing,
+    RunOptions,
+    Session,
+    Signature,
+    Task,
+    TensorSpec,
+    Tolerances,
+)
+from levit_export.formats import target
+from levit_export.inputs.samples import Samples, seeded
+from levit_export.models.zoo import LOGITS
+from levit_export.storage import export_directory
+
+IMAGE_BATCH = 16
+"""How many labelled images an artifact that takes any batch is given at a time."""
+
+NO_DIGESTS = (
+    "it is not known which tensors the file must hold: there are no digests of them in the "
+    "manifest, or its files name other passes than one another. Export it anew, or check each "
+    "file with --checkpoint"
+)
+
+OTHER_TENSORS = "the file does not name its passes, and most of what all of them make is not in it"
+MOST = 0.5
+"""Share of the tensors whose absence shows that a file was made in another way."""
+
+GEMM_CALLS = 10
+SPIN_S = 0.05
+"""OpenBLAS lets idle threads spin for 2**26 cycles, some 25 ms; OpenMP's go on for some 20."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What the artifacts are held against: samples, the answers to them, tolerances by precision.
+
+    ``preprocessing`` is what made the samples of pixels, where that is known. ``images`` are
+    labelled inputs for accuracy, with the reference's own predictions.
+    """
+
+    signature: Signature
+    samples: Samples
+    outputs: Mapping[str, np.ndarray]
+    tolerances: Mapping[str, Tolerances]
+    weights: Fingerprints = field(default_factory=dict)
+    doubt: str = ""
+    images: Samples | None = None
+    dataset: str = ""
+    predictions: np.ndarray | None = None
+    preprocessing: Preprocessing | None = None
+    task: Task = "single-label"
+
+    def matching(self, signature: Signature) -> Reference:
+        """This reference for a model that takes and gives what ``signature`` says.
+
+        Pixels in place of normalised inputs, and probabilities in place of logits.
+        """
+        taken, names = signature.inputs[0], {spec.name for spec in signature.outputs}
+        expected = self
+        if taken.dtype == "uint8" and self.samples.inputs.dtype != np.uint8:
+            expected = as_pixels(expected, taken)
+        if PROBABILITIES in names and names != set(expected.outputs):
+            expected = as_probabilities(expected, names)
+        return expected
+
+
+def as_pixels(reference: Reference, taken: TensorSpec) -> Reference:
+    """The reference of a model that normalises by itself: the samples that are images, raw.
+
+    What is expected for them stays; their tolerances are those of their rows.
+    """
+    recipe = reference.preprocessing
+    if recipe is None:
+        raise DataError(
+            "the model takes raw pixels, and it is not known how its samples were normalised",
+            remedy="Add --checkpoint FILE, from which the samples are made anew.",
+        )
+    samples, rows = reference.samples.raw(recipe)
+    images = reference.images
+    return replace(
+        reference,
+        signature=Signature((taken,), reference.signature.outputs),
+        samples=samples,
+        outputs={name: values[rows] for name, values in reference.outputs.items()},
+        tolerances={
+            precision: {name: tolerance.of_rows(rows) for name, tolerance in of_output.items()}
+            for precision, of_output in reference.tolerances.items()
+        },
+        images=None if images is None else images.raw(recipe)[0],
+    )
+
+
+def as_probabilities(reference: Reference, names: Collection[str]) -> Reference:
+    """The reference of a model with an activation behind its logits; of other outputs, ``names``.
+
+    With p = softmax(z), ``|dp_i| <= 2 p_i (1 - p_i) max|dz| <= max|dz| / 2``; with the sigmoid of
+    a multi-label model, ``|dp_i| <= p_i (1 - p_i) |dz_i| <= max|dz| / 4``. Rounding p itself adds
+    one unit roundoff; that turns the allowance for logits into one for probabilities.
+    """
+    if LOGITS not in reference.outputs:  # a classifier of two heads gives its probabilities alone
+        return _only(reference, names)
+    logits = reference.outputs[LOGITS]
+    if reference.task == "multi-label":
+        p, slope = 1 / (1 + np.exp(-logits.astype(np.float64))), 1 / 4
+    else:
+        z = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+        p, slope = np.exp(z) / np.exp(z).sum(axis=1, keepdims=True), 1 / 2
+    tolerances = {}
+    for precision, of_output in reference.tolerances.items():
+        tolerance = of_output[LOGITS]
+        allowed = tolerance.allowed(logits) * slope / p.max(axis=1) + _roundoff(precision)
+        bound = replace(tolerance, atol=0.0, rtol=tuple(allowed.tolist()))
+        tolerances[precision] = {**of_output, PROBABILITIES: bound}
+    outputs = tuple(
+        replace(spec, name=PROBABILITIES) if spec.name == LOGITS else spec
+        for spec in reference.signature.outputs
+    )
+    found = replace(
+        reference,
+        signature=Signature(reference.signature.inputs, outputs),
+        outputs={**reference.outputs, PROBABILITIES: p},
+        tolerances=tolerances,
+    )
+    return _only(found, names)
+
+
+def _only(reference: Reference, names: Collection[str]) -> Reference:
+    """``reference`` with those of its outputs that are called ``names``."""
+    kept = tuple(spec for spec in reference.signature.outputs if spec.name in names)
+    return replace(
+        reference,
+        signature=Signature(reference.signature.inputs, kept),
+        outputs={spec.name: reference.outputs[spec.name] for spec in kept},
+        tolerances={
+            precision: {spec.name: of_output[spec.name] for spec in kept}
+            for precision, of_output in reference.tolerances.items()
+        },
+    )
+
+
+def _roundoff(precision: str) -> float:
+    """The roundoff of the answer's type; quantised models answer in float16 at the coarsest."""
+    return UNIT_ROUNDOFF.get(precision, UNIT_ROUNDOFF["fp16"])
+
+
+@dataclass(frozen=True)
+class Row:
+    """One artifact and one way to execute it: a line of the report."""
+
+    artifact: Artifact
+    run: RunOptions
+
+
+def rows(artifacts: Sequence[Artifact], options: RunOptions) -> tuple[Row, ...]:
+    """Every artifact, once for each way that ``options`` ask its target to execute it."""
+    return tuple(
+        Row(artifact, run)
+        for artifact in artifacts
+        for run in target(artifact.format).runs(options)
+    )
+
+
+def checked(
+    expected: Reference, options: RunOptions, artifact: Artifact
+) -> dict[Row, tuple[ParityReport, Accuracy | None]]:
+    """:func:`check` of each of an artifact's rows."""
+    return {row: check(row, expected) for row in rows([artifact], options)}
+
+
+def check(
+    row: Row, reference: Reference, claims: tuple[str, ...] = ()
+) -> tuple[ParityReport, Accuracy | None]:
+    """Parity of one artifact, and its accuracy where the reference has labelled images.
+
+    ``claims`` are what it says of itself and is not true.
+    """
+    untrue = [Finding("contradiction", {"text": claim}) for claim in claims]
+    kind = target(row.artifact.format)
+    available = kind.can_run()
+    if not available.ok:
+        return parity.not_run(f"{available.reason}: {available.fix}"), None
+    with kind.open(row.artifact, row.run) as session:
+        expected = reference.matching(session.signature)
+        try:
+            outputs = parity.collect(session, expected.samples)
+            accuracy = _accuracy(session, expected)
+        except RuntimeFailedError as error:
+            failed = parity.run_failed(error, session, expected.samples)
+            return failed.joined(*untrue), None
+        report = parity.compare_outputs(
+            expected.outputs,
+            outputs,
+            expected.samples,
+            expected.tolerances[row.artifact.precision],
+            expected=expected.signature,
+            runtime=session.runtime,
+            doubt=expected.doubt,
+        )
+    artifact = row.artifact
+    digests = expected.weights.get(artifact.id, expected.weights.get(artifact.precision, {}))
+    return parity.with_weights(report, _audit(artifact, digests)).joined(*untrue), accuracy
+
+
+def computes_in_half(artifact: Artifact) -> bool:
+    """Whether values that float16 does not hold are lost in this artifact."""
+    return target(artifact.format).computes_in_half(artifact.precision)
+
+
+def with_overflows(
+    report: ParityReport, artifact: Artifact, overflows: Mapping[str, float]
+) -> ParityReport:
+    """``report`` of a failed float16 artifact with the block whose values float16 does not hold.
+
+    ``overflows`` are the blocks of the float32 network that have such values, and how large.
+    """
+    found = {block: peak for block, peak in overflows.items() if block not in artifact.keep}
+    if not found:
+        return report
+    block, peak = next(iter(found.items()))
+    values: dict[str, float | str] = {
+        "block": block,
+        "peak": peak,
+        "more": f" (and {len(found) - 1} more blocks)" if len(found) > 1 else "",
+        "format": artifact.format,
+    }
+    return report.joined(Finding("float16-overflow", values))
+
+
+def _audit(artifact: Artifact, digests: Mapping[str, str]) -> WeightAudit:
+    """The tensors of ``digests`` looked for in an artifact.
+
+    A file that does not name its passes is taken to hold what all of them make. Where it does not
+    hold most of that, nobody knows what it should hold.
+    """
+    is_foreign = artifact.passes is None and artifact.claims is None
+    if not digests:
+        return WeightAudit(0, unread=NO_DIGESTS, answers_only=is_foreign)
+    try:
+        stored = target(artifact.format).constants(artifact)
+        found = weights.audit(digests, stored, artifact.precision)
+    except (MissingDependencyError, ArtifactError) as error:
+        return WeightAudit(len(digests), unread=str(error), answers_only=is_foreign)
+    if artifact.passes is None and len(found.missing) > MOST * found.tensors:
+        return WeightAudit(len(digests), unread=OTHER_TENSORS, answers_only=is_foreign)
+    return found
+
+
+def describe(
+    row: Row,
+    folder: Path | None,
+    parity_report: ParityReport,
+    accuracy: Accuracy | None,
+    timed: TimingReport | None,
+) -> ArtifactReport:
+    """What was found out about an artifact; its path is relative to ``folder``, if given."""
+    artifact = row.artifact
+    entry = export_directory.digest(artifact.files)
+    remarks = () if parity_report.verdict == "not-run" else _remarks(row)
+    return ArtifactReport(
+        format=artifact.format,
+        precision=artifact.precision,
+        path=shown_path(artifact, folder),
+        bytes=entry.bytes,
+        sha256=entry.sha256,
+        parity=parity_report,
+        timing=timed,
+        accuracy=accuracy,
+        notes=(*artifact.notes, *remarks),
+    )
+
+
+def shown_path(artifact: Artifact, folder: Path | None) -> str:
+    """The artifact's path below ``folder``, or as it was given where several folders are shown."""
+    path = artifact.path if folder is None else artifact.path.relative_to(folder)
+    return path.as_posix()
+
+
+def _remarks(row: Row) -> tuple[str, ...]:
+    return target(row.artifact.format).remarks(row.artifact, row.run)
+
+
+def _accuracy(session: Session, reference: Reference) -> Accuracy | None:
+    images, expected = reference.images, reference.predictions
+    first = reference.signature.outputs[0].name
+    if images is None or expected is None:
+        return None
+    outputs = parity.collect(session, images, batch=IMAGE_BATCH)
+    if first not in outputs or outputs[first].ndim != 2:
+        return None  # which parity calls a failure
+    predictions = outputs[first].argmax(axis=1)
+    return Accuracy(
+        dataset=reference.dataset,
+        images=len(images),
+        correct=int((predictions == images.labels).sum()),
+        reference_correct=int((expected == images.labels).sum()),
+        agreement=float((predictions == expected).mean()),
+    )
+
+
+@dataclass(frozen=True)
+class _Entrant:
+    """A session that takes part in a timed run."""
+
+    session: Session
+    load_s: float
+    batch: int
+    call: Callable[[], object]
+
+
+def time_rows(
+    rows: Sequence[Row],
+    threads: int,
+    plan: TimingPlan,
+    *,
+    macs: int = 0,
+    others: Mapping[str, Session] | None = None,
+    progress: Callable[[], None] = lambda: None,
+) -> tuple[dict[Row, TimingReport], dict[str, TimingReport]]:
+    """Latency of every row and of ``others`` (by name), all measured round robin.
+
+    ``macs`` of one image, where known, gives the efficiency against the machine's GEMM rate on
+    ``threads`` threads, measured just before and just after.
+    """
+    reports: dict[Row, TimingReport] = {}
+    peaks = _peaks(rows, threads)
+    with ExitStack() as stack:
+        entrants: dict[Row | str, _Entrant] = {}
+        for row in rows:
+            available = target(row.artifact.format).can_time()
+            if available.ok:
+                entrants[row] = _enter(stack, row)
+            else:
+                reports[row] = timing.not_timed(available.reason)
+        batch = next((entrant.batch for entrant in entrants.values()), 1)
+        for name, session in (others or {}).items():
+            entrants[name] = _Entrant(session, 0.0, batch, _call(session, batch))
+        before = _gemm_seconds(threads)
+        calls = {key: entrant.call for key, entrant in entrants.items()}
+        seconds = timing.measure(calls, plan, progress=progress, rest=_rest(others or {}, threads))
+        products = before + _gemm_seconds(threads)
+    rate = machine.gemm_operations() / float(np.median(products))
+    baselines: dict[str, TimingReport] = {}
+    for key, entrant in entrants.items():
+        timed = _timed(entrant, seconds[key], threads, macs=macs, rate=rate)
+        if isinstance(key, Row):
+            reports[key] = replace(timed, peak_bytes=peaks[key])
+        else:
+            baselines[key] = timed
+    return reports, baselines
+
+
+def _peaks(rows: Sequence[Row], threads: int) -> dict[Row, int | None]:
+    """Peak memory of every row that can be timed here, measured before the timing."""
+    timed = [row for row in rows if target(row.artifact.format).can_time().ok]
+    found = peak_memory.peaks([row.artifact for row in timed], threads)
+    return dict(zip(timed, found, strict=True))
+
+
+def _rest(others: Mapping[str, Session], threads: int) -> Callable[[Row | str], None]:
+    """Wait after a call of PyTorch on several threads until they sleep.
+
+    Without it LeViT-128S took ONNX Runtime 6.1 ms on two threads after PyTorch, and 4.8 ms after
+    another session of ONNX Runtime; after 30 ms both took 4.9 ms.
+    """
+    return lambda key: sleep(SPIN_S) if threads > 1 and key in others else None
+
+
+def _gemm_seconds(threads: int) -> tuple[float, ...]:
+    """Not in the rounds: a BLAS keeps its threads spinning, which would slow the next session."""
+    multiply = machine.gemm(threads)
+    multiply()
+    seconds = timing.series(multiply, GEMM_CALLS)
+    sleep(SPIN_S)
+    return seconds
+
+
+def _enter(stack: ExitStack, row: Row) -> _Entrant:
+    start = perf_counter()
+    session = stack.enter_context(target(row.artifact.format).open(row.artifact, row.run))
+    load_s = perf_counter() - start
+    batch = session.signature.batch or 1
+    return _Entrant(session, load_s, batch, _call(session, batch))
+
+
+def _call(session: Session, batch: int) -> Callable[[], object]:
+    inputs = {
+        spec.name: seeded(replace(spec, shape=(batch, *spec.shape[1:])))
+        for spec in session.signature.inputs
+    }
+    return lambda: session.run(inputs)
+
+
+def _timed(
+    entrant: _Entrant,
+    seconds: tuple[float, ...],
+    threads: int,
+    *,
+    macs: int,
+    rate: float,
+) -> TimingReport:
+    ideal = 2 * macs * entrant.batch / rate
+    return TimingReport(
+        verdict="pass",
+        runtime=entrant.session.runtime,
+        threads=threads,
+        batch=entrant.batch,
+        load_s=entrant.load_s,
+        efficiency=ideal / float(np.median(seconds)) if macs else None,
+        seconds=seconds,
+    )

@@ -1,0 +1,141 @@
+"""What a check found, kept as values: sentences are made of them where they are shown.
+
+A :class:`Finding` is a kind out of :data:`KINDS` and the values that fill its sentence. The kind
+says which part of a verdict it belongs to and what it makes of it, so programs read the kind and
+nobody takes a sentence apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from levit_export.core.values import GRAVEST_FIRST, Verdict
+
+Part = Literal["answers", "shape", "weights", "claims", "hint"]
+"""What a finding is about: the numbers, the form of the outputs, the tensors in the file, what
+file and manifest say of themselves; or a hint at the cause, which changes no verdict."""
+
+PARTS: tuple[Part, ...] = ("answers", "shape", "weights", "claims", "hint")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of finding: its part, its verdict, and its sentence with the values' names."""
+
+    part: Part
+    verdict: Verdict
+    sentence: str
+
+
+KINDS: Mapping[str, Kind] = {
+    # --- answers: what the artifact computes -----------------------------------------------------
+    "no-samples": Kind("answers", "fail", "no samples were compared"),
+    "run-failed": Kind("answers", "fail", "{text}"),
+    "not-finite": Kind(
+        "answers", "fail", "NaN or infinity on {count:.0f} of {rows:.0f} samples, first {sample}"
+    ),
+    "too-far": Kind(
+        "answers",
+        "fail",
+        "error {error:.2e} on {sample} exceeds the tolerance {allowed:.2e}",
+    ),
+    "decided-flips": Kind(
+        "answers", "fail", "{count:.0f} top-1 flips that rounding does not excuse"
+    ),
+    "reference-not-finite": Kind(
+        "answers",
+        "inconclusive",
+        "PyTorch itself answers NaN or infinity on {count:.0f} of {rows:.0f} samples, first "
+        "{sample}: mend the checkpoint",
+    ),
+    "untrained": Kind(
+        "answers",
+        "inconclusive",
+        "this check decides nothing: {text}; check trained weights",
+    ),
+    "no-row-decides": Kind(
+        "answers",
+        "inconclusive",
+        "this check decides nothing: the reference varies by {spread:.1e} over the samples, its "
+        "values reach {scale:.1e}, the tolerance {allowed:.1e}; check trained weights, or a finer "
+        "precision or tolerance",
+    ),
+    "some-rows-decide": Kind(
+        "answers",
+        "pass",
+        "{count:.0f} of {rows:.0f} samples decide; where the tolerance is as large as the "
+        "difference from the mean answer, any answer would pass: {names}",
+    ),
+    "not-run": Kind("answers", "not-run", "{text}"),
+    "not-asked": Kind("answers", "not-run", "parity was not asked for"),
+    # --- shape: the form of what it gives --------------------------------------------------------
+    "missing-output": Kind("shape", "fail", "output {name!r} is missing"),
+    "no-outputs": Kind("shape", "fail", "the reference has no outputs"),
+    "no-values": Kind("shape", "fail", "the output has no values"),
+    "wrong-shape": Kind("shape", "fail", "shape {found}, expected {expected}"),
+    "wrong-type": Kind("shape", "fail", "type {found}, expected floating point"),
+    # --- weights: the tensors in the file --------------------------------------------------------
+    "missing-weights": Kind(
+        "weights",
+        "fail",
+        "{count:.0f} of {tensors:.0f} weight tensors are not in the file as the checkpoint has "
+        "them: {names}",
+    ),
+    "strange-constants": Kind(
+        "weights",
+        "fail",
+        "{count:.0f} constants of the file are not tensors of the checkpoint: {names}",
+    ),
+    "weights-not-looked-at": Kind("weights", "inconclusive", "weights not looked at: {text}"),
+    "answers-only": Kind(
+        "weights",
+        "pass",
+        "answers only: the file is not of this toolchain, its weights were not looked at",
+    ),
+    # --- claims: what file and manifest say of themselves ----------------------------------------
+    "altered-files": Kind(
+        "claims", "fail", "the directory was altered after it was written: {text}"
+    ),
+    "contradiction": Kind("claims", "fail", "{text}"),
+    "unlisted-files": Kind("claims", "inconclusive", "{text}"),
+    # --- hints at a cause ------------------------------------------------------------------------
+    "float16-overflow": Kind(
+        "hint",
+        "pass",
+        "{block} reaches {peak:.3g}{more}, float16 ends at 65504: leave it in float32 with "
+        "--keep {block}, or let --precision {format}=auto find out",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that a check found: a kind of :data:`KINDS`, the output if it is about one."""
+
+    kind: str
+    values: Mapping[str, float | str] = field(default_factory=dict)
+    output: str = ""
+
+    @property
+    def part(self) -> Part:
+        """The part of the check that it belongs to."""
+        return KINDS[self.kind].part
+
+    @property
+    def verdict(self) -> Verdict:
+        """The verdict that it leads to by itself."""
+        return KINDS[self.kind].verdict
+
+    @property
+    def sentence(self) -> str:
+        """The finding in words, for people."""
+        words = KINDS[self.kind].sentence.format(**self.values)
+        return f"{self.output}: {words}" if self.output else words
+
+
+def sentences(findings: Iterable[Finding]) -> str:
+    """The findings in words, the gravest first, hints at a cause last."""
+    ranked = sorted(findings, key=lambda f: (f.part == "hint", GRAVEST_FIRST.index(f.verdict)))
+    return "; ".join(finding.sentence for finding in ranked)

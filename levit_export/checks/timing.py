@@ -1,0 +1,167 @@
+"""Measure the latency of several sessions side by side. Pure: the clock is an argument.
+
+Sessions are called round robin, so that a machine that slows down or speeds up hits all of them
+alike, and ratios between them hold. Each timed call directly follows an untimed one of the same
+session: it finds its own weights in the caches and its own threads awake, not its neighbour's. Raw
+seconds are kept; every statistic is computed from them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import TypeVar
+
+import numpy as np
+
+from levit_export.core.values import Verdict
+
+KeyT = TypeVar("KeyT")
+
+NOISY = 0.10
+"""Interquartile range over median above which a measurement is called noisy."""
+
+STEADY = 0.05
+WINDOW = 5
+"""Warm-up ends when two successive windows of this many calls have medians within ``STEADY``."""
+
+FEWEST = 10
+"""Rounds that are measured even when the budget is spent."""
+
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class TimingPlan:
+    """How long to measure: at most ``warmup`` calls before, at most ``iterations`` rounds after.
+
+    Warm-up takes at most half of ``budget_s`` seconds; once all of it has passed, rounds end after
+    ``FEWEST`` of them: a slow model on a busy machine is not worth minutes.
+    """
+
+    warmup: int = 30
+    iterations: int = 50
+    budget_s: float = 5.0
+
+
+@dataclass(frozen=True)
+class TimingReport:
+    """Raw seconds of one session and where they were measured; statistics are properties.
+
+    ``efficiency`` is ``(2 * MACs * batch / GEMM rate) / latency``: 1 means that the model runs as
+    fast as this machine multiplies matrices, by the rate measured in the same run. ``peak_bytes``
+    is the resident memory of a process of its own that loads the artifact and runs it once.
+    """
+
+    verdict: Verdict
+    reason: str = ""
+    runtime: str = ""
+    threads: int = 0
+    batch: int = 0
+    load_s: float = 0.0
+    efficiency: float | None = None
+    peak_bytes: int | None = None
+    seconds: tuple[float, ...] = field(default=(), repr=False)
+
+    def quantile_ms(self, q: float) -> float:
+        """The q-quantile in milliseconds."""
+        return 1e3 * float(np.quantile(self.seconds, q))
+
+    @property
+    def median_ms(self) -> float:
+        """Median latency of one call in milliseconds."""
+        return self.quantile_ms(0.5)
+
+    @property
+    def noisy(self) -> bool:
+        """Whether the interquartile range exceeds ``NOISY`` of the median."""
+        return self.quantile_ms(0.75) - self.quantile_ms(0.25) > NOISY * self.median_ms
+
+    def interval_ms(self, level: float = 0.95, seed: int = 0) -> tuple[float, float]:
+        """Percentile-bootstrap interval of the median, in milliseconds (Efron 1979)."""
+        low, high = np.quantile(_bootstrap_medians(self.seconds, seed), _tails(level))
+        return 1e3 * float(low), 1e3 * float(high)
+
+
+def not_timed(reason: str, runtime: str = "") -> TimingReport:
+    """A measurement that was asked for and did not happen."""
+    return TimingReport("not-run", reason, runtime)
+
+
+def measure(
+    calls: Mapping[KeyT, Callable[[], object]],
+    plan: TimingPlan,
+    *,
+    clock: Callable[[], float] = perf_counter,
+    progress: Callable[[], None] = lambda: None,
+    rest: Callable[[KeyT], None] = lambda _: None,
+) -> dict[KeyT, tuple[float, ...]]:
+    """Seconds of every call, ``{name: (rounds,)}``, measured round robin after warming up.
+
+    ``rest`` is called with each name once it was timed, and may wait until the session's threads
+    sleep: OpenMP's go on spinning, and would take the cores from the next session.
+    """
+    end = clock() + plan.budget_s
+    for call in calls.values():
+        _warm_up(call, plan.warmup, plan.budget_s / len(calls) / 2, clock)
+    seconds: dict[KeyT, list[float]] = {name: [] for name in calls}
+    for done in range(plan.iterations):
+        if done >= FEWEST and clock() > end:
+            break
+        for name, call in calls.items():
+            call()
+            seconds[name] += series(call, 1, clock=clock)
+            rest(name)
+        progress()
+    return {name: tuple(values) for name, values in seconds.items()}
+
+
+def series(
+    call: Callable[[], object], count: int, *, clock: Callable[[], float] = perf_counter
+) -> tuple[float, ...]:
+    """Seconds of ``count`` calls in a row."""
+    seconds = []
+    for _ in range(count):
+        start = clock()
+        call()
+        seconds.append(clock() - start)
+    return tuple(seconds)
+
+
+def ratio_interval(
+    numerator: Sequence[float], denominator: Sequence[float], level: float = 0.95, seed: int = 0
+) -> tuple[float, float, float]:
+    """Ratio of medians with its bootstrap interval ``(ratio, low, high)``.
+
+    The two series were measured round robin, so the same rounds are drawn from both.
+    """
+    a, b = np.asarray(numerator), np.asarray(denominator)
+    rounds = np.random.default_rng(seed).integers(0, len(a), (RESAMPLES, len(a)))
+    ratios = np.median(a[rounds], axis=1) / np.median(b[rounds], axis=1)
+    low, high = np.quantile(ratios, _tails(level))
+    return float(np.median(a) / np.median(b)), float(low), float(high)
+
+
+def _warm_up(
+    call: Callable[[], object], most: int, budget_s: float, clock: Callable[[], float]
+) -> None:
+    """Call until the latency is steady, at most ``most`` times and about ``budget_s`` seconds."""
+    seconds: list[float] = []
+    while len(seconds) < most and sum(seconds) <= budget_s:
+        seconds += series(call, 1, clock=clock)
+        if len(seconds) >= 2 * WINDOW and len(seconds) % WINDOW == 0:
+            now, before = np.median(seconds[-WINDOW:]), np.median(seconds[-2 * WINDOW : -WINDOW])
+            if abs(now - before) <= STEADY * before:
+                return
+
+
+def _bootstrap_medians(seconds: Sequence[float], seed: int) -> np.ndarray:
+    values = np.asarray(seconds)
+    draws = np.random.default_rng(seed).integers(0, len(values), (RESAMPLES, len(values)))
+    medians: np.ndarray = np.median(values[draws], axis=1)
+    return medians
+
+
+def _tails(level: float) -> tuple[float, float]:
+    return (1 - level) / 2, (1 + level) / 2

@@ -1,0 +1,1 @@
+"""ONNX, written from the network and executed by ONNX Runtime."""

@@ -1,0 +1,1 @@
+"""OpenVINO, written from the network and executed by OpenVINO."""

@@ -1,0 +1,215 @@
+"""An OpenVINO graph in each precision: float16 weights, and NNCF's int8, w8 and w4.
+
+What NNCF is told about LeViT, each measured on the bundled model (worst logit of an image over its
+largest, median of 360 held-out images):
+
+- the first convolution stays float32: 0.029 instead of 0.085 for int8, 0.004 instead of 0.015 for
+  w8. Its three input channels have few weights and the whole picture's range;
+- products of two activations (queries by keys, softmax by values) stay float32: 0.026 instead of
+  0.029, and no slower;
+- weights of int8 use half their range: processors without VNNI add two products in 16 bits, which
+  saturate. 0.035 instead of 0.053 there, no difference elsewhere. The file must not depend on the
+  machine that wrote it, so this is always so;
+- biases are not corrected: that gains 0.001, and no bias would be the checkpoint's any more;
+- linear layers are 1x1 convolutions (see ``openvino_convolutions``).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Collection, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from levit_export.core.errors import MissingDependencyError, UnknownNameError, UsageError
+from levit_export.core.network import Network, is_within
+from levit_export.core.quiet import quiet
+from levit_export.core.values import ExportOptions, Prepared
+from levit_export.formats.availability import needs
+from levit_export.formats.openvino import write as openvino_write
+from levit_export.formats.openvino.convolutions import as_convolutions
+
+if TYPE_CHECKING:
+    import openvino
+
+NNCF_PRECISIONS = ("int8", "w8", "w4")
+GROUP = 64
+"""Weights of a row that share a scale in w4; fewer where a row is not a multiple of it."""
+PACKED_BITS = 4
+TELEMETRY_OFF = "NNCF_CI"
+"""The variable that keeps NNCF from reporting its use to its makers when it is imported."""
+
+
+def refuse(options: ExportOptions) -> None:
+    """Raise unless NNCF, images and a layout are there for a precision that needs them."""
+    if options.precision in NNCF_PRECISIONS:
+        _refuse_without_nncf(options.precision)
+    if options.precision == "int8" and options.calibration is None:
+        raise UsageError(
+            "int8 needs images to fit the range of activations to, and none were given",
+            remedy="Give --data DIR with a few hundred images, or take --precision w8.",
+        )
+    if options.precision == "w4" and options.layout == "maps":
+        raise _nothing_in_4_bits()
+
+
+def _nothing_in_4_bits() -> UsageError:
+    return UsageError(
+        "NNCF packs matrix products into 4 bits, and here every layer is a convolution",
+        remedy="Use --precision openvino=w8; for a LeViT, --layout tokens would do.",
+    )
+
+
+def _refuse_without_nncf(precision: str) -> None:
+    if not needs("nncf").ok:
+        raise MissingDependencyError(
+            f"OpenVINO as {precision} needs NNCF, which is not installed",
+            remedy="pip install 'levit-export[int8]'",
+        )
+
+
+def write(model: Prepared, options: ExportOptions) -> openvino.Model:
+    """The graph of ``model`` in ``options.precision``."""
+    refuse(options)
+    _refuse_unknown(options.keep, model)
+    name, network = model.info.name, model.network
+    if options.precision in ("fp32", "fp16"):
+        half = options.precision == "fp16"
+        return openvino_write.write(network, name, half=half, keep=options.keep)
+    nncf = _nncf()
+    with quiet("nncf"):
+        if options.precision == "int8":
+            graph = openvino_write.write(as_convolutions(network), name)
+            graph = _quantised(nncf, graph, model, options)
+        else:
+            graph = openvino_write.write(network, name)
+            graph = _compressed(nncf, graph, network, options)
+    _number(graph)
+    return graph
+
+
+def _refuse_unknown(keep: Sequence[str], model: Prepared) -> None:
+    for name in keep:
+        if not any(is_within(block, [name]) for block in model.blocks.values()):
+            raise UnknownNameError("block", name, model.blocks.values())
+
+
+def _number(graph: openvino.Model) -> None:
+    """Number what NNCF named by a global counter: it makes two exports of one process differ."""
+    for index, node in enumerate(graph.get_ordered_ops()):
+        kind = node.get_type_name()
+        if re.fullmatch(rf"{kind}_\d+", node.get_friendly_name()):
+            node.set_friendly_name(f"{kind}_{index}")
+
+
+def _nncf() -> Any:
+    """NNCF, imported without its telemetry and without its class for everybody's loggers."""
+    logger_class, variable = logging.getLoggerClass(), os.environ.get(TELEMETRY_OFF)
+    os.environ[TELEMETRY_OFF] = "1"
+    try:
+        with quiet():
+            import nncf
+
+            return nncf
+    finally:
+        logging.setLoggerClass(logger_class)
+        if variable is None:
+            del os.environ[TELEMETRY_OFF]
+        else:
+            os.environ[TELEMETRY_OFF] = variable
+
+
+def _float_nodes(graph: openvino.Model, network: Network, keep: Collection[str]) -> set[str]:
+    """The nodes that stay float: the first convolution, and every node of the blocks ``keep``."""
+    first = [op for op in network.ops if op.kind == "convolution"][:1]
+    kept = {value.name for op in network.ops_of(keep) for value in op.outputs}
+    nodes = {str(node.get_friendly_name()) for node in graph.get_ops()}
+    return {openvino_write.main_node(op) for op in first} | {
+        node for node in nodes if node.partition("/")[0] in kept
+    }
+
+
+def _products_of_activations(network: Network) -> set[str]:
+    return {
+        op.output.name
+        for op in network.ops
+        if op.kind == "matmul" and not network.constants.keys() & set(op.inputs)
+    }
+
+
+def _quantised(
+    nncf: Any, graph: openvino.Model, model: Prepared, options: ExportOptions
+) -> openvino.Model:
+    """Weights int8 per channel and symmetric, activations int8 per tensor and asymmetric."""
+    from nncf.quantization.advanced_parameters import (
+        AdvancedQuantizationParameters,
+        AdvancedSmoothQuantParameters,
+        OverflowFix,
+    )
+
+    assert options.calibration is not None  # noqa: S101 - refuse saw to it
+    network = model.network
+    ignored = _float_nodes(graph, network, options.keep) | _products_of_activations(network)
+    name, batch = model.signature.inputs[0].name, model.signature.batch or 1
+    pieces = [{name: piece} for piece in _pieces(options.calibration.inputs, batch)]
+    return nncf.quantize(
+        graph,
+        nncf.Dataset(pieces),
+        preset=nncf.QuantizationPreset.MIXED,
+        model_type=nncf.ModelType.TRANSFORMER,
+        subset_size=len(pieces),
+        ignored_scope=_scope(nncf, ignored),
+        advanced_parameters=AdvancedQuantizationParameters(
+            overflow_fix=OverflowFix.ENABLE,
+            disable_bias_correction=True,
+            batchwise_statistics=batch > 1,
+            # Smoothing moves factors from activations into weights, which would not be ours then.
+            smooth_quant_alphas=AdvancedSmoothQuantParameters(matmul=-1),
+        ),
+    )
+
+
+def _compressed(
+    nncf: Any, graph: openvino.Model, network: Network, options: ExportOptions
+) -> openvino.Model:
+    """Weights in 8 or 4 bits with a zero point, by row or by ``GROUP`` of a row."""
+    from nncf.quantization.advanced_parameters import (
+        AdvancedCompressionParameters,
+        GroupSizeFallbackMode,
+    )
+
+    ignored = _float_nodes(graph, network, options.keep)
+    settings: dict[str, Any] = {"mode": nncf.CompressWeightsMode.INT8_ASYM}
+    if options.precision == "w4":
+        settings = {
+            "mode": nncf.CompressWeightsMode.INT4_ASYM,
+            "group_size": GROUP,
+            "advanced_parameters": AdvancedCompressionParameters(
+                group_size_fallback_mode=GroupSizeFallbackMode.ADJUST
+            ),
+        }
+    compressed = nncf.compress_weights(graph, ignored_scope=_scope(nncf, ignored), **settings)
+    if options.precision == "w4" and not any(map(_is_packed, compressed.get_ordered_ops())):
+        raise _nothing_in_4_bits()
+    return compressed
+
+
+def _is_packed(node: openvino.Node) -> bool:
+    """Whether a node is a constant of 4 bits."""
+    is_constant = node.get_type_name() == "Constant"
+    return bool(is_constant and node.get_element_type().bitwidth == PACKED_BITS)
+
+
+def _scope(nncf: Any, names: Collection[str]) -> Any:
+    return nncf.IgnoredScope(names=sorted(names), validate=False)
+
+
+def _pieces(inputs: np.ndarray, batch: int) -> Iterator[np.ndarray]:
+    """``inputs`` in batches; the last is filled up by repeating its last image."""
+    for start in range(0, len(inputs), batch):
+        piece = inputs[start : start + batch]
+        short = batch - len(piece)
+        yield np.concatenate([piece, np.repeat(piece[-1:], short, axis=0)]) if short else piece

@@ -1,0 +1,302 @@
+"""OpenVINO IR: an ``.xml`` graph and its ``.bin`` weights, run by OpenVINO Runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from levit_export.core import constants, files, heavy_imports
+from levit_export.core.errors import (
+    ArtifactError,
+    ExportFailedError,
+    LevitExportError,
+    RuntimeFailedError,
+    UsageError,
+)
+from levit_export.core.quiet import first_line, last_line, quiet
+from levit_export.core.values import (
+    Artifact,
+    Availability,
+    ExportOptions,
+    Prepared,
+    RunOptions,
+    Signature,
+    Tensors,
+    TensorSpec,
+)
+from levit_export.formats.availability import needs
+from levit_export.formats.metadata import PREFIX, claims_in, keep_in, metadata, passes_in
+from levit_export.formats.openvino import quantise as openvino_quantise
+from levit_export.formats.openvino import read as openvino_read
+
+if TYPE_CHECKING:
+    import openvino
+
+SECTION = PREFIX.rstrip(".")
+"""Where in ``rt_info`` the metadata lives."""
+
+
+OLDEST_RUNTIME = "OpenVINO 2023.2 and later"
+"""The first that knows opset 13, whose operators are written
+(https://docs.openvino.ai/2024/documentation/openvino-ir-format/operation-sets/available-opsets.html)."""
+
+
+class OpenvinoTarget:
+    """See :class:`levit_export.core.values.Target`."""
+
+    name = "openvino"
+    suffix = ".xml"
+    precisions = ("fp32", "fp16", "int8", "w8", "w4")
+
+    def computes_in_half(self, precision: str) -> bool:
+        """No: float16 weights are computed with in float32, as parity is measured."""
+        del precision
+        return False
+
+    def can_export(self) -> Availability:
+        """Needs torch and openvino."""
+        return needs("torch", "openvino")
+
+    def can_run(self) -> Availability:
+        """Needs openvino."""
+        return needs("openvino")
+
+    def can_time(self) -> Availability:
+        """OpenVINO's CPU plug-in is what ships on every system."""
+        return self.can_run()
+
+    def refuse(self, options: ExportOptions) -> None:
+        """Raise for precisions that need NNCF where it is missing, and for int8 without images."""
+        openvino_quantise.refuse(options)
+
+    def export(self, model: Prepared, path: Path, options: ExportOptions) -> Artifact:
+        """Write ``path`` and the ``.bin`` beside it."""
+        openvino = heavy_imports.openvino()
+
+        try:
+            with quiet("openvino"):
+                graph = openvino_quantise.write(model, options)
+                pairs = metadata(model, options, _packages(options.precision))
+                for key in sorted(pairs):
+                    graph.set_rt_info(pairs[key], [SECTION, key.removeprefix(PREFIX)])
+                openvino.save_model(graph, path, compress_to_fp16=False)
+        except (OSError, LevitExportError):
+            raise
+        except Exception as error:
+            raise ExportFailedError(
+                f"OpenVINO could not write {model.info.name}: {first_line(error)}",
+                remedy="Report the model.",
+            ) from error
+        return Artifact(
+            self.name, options.precision, path, model.signature, runs_on=OLDEST_RUNTIME
+        )
+
+    def inspect(self, path: Path) -> Artifact:
+        """Signature and precision of an IR file."""
+        openvino = heavy_imports.openvino()
+
+        graph = _read(openvino.Core(), path)
+        said = _said(graph)
+        shares = constants.shares_of(openvino_read.contents(graph))
+        return Artifact(
+            self.name,
+            constants.precision_of(shares),
+            path,
+            _signature(graph),
+            passes=passes_in(said),
+            keep=keep_in(said),
+            claims=claims_in(said),
+            shares=shares,
+        )
+
+    def constants(self, artifact: Artifact) -> Iterator[np.ndarray]:
+        """The numbers that the results depend on; see :mod:`.openvino_read`."""
+        openvino = heavy_imports.openvino()
+
+        graph = _read(openvino.Core(), artifact.path)
+        yield from (each.numbers for each in openvino_read.contents(graph))
+
+    def runs(self, options: RunOptions) -> tuple[RunOptions, ...]:
+        """Once, on ``options.device``, which must be one that OpenVINO sees."""
+        if options.device.upper() != RunOptions().device:
+            openvino = heavy_imports.openvino()
+
+            _refuse_absent(openvino.Core(), options.device)
+        return (options,)
+
+    def values(self, artifact: Artifact) -> list[str]:
+        """What the operators give, by their friendly names."""
+        graph = _read(heavy_imports.openvino().Core(), artifact.path)
+        ends = ("Constant", "Result", "Parameter")
+        nodes = graph.get_ordered_ops()
+        return [n.get_friendly_name() for n in nodes if n.get_type_name() not in ends]
+
+    def remarks(self, artifact: Artifact, options: RunOptions) -> tuple[str, ...]:
+        """None: what is checked is what ships."""
+        del artifact, options
+        return ()
+
+    @contextmanager
+    def open(
+        self, artifact: Artifact, options: RunOptions, taps: Sequence[str] = ()
+    ) -> Iterator[OpenvinoSession]:
+        """Compile the file for ``options.device``.
+
+        ``INFERENCE_PRECISION_HINT`` is float32: on some processors OpenVINO would compute a
+        float32 file in bfloat16 or float16 otherwise (openvino#28032, #27795).
+        """
+        openvino = heavy_imports.openvino()
+
+        core = openvino.Core()
+        device = options.device.upper()
+        _refuse_absent(core, device)
+        graph = _read(core, artifact.path)
+        _add_taps(graph, taps, artifact.path)
+        settings: dict[str, Any] = {
+            "INFERENCE_PRECISION_HINT": "f32",
+            "PERFORMANCE_HINT": "LATENCY",
+        }
+        if device == "CPU":
+            settings |= {"INFERENCE_NUM_THREADS": options.threads, "NUM_STREAMS": 1}
+        try:
+            compiled = core.compile_model(graph, device, settings)
+        except Exception as error:
+            raise ArtifactError(
+                f"OpenVINO cannot compile {artifact.path} for {device}: {last_line(error)}",
+                remedy="Try --device CPU, or export anew.",
+            ) from error
+        yield OpenvinoSession(compiled, artifact.path, device, taps)
+
+
+class OpenvinoSession:
+    """A compiled model as :class:`levit_export.core.values.Session`."""
+
+    def __init__(
+        self, compiled: openvino.CompiledModel, path: Path, device: str, taps: Sequence[str]
+    ) -> None:
+        openvino = heavy_imports.openvino()
+
+        self._request = compiled.create_infer_request()
+        self._path = path
+        self._runtime = f"openvino {openvino.__version__.split('-')[0]} ({device})"
+        self._names = [_any_name(output) for output in compiled.outputs]
+        self._signature = _signature(compiled, hidden=taps)
+
+    @property
+    def signature(self) -> Signature:
+        """As OpenVINO read it from the file."""
+        return self._signature
+
+    @property
+    def runtime(self) -> str:
+        """``openvino 2026.4.1 (CPU)``."""
+        return self._runtime
+
+    def run(self, inputs: Tensors) -> dict[str, np.ndarray]:
+        """One inference call."""
+        absent = [spec.name for spec in self._signature.inputs if spec.name not in inputs]
+        if absent:  # which OpenVINO would fill with whatever is in memory
+            raise RuntimeFailedError(
+                f"{self._path.name} was given no input {absent[0]!r}",
+                remedy="Give every input by its name.",
+            )
+        try:
+            results = self._request.infer(dict(inputs))
+        except Exception as error:
+            raise RuntimeFailedError(
+                f"OpenVINO failed on {self._path.name}: {last_line(error)}",
+                remedy="Check the input's name, shape and type against the model's.",
+            ) from error
+        return {name: np.array(results[i]) for i, name in enumerate(self._names)}
+
+
+def _refuse_absent(core: openvino.Core, device: str) -> None:
+    """``GPU`` means the first of ``GPU.0`` and ``GPU.1``, as OpenVINO has it."""
+    present = core.available_devices
+    if device.upper() not in {name for full in present for name in (full, full.split(".")[0])}:
+        raise UsageError(
+            f"OpenVINO sees no device {device!r} here", remedy=f"Present: {', '.join(present)}."
+        )
+
+
+def _said(graph: openvino.Model) -> dict[str, str]:
+    """What the file says of itself, by the keys that other formats use."""
+    if not graph.has_rt_info([SECTION]):
+        return {}
+    section = graph.get_rt_info([SECTION]).value
+    return {
+        PREFIX + key: str(graph.get_rt_info([SECTION, key]).value)
+        for key in (section if isinstance(section, dict) else ())
+    }
+
+
+def _packages(precision: str) -> tuple[str, ...]:
+    """What makes a file of that precision."""
+    return ("openvino", *("nncf",) * (precision in openvino_quantise.NNCF_PRECISIONS))
+
+
+def _read(core: openvino.Core, path: Path) -> openvino.Model:
+    """Read an IR and nothing else: ``read_model`` would take an ONNX file named ``.xml`` too."""
+    numbers = path.with_suffix(".bin")
+    try:
+        with files.open_regular(path) as file:
+            is_xml = file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<")
+    except OSError as error:
+        raise ArtifactError(
+            f"{path} cannot be read: {error.strerror}", remedy="Check the path."
+        ) from error
+    if not is_xml:
+        raise ArtifactError(
+            f"{path} is not an OpenVINO graph (it does not start as XML)",
+            remedy="Give the .xml file of an OpenVINO model; ONNX files must end in .onnx.",
+        )
+    if not numbers.is_file():
+        raise ArtifactError(
+            f"{path} has no weights: {numbers.name} is missing beside it",
+            remedy="Copy both files of the model.",
+        )
+    try:
+        return core.read_model(path, numbers)
+    except Exception as error:
+        raise ArtifactError(
+            f"OpenVINO cannot read {path}: {last_line(error)}",
+            remedy="Copy the .xml and the .bin again; they must be of one export.",
+        ) from error
+
+
+def _add_taps(graph: openvino.Model, taps: Sequence[str], path: Path) -> None:
+    """Make inner values further outputs, in memory; the file stays as it is."""
+    nodes = {node.get_friendly_name(): node for node in graph.get_ops()}
+    for tap in taps:
+        if tap not in nodes:
+            raise UsageError(
+                f"{path.name} has no value {tap!r}", remedy="Take a name from its graph."
+            )
+        added = graph.add_outputs([nodes[tap].output(0)])
+        added[0].get_tensor().set_names({tap})
+
+
+def _signature(graph: Any, hidden: Sequence[str] = ()) -> Signature:
+    return Signature(
+        tuple(_spec(port) for port in graph.inputs),
+        tuple(_spec(port) for port in graph.outputs if _any_name(port) not in hidden),
+    )
+
+
+def _any_name(port: Any) -> str:
+    """The port's tensor name; foreign models may have none, then the node's."""
+    names = port.get_names()
+    return min(names) if names else str(port.get_node().get_friendly_name())
+
+
+def _spec(port: Any) -> TensorSpec:
+    shape = port.get_partial_shape()
+    return TensorSpec(
+        _any_name(port),
+        tuple(d.get_length() if d.is_static else None for d in shape),
+        str(port.get_element_type().to_dtype()),
+    )

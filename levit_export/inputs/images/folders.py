@@ -1,0 +1,229 @@
+"""Images in folders. Files are listed, never opened."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from levit_export.core import files
+from levit_export.core.errors import DataError
+from levit_export.inputs.images.arrays import refuse_out_of_range
+from levit_export.inputs.images.classes import classes_of
+from levit_export.inputs.images.decoding import SUFFIXES, decode
+from levit_export.inputs.images.image_set import UNKNOWN, Entry, ImageSet, Read, listed
+
+LISTS = ("val.txt", "labels.csv")
+"""Files with a line ``name index`` (or ``name,index``) for each image; the first found counts."""
+
+INDEX = re.compile(r"-?[0-9]{1,9}")
+
+LARGEST_LIST = 2**28
+"""Bytes; ImageNet's own list has 1.7 MB."""
+
+
+@dataclass(frozen=True)
+class Files:
+    """Image files below ``root``, by their POSIX paths."""
+
+    root: Path
+
+    @contextmanager
+    def open(self) -> Iterator[Read]:
+        """Read single images; see :class:`levit_export.inputs.images.image_set.Store`."""
+
+        def read(entry: Entry) -> np.ndarray:
+            return decode(self.root / entry.name)
+
+        yield read
+
+
+@dataclass(frozen=True)
+class _Listing:
+    """Names of images below a folder, and of files that are none by their suffix."""
+
+    images: tuple[str, ...]
+    others: tuple[str, ...]
+
+
+def open_folder(root: Path, labels: Sequence[str]) -> ImageSet:
+    """The images below ``root``; see ``opening.open_images``. Raises ``DataError``."""
+    try:
+        for name in LISTS:
+            if (root / name).is_file():
+                return _by_list(root, root / name, len(labels))
+        folders = sorted(p.name for p in root.iterdir() if _is_class_folder(p))
+        direct = _walk(root, deep=False)
+    except OSError as error:
+        raise DataError(
+            f"{root} cannot be read: {error.strerror or error}", remedy="Check its permissions."
+        ) from error
+    if folders and direct.images:
+        raise DataError(
+            f"{root} holds both images ({listed(list(direct.images))}) and folders "
+            f"({listed(folders)})",
+            remedy="Put every image into the folder of its class, or all into one folder.",
+        )
+    if folders:
+        return _by_class(root, folders, labels, direct.others)
+    return plain(root, direct.images, others=direct.others, source=str(root))
+
+
+def plain(
+    root: Path, names: Sequence[str], *, source: str, others: Sequence[str] = ()
+) -> ImageSet:
+    """Images of no known class."""
+    return _image_set(root, [Entry(name) for name in names], source, _left_out(others))
+
+
+def _is_class_folder(path: Path) -> bool:
+    """Folders named like an image are listed as images, and found unreadable."""
+    is_image = path.suffix.lower() in SUFFIXES
+    return path.is_dir() and not path.name.startswith(".") and not is_image
+
+
+def _by_class(
+    root: Path, folders: list[str], labels: Sequence[str], others: Sequence[str]
+) -> ImageSet:
+    classes, how = classes_of(folders, labels, str(root))
+    entries: list[Entry] = []
+    strange = list(others)
+    for folder in folders:
+        found = _walk(root, folder)
+        entries += [Entry(name, classes[folder]) for name in found.images]
+        strange += found.others
+    used = Counter(entry.label for entry in entries)
+    remarks = [how]
+    if empty := [folder for folder in folders if not used[classes[folder]]]:
+        remarks.append(f"class folders without an image: {listed(empty)}")
+    there = set(classes.values())
+    if missing := [label for index, label in enumerate(labels) if index not in there]:
+        remarks.append(
+            f"{len(missing)} of the model's {len(labels)} classes have no folder: "
+            f"{listed(missing)}"
+        )
+    remarks += _left_out(strange)
+    return replace(_image_set(root, entries, str(root), remarks), classes=classes)
+
+
+def _walk(root: Path, folder: str = "", *, deep: bool = True) -> _Listing:
+    """Files below a folder in sorted order; links are followed, but never in a circle."""
+    images: list[str] = []
+    others: list[str] = []
+    seen = {os.path.realpath(root)} if folder else set()
+    for place, below, found in os.walk(root / folder, followlinks=True, onerror=_raise):
+        real = os.path.realpath(place)
+        if real in seen:
+            raise DataError(
+                f"{place} is a link to a folder that holds it or was listed before",
+                remedy="Remove the link: its images would count twice.",
+            )
+        seen.add(real)
+        named = [name for name in (*found, *below) if not name.startswith(".")]
+        for name in named:
+            path = (Path(place) / name).relative_to(root).as_posix()
+            if Path(name).suffix.lower() in SUFFIXES:
+                images.append(path)
+            elif name in found:
+                others.append(path)
+        below[:] = sorted(name for name in below if deep and _is_class_folder(Path(place) / name))
+    return _Listing(tuple(sorted(images)), tuple(sorted(others)))
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _by_list(root: Path, file: Path, classes: int) -> ImageSet:
+    try:
+        if file.stat().st_size > LARGEST_LIST:
+            raise DataError(
+                f"{file} has {file.stat().st_size} bytes", remedy="Give a list, a line an image."
+            )
+        lines = files.read_text(file, "utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{file} is not UTF-8 text: {error}", remedy="Save the list as UTF-8."
+        ) from error
+    entries: dict[str, Entry] = {}
+    for number, line in enumerate(lines, start=1):
+        if line.strip() and not (number == 1 and _is_heading(line)):
+            entry = _listed_entry(line, f"line {number} of {file}", classes)
+            if entry.name in entries:
+                raise DataError(
+                    f"line {number} of {file} lists {entry.name} again",
+                    remedy="List every image once.",
+                )
+            entries[entry.name] = entry
+    ignored = len(set(_walk(root).images) - set(entries))
+    remarks = [f"classes are from {file.name}"]
+    if ignored:
+        remarks.append(f"{ignored} images are not in {file.name} and are left out")
+    return _image_set(root, list(entries.values()), str(root), remarks)
+
+
+def _is_heading(line: str) -> bool:
+    """Whether a first line names columns: its last field is a word and its first no image."""
+    first, last = _fields(line)
+    is_image = PurePosixPath(first).suffix.lower() in SUFFIXES
+    return bool(first) and not is_image and not INDEX.fullmatch(last)
+
+
+def _fields(line: str) -> tuple[str, str]:
+    """The name, which may hold blanks, and what stands behind the last comma, tab or blank."""
+    mark = next((mark for mark in (",", "\t", ";") if mark in line), " ")
+    name, _, index = line.strip().rpartition(mark)
+    return name.strip().strip('"'), index.strip().strip('"')
+
+
+def _listed_entry(line: str, where: str, classes: int) -> Entry:
+    name, index = _fields(line)
+    if not name or not INDEX.fullmatch(index):
+        raise DataError(
+            f"{where} is {line.strip()[:80]!r}, not a file and the number of its class",
+            remedy="Write lines such as: images/cat.jpg 281",
+        )
+    path = PurePosixPath(name.replace("\\", "/"))
+    if path.is_absolute() or ".." in path.parts:
+        raise DataError(
+            f"{where} names {name!r}, which lies elsewhere", remedy="List files of this folder."
+        )
+    refuse_out_of_range(int(index), classes, where)
+    return Entry(path.as_posix(), int(index))
+
+
+def _left_out(names: Sequence[str]) -> list[str]:
+    return (
+        [f"{len(names)} files are no images by their names: {listed(list(names))}"]
+        if names
+        else []
+    )
+
+
+def _image_set(
+    root: Path, entries: Sequence[Entry], source: str, remarks: Sequence[str]
+) -> ImageSet:
+    if not entries:
+        raise DataError(
+            f"{source} holds no images{'; ' + '; '.join(remarks) if remarks else ''}",
+            remedy=f"Images are files ending in {', '.join(sorted(SUFFIXES))}.",
+        )
+    digest = hashlib.sha256()
+    for entry in entries:
+        digest.update(f"{entry.name}\0{entry.label}\0{_size(root / entry.name)}\n".encode())
+    placed = tuple(replace(entry, position=i) for i, entry in enumerate(entries))
+    return ImageSet(source, placed, Files(root), digest.hexdigest(), remarks=tuple(remarks))
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:  # which decoding will name
+        return UNKNOWN

@@ -1,0 +1,229 @@
+"""The authors' own checkpoints: which LeViT a set of tensors belongs to, told by shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+
+import torch
+
+from levit_export.core.errors import CheckpointError
+from levit_export.core.values import Size
+from levit_export.models.architectures.levit import attention_bias_index
+from levit_export.models.checkpoints import shapes
+from levit_export.models.checkpoints.found import Choices, Found, Stored, Tensors
+from levit_export.models.zoo import LevitConfig, grid_of, usual_activation
+
+NAME = "fair"
+STEMS = ("patch_embed.0.c.weight", "patch_embed.0.weight")
+"""The first convolution's weight, with its BatchNorm beside it or inside."""
+RGB = 3
+MOST_CONVOLUTIONS = 5
+"""One more than any stem has, so that a fifth is found and refused."""
+
+
+def recognises(tensors: Tensors) -> bool:
+    """Whether the tensors have this dialect's names."""
+    has_stem = any(stem in tensors for stem in STEMS)
+    return has_stem and any(name.startswith("blocks.0.m.qkv.") for name in tensors)
+
+
+def understand(stored: Stored, source: str, choices: Choices) -> Found:
+    """Configuration and tensors, whose names are ours."""
+    config, sizes = infer_config(stored.tensors, source)
+    config, said = shapes.settle(config, sizes, choices, source)
+    return Found(
+        dialect=f"{NAME} (fused)" if config.fused else NAME,
+        config=replace(config, activation=usual_activation(config)),
+        tensors=stored.tensors,
+        theirs={},
+        remarks=said.remarks,
+        assumptions=said.assumptions,
+    )
+
+
+@dataclass(frozen=True)
+class _Stage:
+    dim: int
+    heads: int
+    key_dim: int
+    tokens: int
+    depth: int
+
+
+@dataclass(frozen=True)
+class Library:
+    """How to speak of files of one library: of those without a head, of channels, of the rest."""
+
+    form: str
+    headless: str
+    remedy: str
+    channels: str
+
+
+AUTHORS = Library(
+    "the authors' form",
+    "the authors' code builds one without with num_classes=0",
+    "Save the state dict of a model that was trained with its head.",
+    "input channels",
+)
+
+
+def infer_config(
+    tensors: Tensors,
+    source: str,
+    library: Library = AUTHORS,
+    theirs: Mapping[str, str] = MappingProxyType({}),
+) -> tuple[LevitConfig, tuple[Size, ...]]:
+    """The configuration whose shapes are these, Hardswish assumed, and the sizes that fit.
+
+    An attention block has as many bias rows as heads and an offset for each token; its ``qkv`` has
+    ``4 * key_dim`` rows a head. The configuration has the first of the sizes. Raises
+    ``CheckpointError`` where the shapes fit no LeViT, in the words of ``library`` and with the
+    names ``theirs``.
+    """
+    try:
+        _refuse_other_heads(tensors, source, library)
+        _refuse_other_channels(tensors, source, library, theirs)
+        return _config(tensors)
+    except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
+        missing = error.args[0] if isinstance(error, KeyError) else ""
+        reason = (
+            f"{theirs.get(missing, missing)} is missing" if missing else f"its shapes: {error}"
+        )
+        raise CheckpointError(
+            f"{source} looks like a LeViT of {library.form}, but {reason}",
+            remedy="Save the whole model.state_dict().",
+        ) from error
+
+
+def _refuse_other_heads(tensors: Tensors, source: str, library: Library) -> None:
+    """Raise for a network without a head, one that is not a single layer, and two that differ."""
+    widths = {
+        head: _weight(tensors, head, "l").shape[0]
+        for head in ("head", "head_dist")
+        if _has(tensors, head, "l")
+    }
+    if "head" not in widths:
+        others = [
+            name for name in tensors if name.startswith(("head.", "head_dist.", "classifier"))
+        ]
+        if not others:
+            raise CheckpointError(
+                f"{source} is a backbone, a LeViT of {library.form} without a classifier head "
+                f"({library.headless}); it answers with features, and what is exported here are "
+                "classifiers",
+                remedy=library.remedy,
+            )
+        raise CheckpointError(
+            f"the head of {source} is not one layer: it has {', '.join(others[:4])}"
+            f"{' …' if len(others) > 4 else ''}, and what lies between them no tensor tells",
+            remedy="A head is a linear layer, with the BatchNorm before it or without. Save the "
+            "model with such a head: model.head = model.head[1] for Sequential(Dropout, Linear).",
+        )
+    if len(set(widths.values())) > 1:
+        raise CheckpointError(
+            f"the two heads of {source} have {widths['head']} and {widths['head_dist']} classes; "
+            "the model's answer is their mean",
+            remedy="Replace both heads, or build the model with one (distillation=False).",
+        )
+
+
+def _refuse_other_channels(
+    tensors: Tensors, source: str, library: Library, theirs: Mapping[str, str]
+) -> None:
+    """Raise for a network that does not see RGB.
+
+    Its recipe is missing: how grey or other channels are made of a picture, and their mean and
+    deviation, no tensor tells and no library keeps. A wrong one would go through every check.
+    """
+    stem = next(name for name in (*STEMS, "") if not name or name in tensors)
+    channels = tensors[stem].shape[1] if stem and tensors[stem].dim() == 4 else RGB
+    if channels == RGB:
+        return
+    name = theirs.get(stem, stem)
+    grey = (
+        " A network of grey pictures becomes one of RGB, with the same answers to grey pictures: "
+        f"w = weights[{name!r}]; weights[{name!r}] = w.repeat(1, 3, 1, 1) / 3; save it, and "
+        "export it with --preprocessing FILE that has its mean and std three times."
+    )
+    raise CheckpointError(
+        f"{source} does not take RGB images ({library.channels}={channels}), which is what can be "
+        "exported: no file says how other channels are made of a picture",
+        remedy=f"Export a model of RGB pictures.{grey if channels == 1 else ''}",
+    )
+
+
+def _config(tensors: Tensors) -> tuple[LevitConfig, tuple[Size, ...]]:
+    stages = _stages(tensors)
+    classes = _weight(tensors, "head", "l").shape[0]
+    convolutions = sum(
+        _has(tensors, f"patch_embed.{2 * index}", "c") for index in range(MOST_CONVOLUTIONS)
+    )
+    stride = 2**convolutions
+    counts = [classes, *(n for s in stages for n in (s.dim, s.heads, s.key_dim, s.tokens))]
+    if min(counts) < 1:
+        raise ValueError("a tensor without elements")
+    sizes = _shown(tensors, shapes.fitting([s.tokens for s in stages], stride), stride)
+    is_fused = STEMS[1] in tensors
+    linear = tuple(head for head in ("head", "head_dist") if f"{head}.weight" in tensors)
+    config = LevitConfig(
+        dims=tuple(s.dim for s in stages),
+        key_dim=stages[0].key_dim,
+        heads=tuple(s.heads for s in stages),
+        depths=tuple(s.depth for s in stages),
+        image_size=sizes[0],
+        classes=classes,
+        two_heads=_has(tensors, "head_dist", "l"),
+        stem_stride=stride,
+        fused=is_fused,
+        linear_heads=() if is_fused else linear,
+    )
+    return config, sizes
+
+
+def _shown(tensors: Tensors, sizes: tuple[Size, ...], stride: int) -> tuple[Size, ...]:
+    """The sizes whose index of offsets is the one that the file holds, if it holds one.
+
+    All sizes where no index is the same: the comparison of every tensor then says what is wrong.
+    """
+    stored = tensors.get("blocks.0.m.attention_bias_idxs")
+    if stored is None:
+        return sizes
+    grids = {size: grid_of(size, stride) for size in sizes}
+    shown = [
+        size
+        for size, grid in grids.items()
+        if torch.equal(attention_bias_index(grid, grid, 1)[0], stored)
+    ]
+    return tuple(shown) or sizes
+
+
+def _has(tensors: Tensors, layer: str, inner: str) -> bool:
+    return f"{layer}.{inner}.weight" in tensors or f"{layer}.weight" in tensors
+
+
+def _weight(tensors: Tensors, layer: str, inner: str) -> torch.Tensor:
+    """A layer's weight, with its BatchNorm beside it or inside."""
+    inside = tensors.get(f"{layer}.weight")
+    return tensors[f"{layer}.{inner}.weight"] if inside is None else inside
+
+
+def _stages(tensors: Tensors) -> list[_Stage]:
+    stages: list[_Stage] = []
+    index, fresh = 0, True
+    indices = {int(n.split(".")[1]) for n in tensors if n.startswith("blocks.")}
+    for index in sorted(indices):
+        if _has(tensors, f"blocks.{index}.kv", "c"):
+            fresh = True
+        if not _has(tensors, f"blocks.{index}.m.qkv", "c"):
+            continue
+        qkv = _weight(tensors, f"blocks.{index}.m.qkv", "c")
+        heads, offsets = tensors[f"blocks.{index}.m.attention_biases"].shape
+        if fresh:
+            stages.append(_Stage(qkv.shape[1], heads, qkv.shape[0] // (4 * heads), offsets, 0))
+            fresh = False
+        last = stages[-1]
+        stages[-1] = _Stage(last.dim, last.heads, last.key_dim, last.tokens, last.depth + 1)
+    return stages

@@ -1,0 +1,144 @@
+"""Which image size the tables of a checkpoint belong to.
+
+A model learns something for each position of its token grid: an attention-bias table of LeViT has
+an entry for each offset between two positions, which are as many as the keys' grid has tokens, and
+DeiT has an embedding for each token. Such a table therefore tells ``rows * columns`` and not the
+two numbers: 256 entries are those of 16x16 tokens and as well of 8x32.
+
+What a file leaves open follows from what else it says:
+
+- The grids of later stages follow from the first (every other row and column), and each stage has
+  tables. A size *fits* when every stage has the tables that it would have. 224 px is the only size
+  that fits a LeViT of stride 16 with 196, 49 and 16 entries; 256, 64 and 16 entries fit 256x256,
+  128x512, 64x1024 and their transposes.
+- The authors' files and vit-pytorch's also hold the index of each pair of positions, which shows
+  the columns. transformers and vit-pytorch build squares only. timm's files, and DeiT's, show
+  nothing more.
+- ``model_args.img_size`` in timm's config.json is what the model was built with: it decides, and
+  it is refused where it does not fit.
+- ``--imgsz`` is the user's word, and decides among the sizes that fit. With ``--resize-bias`` it
+  is the size to change *to*, and says nothing of the trained one.
+- ``input_size`` in timm's config.json is left at the architecture's default where the model was
+  built with ``img_size``. It decides where it fits, and says nothing where it does not.
+- A known model was published at one size. Where that fits it is assumed, and the report says so.
+
+Where several sizes are left after that, the file is refused and they are listed. A wrong guess
+would go through every check: the reference is built from the same guess as the artifacts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import prod
+from typing import TYPE_CHECKING, TypeVar
+
+from levit_export.core.errors import CheckpointError, UsageError
+from levit_export.models.zoo import (
+    LARGEST_GRID,
+    GraftedConfig,
+    LevitConfig,
+    halving,
+    size_in_words,
+    variant_of,
+)
+
+if TYPE_CHECKING:
+    from levit_export.core.values import Size
+    from levit_export.models.checkpoints.found import Choices
+
+
+ConfigT = TypeVar("ConfigT", LevitConfig, GraftedConfig)
+
+
+@dataclass(frozen=True)
+class Said:
+    """What decided an image size that tables leave open: something said, or something assumed."""
+
+    remarks: tuple[str, ...] = ()
+    assumptions: tuple[str, ...] = ()
+
+
+def fitting(tables: Sequence[int], stride: int) -> tuple[Size, ...]:
+    """The image sizes whose grids have as many tokens as these, stage by stage.
+
+    The squarest come first, and the upright one of two transposes. Raises ``ValueError`` where
+    there is none.
+    """
+    first = tables[0]
+    if not 1 <= first <= LARGEST_GRID:
+        raise ValueError(f"a table for {first} tokens, expected 1 to {LARGEST_GRID}")
+    grids = [(rows, first // rows) for rows in range(1, first + 1) if first % rows == 0]
+    found = [
+        (stride * rows, stride * columns)
+        for rows, columns in grids
+        if [prod(grid) for grid in halving((rows, columns), len(tables))] == list(tables)
+    ]
+    if not found:
+        said = ", ".join(map(str, tables))
+        raise ValueError(f"no grid of tokens has tables of {said} entries in its stages")
+    return tuple(sorted(found, key=lambda size: (abs(size[0] - size[1]), -size[0])))
+
+
+def settle(
+    config: ConfigT,
+    sizes: Sequence[Size],
+    choices: Choices,
+    source: str,
+    *,
+    built_with: Size | None = None,
+    usual: Size | None = None,
+) -> tuple[ConfigT, Said]:
+    """``config`` at the one of ``sizes`` that it was trained at, and what decided.
+
+    ``built_with`` is what the file's own description says that the model was built with, ``usual``
+    what it calls the usual size. Raises ``CheckpointError`` where the description contradicts the
+    tables, and ``UsageError`` where several sizes are left; see the module's docstring.
+    """
+    fit = _listed(sizes)
+    if built_with is not None:
+        if built_with not in sizes:
+            raise CheckpointError(
+                f"the config.json of {source} says image size {size_in_words(built_with)}, its "
+                f"tables of positions fit {fit}",
+                remedy="Mend the image size there, or give the weight file alone.",
+            )
+        return replace(config, image_size=built_with), Said()
+    if len(sizes) == 1:
+        return replace(config, image_size=sizes[0]), Said()
+    asked = None if choices.resize_bias else choices.image_size
+    known = variant_of(config)
+    published = None if known is None else known.config.image_size
+    reasons = (
+        (asked, "is taken, as --imgsz says"),
+        (usual, "is taken, the input_size of its config.json"),
+        (published, f"is assumed, the size of {known.name if known else ''}"),
+    )
+    for size, reason in reasons:
+        if size is not None and size in sizes:
+            sentence = f"the tables of positions fit {fit}: {size_in_words(size)} {reason}"
+            is_assumed = reason.startswith("is assumed")
+            said = Said(assumptions=(sentence,)) if is_assumed else Said(remarks=(sentence,))
+            return replace(config, image_size=size), said
+    misses = "" if asked is None else f", none of which is {size_in_words(asked)}"
+    raise UsageError(
+        f"{source} leaves its image size open: its tables of positions fit {fit} "
+        f"(height x width){misses}",
+        remedy=_remedy(sizes, choices),
+    )
+
+
+def _remedy(sizes: Sequence[Size], choices: Choices) -> str:
+    if choices.resize_bias:
+        return (
+            "--resize-bias has to know the size that the model was trained at: put a config.json "
+            f'with {{"model_args": {{"img_size": {list(sizes[0])}}}}} or another of these beside '
+            "the weights, and give the folder as --checkpoint."
+        )
+    options = " or ".join(f"--imgsz {size_in_words(size)}" for size in sizes[:3])
+    return f"Say which one it was trained at: {options}{' …' if len(sizes) > 3 else ''}."
+
+
+def _listed(sizes: Sequence[Size]) -> str:
+    *others, last = map(size_in_words, sizes)
+    return f"{', '.join(others)} and {last}" if others else last

@@ -1,0 +1,57 @@
+"""Checks as JUnit XML, the form in which CI systems read test results.
+
+There is no standard; this keeps to what the schema of Jenkins' xUnit plugin (junit-10) allows.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from xml.etree import ElementTree as ET
+
+from levit_export.reports.gate import Check
+
+NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+"""Characters that XML 1.0 cannot hold, not even escaped."""
+
+
+def render(suite: str, checks: Sequence[Check]) -> str:
+    """A suite with one case for each check: its class is the artifact, its name the question.
+
+    A check that failed holds its reason as a failure. One that was not run, or decides nothing,
+    is skipped; the exit status says whether that stops a build.
+    """
+    counts = Counter(check.verdict for check in checks)
+    totals = {
+        "tests": str(len(checks)),
+        "failures": str(counts["fail"]),
+        "errors": "0",
+    }
+    root = ET.Element("testsuites", {"name": "levit-export check", **totals})
+    skipped = {"skipped": str(counts["not-run"] + counts["inconclusive"])}
+    cases = ET.SubElement(root, "testsuite", {"name": _text(suite), **totals, **skipped})
+    for check in checks:
+        cases.append(_case(suite, check))
+    ET.indent(root)
+    body = ET.tostring(root, encoding="unicode")
+    return f'<?xml version="1.0" encoding="UTF-8"?>\n{body}\n'
+
+
+def _case(suite: str, check: Check) -> ET.Element:
+    name = {"classname": _text(f"{suite}.{check.artifact}"), "name": _text(check.name)}
+    case = ET.Element("testcase", name)
+    reason = _text(check.reason)
+    if check.verdict == "fail":
+        failure = ET.SubElement(case, "failure", {"type": _text(check.name), "message": reason})
+        failure.text = _text(f"{check.path}: {check.reason}")
+    elif check.verdict != "pass":
+        message = reason if check.verdict == "not-run" else f"{check.verdict}: {reason}"
+        ET.SubElement(case, "skipped", {"message": message})
+    elif reason:
+        ET.SubElement(case, "system-out").text = reason
+    return case
+
+
+def _text(text: str) -> str:
+    return NOT_XML.sub("\N{REPLACEMENT CHARACTER}", text)

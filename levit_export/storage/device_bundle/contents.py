@@ -1,0 +1,155 @@
+"""What goes into a bundle: an export directory's files and what a device needs beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+
+from levit_export.core import files
+from levit_export.core.errors import BundleError, UnknownNameError
+from levit_export.core.values import overall
+from levit_export.inputs.samples import Samples, held_out_digits
+from levit_export.storage import export_directory
+from levit_export.storage.device_bundle import arrays, images, model_card, web
+from levit_export.storage.device_bundle.description import Description
+from levit_export.storage.device_bundle.images import GoldenImage
+from levit_export.storage.export_directory import GOLDEN, LABELS, Manifest
+from levit_export.storage.staged import MANIFEST
+
+Source = bytes | Path
+VERIFIERS = {
+    "verify.py": (),
+    "golden.hpp": ("onnx", "openvino"),
+    "verify_onnxruntime.cpp": ("onnx",),
+    "verify_openvino.cpp": ("openvino",),
+    "verify.swift": ("coreml",),
+}
+"""The programs that a bundle carries, and the formats that each is for; none means all."""
+
+
+def choose(manifest: Manifest, formats: Sequence[str] | None, *, allow_failed: bool) -> Manifest:
+    """``manifest`` with the artifacts of ``formats`` alone; all of them when None.
+
+    Raises ``BundleError`` for an export that failed.
+    """
+    known = tuple(dict.fromkeys(artifact.format for artifact in manifest.artifacts))
+    wanted = known if formats is None else tuple(formats)
+    for name in wanted:
+        if name not in known:
+            raise UnknownNameError("format in this export", name, known)
+    chosen = tuple(a for a in manifest.artifacts if a.format in wanted)
+    left_out = tuple(a for a in manifest.artifacts if a.format not in wanted)
+    blamed = [a.path for a in chosen if a.verdict == "fail"]
+    unexplained = manifest.verdict == "fail" and not any(a.verdict == "fail" for a in left_out)
+    if (blamed or unexplained) and not allow_failed:
+        raise BundleError(
+            f"the export failed its check: {', '.join(blamed) or manifest.model.name}",
+            remedy="Export again until it passes; --allow-failed makes a bundle all the same, "
+            "and says in it that it failed.",
+        )
+    files = {
+        name: entry
+        for name, entry in manifest.files.items()
+        if not any(_belongs(name, a.path) for a in left_out)
+        or any(_belongs(name, a.path) for a in chosen)
+    }
+    verdict = overall(a.verdict for a in chosen) if left_out else manifest.verdict
+    verdict = "fail" if unexplained else verdict
+    return replace(manifest, artifacts=chosen, files=files, verdict=verdict)
+
+
+def _belongs(name: str, artifact: str) -> bool:
+    """Whether a file is part of the artifact, which may be one of several files in its folder."""
+    return Path(name).parts[0] == Path(artifact).parts[0]
+
+
+def collect(
+    folder: Path, manifest: Manifest, library: Mapping[str, bytes] | None = None
+) -> tuple[dict[str, Source], Description]:
+    """Every file of the bundle but its first two, and the description with no hashes yet.
+
+    ``library`` are the files of ONNX Runtime Web; with them the bundle has a page.
+    """
+    has_page = library is not None
+    samples, outputs = export_directory.read_golden(folder, manifest)
+    golden = images.collect(manifest, samples)
+    described = Description(
+        {}, {name: image.entry for name, image in golden.items()}, manifest.model.preprocessing
+    )
+    generated = {
+        MANIFEST: export_directory.encode(manifest).encode(),
+        **images.files(golden),
+        **_for_simple_readers(manifest, samples, outputs),
+        **_programs(manifest),
+        **_licences(manifest, golden, has_page=has_page),
+        **(web.files(manifest, library) if library is not None else {}),
+    }
+    sources: dict[str, Source] = {name: folder / name for name in manifest.files}
+    for name, content in generated.items():
+        if name in sources and files.read_bytes(folder / name) != content:
+            raise BundleError(
+                f"the export already holds another {name}", remedy="Rename that output or sample."
+            )
+        sources[name] = content
+    sources["README.md"] = model_card.render(manifest, golden, has_page=has_page).encode()
+    return sources, described
+
+
+def _for_simple_readers(
+    manifest: Manifest, samples: Samples, outputs: Mapping[str, np.ndarray]
+) -> dict[str, bytes]:
+    """What the C++ and Swift programs read in place of JSON; all of it follows from the manifest.
+
+    ``allowed`` holds ``atol + rtol_i * max|reference_i|`` for each row i.
+    """
+    recipe = manifest.model.preprocessing
+    files = {
+        f"{GOLDEN}/samples.txt": "".join(f"{name}\n" for name in samples.names).encode(),
+        f"{GOLDEN}/normalisation.npy": arrays.encode(np.array([recipe.mean, recipe.std])),
+    }
+    for precision in sorted({artifact.precision for artifact in manifest.artifacts}):
+        for output, tolerance in manifest.golden.tolerances[precision].items():
+            allowed = np.broadcast_to(tolerance.allowed(outputs[output]), len(samples))
+            files[f"{GOLDEN}/allowed/{precision}/{output}.npy"] = arrays.encode(allowed)
+    return files
+
+
+def _programs(manifest: Manifest) -> dict[str, bytes]:
+    present = {artifact.format for artifact in manifest.artifacts}
+    if manifest.embedded.preprocessing:
+        present.discard("coreml")  # verify.swift feeds arrays, and the model takes an image
+    folder = resources.files("levit_export.storage.device_bundle.verifiers")
+    return {
+        name: (folder / name).read_bytes()
+        for name, formats in VERIFIERS.items()
+        if not formats or present.intersection(formats)
+    }
+
+
+def _licences(
+    manifest: Manifest, golden: Mapping[str, GoldenImage], *, has_page: bool
+) -> dict[str, bytes]:
+    """The programs' licence, what is known of the weights', and that of bundled images."""
+    apache = resources.files("levit_export.storage.device_bundle.licences") / "Apache-2.0.txt"
+    files = {"licences/Apache-2.0.txt": apache.read_bytes()}
+    has_digits = _holds_digits(golden)
+    if has_digits:
+        digits = resources.files("levit_export.inputs.data") / "LICENSE-digits.md"
+        files["licences/digits.md"] = digits.read_bytes()
+    page = model_card.licences(manifest, has_digits=has_digits, has_page=has_page)
+    files["LICENCES.md"] = page.encode()
+    return files
+
+
+def _holds_digits(golden: Mapping[str, GoldenImage]) -> bool:
+    """Whether an image is one of the UCI digits that travel with this package."""
+    known = {image.tobytes() for image in held_out_digits()[0]}
+    return any(image.pixels.tobytes() in known for image in golden.values())
+
+
+REQUIRED = (MANIFEST, LABELS, "README.md", "LICENCES.md", "verify.py")
+"""What every bundle holds beside its artifacts and golden arrays."""

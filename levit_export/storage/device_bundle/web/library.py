@@ -1,0 +1,203 @@
+"""The files of onnxruntime-web: of a folder, of the cache, or of the npm registry.
+
+One version is taken, whose hashes are below, so that bundles have the same bytes wherever the
+files come from. Two files are enough: the WebAssembly build for the CPU and the one module that
+drives it, loader included; the variants for WebGPU, WebGL and WebNN are left out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tarfile
+from base64 import b64encode
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+
+from levit_export.core import files
+from levit_export.core.errors import DownloadError, LevitExportError, UsageError, WrongHashError
+from levit_export.core.progress import Progress, Silent
+from levit_export.models.published.cache import disk_errors, locked
+from levit_export.models.published.transfer import Transfer
+from levit_export.storage.export_directory import FileEntry
+
+VERSION = "1.30.0"
+INTEGRITY = (
+    "sha512-q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02V"
+    "b7QmRMDs1SigqR4CXAfKYQ=="
+)
+"""``dist.integrity`` of this version in the npm registry."""
+
+FILES = {
+    "ort.wasm.bundle.min.mjs": FileEntry(
+        "11e64bd8ffe11bd1a2a2f0d6275fdfbbba7262f0b76b99b53d228a8a22ef3d90", 73_054
+    ),
+    "ort-wasm-simd-threaded.wasm": FileEntry(
+        "3398c10d07d229bd91b364548e130e0e51a8e5704b88c7c083ebbeb78842dee2", 14_239_897
+    ),
+}
+"""What the page loads, all of it in ``dist/`` of the package."""
+
+NPM_URL = "https://registry.npmjs.org"
+NPM_VARIABLE = "LEVIT_EXPORT_NPM_URL"
+BY_HAND = f"npm pack onnxruntime-web@{VERSION}, unpack it, and give the folder with --ort-web DIR"
+BLOCK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Package:
+    """The npm package: its address below ``registry``, and its hash as npm writes it."""
+
+    registry: str = NPM_URL
+    integrity: str = INTEGRITY
+    files: Mapping[str, FileEntry] = field(default_factory=lambda: FILES)
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Package:
+        """``LEVIT_EXPORT_NPM_URL`` names another registry, as ``npm config get registry`` does."""
+        return cls((environment.get(NPM_VARIABLE) or NPM_URL).rstrip("/"))
+
+    @property
+    def name(self) -> str:
+        """The tarball's name, in the registry and in the cache."""
+        return f"onnxruntime-web-{VERSION}.tgz"
+
+    @property
+    def url(self) -> str:
+        """Where the registry has it."""
+        return f"{self.registry}/onnxruntime-web/-/{self.name}"
+
+    def is_at(self, path: Path) -> bool:
+        """Whether the file at ``path`` has the registry's hash."""
+        return path.is_file() and integrity_of(path) == self.integrity
+
+
+def find(
+    folder: Path | None = None,
+    *,
+    offline: bool = False,
+    progress: Progress | None = None,
+    transfer: Transfer | None = None,
+    package: Package | None = None,
+) -> dict[str, bytes]:
+    """The library's files by name, their hashes checked.
+
+    ``folder`` is an unpacked npm package; without it the tarball of the cache is taken, and
+    fetched unless ``offline``. Raises ``UsageError`` for a folder that holds something else,
+    ``DownloadError`` and ``WrongHashError`` when the tarball cannot be had, and ``OutputError``
+    when the cache cannot be written.
+    """
+    package = package or Package.from_environment()
+    if folder is not None:
+        return _of_folder(folder, package)
+    transfer = transfer or Transfer.from_environment()
+    path = transfer.cache / package.name
+    with disk_errors(transfer.cache):
+        if not package.is_at(path):
+            if offline:
+                raise _not_here(path, package)
+            with locked(transfer.cache, package.name, progress or Silent()):
+                # The process that was waited for may have fetched it.
+                if not package.is_at(path):
+                    _fetch(path, package, progress or Silent(), transfer)
+        return _of_tarball(path, package)
+
+
+def _of_folder(folder: Path, package: Package) -> dict[str, bytes]:
+    """From ``folder/dist``, or from ``folder`` if that is the package's ``dist`` itself."""
+    dist = folder / "dist" if (folder / "dist").is_dir() else folder
+
+    def refuse(name: str, problem: str) -> LevitExportError:
+        return UsageError(
+            f"{folder} does not hold onnxruntime-web {VERSION}: {dist / name} {problem}",
+            remedy=f"By hand: {BY_HAND}. Or leave --ort-web out to have it fetched.",
+        )
+
+    return _checked(package, lambda name: files.read_bytes(dist / name), refuse)
+
+
+def _of_tarball(path: Path, package: Package) -> dict[str, bytes]:
+    def refuse(name: str, problem: str) -> LevitExportError:
+        return WrongHashError(f"{name} of {path} {problem}", remedy=f"Or: {BY_HAND}.")
+
+    def read(name: str) -> bytes:
+        try:
+            member = tar.extractfile(f"package/dist/{name}")
+        except KeyError as error:
+            raise FileNotFoundError from error
+        if member is None:
+            raise FileNotFoundError
+        return member.read()
+
+    with tarfile.open(path) as tar:
+        return _checked(package, read, refuse)
+
+
+def _checked(
+    package: Package,
+    read: Callable[[str], bytes],
+    refuse: Callable[[str, str], LevitExportError],
+) -> dict[str, bytes]:
+    """Every file as it has to be, or what ``refuse`` makes of its name and what is wrong."""
+    found = {}
+    for name, wanted in package.files.items():
+        try:
+            content = read(name)
+        except OSError as error:
+            raise refuse(name, f"cannot be read: {error.strerror or 'missing'}") from error
+        digest = sha256(content).hexdigest()
+        if FileEntry(digest, len(content)) != wanted:
+            raise refuse(name, f"has SHA-256 {digest[:12]}…, not {wanted.sha256[:12]}…")
+        found[name] = content
+    return found
+
+
+def _fetch(path: Path, package: Package, progress: Progress, transfer: Transfer) -> None:
+    """Put the registry's tarball at ``path`` in one step, or raise and leave none there."""
+    from levit_export.models.published.download import Partial, download
+
+    path.unlink(missing_ok=True)  # it is damaged
+    partial = Partial(path.with_name(f"{path.name}.partial"))
+    # What an earlier run left may have been damaged since; that is worth a second try.
+    for _ in range(2 if partial.size else 1):
+        try:
+            download(package.url, partial, transfer=transfer, progress=progress)
+        except DownloadError as error:
+            raise _unreachable(error.what) from error
+        found = integrity_of(partial.path)
+        if found == package.integrity:
+            partial.path.replace(path)
+            partial.discard()
+            return
+        partial.discard()
+    raise WrongHashError(
+        f"{package.url} has {found[:20]}…, not {package.integrity[:20]}…; it was not kept",
+        remedy="Something on the way answers in the registry's place, or the mirror is damaged. "
+        f"Fetch it elsewhere: {BY_HAND}.",
+    )
+
+
+def integrity_of(path: Path) -> str:
+    """SHA-512 of a file as npm writes it: ``sha512-`` and Base64."""
+    digest = hashlib.sha512()
+    with files.open_regular(path) as file:
+        while block := file.read(BLOCK):
+            digest.update(block)
+    return f"sha512-{b64encode(digest.digest()).decode()}"
+
+
+def _unreachable(what: str) -> DownloadError:
+    return DownloadError(
+        what,
+        remedy=f"By hand: {BY_HAND}. {NPM_VARIABLE} names another npm registry.",
+    )
+
+
+def _not_here(path: Path, package: Package) -> DownloadError:
+    state = "damaged in" if path.is_file() else "not in"
+    return DownloadError(
+        f"{path.name} is {state} the cache {path.parent}, and --offline forbids fetching it",
+        remedy=f"Run once without --offline, or put {package.url} there. By hand: {BY_HAND}.",
+    )

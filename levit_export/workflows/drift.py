@@ -1,0 +1,143 @@
+"""``drift`` as a function: from paths to a map."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from levit_export.checks import claims, execution, reference
+from levit_export.checks.drift import chain, mapping, provenance
+from levit_export.checks.drift.tolerances import samples_of, spread
+from levit_export.checks.drift.values import DriftMap
+from levit_export.checks.reference import ModelChoice, _held_out
+from levit_export.core.errors import MissingDependencyError
+from levit_export.core.progress import Progress, Silent
+from levit_export.core.values import CALIBRATED, Artifact, Calibration, RunOptions, Tolerances
+from levit_export.formats import target
+from levit_export.formats.availability import needs
+from levit_export.formats.pytorch import cpu_threads
+from levit_export.inputs import samples
+from levit_export.storage import export_directory
+from levit_export.storage.located import locate
+
+if TYPE_CHECKING:
+    from levit_export.inputs.samples import Samples
+    from levit_export.models.checkpoints import Checkpoint
+    from levit_export.storage.located import Located
+
+SAMPLES = 6
+
+
+@dataclass(frozen=True)
+class DriftRequest:
+    """What ``drift`` may be asked for.
+
+    ``choice`` names the checkpoint; an export directory of the bundled model, or of seeded random
+    weights, says itself which it is. ``data`` are images that an ``int8`` artifact was calibrated
+    on; without them the samples themselves show what range its activations have.
+    """
+
+    paths: tuple[Path, ...]
+    choice: ModelChoice = field(default_factory=ModelChoice)
+    run: RunOptions = field(default_factory=RunOptions)
+    samples: int = SAMPLES
+    seed: int = 0
+    data: Path | None = None
+    calibration_images: int = 200
+
+
+def trace(request: DriftRequest, progress: Progress | None = None) -> DriftMap:
+    """The map of everything at ``paths``, which must be of one checkpoint.
+
+    Raises ``UsageError`` when it is not known of which, and when passes differ.
+    """
+    progress = progress or Silent()
+    if not (torch := needs("torch")).ok:
+        raise MissingDependencyError(f"drift runs PyTorch: {torch.reason}", remedy=torch.fix)
+    found = [locate(path) for path in dict.fromkeys(request.paths)]
+    artifacts = [artifact for each in found for artifact in each.artifacts]
+    for artifact in artifacts:
+        provenance.refuse_embedded(artifact)
+    progress.stage("reading the checkpoint")
+    checkpoint = reference.load(provenance.choice_of(request.choice, found), progress)
+    provenance.refuse_another(found, checkpoint)
+    rows = [(row.artifact, row.run) for row in execution.rows(artifacts, request.run)]
+    runnable = [(artifact, run) for artifact, run in rows if _can_run(artifact)]
+    calibration = reference.calibration(
+        checkpoint, request.data, count=request.calibration_images, seed=request.seed
+    )
+    notes = [
+        *provenance.damage(found),
+        *_left_out([artifact for artifact, _ in rows]),
+        *_uncalibrated(artifacts, calibration),
+    ]
+    model = replace(
+        _model(request, found, checkpoint),
+        skip=provenance.skipped(found),
+        is_ours=provenance.are_ours(found),
+        layouts=provenance.layouts([artifact for artifact, _ in runnable]),
+    )
+    progress.stage("computing the reference")
+    with cpu_threads(chain.THREADS):
+        bench = mapping.Bench(model, calibration)
+        runnable = [
+            (claims.but_for(a, claims.kept_share(a, bench.tensors, model.blocks)), run)
+            for a, run in runnable
+        ]
+        drawn = mapping.draw(bench, runnable, progress.stage)
+    return replace(drawn, notes=tuple(notes))
+
+
+def _can_run(artifact: Artifact) -> bool:
+    return target(artifact.format).can_run().ok
+
+
+def _left_out(artifacts: Sequence[Artifact]) -> list[str]:
+    return [f"{a.id} cannot be run here and was left out" for a in artifacts if not _can_run(a)]
+
+
+def _uncalibrated(artifacts: Sequence[Artifact], images: Calibration | None) -> list[str]:
+    """What a reader of tolerances of quantised activations has to know."""
+    concerned = [artifact.id for artifact in artifacts if artifact.precision in CALIBRATED]
+    if images is not None or not concerned:
+        return []
+    return [
+        f"{', '.join(concerned)}: the images that settled the ranges were not given (--data); the "
+        "tolerances rest on the range of the samples"
+    ]
+
+
+def _model(request: DriftRequest, found: Sequence[Located], checkpoint: Checkpoint) -> chain.Model:
+    """The checkpoint on a few of a directory's golden inputs, else of what a check is made on."""
+    manifest = found[0].manifest
+    if manifest is None:
+        inputs = samples.make(checkpoint.preprocessing, seed=request.seed)
+        if (images := _held_out(checkpoint)) is not None:
+            inputs = inputs.joined(images.first(reference.SHOWN_REAL))
+        return chain.Model(checkpoint, samples_of(inputs, _spread(inputs, request)))
+    inputs, outputs = export_directory.read_golden(found[0].folder, manifest)
+    chosen = _spread(inputs, request)
+    answers = accepted(manifest.golden.tolerances, outputs, chosen)
+    return chain.Model(checkpoint, samples_of(inputs, chosen), answers=answers)
+
+
+def _spread(inputs: Samples, request: DriftRequest) -> list[int]:
+    return list(spread(len(inputs), request.samples))
+
+
+def accepted(
+    tolerances: Mapping[str, Tolerances], outputs: Mapping[str, np.ndarray], chosen: list[int]
+) -> dict[str, dict[str, np.ndarray]]:
+    """For each precision and output what parity accepts of the ``chosen`` rows, relatively."""
+    found: dict[str, dict[str, np.ndarray]] = {}
+    for precision, of_output in tolerances.items():
+        for name, tolerance in of_output.items():
+            rows = outputs[name].reshape(len(outputs[name]), -1)
+            largest = np.maximum(np.abs(rows).max(axis=1), np.finfo(np.float64).tiny)
+            relative = tolerance.allowed(outputs[name]) / largest
+            found.setdefault(precision, {})[name] = relative[chosen]
+    return found

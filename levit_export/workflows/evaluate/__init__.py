@@ -1,0 +1,253 @@
+"""Accuracy of artifacts on a user's images, and agreement with PyTorch on the same images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+from levit_export.checks import execution, parity
+from levit_export.checks.execution import Row
+from levit_export.checks.reference import ModelChoice
+from levit_export.checks.results import Accuracy, ArtifactReport
+from levit_export.core.errors import UsageError
+from levit_export.core.machine import usable_cores
+from levit_export.core.processes import Worker
+from levit_export.core.progress import Progress, Silent
+from levit_export.core.values import RunOptions, Verdict, overall
+from levit_export.formats import target
+from levit_export.inputs.images import ImageSet, open_images, refuse_too_many
+from levit_export.reports.report import Report
+from levit_export.workflows.check import build_report
+from levit_export.workflows.evaluate import remote, score, workers
+from levit_export.workflows.evaluate.inputs import Subject, subjects
+from levit_export.workflows.evaluate.predict import Answers, Task
+from levit_export.workflows.evaluate.record import record
+
+__all__ = ["EvaluateRequest", "evaluate"]
+
+WORTH_A_WORKER = 8.0
+"""Seconds of work left to one process for which one more is started.
+
+Measured: a worker spends 2.1 s of processor time until it takes its first group of the bundled
+model's images, 3.5 s of LeViT-256's. With R seconds left and S to start, a second one saves
+(R - S) / 2; at 8 s that is more than a quarter. A number of images would not do: they take 64 ms
+each with LeViT-256 (ONNX and PyTorch, JPEGs), and a small part of that with the bundled model.
+"""
+
+MOST_WORKERS = 8
+"""Processes that are started unasked: each holds its own sessions, and perhaps PyTorch."""
+
+
+@dataclass(frozen=True)
+class EvaluateRequest:
+    """What ``evaluate`` may be asked for.
+
+    ``data`` is what ``images.open_images`` takes. ``limit`` takes that many images, evenly spread.
+    ``workers`` None lets the work and the cores decide; ``scheduler`` is the address of a Dask
+    cluster, whose workers do the work instead. ``max_drop`` is in points.
+    """
+
+    paths: tuple[Path, ...]
+    data: str | Path
+    choice: ModelChoice = field(default_factory=ModelChoice)
+    run: RunOptions = field(default_factory=RunOptions)
+    limit: int | None = None
+    batch: int = 16
+    workers: int | None = None
+    scheduler: str | None = None
+    max_drop: float | None = None
+
+
+@dataclass(frozen=True)
+class _Result:
+    """What came of one row."""
+
+    verdict: Verdict
+    reason: str = ""
+    accuracy: Accuracy | None = None
+
+
+def evaluate(request: EvaluateRequest, progress: Progress | None = None) -> Report:
+    """Classify the images by everything at ``paths``, and by the reference where it is known.
+
+    An export directory's ``report.json`` is updated. Raises ``DataError`` for images that cannot
+    be used and ``UsageError`` where nothing could be found out.
+    """
+    progress = progress or Silent()
+    if request.scheduler is not None and request.workers is not None:
+        raise UsageError(
+            f"--workers {request.workers} are processes here, and with --scheduler the "
+            "workers are those of the cluster",
+            remedy="Give one of them.",
+        )
+    with _workers_for(request) as waiting:
+        return _evaluated(request, progress, waiting)
+
+
+def _workers_for(request: EvaluateRequest) -> AbstractContextManager[list[Worker]]:
+    """The processes that were asked for, as far as there is a core for them to start on."""
+    others = min((request.workers or 1) - 1, usable_cores())
+    return workers.ready(others, () if request.choice.is_default else ("torch",))
+
+
+def _evaluated(request: EvaluateRequest, progress: Progress, waiting: list[Worker]) -> Report:
+    all_subjects = subjects(request.paths, request.choice, request.run, progress)
+    data = {
+        subject.labels: open_images(request.data, labels=subject.labels)
+        for subject in all_subjects
+    }
+    for subject in all_subjects:
+        _refuse_pointless(subject, data[subject.labels], request)
+    answers = partial(_answers, request, progress, waiting)
+    results: dict[tuple[int, Row], _Result] = {}
+    for shared in dict.fromkeys(subject.shared for subject in all_subjects):
+        members = [(i, s) for i, s in enumerate(all_subjects) if s.shared == shared]
+        rows = [(i, row) for i, subject in members for row in subject.rows]
+        images = data[members[0][1].labels].limited(request.limit)
+        found = _evaluate([row for _, row in rows], members[0][1], images, request, answers)
+        results |= dict(zip(rows, found, strict=True))
+    reports = [
+        each
+        for i, subject in enumerate(all_subjects)
+        for each in _described(
+            subject,
+            [results[i, row] for row in subject.rows],
+            alone=len(all_subjects) == 1,
+        )
+    ]
+    verdict = overall(result.verdict for result in results.values())
+    return build_report(reports, [subject.found for subject in all_subjects], verdict=verdict)
+
+
+def _refuse_pointless(subject: Subject, images: ImageSet, request: EvaluateRequest) -> None:
+    if subject.reference is not None:
+        return
+    where = subject.found.folder
+    if request.max_drop is not None:
+        raise UsageError(
+            f"--max-drop {request.max_drop:g} compares with PyTorch's answers, and for {where} "
+            f"there are none: {'; '.join(subject.remarks)}",
+            remedy="Give the checkpoint, where PyTorch is installed.",
+        )
+    if not images.labelled:
+        raise UsageError(
+            f"nothing can be found out about {where}: the classes of {images.source} are not "
+            f"known, and {'; '.join(subject.remarks)}",
+            remedy="Give labelled images (a folder for each class), or the checkpoint.",
+        )
+
+
+def _evaluate(
+    rows: Sequence[Row],
+    subject: Subject,
+    images: ImageSet,
+    request: EvaluateRequest,
+    answers: Callable[[Task], Answers],
+) -> list[_Result]:
+    """A result for each of ``rows``, which all go with ``subject``'s recipe and reference."""
+    runnable, reasons = [], {}
+    for row in rows:
+        available = target(row.artifact.format).can_run()
+        if available.ok:
+            runnable.append(row)
+        else:
+            reasons[row] = f"{available.reason}: {available.fix}"
+    if not runnable:
+        return [_Result("not-run", reasons[row]) for row in rows]
+    task = _task(runnable, subject, images, request)
+    found = answers(task)
+    refuse_too_many([each for _, each in found.unreadable], len(images), images.source)
+    judged = dict(zip(runnable, _judged(found, task, subject, request), strict=True))
+    return [judged[row] if row in judged else _Result("not-run", reasons[row]) for row in rows]
+
+
+def _answers(
+    request: EvaluateRequest, progress: Progress, waiting: list[Worker], task: Task
+) -> Answers:
+    """The answers to ``task``, which are the same wherever they are worked out."""
+    progress.stage(f"evaluating on {len(task.images)} images")
+    progress.steps(len(task.groups))
+    if request.scheduler is not None:
+        return remote.run(task, request.scheduler, progress.advance)
+    most = min(MOST_WORKERS, max(1, usable_cores() // request.run.threads))
+    return workers.run(
+        task,
+        request.workers,
+        progress.advance,
+        most=most,
+        worth_s=WORTH_A_WORKER,
+        waiting=waiting,
+    )
+
+
+def _task(
+    rows: Sequence[Row], subject: Subject, images: ImageSet, request: EvaluateRequest
+) -> Task:
+    """Groups are as large as the largest batch, so that none is cut short in the middle."""
+    sizes = [row.artifact.signature.batch or request.batch for row in rows]
+    size = max(request.batch, *sizes)
+    places = range(len(images))
+    return Task(
+        images=images,
+        recipe=subject.recipe,
+        classes=len(subject.labels),
+        rows=tuple(rows),
+        reference=subject.reference,
+        groups=tuple(tuple(places[start : start + size]) for start in places[::size]),
+        batch=request.batch,
+        threads=request.run.threads,
+    )
+
+
+def _judged(
+    answers: Answers, task: Task, subject: Subject, request: EvaluateRequest
+) -> list[_Result]:
+    expected = answers.answers[-1] if task.reference is not None else None
+    score.refuse_broken(expected)
+    results = []
+    for index in range(len(task.rows)):
+        answer = answers.answers[index]
+        if answer.failure:
+            results.append(_Result("not-run", answer.failure))
+            continue
+        accuracy = score.judge(
+            answers,
+            index,
+            task.images,
+            classes=task.classes,
+            expected=expected,
+            max_drop=request.max_drop,
+            remarks=subject.remarks,
+        )
+        results.append(_Result(*score.verdict(answer, accuracy), accuracy))
+    return results
+
+
+def _described(
+    subject: Subject, results: Sequence[_Result], *, alone: bool
+) -> list[ArtifactReport]:
+    """What was found out about each row of a subject, written into its directory as well."""
+    found = subject.found
+    unwritten = ""
+    if found.manifest is not None:
+        by_path: dict[str, list[Accuracy | None]] = {}
+        for row, result in zip(subject.rows, results, strict=True):
+            path = execution.shown_path(row.artifact, found.folder)
+            by_path.setdefault(path, []).append(result.accuracy)
+        unwritten = record(found.folder, by_path)
+    reports = []
+    for row, result in zip(subject.rows, results, strict=True):
+        skipped = parity.NOT_ASKED
+        described = execution.describe(
+            row, found.folder if alone else None, skipped, result.accuracy, None
+        )
+        notes = [*described.notes, unwritten]
+        if result.verdict == "not-run":
+            notes.append(f"not evaluated: {result.reason}")
+        else:
+            notes += [result.reason, *target(row.artifact.format).remarks(row.artifact, row.run)]
+        reports.append(replace(described, notes=tuple(filter(None, notes))))
+    return reports

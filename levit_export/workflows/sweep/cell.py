@@ -1,0 +1,244 @@
+"""The unit of a sweep: one model in one format and precision, exported, checked, evaluated.
+
+A :class:`Cell` is plain data, and its :attr:`Cell.key` a digest of everything that determines its
+result, so that a result can be found again and no cell is done twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from levit_export.checks.reference import ModelChoice
+from levit_export.checks.timing import TimingPlan
+from levit_export.core import machine
+from levit_export.core.errors import DataError, LevitExportError
+from levit_export.core.hashing import sha256_of
+from levit_export.core.values import ExportOptions, RunOptions, Verdict, overall
+from levit_export.reports import report
+from levit_export.workflows.cluster import identity
+
+if TYPE_CHECKING:
+    from levit_export.workflows import export
+
+EXPORT = "export"
+DIGITS = "digits"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What cells share. ``batch`` None leaves it open; ``max_drop`` is in points."""
+
+    batch: int | None = 1
+    opset: int = 18
+    seed: int = 0
+    threads: int = 1
+    limit: int | None = None
+    calibration_images: int = 200
+    max_drop: float | None = None
+    warmup: int = 30
+    iterations: int = 50
+
+
+@dataclass(frozen=True)
+class Images:
+    """A folder or file of images, or ``digits``, and the digest of what it holds."""
+
+    path: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell. ``weights`` is what identifies the tensors that ``choice`` stands for.
+
+    ``data`` are the images for accuracy, ``calibration`` those for ``int8``. ``timed`` says
+    whether latency is measured as well, which only makes sense where nothing runs beside it.
+    """
+
+    label: str
+    choice: ModelChoice
+    weights: str
+    format: str
+    precision: str
+    settings: Settings = field(default_factory=Settings)
+    data: Images | None = None
+    calibration: Images | None = None
+    timed: bool = False
+
+    @property
+    def id(self) -> str:
+        """``onnx-fp32``."""
+        return f"{self.format}-{self.precision}"
+
+    @property
+    def key(self) -> str:
+        """SHA-256 of everything that determines the result; paths and labels do not."""
+        choice = replace(self.choice, checkpoint=None, offline=False)
+        parts: dict[str, object] = {
+            "weights": self.weights,
+            "choice": choice,
+            "artifact": self.id,
+            "settings": self.settings,
+            "data": self.data and self.data.sha256,
+            "calibration": self.calibration and self.calibration.sha256,
+            "identity": sorted(identity().items()),
+        }
+        if self.timed:
+            here = machine.describe()
+            parts["timed"] = here.processor, here.cores
+        return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+    def as_good(self) -> tuple[Cell, ...]:
+        """This cell, then others whose result is as good: one that was timed besides."""
+        return (self,) if self.timed else (self, replace(self, timed=True))
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of a cell.
+
+    ``artifact`` is its entry in a report (schema 1), ``model`` the report's entry of the model;
+    both are None where there is no artifact. ``folder`` is the export below the cell's own folder.
+    """
+
+    verdict: Verdict
+    reason: str = ""
+    artifact: Mapping[str, Any] | None = None
+    model: Mapping[str, Any] | None = None
+    folder: str = ""
+
+
+def failure(error: LevitExportError) -> Result:
+    """The result of a cell that ended with an error: its own row, and nobody else's."""
+    return Result("fail" if error.exit_status == 1 else "not-run", str(error))
+
+
+def weights_of(choice: ModelChoice) -> str:
+    """What identifies the tensors of ``choice``: the digest of files, a seed, a published name."""
+    from levit_export.models import published
+
+    if choice.checkpoint is not None:
+        return contents(choice.checkpoint)
+    if choice.pretrained:
+        return repr(published.parse(choice.model or ""))
+    if choice.random_seed is not None:
+        return f"random {choice.random_seed}"
+    return "bundled"
+
+
+def images_at(path: str) -> Images:
+    """The images at ``path``, by what it holds now. Raises ``DataError`` where it is not there.
+
+    ``digits`` are the bundled ones, whatever the current folder holds.
+    """
+    if path == DIGITS:
+        return Images(path, DIGITS)
+    return Images(path, contents(Path(path)))
+
+
+@cache
+def contents(path: Path) -> str:
+    """Digest of a file's content, or of the names and contents of all files below a folder.
+
+    Computed once in a process. Raises ``DataError``.
+    """
+    try:
+        if not path.is_dir():
+            return sha256_of(path)
+        digest = hashlib.sha256()
+        for file in sorted(each for each in path.rglob("*") if each.is_file()):
+            digest.update(f"{sha256_of(file)}  {file.relative_to(path).as_posix()}\n".encode())
+        return digest.hexdigest()
+    except OSError as error:
+        raise DataError(
+            f"{path} cannot be read: {error.strerror or error}", remedy="Check the path."
+        ) from error
+
+
+@cache
+def _shared() -> export.Shared:
+    """What the cells of one model share that one process does, one after the other."""
+    from levit_export.workflows import export
+
+    return export.Shared()
+
+
+def perform(cell: Cell, folder: Path) -> Result:
+    """Do the work of ``cell`` in this process, into ``folder``.
+
+    Raises what ``pipeline.export`` and ``evaluation.evaluate`` raise.
+    """
+    from levit_export.workflows import export
+
+    for images in filter(None, (cell.data, cell.calibration)):
+        _refuse_other(images)
+    settings = cell.settings
+    run = RunOptions(threads=settings.threads)
+    found = export.export(
+        export.ExportRequest(
+            choice=cell.choice,
+            formats=(cell.format,),
+            precisions={cell.format: (cell.precision,)},
+            options=ExportOptions(batch=settings.batch, opset=settings.opset),
+            seed=settings.seed,
+            bench=cell.timed,
+            run=run,
+            plan=TimingPlan(warmup=settings.warmup, iterations=settings.iterations),
+            data=_path(cell.calibration),
+            calibration_images=settings.calibration_images,
+            output=folder / EXPORT,
+        ),
+        shared=_shared(),
+    )
+    place = found.output or folder / EXPORT
+    content = report.to_json(found)
+    artifact = content["artifacts"][0]
+    result = Result(
+        found.verdict, artifact["parity"]["reason"], artifact, content["model"], place.name
+    )
+    return result if cell.data is None else _evaluated(cell, result, place)
+
+
+def _evaluated(cell: Cell, result: Result, place: Path) -> Result:
+    """``result`` with the accuracy on the cell's images; a gate that fails fails the cell."""
+    from levit_export.workflows.evaluate import EvaluateRequest, evaluate
+
+    assert cell.data is not None  # noqa: S101 - for the type checker
+    found = evaluate(
+        EvaluateRequest(
+            (place,),
+            cell.data.path,
+            choice=cell.choice,
+            run=RunOptions(threads=cell.settings.threads),
+            limit=cell.settings.limit,
+            workers=1,
+            max_drop=cell.settings.max_drop,
+        )
+    )
+    entry = report.to_json(found)["artifacts"][0]
+    reasons = [result.reason, *entry["notes"]] if found.verdict != "pass" else [result.reason]
+    return replace(
+        result,
+        verdict=overall((result.verdict, found.verdict)),
+        reason="; ".join(filter(None, reasons)),
+        artifact={**(result.artifact or {}), "accuracy": entry["accuracy"]},
+    )
+
+
+def _path(images: Images | None) -> Path | None:
+    """What an export takes for calibration; the bundled model brings its own."""
+    return None if images is None or images.path == DIGITS else Path(images.path)
+
+
+def _refuse_other(images: Images) -> None:
+    """Raise where the images are not those that the sweep began with."""
+    if images_at(images.path).sha256 != images.sha256:
+        raise DataError(
+            f"{images.path} holds other files here than where the sweep began",
+            remedy="On a cluster, images must lie under the same path on every worker.",
+        )
