@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-DATA = ("data", "packaging", "render")
+DATA = ("inputs/data", "storage/device_bundle", "reports")
 """Folders of the package that hold files which are no Python."""
 
 

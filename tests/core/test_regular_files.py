@@ -23,12 +23,12 @@ root_only = pytest.mark.skipif(os.getuid() != 0, reason="only root can make a de
 
 WRITES_ITSELF = {
     "core/files.py": "it is the owner",
-    "evaluation/carried.py": "a scratch file in a temporary folder, written again for each image",
-    "packaging/archive.py": "unpacks into an empty temporary folder, and never over a file",
-    "published/download.py": "appends to a partial file, so that a download can be resumed",
+    "workflows/evaluate/packed_images.py": "a scratch file in a temporary folder, written again for each image",
+    "storage/device_bundle/archive.py": "unpacks into an empty temporary folder, and never over a file",
+    "models/published/download.py": "appends to a partial file, so that a download can be resumed",
     "testing.py": "a file of a test",
-    "targets/onnx.py": "into the staged directory, which is committed as a whole",
-    "targets/coreml_package.py": "into the staged directory, which is committed as a whole",
+    "formats/onnx/target.py": "into the staged directory, which is committed as a whole",
+    "formats/coreml/package.py": "into the staged directory, which is committed as a whole",
 }
 
 
@@ -176,5 +176,5 @@ def test_every_writer_goes_through_one_function() -> None:
                 opens = name in ("open", "fdopen") and modes & {"w", "wb", "a", "ab", "xb", "w+b"}
                 if name in ("write_text", "write_bytes") or opens:
                     found.add(path.relative_to(PACKAGE).as_posix())
-    found -= {"packaging/verifiers/verify.py", "core/processes.py", "launch.py"}  # alone; pipes
+    found -= {"storage/device_bundle/verifiers/verify.py", "core/processes.py"}  # alone; pipes
     assert found <= WRITES_ITSELF.keys()

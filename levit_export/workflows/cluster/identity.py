@@ -37,7 +37,7 @@ def identity() -> Mapping[str, str]:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             found[package] = "absent"
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     digest = hashlib.sha256()
     for path in sorted(each for each in root.rglob("*") if each.is_file()):
         if path.suffix == ".pyc":

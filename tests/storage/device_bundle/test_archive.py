@@ -17,7 +17,7 @@ from tiny_exports import COREML, ONNX, OPENVINO, OUTPUTS, make_export
 from levit_export.core.errors import BundleError, OutputError, UnknownNameError, UsageError
 from levit_export.storage import device_bundle, export_directory
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def test_two_exports_give_the_same_bytes(tmp_path: Path) -> None:

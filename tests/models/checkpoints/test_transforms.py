@@ -26,7 +26,7 @@ from levit_export.inputs import preprocessing
 from levit_export.inputs.images.decoding import decode
 from levit_export.models.checkpoints import processors, recipes
 
-RECORD = Path(__file__).parents[2] / "scripts" / "record-transforms"
+RECORD = Path(__file__).parents[3] / "scripts" / "record-transforms"
 READ = {"timm": recipes.timm, "transformers": processors.recipe}
 ELSEWHERE = [(16, 16), (24, 24), (224, 224)]
 """Sizes that are tried where the library gives no picture."""

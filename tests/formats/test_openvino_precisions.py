@@ -137,7 +137,7 @@ import sys
 from pathlib import Path
 
 import subjects
-from targets import test_openvino_precisions as here
+from formats import test_openvino_precisions as here
 
 for precision in here.SMALL:
     options = here.tiny_options(precision)

@@ -22,7 +22,7 @@ from levit_export.models.architectures.levit import Levit
 from levit_export.models.zoo import variant
 
 DATA = resources.files("levit_export") / "data"
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "train-digits"
+SCRIPT = Path(__file__).resolve().parents[3] / "scripts" / "train-digits"
 CLASSES = 10
 
 
