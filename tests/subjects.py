@@ -215,3 +215,23 @@ def elsewhere(kind: str, precision: str) -> Artifact:
 def said_elsewhere() -> str:
     """What that other process printed."""
     return _elsewhere()[1]
+
+
+SWOLLEN = "stage2.block0.mlp"
+MLP_OF_SWOLLEN = "blocks.5.m"
+
+
+def swollen(factor: float) -> Checkpoint:
+    """The small model with one MLP whose inner values are ``factor`` times as large.
+
+    Its second layer divides by the factor again, but Hardswish between them is linear only for
+    large values, so the answers differ; what matters is the range.
+    """
+    known = tiny_checkpoint()
+    tensors = dict(known.tensors)
+    for leaf in ("weight", "bias"):
+        tensors[f"{MLP_OF_SWOLLEN}.0.bn.{leaf}"] = (
+            tensors[f"{MLP_OF_SWOLLEN}.0.bn.{leaf}"] * factor
+        )
+    tensors[f"{MLP_OF_SWOLLEN}.2.c.weight"] = tensors[f"{MLP_OF_SWOLLEN}.2.c.weight"] / factor
+    return replace(known, tensors=tensors)

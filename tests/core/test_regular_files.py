@@ -23,8 +23,8 @@ root_only = pytest.mark.skipif(os.getuid() != 0, reason="only root can make a de
 
 WRITES_ITSELF = {
     "core/files.py": "it is the owner",
-    "workflows/evaluate/packed_images.py": "a scratch file in a temporary folder, written again for each image",
-    "storage/device_bundle/archive.py": "unpacks into an empty temporary folder, and never over a file",
+    "workflows/evaluate/packed_images.py": "a scratch file, written again for each image",
+    "storage/device_bundle/archive.py": "unpacks into an empty temporary folder",
     "models/published/download.py": "appends to a partial file, so that a download can be resumed",
     "testing.py": "a file of a test",
     "formats/onnx/target.py": "into the staged directory, which is committed as a whole",

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import subjects
 from safetensors.torch import save_file
 from support import Cli
-from test_ranges import BLOCK, swollen
 
 from levit_export.core.values import Calibration
 from levit_export.reports.report import SearchResult
@@ -26,7 +26,7 @@ def report_of(folder: Path) -> Any:
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint with a block beyond float16, and images without labels."""
     folder = tmp_path_factory.mktemp("swollen")
-    tensors = {name: t.contiguous() for name, t in swollen(1e6).tensors.items()}
+    tensors = {name: t.contiguous() for name, t in subjects.swollen(1e6).tensors.items()}
     save_file(tensors, folder / "swollen.safetensors")
     generator = np.random.default_rng(0)
     images = generator.integers(0, 256, (24, 64, 64, 3), dtype=np.uint8)
@@ -42,9 +42,9 @@ def test_overflow_is_named(cli: Cli, files: Path, tmp_path: Path) -> None:
     assert result.exit_code == 1, result.output
     (row,) = report_of(tmp_path / "out.failed")["artifacts"]
     reason = row["parity"]["reason"]
-    assert f"{BLOCK} reaches" in reason
+    assert f"{subjects.SWOLLEN} reaches" in reason
     assert "float16 ends at 65504" in reason
-    assert f"--keep {BLOCK}" in reason
+    assert f"--keep {subjects.SWOLLEN}" in reason
 
 
 def test_auto_leaves_the_overflowing_block_in_float(cli: Cli, files: Path, tmp_path: Path) -> None:
@@ -56,8 +56,8 @@ def test_auto_leaves_the_overflowing_block_in_float(cli: Cli, files: Path, tmp_p
     assert result.exit_code == 0, result.output
     (search,) = report_of(out)["searches"].values()
     chosen = search["chosen"]["candidate"]
-    assert BLOCK in chosen["keep"]
-    assert BLOCK in result.stdout
+    assert subjects.SWOLLEN in chosen["keep"]
+    assert subjects.SWOLLEN in result.stdout
     (entry,) = json.loads((out / "manifest.json").read_text("utf-8"))["artifacts"]
     assert entry["keep"] == chosen["keep"]
     again = tmp_path / "again"

@@ -13,13 +13,8 @@ from levit_export.inputs.samples import Samples, make
 from levit_export.models.architectures import build
 from levit_export.models.architectures.blocks import block_names
 from levit_export.models.capture import exported, read
-from levit_export.models.zoo import (
-    Config,
-    GraftedConfig,
-    LevitConfig,
-    VitPytorchConfig,
-    signature_of,
-)
+from levit_export.models.preparation import signature_of
+from levit_export.models.zoo import Config, GraftedConfig, LevitConfig, VitPytorchConfig
 from levit_export.testing import randomize_
 
 OTHERS: dict[str, Config] = {
