@@ -181,7 +181,7 @@ import sys
 from pathlib import Path
 
 import subjects
-from levit_export.core import ExportOptions
+from levit_export.core.values import ExportOptions
 
 for kind, precision in (("openvino", "fp32"), ("coreml", "fp16"), ("coreml", "fp32")):
     options = ExportOptions(precision=precision)

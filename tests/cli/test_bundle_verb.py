@@ -53,7 +53,7 @@ def test_two_bundles_are_the_same(bundle: Bundle, exported: Exported, tmp_path: 
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from levit_export.packaging import write
+from levit_export.storage.device_bundle import write
 
 moment, writing = sys.argv[3], False
 

@@ -18,13 +18,13 @@ from levit_export.formats import mil
 LOOKED_FOR = """
 import json, sys, warnings
 warnings.simplefilter("ignore")
-from levit_export import lean
+from levit_export.core import heavy_imports
 before = {name: module for name, module in sys.modules.items() if module is None}
-found = lean.coremltools(), lean.coremltools("proto.Model_pb2")
+found = heavy_imports.coremltools(), heavy_imports.coremltools("proto.Model_pb2")
 assert found[0] is sys.modules["coremltools"]
 assert found[1] is sys.modules["coremltools.proto.Model_pb2"]
 assert {name: module for name, module in sys.modules.items() if module is None} == before
-print(json.dumps([name for name in lean.UNUSED['coremltools'] if name in sys.modules]))
+print(json.dumps([name for name in heavy_imports.UNUSED['coremltools'] if name in sys.modules]))
 """
 
 PLAIN = """
@@ -38,9 +38,10 @@ print(json.dumps([name for name in ("sklearn", "transformers") if name in sys.mo
 CONVERTED = """
 import json, pathlib, sys, tempfile, warnings
 warnings.simplefilter("ignore")
-from levit_export import preparation, reference
-from levit_export.core import ExportOptions
-from levit_export.targets import target
+from levit_export.checks import reference
+from levit_export.models import preparation
+from levit_export.core.values import ExportOptions
+from levit_export.formats import target
 model = preparation.prepare(reference.load(reference.ModelChoice()))
 with tempfile.TemporaryDirectory() as folder:
     target("openvino").export(model, pathlib.Path(folder, "model.xml"), ExportOptions())

@@ -25,7 +25,7 @@ from levit_export.testing import FakeTarget, assert_conforms
 ALONE = """
 import sys
 from pathlib import Path
-from levit_export.targets import target
+from levit_export.formats import target
 from levit_export.testing import assert_conforms
 assert_conforms(target(sys.argv[1]), Path(sys.argv[2]))
 """

@@ -23,14 +23,14 @@ PATIENCE_S = 60
 WRITER = """
 import sys, time
 from pathlib import Path
-from levit_export import atomic
+from levit_export.storage import staged
 
 def pause(name):
     print(name, flush=True)
     time.sleep(600) if name == sys.argv[2] else None
 
 final = Path(sys.argv[1])
-with atomic.staged(final) as stage:
+with staged.staged(final) as stage:
     pause("empty")
     (stage.path / "model.bin").write_bytes(b"half")
     pause("half written")
@@ -293,11 +293,11 @@ def test_two_at_once(tmp_path: Path) -> None:
 RENAMES = """
 import os, signal, sys
 from pathlib import Path
-from levit_export import atomic
+from levit_export.storage import staged
 
 moment, final = sys.argv[1], Path(sys.argv[2])
 if sys.argv[3] == "two renames":
-    atomic._exchange = lambda *_: False
+    staged._exchange = lambda *_: False
 count = 0
 
 def watch(event, arguments):
@@ -312,7 +312,7 @@ def watch(event, arguments):
         os.kill(os.getpid(), signal.SIGKILL)
 
 sys.addaudithook(watch)
-with atomic.staged(final) as stage:
+with staged.staged(final) as stage:
     (stage.path / "model.bin").write_text("new")
     manifest = '{"toolchain": {"levit-export": "2"}, "files": {"model.bin": {}}}'
     (stage.path / "manifest.json").write_text(manifest)

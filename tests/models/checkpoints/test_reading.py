@@ -700,8 +700,8 @@ def test_stored_is_a_value(tmp_path: Path, weights: Tensors) -> None:
 BOUNDED = """
 import resource, sys
 from pathlib import Path
-from levit_export.checkpoints import reading
-from levit_export.errors import CheckpointError
+from levit_export.models.checkpoints import reading
+from levit_export.core.errors import CheckpointError
 pages = int(Path("/proc/self/statm").read_text().split()[0])
 limit = pages * resource.getpagesize() + (1 << 30)
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))

@@ -107,8 +107,8 @@ def test_a_damaged_file_in_the_cache_is_fetched_again(setting: Setting, damaged:
 FETCH = """
 import sys
 from pathlib import Path
-from levit_export.progress import Silent
-from levit_export.published import HashedFile, Published, Transfer, fetch
+from levit_export.core.progress import Silent
+from levit_export.models.published import HashedFile, Published, Transfer, fetch
 
 cache, url, name, sign = sys.argv[1:]
 
