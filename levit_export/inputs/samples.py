@@ -78,6 +78,14 @@ class Samples:
             start, turn = start + size, turn + 1
 
 
+def in_batches(inputs: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    """``inputs`` in batches of ``size``; the last is filled up by repeating its last row."""
+    for start in range(0, len(inputs), size):
+        piece = inputs[start : start + size]
+        missing = size - len(piece)
+        yield np.concatenate([piece, np.repeat(piece[-1:], missing, axis=0)]) if missing else piece
+
+
 def seeded(spec: TensorSpec) -> np.ndarray:
     """Seeded numbers that fit ``spec``: any byte, or normally distributed; 1 for what is open."""
     generator = np.random.default_rng(0)

@@ -23,8 +23,7 @@ from levit_export.core.network import KINDS, Network, Op, Value
 from levit_export.core.quiet import quiet
 from levit_export.core.values import UNIT_ROUNDOFF, Embedded, ExportOptions, Prepared, RunOptions
 from levit_export.formats import mil, target
-from levit_export.formats.coreml.conversion import assembled
-from levit_export.formats.coreml.package import write_package
+from levit_export.formats.coreml.package import assembled, write_package
 from levit_export.formats.coreml.write import WRITERS, program
 from levit_export.models import checkpoints
 from levit_export.models.evaluate import evaluate

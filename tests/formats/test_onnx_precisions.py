@@ -20,8 +20,7 @@ from levit_export.core.errors import ExportFailedError, UsageError
 from levit_export.core.network import Network, Op, Value, value_of_tap
 from levit_export.core.values import Artifact, Calibration, ExportOptions, RunOptions
 from levit_export.formats.metadata import PREFIX
-from levit_export.formats.onnx import precision as onnx_precision
-from levit_export.formats.onnx import weights as onnx_weights
+from levit_export.formats.onnx import precisions as onnx_precisions
 from levit_export.formats.onnx import write as onnx_write
 from levit_export.formats.onnx.target import OnnxTarget
 from levit_export.inputs import preprocessing, samples
@@ -268,9 +267,9 @@ def test_fp16_overflow_of_a_value() -> None:
     feeds = [{"input": np.array([1, 2], np.float32)}, {"input": np.array([9, 0], np.float32)}]
     plain = partial(onnx_write.write, small(10, 1000), opset=18, name="small")
     with pytest.raises(ExportFailedError, match=r"value b reaches 9e\+04.*--keep stem\.0"):
-        onnx_precision.refuse_overflow(plain(), feeds, ())
-    onnx_precision.refuse_overflow(plain(), feeds, ("stem.0",))
-    onnx_precision.refuse_overflow(plain(), feeds[:1], ())
+        onnx_precisions.refuse_overflow(plain(), feeds, ())
+    onnx_precisions.refuse_overflow(plain(), feeds, ("stem.0",))
+    onnx_precisions.refuse_overflow(plain(), feeds[:1], ())
 
 
 def test_fp16_export_looks_for_overflow(tmp_path: Path) -> None:
@@ -330,7 +329,9 @@ def test_w8_stores_matrices_and_tables() -> None:
     large = {
         name: array.shape
         for name, array in wanted().items()
-        if array.dtype == np.float32 and array.ndim > 1 and array.nbytes >= onnx_weights.SMALLEST
+        if array.dtype == np.float32
+        and array.ndim > 1
+        and array.nbytes >= onnx_precisions.SMALLEST
     }
     assert any(name.endswith("baked_bias") for name in large)
     assert "head.weight" in large
@@ -346,7 +347,7 @@ def test_w8_stores_matrices_and_tables() -> None:
 def test_rounding_of_a_channel_of_zeros() -> None:
     """A channel of zeros has a step that is not zero."""
     array = np.array([[0, 1], [0, -2]], np.float32)
-    q, s = onnx_weights.rounded(array, axis=1)
+    q, s = onnx_precisions.rounded(array, axis=1)
     np.testing.assert_array_equal(q, [[0, 64], [0, -127]])
     np.testing.assert_array_equal(s, np.array([1, 2 / 127], np.float32))
 

@@ -1,4 +1,4 @@
-"""Write a Core ML package so that the same model always gives the same bytes.
+"""From a prepared model to a Core ML package, so that the same model always gives the same bytes.
 
 coremltools draws random UUIDs for the manifest, serialises protocol buffers in hash order and
 stamps the date of conversion. Here the identifiers follow from the content and nothing else does.
@@ -8,10 +8,66 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid5
+
+from levit_export.core import heavy_imports
+from levit_export.core.values import PROBABILITIES, ExportOptions, Prepared
+from levit_export.models.zoo import DISTILL, LOGITS
+
+DEPLOYMENT_TARGETS = {
+    "iOS15": "iOS15",
+    "iOS16": "iOS16",
+    "iOS17": "iOS17",
+    "iOS18": "iOS18",
+    "macOS12": "iOS15",
+    "macOS13": "iOS16",
+    "macOS14": "iOS17",
+    "macOS15": "iOS18",
+}
+"""What ``--deployment-target`` takes, and the iOS release of the same specification version."""
+
+SAID_OF_OUTPUTS = {
+    LOGITS: "Logits, one for each class",
+    PROBABILITIES: "Probabilities, one for each class",
+    DISTILL: "Logits of the distillation head",
+}
+
+
+def assembled(written: Any, target: Any, inputs: Sequence[Any], labels: Sequence[str] = ()) -> Any:
+    """A MIL program as an ``MLModel`` that classifies if there are ``labels``.
+
+    coremltools adds what an image or labels need, and leaves the rest as it was written.
+    """
+    ct = heavy_imports.coremltools()
+    return ct.convert(
+        written,
+        inputs=list(inputs),
+        convert_to="mlprogram",
+        minimum_deployment_target=target,
+        pass_pipeline=ct.PassPipeline.EMPTY,
+        skip_model_load=True,
+        classifier_config=ct.ClassifierConfig(list(labels)) if labels else None,
+    )
+
+
+def describe(specification: Any, model: Prepared, options: ExportOptions) -> None:
+    """What Xcode shows of the model."""
+    info = model.info
+    description = specification.description
+    description.metadata.shortDescription = f"{info.name}: {info.kind}"
+    description.metadata.author = "levit-export"
+    description.metadata.license = info.licence
+    description.metadata.versionString = info.checkpoint_sha256[:12]
+    description.input[0].shortDescription = info.preprocessing.in_words(
+        embedded=model.embedded.preprocessing
+    )
+    if not options.classifier:
+        for output in description.output:
+            output.shortDescription = SAID_OF_OUTPUTS[output.name]
+
 
 AUTHOR = "com.apple.CoreML"
 SPECIFICATION = "model.mlmodel"

@@ -41,9 +41,15 @@ from levit_export.core.values import (
 )
 from levit_export.formats import mil
 from levit_export.formats.availability import needs
-from levit_export.formats.coreml.compression import COMPRESSED
-from levit_export.formats.coreml.conversion import DEPLOYMENT_TARGETS, convert, describe
-from levit_export.formats.coreml.package import write_package
+from levit_export.formats.coreml import precisions
+from levit_export.formats.coreml.package import (
+    DEPLOYMENT_TARGETS,
+    assembled,
+    describe,
+    write_package,
+)
+from levit_export.formats.coreml.precisions import COMPRESSED
+from levit_export.formats.coreml.write import Range, from_image, program, to_probabilities
 from levit_export.formats.metadata import PREFIX, claims_in, keep_in, metadata, passes_in
 
 EVALUATOR = "MIL reference evaluator"
@@ -161,7 +167,7 @@ class CoremlTarget:
         asked, options = options, _raised(options)
         try:
             with quiet(*LOGGERS):
-                converted = convert(model, options)
+                converted = _convert(model, options)
                 specification = converted.get_spec()
                 describe(specification, model, options)
                 said = metadata(model, options, ("coremltools",))
@@ -312,6 +318,48 @@ class CoremlSession:
                 remedy="Try --compute-units cpu_only, or another --deployment-target.",
             ) from error
         return _as_arrays(outputs, self._labels)
+
+
+def _convert(model: Prepared, options: ExportOptions) -> Any:
+    """An ``MLModel`` in the precision that ``options`` ask for, float32 inputs and outputs."""
+    ct = heavy_imports.coremltools()
+    network = model.network
+    if model.embedded.preprocessing:
+        network = from_image(network)
+    if options.classifier:
+        network = to_probabilities(network)
+    opset = getattr(ct.target, DEPLOYMENT_TARGETS[options.deployment_target])
+    is_compressed = options.precision in COMPRESSED
+    labels = model.info.labels if options.classifier else ()
+    taken = _input(model.signature.inputs[0])
+
+    def made(grids: Mapping[str, Range]) -> Any:
+        half, keep = options.precision != "fp32", () if is_compressed else options.keep
+        written = program(network, opset, half=half, keep=keep, grids=grids)
+        return assembled(written, opset, [taken], labels)
+
+    if not is_compressed:
+        return made({})
+    found = precisions.layers(network, options.keep)
+    grids: dict[str, Range] = {}
+    if options.precision == "int8":
+        if options.calibration is None:
+            raise ValueError("int8 is calibrated on images")
+        chosen = precisions.with_grids(found)
+        values = {layer.source for layer in chosen}
+        ranges = precisions.observe(made({}), values, options.calibration.inputs)
+        grids = {layer.name: ranges[layer.source] for layer in chosen}
+    return precisions.compress_weights(made(grids), found, network, options.precision)
+
+
+def _input(spec: TensorSpec) -> Any:
+    """Normalised numbers as an array, raw pixels as an image."""
+    ct = heavy_imports.coremltools()
+    if spec.dtype != "uint8":
+        return ct.TensorType(name=spec.name, shape=spec.shape, dtype=np.float32)
+    batch, height, width, channels = spec.shape
+    shape = (batch, channels, height, width)
+    return ct.ImageType(name=spec.name, shape=shape, color_layout=ct.colorlayout.RGB)
 
 
 def _as_image(pixels: np.ndarray) -> Any:

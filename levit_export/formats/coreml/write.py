@@ -25,16 +25,28 @@ LARGEST_HALF = float(np.finfo(HALF).max)
 INFINITE = 1e38
 """A number as large as this stands for infinity, as in a mask, and may become infinity."""
 
+SMALLEST_STEP = float(np.finfo(HALF).smallest_normal)
+
 Var = Any
 """A value of coremltools' Builder."""
 
+Range = tuple[float, float]
+"""The least and the largest number of a value."""
+
 
 def program(
-    network: Network, opset: Any, *, half: bool = False, keep: Collection[str] = ()
+    network: Network,
+    opset: Any,
+    *,
+    half: bool = False,
+    keep: Collection[str] = (),
+    grids: Mapping[str, Range] | None = None,
 ) -> Any:
     """``network`` as a MIL ``Program`` in the ops of ``opset``, a ``coremltools.target``.
 
-    With ``half`` all but the blocks of ``keep`` computes in float16.
+    With ``half`` all but the blocks of ``keep`` computes in float16. ``grids`` names values that
+    go into layers, each with its range: what a layer reads of it is rounded to 8 bits over that
+    range first, for which the ops came with iOS 17.
     """
     mil = heavy_imports.coremltools("converters.mil.mil")
     placeholders = {
@@ -42,7 +54,7 @@ def program(
     }
     made = mil.Program()
     with mil.Function(placeholders, opset) as function:
-        writer = _Writer(mil.Builder, network, half=half, keep=keep)
+        writer = _Writer(mil.Builder, network, half=half, keep=keep, grids=grids or {})
         writer.vars.update({(name, SINGLE): var for name, var in function.inputs.items()})
         for op in network.ops:
             writer.write(op)
@@ -134,6 +146,8 @@ class _Writer:
     network: Network
     half: bool
     keep: Collection[str]
+    grids: Mapping[str, Range]
+    rounded: dict[str, Var] = field(default_factory=dict)
     vars: dict[tuple[str, np.dtype[Any]], Var] = field(default_factory=dict)
     labels: set[str] = field(default_factory=set)
 
@@ -141,7 +155,10 @@ class _Writer:
         """Add ``op`` in the type that it computes in."""
         dtype = self.type_of(op)
         inputs = [self.value(name, dtype) for name in op.inputs]
-        names = [self.name_of(value.name, dtype) for value in op.outputs]
+        if op.outputs[0].name in self.grids and dtype == HALF:
+            inputs[0] = self.on_grid(op.inputs[0], self.grids[op.outputs[0].name])
+        half = dtype == HALF
+        names = [name_in(self.network, value.name, half=half) for value in op.outputs]
         made = WRITERS[op.kind](_Call(self.builder, dtype, names[0]), *inputs, **op.attributes)
         parts = made if isinstance(made, list | tuple) else (made,)
         for value, name, var in zip(op.outputs, names, parts, strict=True):
@@ -154,10 +171,6 @@ class _Writer:
             return SINGLE
         constants = self.network.constants
         return SINGLE if any(_exceeds(constants[n]) for n in op.inputs if n in constants) else HALF
-
-    def name_of(self, name: str, dtype: np.dtype[Any]) -> str:
-        """What a value is called in ``dtype``: an output bears its name as float32."""
-        return f"{name}_fp16" if dtype == HALF and name in self.network.outputs else name
 
     def value(self, name: str, dtype: np.dtype[Any]) -> Var:
         """A value or constant in ``dtype``, whole numbers as they are; each cast is made once."""
@@ -173,6 +186,23 @@ class _Writer:
             self.vars[name, dtype] = cast
         return self.vars[name, dtype]
 
+    def on_grid(self, name: str, within: Range) -> Var:
+        """A float16 value rounded to int8 and back: ``s (q - z)``, ``q = round(x / s) + z``.
+
+        The steps s and the place z of zero follow from the range, which is widened to hold zero.
+        """
+        if name not in self.rounded:
+            low, high = min(within[0], 0.0), max(within[1], 0.0)
+            step = HALF.type(max((high - low) / 255, SMALLEST_STEP))
+            zero = np.int8(np.clip(np.rint(-128 - low / float(step)), -128, 127))
+            call = _Call(self.builder, HALF, f"{name}_rounded")
+            grid = {"scale": step, "zero_point": zero}
+            whole = call.before("int8")(
+                "quantize", input=self.value(name, HALF), **grid, output_dtype="int8"
+            )
+            self.rounded[name] = call("dequantize", input=whole, **grid)
+        return self.rounded[name]
+
     def constant(self, name: str, dtype: np.dtype[Any]) -> Var:
         """A constant of the network, once in each type that something needs it in."""
         array = self.network.constants[name]
@@ -185,6 +215,14 @@ class _Writer:
             made = self.builder.const(val=array.astype(stored), name=label)
         self.vars[name, stored] = made
         return made
+
+
+def name_in(network: Network, name: str, *, half: bool) -> str:
+    """What a value of ``network`` is called in a program, as float16 or else as float32.
+
+    An output bears its own name as float32 only.
+    """
+    return f"{name}_fp16" if half and name in network.outputs else name
 
 
 def _stored(dtype: str, floating: np.dtype[Any]) -> np.dtype[Any]:

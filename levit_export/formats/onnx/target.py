@@ -33,7 +33,7 @@ from levit_export.core.values import (
 )
 from levit_export.formats.availability import needs
 from levit_export.formats.metadata import claims_in, keep_in, metadata, passes_in
-from levit_export.formats.onnx import precision as onnx_precision
+from levit_export.formats.onnx import precisions as onnx_precisions
 from levit_export.formats.onnx import read as onnx_read
 from levit_export.formats.onnx import simplify as onnx_simplify
 from levit_export.formats.onnx.write import Written
@@ -104,8 +104,8 @@ class OnnxTarget:
     def export(self, model: Prepared, path: Path, options: ExportOptions) -> Artifact:
         """Write one ``.onnx`` file with names ``input`` and ``logits`` and no external data."""
         self.refuse(options)
-        written = onnx_precision.write(model, options)
-        notes = onnx_precision.NOTES.get(options.precision, ())
+        written = onnx_precisions.write(model, options)
+        notes = onnx_precisions.NOTES.get(options.precision, ())
         is_open = any(_can_be_folded(op, model.network) for op in model.network.ops)
         if is_open and options.simplify:
             notes = (*notes, "not given to onnxsim, which would do what --skip-pass left out")
@@ -183,7 +183,7 @@ class OnnxTarget:
     def remarks(self, artifact: Artifact, options: RunOptions) -> tuple[str, ...]:
         """What ONNX Runtime's CPU kernels do otherwise than the file says."""
         del options
-        return onnx_precision.REMARKS.get(artifact.precision, ())
+        return onnx_precisions.REMARKS.get(artifact.precision, ())
 
     @contextmanager
     def open(
@@ -263,7 +263,7 @@ def _example(signature: Signature) -> dict[str, np.ndarray]:
 
 def _content(written: Written, model: Prepared, options: ExportOptions) -> bytes:
     """The file: the graph in its precision with metadata, checked. Same inputs, same bytes."""
-    proto = onnx_precision.quantize(written, model, options)
+    proto = onnx_precisions.quantize(written, model, options)
     pairs = metadata(model, options, ("onnx", "onnxsim"))
     del proto.metadata_props[:]
     for key in sorted(pairs):

@@ -30,7 +30,7 @@ from levit_export.core.values import (
 )
 from levit_export.formats.availability import needs
 from levit_export.formats.metadata import PREFIX, claims_in, keep_in, metadata, passes_in
-from levit_export.formats.openvino import quantise as openvino_quantise
+from levit_export.formats.openvino import precisions as openvino_precisions
 from levit_export.formats.openvino import read as openvino_read
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class OpenvinoTarget:
 
     def refuse(self, options: ExportOptions) -> None:
         """Raise for precisions that need NNCF where it is missing, and for int8 without images."""
-        openvino_quantise.refuse(options)
+        openvino_precisions.refuse(options)
 
     def export(self, model: Prepared, path: Path, options: ExportOptions) -> Artifact:
         """Write ``path`` and the ``.bin`` beside it."""
@@ -79,7 +79,7 @@ class OpenvinoTarget:
 
         try:
             with quiet("openvino"):
-                graph = openvino_quantise.write(model, options)
+                graph = openvino_precisions.write(model, options)
                 pairs = metadata(model, options, _packages(options.precision))
                 for key in sorted(pairs):
                     graph.set_rt_info(pairs[key], [SECTION, key.removeprefix(PREFIX)])
@@ -236,7 +236,7 @@ def _said(graph: openvino.Model) -> dict[str, str]:
 
 def _packages(precision: str) -> tuple[str, ...]:
     """What makes a file of that precision."""
-    return ("openvino", *("nncf",) * (precision in openvino_quantise.NNCF_PRECISIONS))
+    return ("openvino", *("nncf",) * (precision in openvino_precisions.NNCF_PRECISIONS))
 
 
 def _read(core: openvino.Core, path: Path) -> openvino.Model:
