@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from mutations import edit_specification, main_block
 
-from levit_export.core import heavy_imports
+from levit_export.core import packages
 from levit_export.core.values import Artifact
 
 PREFIX = "levit_export."
@@ -35,7 +35,7 @@ def _onnx(path: Path, change: Callable[[Any], None]) -> None:
 
 
 def _openvino(path: Path, change: Callable[[Any], None]) -> None:
-    openvino = heavy_imports.openvino()
+    openvino = packages.openvino()
     graph = openvino.Core().read_model(path)
     change(graph)
     spoilt = path.with_name("spoilt.xml")
@@ -107,7 +107,7 @@ def _scale_onnx(path: Path, draw: Draw, factor: float) -> None:
 
 
 def _scale_openvino(path: Path, draw: Draw, factor: float) -> None:
-    openvino = heavy_imports.openvino()
+    openvino = packages.openvino()
 
     def change(graph: Any) -> None:
         nodes = [
@@ -205,7 +205,7 @@ def _hide_onnx(path: Path, draw: Draw, way: str, factor: float) -> None:
 
 
 def _hide_openvino(path: Path, draw: Draw, way: str, factor: float) -> None:
-    openvino = heavy_imports.openvino()
+    openvino = packages.openvino()
     ops = openvino.opset13
 
     def change(graph: Any) -> None:

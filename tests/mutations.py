@@ -12,7 +12,7 @@ from xml.etree import ElementTree as ET
 
 import numpy as np
 
-from levit_export.core import heavy_imports
+from levit_export.core import packages
 from levit_export.core.quiet import quiet
 from levit_export.core.values import Artifact, Prepared
 
@@ -130,7 +130,7 @@ def edit_xml(path: Path, pattern: str, replacement: str, *, count: int = 1) -> N
 def read_specification(package: Path) -> Any:
     """The ``Model`` message of a package."""
     with quiet("coremltools"):
-        model = heavy_imports.coremltools("proto.Model_pb2").Model()
+        model = packages.coremltools("proto.Model_pb2").Model()
     model.ParseFromString((package / SPECIFICATION).read_bytes())
     return model
 

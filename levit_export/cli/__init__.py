@@ -7,7 +7,7 @@ import click
 from levit_export._version import __version__
 from levit_export.cli import surroundings
 from levit_export.cli.verb import HELP_NAMES, INTERRUPTED, VerbGroup
-from levit_export.core.heavy_imports import collect_garbage_rarely
+from levit_export.core.packages import collect_garbage_rarely
 
 __all__ = ["cli", "main"]
 

@@ -26,7 +26,7 @@ from types import TracebackType
 from typing import IO, Any, TypeVar, cast
 
 from levit_export.core.errors import LevitExportError, RuntimeFailedError
-from levit_export.core.heavy_imports import collect_garbage_rarely
+from levit_export.core.packages import collect_garbage_rarely
 
 Result = TypeVar("Result")
 

@@ -5,22 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 
+from levit_export.core.packages import versions
 from levit_export.core.values import ExportOptions, Prepared, applied
 
 PREFIX = "levit_export."
-
-
-def versions(packages: Iterable[str]) -> dict[str, str]:
-    """Installed versions of ``packages``; absent ones are left out."""
-    found = {}
-    for package in packages:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def passes_in(said: Mapping[str, str]) -> tuple[str, ...] | None:

@@ -20,6 +20,7 @@ from levit_export.checks.results import ArtifactReport
 from levit_export.checks.timing import TimingPlan, TimingReport
 from levit_export.core import machine
 from levit_export.core.errors import BundleError, DataError, MissingDependencyError, UsageError
+from levit_export.core.packages import versions
 from levit_export.core.progress import Progress, Silent
 from levit_export.core.values import (
     CALIBRATED,
@@ -32,7 +33,6 @@ from levit_export.core.values import (
     overall,
 )
 from levit_export.formats import target
-from levit_export.formats.metadata import versions
 from levit_export.reports.report import Report
 from levit_export.storage import export_directory
 from levit_export.storage.located import Located, locate

@@ -15,10 +15,10 @@ from levit_export.checks.drift.tolerances import samples_of, spread
 from levit_export.checks.drift.values import DriftMap
 from levit_export.checks.reference import ModelChoice, _held_out
 from levit_export.core.errors import MissingDependencyError
+from levit_export.core.packages import needs
 from levit_export.core.progress import Progress, Silent
 from levit_export.core.values import CALIBRATED, Artifact, Calibration, RunOptions, Tolerances
 from levit_export.formats import target
-from levit_export.formats.availability import needs
 from levit_export.formats.pytorch import cpu_threads
 from levit_export.inputs import samples
 from levit_export.storage import export_directory

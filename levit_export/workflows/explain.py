@@ -16,9 +16,9 @@ from levit_export.checks.execution import Reference, Row
 from levit_export.checks.parity import OutputParity
 from levit_export.checks.results import ArtifactReport, Explanation
 from levit_export.core.errors import LevitExportError, MissingDependencyError
+from levit_export.core.packages import needs
 from levit_export.core.progress import Progress, Silent
 from levit_export.core.values import Artifact, Calibration, Layout
-from levit_export.formats.availability import needs
 from levit_export.reports.report import Report
 
 if TYPE_CHECKING:

@@ -28,7 +28,7 @@ from levit_export.core.errors import (
     UnknownNameError,
     UsageError,
 )
-from levit_export.core.heavy_imports import load_early
+from levit_export.core.packages import load_early, versions
 from levit_export.core.progress import Progress, Silent
 from levit_export.core.quiet import quiet
 from levit_export.core.values import (
@@ -42,7 +42,6 @@ from levit_export.core.values import (
     overall,
 )
 from levit_export.formats import Job, target
-from levit_export.formats.metadata import versions
 from levit_export.reports import report
 from levit_export.reports.report import Report, SearchResult
 from levit_export.storage import export_directory, staged

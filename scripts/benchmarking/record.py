@@ -14,7 +14,7 @@ import cattrs
 
 from benchmarking.values import SECTIONS, Circumstances, Record
 from levit_export.core import machine
-from levit_export.formats.metadata import versions
+from levit_export.core.packages import versions
 
 RESULTS = "results"
 DIGITS = 6

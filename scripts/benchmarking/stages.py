@@ -90,14 +90,14 @@ def _import_rest() -> None:
     import onnx  # noqa: F401
     import onnxruntime  # noqa: F401
 
-    from levit_export.core import heavy_imports
+    from levit_export.core import packages
     from levit_export.core.quiet import quiet
     from levit_export.models import preparation  # noqa: F401
     from levit_export.workflows import export  # noqa: F401
 
-    heavy_imports.openvino()
+    packages.openvino()
     with quiet():
-        heavy_imports.coremltools()
+        packages.coremltools()
 
 
 def _as_run(weights: Path, output: Path) -> list[Stage]:

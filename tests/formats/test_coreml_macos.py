@@ -19,7 +19,7 @@ from levit_export.checks import execution
 from levit_export.checks.execution import Row
 from levit_export.checks.parity import ParityReport
 from levit_export.checks.timing import TimingPlan
-from levit_export.core import heavy_imports
+from levit_export.core import packages
 from levit_export.core.errors import (
     ArtifactError,
     RuntimeFailedError,
@@ -60,7 +60,7 @@ def core_ml(monkeypatch: pytest.MonkeyPatch) -> CoreMl:
     subjects.artifact("coreml", "fp16")
     subjects.classifier()
     with quiet("coremltools"):
-        tools = heavy_imports.coremltools()
+        tools = packages.coremltools()
     fake = CoreMl()
     monkeypatch.setattr(coreml, "on_macos", lambda: True)
     monkeypatch.setattr(tools.models, "MLModel", fake.model)
@@ -166,7 +166,7 @@ def test_a_model_that_cannot_be_loaded(
         raise RuntimeError("Unable to parse the model")
 
     monkeypatch.setattr(core_ml, "model", refuse)
-    monkeypatch.setattr(heavy_imports.coremltools().models, "MLModel", refuse)
+    monkeypatch.setattr(packages.coremltools().models, "MLModel", refuse)
     with pytest.raises(ArtifactError, match="Unable to parse the model") as raised:
         judge(half)
     assert str(half.path) in raised.value.what
@@ -249,7 +249,7 @@ class Compiler:
         self.units.append(units.name)
         if self.error is not None:
             raise self.error
-        kinds = heavy_imports.coremltools("models.compute_device")
+        kinds = packages.coremltools("models.compute_device")
         usages = [
             None
             if not device
@@ -274,8 +274,8 @@ def compiler(
     del core_ml
     devices = ("", "NeuralEngine", "CPU", "", "NeuralEngine", "GPU", "NeuralEngine")
     fake = Compiler(tmp_path, devices)
-    plans = heavy_imports.coremltools("models.compute_plan")
-    monkeypatch.setattr(heavy_imports.coremltools().models.utils, "compile_model", fake.compile)
+    plans = packages.coremltools("models.compute_plan")
+    monkeypatch.setattr(packages.coremltools().models.utils, "compile_model", fake.compile)
     monkeypatch.setattr(plans.MLComputePlan, "load_from_path", fake.plan)
     yield fake
     assert list(tmp_path.iterdir()) == []

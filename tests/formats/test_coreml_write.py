@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from levit_export.checks import tolerance
-from levit_export.core import heavy_imports
+from levit_export.core import packages
 from levit_export.core.network import KINDS, Network, Op, Value
 from levit_export.core.quiet import quiet
 from levit_export.core.values import UNIT_ROUNDOFF, Embedded, ExportOptions, Prepared, RunOptions
@@ -247,7 +247,7 @@ def network_of(kind: str, cases: list[Drawn], seed: int) -> tuple[Network, dict[
 
 def run(network: Network, inputs: dict[str, np.ndarray], *, half: bool) -> dict[str, np.ndarray]:
     """What a network's saved package gives, by the evaluator."""
-    ct = heavy_imports.coremltools()
+    ct = packages.coremltools()
     with TemporaryDirectory() as place, quiet("coremltools"):
         written = program(network, ct.target.iOS16, half=half)
         described = [ct.TensorType(name=v.name, shape=v.shape) for v in network.inputs]
@@ -340,7 +340,7 @@ def test_against_coremltools(name: str, tmp_path: Path) -> None:
 
     Its Hardswish has a thresholded_relu, which changes no answer.
     """
-    ct = heavy_imports.coremltools()
+    ct = packages.coremltools()
     model = prepared(name)
     ours = mil.load(subjects.export(model, tmp_path / "ours", "coreml", FP32).path)
     with quiet("coremltools"):
@@ -411,7 +411,7 @@ def test_an_image_for_a_classifier(tmp_path: Path) -> None:
 
 def test_names_do_not_depend_on_earlier_programs(tmp_path: Path) -> None:
     """Names that coremltools would number in this process are ours, and the bytes the same."""
-    builder = heavy_imports.coremltools("converters.mil").Builder
+    builder = packages.coremltools("converters.mil").Builder
     before = subjects.export(subjects.tiny(), tmp_path / "before", "coreml", FP32)
 
     @builder.program(input_specs=[builder.TensorSpec(shape=(1, 4))])

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid5
 
-from levit_export.core import heavy_imports
+from levit_export.core import packages
 from levit_export.core.values import PROBABILITIES, ExportOptions, Prepared
 from levit_export.models.zoo import DISTILL, LOGITS
 
@@ -41,7 +41,7 @@ def assembled(written: Any, target: Any, inputs: Sequence[Any], labels: Sequence
 
     coremltools adds what an image or labels need, and leaves the rest as it was written.
     """
-    ct = heavy_imports.coremltools()
+    ct = packages.coremltools()
     return ct.convert(
         written,
         inputs=list(inputs),

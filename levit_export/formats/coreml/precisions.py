@@ -31,7 +31,7 @@ from typing import Any
 
 import numpy as np
 
-from levit_export.core import heavy_imports
+from levit_export.core import packages
 from levit_export.core.errors import ExportFailedError
 from levit_export.core.network import Network, is_within
 from levit_export.formats import mil
@@ -121,7 +121,7 @@ def compress_weights(converted: Any, found: Sequence[Layer], network: Network, t
 
     The weights of other layers stay as they are.
     """
-    tools = heavy_imports.coremltools("optimize.coreml")
+    tools = packages.coremltools("optimize.coreml")
     grouped = converted.get_spec().specificationVersion >= GROUPED_FROM
     if to in PALETTE_BITS:
         shrink = tools.palettize_weights
@@ -141,7 +141,7 @@ def compress_weights(converted: Any, found: Sequence[Layer], network: Network, t
         for layer in found
     }
     # New names are numbered by a counter of the whole process: emptied, they are always the same.
-    heavy_imports.coremltools("converters.mil").Builder.name_count.clear()
+    packages.coremltools("converters.mil").Builder.name_count.clear()
     return shrink(converted, tools.OptimizationConfig(global_config=None, op_name_configs=configs))
 
 

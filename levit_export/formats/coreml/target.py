@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from levit_export.core import constants, heavy_imports
+from levit_export.core import constants, packages
 from levit_export.core.errors import (
     ArtifactError,
     ExportFailedError,
@@ -26,6 +26,7 @@ from levit_export.core.errors import (
     UnknownNameError,
     UsageError,
 )
+from levit_export.core.packages import needs
 from levit_export.core.quiet import first_line, quiet
 from levit_export.core.values import (
     CALIBRATED,
@@ -40,7 +41,6 @@ from levit_export.core.values import (
     TensorSpec,
 )
 from levit_export.formats import mil
-from levit_export.formats.availability import needs
 from levit_export.formats.coreml import precisions
 from levit_export.formats.coreml.package import (
     DEPLOYMENT_TARGETS,
@@ -322,7 +322,7 @@ class CoremlSession:
 
 def _convert(model: Prepared, options: ExportOptions) -> Any:
     """An ``MLModel`` in the precision that ``options`` ask for, float32 inputs and outputs."""
-    ct = heavy_imports.coremltools()
+    ct = packages.coremltools()
     network = model.network
     if model.embedded.preprocessing:
         network = from_image(network)
@@ -354,7 +354,7 @@ def _convert(model: Prepared, options: ExportOptions) -> Any:
 
 def _input(spec: TensorSpec) -> Any:
     """Normalised numbers as an array, raw pixels as an image."""
-    ct = heavy_imports.coremltools()
+    ct = packages.coremltools()
     if spec.dtype != "uint8":
         return ct.TensorType(name=spec.name, shape=spec.shape, dtype=np.float32)
     batch, height, width, channels = spec.shape
@@ -414,9 +414,9 @@ def placement(path: Path, unit: str) -> dict[str, int]:
 
     Constants are not counted: they have no device.
     """
-    ct = heavy_imports.coremltools()
-    devices = heavy_imports.coremltools("models.compute_device")
-    plans = heavy_imports.coremltools("models.compute_plan")
+    ct = packages.coremltools()
+    devices = packages.coremltools("models.compute_device")
+    plans = packages.coremltools("models.compute_plan")
     kinds = {
         "ane": devices.MLNeuralEngineComputeDevice,
         "gpu": devices.MLGPUComputeDevice,
@@ -438,13 +438,13 @@ def placement(path: Path, unit: str) -> dict[str, int]:
 
 
 def _compute_unit(unit: str) -> Any:
-    ct = heavy_imports.coremltools()
+    ct = packages.coremltools()
 
     return ct.ComputeUnit[unit.upper()]
 
 
 def _load(path: Path, unit: str) -> Any:
-    ct = heavy_imports.coremltools()
+    ct = packages.coremltools()
 
     try:
         return ct.models.MLModel(str(path), compute_units=_compute_unit(unit))

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from levit_export.core import heavy_imports
+from levit_export.core import packages
 from levit_export.core.network import Network, Op, is_within
 from levit_export.core.values import PROBABILITIES
 
@@ -48,7 +48,7 @@ def program(
     go into layers, each with its range: what a layer reads of it is rounded to 8 bits over that
     range first, for which the ops came with iOS 17.
     """
-    mil = heavy_imports.coremltools("converters.mil.mil")
+    mil = packages.coremltools("converters.mil.mil")
     placeholders = {
         value.name: mil.Builder.placeholder(shape=value.shape) for value in network.inputs
     }
@@ -126,7 +126,7 @@ class _Call:
         return replace(self, name=f"{self.name}_{label}")
 
     def _constant(self, name: str, value: Any) -> Var:
-        var = heavy_imports.coremltools("converters.mil.mil").Var
+        var = packages.coremltools("converters.mil.mil").Var
         if isinstance(value, var) or (isinstance(value, tuple) and isinstance(value[0], var)):
             return value
         if isinstance(value, float):

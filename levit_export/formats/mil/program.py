@@ -15,7 +15,7 @@ import numpy as np
 
 from levit_export.core.constants import Constant
 from levit_export.core.errors import MissingDependencyError, PackageError, UsageError
-from levit_export.core.heavy_imports import coremltools
+from levit_export.core.packages import coremltools
 from levit_export.formats.mil.contents import classes, contents
 from levit_export.formats.mil.elements import INT64, DeclaredType, TensorType, Value
 from levit_export.formats.mil.evaluation import evaluate

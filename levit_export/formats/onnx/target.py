@@ -18,6 +18,7 @@ from levit_export.core.errors import (
     RuntimeFailedError,
     UsageError,
 )
+from levit_export.core.packages import needs
 from levit_export.core.quiet import first_line
 from levit_export.core.values import (
     CALIBRATED,
@@ -31,7 +32,6 @@ from levit_export.core.values import (
     Tensors,
     TensorSpec,
 )
-from levit_export.formats.availability import needs
 from levit_export.formats.metadata import claims_in, keep_in, metadata, passes_in
 from levit_export.formats.onnx import precisions as onnx_precisions
 from levit_export.formats.onnx import read as onnx_read

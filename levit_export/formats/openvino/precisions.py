@@ -25,9 +25,9 @@ from typing import TYPE_CHECKING, Any
 
 from levit_export.core.errors import MissingDependencyError, UnknownNameError, UsageError
 from levit_export.core.network import Network, Op, Shape, Value, is_within
+from levit_export.core.packages import needs
 from levit_export.core.quiet import quiet
 from levit_export.core.values import ExportOptions, Prepared
-from levit_export.formats.availability import needs
 from levit_export.formats.openvino import write as openvino_write
 from levit_export.inputs.samples import in_batches
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from levit_export.core import heavy_imports
+from levit_export.core import packages
 from levit_export.core.constants import Constant
 from levit_export.core.errors import ArtifactError
 from levit_export.core.quiet import last_line
@@ -185,7 +185,7 @@ def _dtype(node: Any) -> np.dtype[Any]:
 
 def _run(node: Any) -> list[np.ndarray]:
     """What OpenVINO itself makes of a node that depends on no input."""
-    openvino = heavy_imports.openvino()
+    openvino = packages.openvino()
     try:
         graph = openvino.Model([node.output(i) for i in range(node.get_output_size())], [])
         compiled = openvino.Core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from levit_export.core import constants, files, heavy_imports
+from levit_export.core import constants, files, packages
 from levit_export.core.errors import (
     ArtifactError,
     ExportFailedError,
@@ -17,6 +17,7 @@ from levit_export.core.errors import (
     RuntimeFailedError,
     UsageError,
 )
+from levit_export.core.packages import needs
 from levit_export.core.quiet import first_line, last_line, quiet
 from levit_export.core.values import (
     Artifact,
@@ -28,7 +29,6 @@ from levit_export.core.values import (
     Tensors,
     TensorSpec,
 )
-from levit_export.formats.availability import needs
 from levit_export.formats.metadata import PREFIX, claims_in, keep_in, metadata, passes_in
 from levit_export.formats.openvino import precisions as openvino_precisions
 from levit_export.formats.openvino import read as openvino_read
@@ -75,7 +75,7 @@ class OpenvinoTarget:
 
     def export(self, model: Prepared, path: Path, options: ExportOptions) -> Artifact:
         """Write ``path`` and the ``.bin`` beside it."""
-        openvino = heavy_imports.openvino()
+        openvino = packages.openvino()
 
         try:
             with quiet("openvino"):
@@ -97,7 +97,7 @@ class OpenvinoTarget:
 
     def inspect(self, path: Path) -> Artifact:
         """Signature and precision of an IR file."""
-        openvino = heavy_imports.openvino()
+        openvino = packages.openvino()
 
         graph = _read(openvino.Core(), path)
         said = _said(graph)
@@ -115,7 +115,7 @@ class OpenvinoTarget:
 
     def constants(self, artifact: Artifact) -> Iterator[np.ndarray]:
         """The numbers that the results depend on; see :mod:`.openvino_read`."""
-        openvino = heavy_imports.openvino()
+        openvino = packages.openvino()
 
         graph = _read(openvino.Core(), artifact.path)
         yield from (each.numbers for each in openvino_read.contents(graph))
@@ -123,14 +123,14 @@ class OpenvinoTarget:
     def runs(self, options: RunOptions) -> tuple[RunOptions, ...]:
         """Once, on ``options.device``, which must be one that OpenVINO sees."""
         if options.device.upper() != RunOptions().device:
-            openvino = heavy_imports.openvino()
+            openvino = packages.openvino()
 
             _refuse_absent(openvino.Core(), options.device)
         return (options,)
 
     def values(self, artifact: Artifact) -> list[str]:
         """What the operators give, by their friendly names."""
-        graph = _read(heavy_imports.openvino().Core(), artifact.path)
+        graph = _read(packages.openvino().Core(), artifact.path)
         ends = ("Constant", "Result", "Parameter")
         nodes = graph.get_ordered_ops()
         return [n.get_friendly_name() for n in nodes if n.get_type_name() not in ends]
@@ -149,7 +149,7 @@ class OpenvinoTarget:
         ``INFERENCE_PRECISION_HINT`` is float32: on some processors OpenVINO would compute a
         float32 file in bfloat16 or float16 otherwise (openvino#28032, #27795).
         """
-        openvino = heavy_imports.openvino()
+        openvino = packages.openvino()
 
         core = openvino.Core()
         device = options.device.upper()
@@ -178,7 +178,7 @@ class OpenvinoSession:
     def __init__(
         self, compiled: openvino.CompiledModel, path: Path, device: str, taps: Sequence[str]
     ) -> None:
-        openvino = heavy_imports.openvino()
+        openvino = packages.openvino()
 
         self._request = compiled.create_infer_request()
         self._path = path

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from levit_export.core import heavy_imports
+from levit_export.core import packages
 from levit_export.core.network import Network, Op, is_within
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def write(
     With ``half`` constants are rounded to float16 and widened again when the file is loaded, but
     for those of the blocks ``keep``.
     """
-    openvino = heavy_imports.openvino()
+    openvino = packages.openvino()
 
     writer = _Writer(network, openvino.opset13, half, keep)
     for value in network.inputs:

@@ -11,9 +11,9 @@ from levit_export.checks import execution, reference
 from levit_export.checks.execution import Row
 from levit_export.checks.reference import ModelChoice
 from levit_export.core.errors import ArtifactError, MissingDependencyError, UsageError
+from levit_export.core.packages import needs
 from levit_export.core.progress import Progress
 from levit_export.core.values import ModelInfo, Preprocessing, RunOptions, Task
-from levit_export.formats.availability import needs
 from levit_export.storage import export_directory
 from levit_export.storage.located import Located, locate
 from levit_export.workflows.evaluate.predict import Weights

@@ -13,7 +13,7 @@ from dataclasses import replace
 from threading import Condition
 from time import perf_counter
 
-from levit_export.core.heavy_imports import load_early
+from levit_export.core.packages import load_early
 from levit_export.core.processes import Worker
 from levit_export.workflows.evaluate.predict import (
     Answers,

@@ -1,4 +1,6 @@
-"""Import heavy packages without what they would look for and what is never needed here.
+"""Other packages: which are installed, and how they are imported.
+
+Heavy ones are imported without what they would look for and what is never needed here.
 
 ``import coremltools`` imports scikit-learn, transformers, XGBoost, LIBSVM and TensorFlow where
 they are installed, to learn that it could convert their models; that took longer than the import
@@ -11,10 +13,14 @@ from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from importlib import import_module
 from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from levit_export.core.values import Availability
 
 GARBAGE_THRESHOLDS = (50_000, 20, 20)
 """For ``gc.set_threshold``, which begins with 700, 10, 10."""
@@ -63,3 +69,40 @@ def load(name: str) -> ModuleType:
     finally:
         for each in hidden:
             sys.modules.pop(each, None)
+
+
+def needs(*packages: str) -> Availability:
+    """Available when all ``packages`` are installed; else says which are not and what does that.
+
+    They are not imported.
+    """
+    from importlib.util import find_spec
+
+    from levit_export.core.values import Availability
+
+    missing = []
+    for package in packages:
+        try:
+            is_there = find_spec(package) is not None
+        except ValueError:  # a module that was put into sys.modules without a spec
+            is_there = False
+        if not is_there:
+            missing.append(package)
+    if not missing:
+        return Availability(ok=True)
+    return Availability(
+        ok=False,
+        reason=f"{', '.join(missing)} not installed",
+        fix=f"pip install {' '.join(missing)}",
+    )
+
+
+def versions(packages: Iterable[str]) -> dict[str, str]:
+    """Installed versions of ``packages``; absent ones are left out."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {}
+    for package in packages:
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found

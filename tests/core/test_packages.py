@@ -11,20 +11,20 @@ from types import ModuleType
 import pytest
 import subjects
 
-from levit_export.core import heavy_imports
+from levit_export.core import packages
 from levit_export.core.errors import MissingDependencyError
 from levit_export.formats import mil
 
 LOOKED_FOR = """
 import json, sys, warnings
 warnings.simplefilter("ignore")
-from levit_export.core import heavy_imports
+from levit_export.core import packages
 before = {name: module for name, module in sys.modules.items() if module is None}
-found = heavy_imports.coremltools(), heavy_imports.coremltools("proto.Model_pb2")
+found = packages.coremltools(), packages.coremltools("proto.Model_pb2")
 assert found[0] is sys.modules["coremltools"]
 assert found[1] is sys.modules["coremltools.proto.Model_pb2"]
 assert {name: module for name, module in sys.modules.items() if module is None} == before
-print(json.dumps([name for name in heavy_imports.UNUSED['coremltools'] if name in sys.modules]))
+print(json.dumps([name for name in packages.UNUSED['coremltools'] if name in sys.modules]))
 """
 
 PLAIN = """
@@ -53,7 +53,7 @@ import json, sys, openvino
 print(json.dumps([name for name in sys.modules if name.startswith("openvino_telemetry")]))
 """
 
-FRAMEWORKS = heavy_imports.UNUSED["coremltools"]
+FRAMEWORKS = packages.UNUSED["coremltools"]
 
 
 def run(script: str) -> list[str]:
@@ -99,8 +99,8 @@ def test_what_was_imported_before_stays(monkeypatch: pytest.MonkeyPatch) -> None
     for unused in ("coremltools", *FRAMEWORKS):
         monkeypatch.delitem(sys.modules, unused, raising=False)
     monkeypatch.setitem(sys.modules, "sklearn", theirs)
-    monkeypatch.setattr(heavy_imports, "import_module", record)
-    assert heavy_imports.coremltools("models").__name__ == "coremltools.models"
+    monkeypatch.setattr(packages, "import_module", record)
+    assert packages.coremltools("models").__name__ == "coremltools.models"
     assert seen == [{**dict.fromkeys(FRAMEWORKS), "sklearn": theirs}]
     assert sys.modules["sklearn"] is theirs
     assert not {"transformers", "xgboost", "libsvm", "tensorflow"} & set(sys.modules)
@@ -114,9 +114,9 @@ def test_a_failed_import_hides_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for unused in ("coremltools", *FRAMEWORKS):
         monkeypatch.delitem(sys.modules, unused, raising=False)
-    monkeypatch.setattr(heavy_imports, "import_module", refuse)
+    monkeypatch.setattr(packages, "import_module", refuse)
     with pytest.raises(ImportError, match="'coremltools'"):
-        heavy_imports.coremltools()
+        packages.coremltools()
     assert not set(FRAMEWORKS) & set(sys.modules)
 
 
