@@ -16,7 +16,7 @@ from levit_export.checks.parity import ParityReport
 from levit_export.checks.results import Accuracy, ArtifactReport
 from levit_export.checks.timing import TimingPlan, TimingReport
 from levit_export.checks.weights import WeightAudit
-from levit_export.core import machine
+from levit_export.core import hashing, machine
 from levit_export.core.errors import (
     ArtifactError,
     DataError,
@@ -39,7 +39,6 @@ from levit_export.core.values import (
 from levit_export.formats import target
 from levit_export.inputs.samples import Samples, seeded
 from levit_export.models.zoo import LOGITS
-from levit_export.storage import export_directory
 
 IMAGE_BATCH = 16
 """How many labelled images an artifact that takes any batch is given at a time."""
@@ -283,7 +282,7 @@ def describe(
 ) -> ArtifactReport:
     """What was found out about an artifact; its path is relative to ``folder``, if given."""
     artifact = row.artifact
-    entry = export_directory.digest(artifact.files)
+    entry = hashing.digest(artifact.files)
     remarks = () if parity_report.verdict == "not-run" else _remarks(row)
     return ArtifactReport(
         format=artifact.format,

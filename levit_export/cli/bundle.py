@@ -66,8 +66,9 @@ def bundle(
     The same export gives the same bytes. Inside, `python verify.py` checks files, preprocessing
     and outputs with NumPy and the runtime alone.
     """
+    from levit_export.core.hashing import file_entry
     from levit_export.storage.device_bundle import contents, signing, write
-    from levit_export.storage.export_directory import file_entry, read_manifest
+    from levit_export.storage.export_directory import read_manifest
 
     del verbose  # which Verb reads
     wanted = _wanted(formats)

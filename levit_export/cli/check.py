@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -114,10 +113,11 @@ def check(ctx: click.Context, /, paths: tuple[Path, ...], **_: Any) -> int:
 
 def _check(params: dict[str, Any], paths: tuple[Path, ...]) -> int:
     from levit_export.reports import console, gate
+    from levit_export.reports.report import read_report
 
     _refuse(params, paths)
     slack = _slack(params)
-    baseline = None if params["baseline"] is None else gate.read_report(params["baseline"])
+    baseline = None if params["baseline"] is None else read_report(params["baseline"])
     if baseline is not None and slack.latency is not None:
         gate.refuse_untimed(baseline)
     screen = console.Screen(quiet=params["quiet"])
@@ -231,9 +231,10 @@ def _recheck(
     """The saved report, judged by the tolerance that was given."""
     from levit_export.core.values import Tolerance
     from levit_export.reports import gate
+    from levit_export.reports.report import read_report
 
     options.overrides(params)  # which refuses what is not finite
-    saved = gate.read_report(params["recheck"])
+    saved = read_report(params["recheck"])
     if baseline is not None:
         gate.refuse_other_model(saved, baseline)
     tolerance = Tolerance(params["atol"] or 0.0, (params["rtol"] or 0.0,), "given")
@@ -245,6 +246,7 @@ def _present(
     screen: Screen, params: dict[str, Any], report: Report, checks: Sequence[Check]
 ) -> None:
     """The report and the gate's answers: on the screen, and in every form that was asked for."""
+    from levit_export.core import serialisation
     from levit_export.reports import junit, markdown
     from levit_export.reports.console import print_report
     from levit_export.reports.report import to_json
@@ -255,9 +257,8 @@ def _present(
         _print_vouching(screen, params)
         _print_baseline(screen, checks)
     if params["json_file"] is not None:
-        content = {**to_json(report), "checks": [asdict(check) for check in checks]}
-        text = json.dumps(content, indent=1, allow_nan=False)
-        write_or_print(text + "\n", params["json_file"])
+        content = {**to_json(report), "checks": checks}
+        write_or_print(serialisation.to_text(content), params["json_file"])
     if params["junit"] is not None:
         write_or_print(junit.render(title, checks), params["junit"])
     if params["markdown"] is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +51,7 @@ def drift(ctx: click.Context, /, paths: tuple[Path, ...], **_: Any) -> int:
     """
     from levit_export.checks.drift import to_json
     from levit_export.cli.places import opened
+    from levit_export.core import serialisation
     from levit_export.reports import console
     from levit_export.reports.drift import print_drift
     from levit_export.workflows import check
@@ -80,20 +80,19 @@ def drift(ctx: click.Context, /, paths: tuple[Path, ...], **_: Any) -> int:
     if not screen.quiet and params["json_file"] != "-":
         print_drift(screen, found)
     if params["json_file"] is not None:
-        text = json.dumps(to_json(found), indent=1, allow_nan=False)
-        write_or_print(text + "\n", params["json_file"])
+        write_or_print(serialisation.to_text(to_json(found)), params["json_file"])
     return STATUS[found.verdict]
 
 
 def _redraw(screen: Screen, path: Path, found: DriftMap) -> None:
     """Put the map into the report of an export directory; a failure there is not an error."""
     from levit_export.core.errors import LevitExportError
-    from levit_export.storage.staged import MANIFEST, REPORTS
+    from levit_export.storage.export_directory import MANIFEST, PAGE
     from levit_export.workflows import check
 
     if path.suffix == ".mlpackage" or not (path / MANIFEST).is_file():
         return
-    page = path / REPORTS[1]
+    page = path / PAGE
     try:
         write_or_print(check.page((path,), found), str(page))
     except LevitExportError as error:

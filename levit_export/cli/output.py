@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from levit_export.cli import surroundings
+from levit_export.core import serialisation
 
 if TYPE_CHECKING:
     from levit_export.reports.console import Screen
@@ -45,8 +45,7 @@ def present(screen: Screen, report: Report, json_file: str | None) -> None:
     if not screen.quiet and json_file != "-":
         print_report(screen, report)
     if json_file is not None:
-        text = json.dumps(to_json(report), indent=1, allow_nan=False)
-        write_or_print(text + "\n", json_file)
+        write_or_print(serialisation.to_text(to_json(report)), json_file)
 
 
 def present_plan(
@@ -58,7 +57,7 @@ def present_plan(
     if not screen.quiet and json_file != "-":
         print_plan(screen, lines)
     if json_file is not None:
-        write_or_print(json.dumps(content, indent=1) + "\n", json_file)
+        write_or_print(serialisation.to_text(content), json_file)
 
 
 def refuse_unwritable(given: Mapping[str, str | None], sources: Iterable[Path] = ()) -> None:
@@ -97,7 +96,7 @@ def refuse_unwritable(given: Mapping[str, str | None], sources: Iterable[Path] =
 def _unwritable(path: Path, sources: Collection[Path]) -> str:
     """Why a report at ``path`` is refused, or empty."""
     from levit_export.core import files
-    from levit_export.storage.staged import vouched_for
+    from levit_export.storage.export_directory import vouched_for
 
     folder = path.absolute().parent
     if path.is_dir() or not folder.is_dir():

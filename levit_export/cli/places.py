@@ -55,7 +55,7 @@ class Places:
     @property
     def folder(self) -> Path | None:
         """What the report's paths are relative to; None where several paths were given."""
-        from levit_export.storage.staged import MANIFEST
+        from levit_export.storage.export_directory import MANIFEST
 
         if len(self.paths) != 1:
             return None

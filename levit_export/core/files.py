@@ -25,7 +25,7 @@ _IRREGULAR = {
     stat.S_IFBLK: "is a device, not a regular file",
     stat.S_IFSOCK: "is a socket, not a regular file",
 }
-_PARTIAL = ".partial-"
+PARTIAL = ".partial-"
 _HELD = 1 << 26
 """Bytes for a stream that are held in memory; beyond, in a temporary file."""
 
@@ -113,9 +113,11 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     if found is not None and not os.access(place, os.W_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
     mode = 0o666 & ~umask() if found is None else stat.S_IMODE(found.st_mode)
-    _remove_abandoned(place)
-    prefix = f".{place.name}{_PARTIAL}{os.getpid()}-"
-    handle, name = tempfile.mkstemp(prefix=prefix, dir=place.parent)
+    prefix = f".{place.name}{PARTIAL}"
+    for left in abandoned(place.parent, prefix):
+        if left.is_file():  # a folder of this name is an export that was being made
+            _remove(left)
+    handle, name = tempfile.mkstemp(prefix=f"{prefix}{os.getpid()}-", dir=place.parent)
     with transient(Path(name)) as temporary:
         with os.fdopen(handle, "w+b") as file:
             yield file
@@ -138,13 +140,12 @@ def _is_stream(found: os.stat_result) -> bool:
     return False
 
 
-def _remove_abandoned(place: Path) -> None:
-    """Delete what runs that were killed left beside ``place``."""
-    prefix = f".{place.name}{_PARTIAL}"
-    for left in place.parent.glob(f"{glob.escape(prefix)}*"):
+def abandoned(folder: Path, prefix: str) -> Iterator[Path]:
+    """What runs that were killed left in ``folder``: ``prefix``, their process's number, ``-``."""
+    for left in folder.glob(f"{glob.escape(prefix)}*"):
         owner = left.name.removeprefix(prefix).split("-")[0]
-        if owner.isdecimal() and left.is_file() and not is_alive(int(owner)):
-            _remove(left)
+        if owner.isdecimal() and not is_alive(int(owner)):
+            yield left
 
 
 @contextmanager

@@ -8,8 +8,7 @@ from collections.abc import Iterator, Sequence
 from levit_export.checks.results import ArtifactReport
 from levit_export.core.values import Verdict
 from levit_export.reports.gate import Check
-from levit_export.reports.gate.checks import labels
-from levit_export.reports.report import Report
+from levit_export.reports.report import Report, labels
 
 MARKS: dict[Verdict, str] = {
     "pass": "✅ pass",

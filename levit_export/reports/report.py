@@ -1,16 +1,24 @@
-"""What a run found out, as values and as the JSON that CI reads (schema 1)."""
+"""What a run found out: as values, and as the JSON (schema 1) that CI and later runs read.
+
+How artifacts are called where people see them is decided here too. What is asked of a report is
+in ``gate``; how it is shown is in the modules beside this one.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from levit_export.checks.findings import Finding
 from levit_export.checks.parity import ParityReport
 from levit_export.checks.results import Accuracy, ArtifactReport
 from levit_export.checks.timing import TimingReport
+from levit_export.core import files, serialisation
+from levit_export.core.errors import DataError
 from levit_export.core.machine import Machine
 from levit_export.core.values import ModelInfo, PassRecord, Verdict
 
@@ -62,6 +70,28 @@ class Report:
     output: Path | None = None
 
 
+def labels(artifacts: Sequence[ArtifactReport]) -> tuple[str, ...]:
+    """A name for each artifact: its id, with path and device where the id is not enough."""
+    ids = Counter(artifact.id for artifact in artifacts)
+    places = Counter((artifact.id, artifact.path) for artifact in artifacts)
+    return tuple(
+        " ".join(
+            (
+                artifact.id,
+                *([artifact.path] if ids[artifact.id] > 1 else []),
+                *([device(artifact)] if places[artifact.id, artifact.path] > 1 else []),
+            )
+        ).rstrip()
+        for artifact in artifacts
+    )
+
+
+def device(artifact: ArtifactReport) -> str:
+    """``cpu_and_ne`` of ``Core ML (cpu_and_ne)``: what the runtime ran on; empty if it did not."""
+    timed = "" if artifact.timing is None else artifact.timing.runtime
+    return (artifact.parity.runtime or timed).partition("(")[2].partition(")")[0]
+
+
 def to_json(report: Report) -> dict[str, Any]:
     """The report as plain data; numbers that JSON cannot hold (NaN, infinity) become null."""
     content = {
@@ -76,7 +106,7 @@ def to_json(report: Report) -> dict[str, Any]:
         "toolchain": dict(report.toolchain),
         "output": None if report.output is None else str(report.output),
     }
-    return _finite(content)  # type: ignore[no-any-return]
+    return serialisation.plain(content)  # type: ignore[no-any-return]
 
 
 def accuracy_to_json(accuracy: Accuracy) -> dict[str, Any]:
@@ -168,11 +198,91 @@ def _timing(timing: TimingReport) -> dict[str, Any]:
     }
 
 
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: _finite(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
-    return value
+def read_report(path: Path) -> Report:
+    """The report in the file ``path``; numbers that JSON could not hold come back as NaN.
+
+    Raises ``DataError`` when it cannot be read, is of another schema or contradicts itself.
+    """
+    try:
+        content = serialisation.parse(files.read_text(path), SCHEMA)
+        hooks = {TimingReport: _timing_of_json, Finding: _finding_of_json}
+        found = serialisation.structure(content, Report, strict=False, hooks=hooks)
+        verdicts = [str(artifact["parity"]["verdict"]) for artifact in content["artifacts"]]
+    except serialisation.OtherSchemaError as error:
+        raise DataError(
+            f"{path} {error} of reports",
+            remedy="Make it anew with this version: levit-export export, or check --json.",
+        ) from error
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(
+            f"{path} cannot be read as a report of schema {SCHEMA}: {error}",
+            remedy="Give the report.json of an export, or what --json wrote, as it was written.",
+        ) from error
+    for problem in _inconsistencies(found, verdicts):
+        raise DataError(f"{path} {problem}", remedy="Make it anew; the file was edited.")
+    return found
+
+
+def _finding_of_json(value: Any, _: Any) -> Finding:
+    """From kind and values; its part, verdict and sentence follow from the kind."""
+    found = Finding(
+        value["kind"],
+        {name: _number_or_text(held) for name, held in value["values"].items()},
+        str(value["output"]),
+    )
+    found.sentence  # noqa: B018 -- an unknown kind or a missing value is damage, found here
+    return found
+
+
+def _number_or_text(held: Any) -> float | str:
+    return held if isinstance(held, str) else math.nan if held is None else float(held)
+
+
+def _timing_of_json(value: Any, _: Any) -> TimingReport:
+    """From the raw seconds; the statistics beside them are computed again."""
+    peak, efficiency = value.get("peak_memory_bytes"), value.get("efficiency")
+    return TimingReport(
+        verdict=value["verdict"],
+        reason=str(value["reason"]),
+        runtime=str(value["runtime"]),
+        threads=int(value.get("threads", 0)),
+        batch=int(value.get("batch", 0)),
+        load_s=float(value.get("load_ms", 0.0)) / 1e3,
+        efficiency=None if efficiency is None else float(efficiency),
+        peak_bytes=None if peak is None else int(peak),
+        seconds=tuple(float(second) for second in value.get("seconds", ())),
+    )
+
+
+def _inconsistencies(report: Report, verdicts: Sequence[str]) -> Iterator[str]:
+    """What a report that this toolchain wrote cannot say."""
+    if not report.artifacts:
+        yield "tells of no artifact"
+    for artifact, verdict in zip(report.artifacts, verdicts, strict=True):
+        if artifact.parity.verdict != verdict:
+            yield (
+                f"gives {artifact.id} the verdict {verdict!r}, and what was found makes it "
+                f"{artifact.parity.verdict!r}"
+            )
+        yield from _of_outputs(artifact)
+    timings = [(a.id, a.timing) for a in report.artifacts if a.timing is not None]
+    for name, timing in (*timings, *report.baselines.items()):
+        if timing.verdict not in ("pass", "not-run"):
+            yield f"gives the latency of {name} the verdict {timing.verdict!r}"
+        measured = timing.verdict == "pass"
+        if measured and not (timing.seconds and all(0 < s < math.inf for s in timing.seconds)):
+            yield f"has no latencies of {name}, or impossible ones"
+        if timing.efficiency is not None and not 0 < timing.efficiency < math.inf:
+            yield f"has the efficiency {timing.efficiency} of {name}"
+
+
+def _of_outputs(artifact: ArtifactReport) -> Iterator[str]:
+    for output in artifact.parity.outputs:
+        rows = len(output.errors)
+        if rows != len(output.scales) or (rows and len(output.tolerance.rtol) not in (1, rows)):
+            yield f"has {rows} errors of {artifact.id} {output.name!r} and not as many scales"
+        if output.spreads and not rows == len(output.spreads) == len(output.rows):
+            yield f"has {rows} errors of {artifact.id} {output.name!r} and not as many rows"
+        numbers = (*output.errors, *output.scales, *output.spreads)
+        if not all(0 <= number < math.inf for number in numbers):
+            yield f"has errors or scales of {artifact.id} {output.name!r} below 0 or infinite"

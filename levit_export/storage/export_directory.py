@@ -1,24 +1,29 @@
-"""The export directory: what is in it, and how it is read back without torch.
+"""The export directory: what is in it, how it is read back without torch, and its replacement.
 
 ``manifest.json`` describes every file with its SHA-256 and size. ``golden/`` holds the inputs and
 the reference's outputs, so that any machine can repeat the check. Nothing in the manifest depends
 on time or place; measurements live in ``report.json``, which the manifest leaves out.
+
+A directory is written into a sibling, which takes its place in one step (:func:`staged`).
 """
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
-from hashlib import sha256
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from levit_export.core import files
-from levit_export.core.errors import DataError, ManifestError
+from levit_export.core import files, hashing, serialisation
+from levit_export.core.errors import DataError, ManifestError, OutputError
+from levit_export.core.hashing import FileEntry
 from levit_export.core.values import (
     LAID_OUT_AS_MAPS,
     Artifact,
@@ -34,22 +39,22 @@ from levit_export.core.values import (
 )
 from levit_export.inputs.class_names import control_character
 from levit_export.inputs.samples import Samples
-from levit_export.storage.staged import MANIFEST, REPORTS
 
 SCHEMA = 1
-REPORT = REPORTS[0]
+MANIFEST = "manifest.json"
+REPORT, PAGE = "report.json", "report.html"
+REPORTS = (REPORT, PAGE)
+"""Files of measurements, which no manifest describes."""
+
 LABELS = "labels.txt"
 GOLDEN = "golden"
 IGNORED = ".DS_Store"
 """What macOS leaves in folders that were looked at."""
 
+SHOWN = 5
+"""Foreign files that a refusal lists."""
 
-@dataclass(frozen=True)
-class FileEntry:
-    """Hash and size in bytes of one file of the directory."""
-
-    sha256: str
-    bytes: int
+_OLD = "-old"
 
 
 @dataclass(frozen=True)
@@ -96,28 +101,6 @@ class Manifest:
     toolchain: Mapping[str, str]
     files: Mapping[str, FileEntry]
     embedded: Embedded = field(default_factory=Embedded)
-
-
-def file_entry(path: Path) -> FileEntry:
-    """Hash and size of a file."""
-    content = files.read_bytes(path)
-    return FileEntry(sha256(content).hexdigest(), len(content))
-
-
-def digest(parts: Iterable[Path]) -> FileEntry:
-    """Hash and size of an artifact: of its one file, or of the list of its files' hashes.
-
-    The list names them below the folder that holds all: files of one name in a package differ.
-    """
-    paths = sorted(parts)
-    if len(paths) == 1:
-        return file_entry(paths[0])
-    root = Path(os.path.commonpath([path.parent for path in paths]))
-    entries = {path.relative_to(root).as_posix(): file_entry(path) for path in paths}
-    listing = "".join(f"{entry.sha256}  {name}\n" for name, entry in sorted(entries.items()))
-    return FileEntry(
-        sha256(listing.encode()).hexdigest(), sum(entry.bytes for entry in entries.values())
-    )
 
 
 def write_golden(folder: Path, samples: Samples, outputs: Mapping[str, np.ndarray]) -> None:
@@ -170,7 +153,7 @@ def _array(path: Path) -> np.ndarray:
 def list_files(folder: Path) -> dict[str, FileEntry]:
     """Every file below ``folder`` that the manifest vouches for, by POSIX path."""
     return {
-        path.relative_to(folder).as_posix(): file_entry(path)
+        path.relative_to(folder).as_posix(): hashing.file_entry(path)
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.relative_to(folder).as_posix() not in (MANIFEST, *REPORTS)
     }
@@ -192,7 +175,7 @@ def damage(folder: Path, manifest: Manifest) -> list[str]:
         path = folder / name
         if not path.is_file():
             found.append(f"{name} is missing")
-        elif (actual := file_entry(path)) != entry:
+        elif (actual := hashing.file_entry(path)) != entry:
             found.append(
                 f"{name} has {actual.bytes} bytes and SHA-256 {actual.sha256[:12]}…, "
                 f"the manifest says {entry.bytes} and {entry.sha256[:12]}…"
@@ -206,43 +189,38 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def encode(manifest: Manifest) -> str:
-    """A manifest as JSON, sorted and indented."""
-    text = json.dumps(asdict(manifest), indent=1, sort_keys=True, ensure_ascii=False)
-    return text + "\n"
+    """A manifest as JSON: equal manifests have equal bytes."""
+    return serialisation.to_text(manifest, canonical=True)
 
 
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of an export directory. Raises ``ManifestError`` when it is none of ours."""
     path = folder / MANIFEST
     try:
-        content = json.loads(files.read_text(path))
-    except (OSError, ValueError, RecursionError) as error:
+        text = files.read_bytes(path)
+    except OSError as error:
         raise ManifestError(
             f"{path} cannot be read: {error}", remedy="Give an export directory."
         ) from error
-    return structure_manifest(content, path)
+    return decode(text, path)
 
 
-def structure_manifest(content: Any, path: Path) -> Manifest:
-    """The manifest that parsed JSON spells out; unknown schemas and fields are refused."""
-    import cattrs
+def decode(text: str | bytes, path: Path) -> Manifest:
+    """The manifest that ``text`` spells out; unknown schemas and fields are refused.
 
-    schema = content.get("schema") if isinstance(content, dict) else None
-    if schema != SCHEMA:
-        raise ManifestError(
-            f"{path} has schema {schema!r}, this version reads {SCHEMA}",
-            remedy="Use the version of levit-export that wrote it.",
-        )
-    converter = cattrs.Converter(forbid_extra_keys=True)
-    converter.register_structure_hook(float | str, _number_or_text)
+    Raises ``ManifestError`` that calls the file ``path``.
+    """
+    edited = "Export anew; the file was edited or damaged."
     try:
-        manifest = converter.structure(content, Manifest)
-    except Exception as error:
-        detail = "; ".join(cattrs.transform_error(error)[:3])
+        manifest = serialisation.structure(
+            serialisation.parse(text, SCHEMA), Manifest, strict=True
+        )
+    except serialisation.OtherSchemaError as error:
         raise ManifestError(
-            f"{path} does not follow schema {SCHEMA}: {detail}",
-            remedy="Export anew; the file was edited or damaged.",
+            f"{path} {error}", remedy="Use the version of levit-export that wrote it."
         ) from error
+    except serialisation.MalformedError as error:
+        raise ManifestError(f"{path} cannot be read: {error}", remedy=edited) from error
     for name in (*manifest.files, *(artifact.path for artifact in manifest.artifacts)):
         if Path(name).is_absolute() or ".." in Path(name).parts or "\\" in name:
             raise ManifestError(
@@ -250,9 +228,7 @@ def structure_manifest(content: Any, path: Path) -> Manifest:
                 remedy="Do not use this directory; export anew.",
             )
     for problem in _inconsistencies(manifest):
-        raise ManifestError(
-            f"{path} {problem}", remedy="Export anew; the file was edited or damaged."
-        )
+        raise ManifestError(f"{path} {problem}", remedy=edited)
     return manifest
 
 
@@ -288,10 +264,6 @@ def _wrong_tolerances(manifest: Manifest) -> Iterator[str]:
                 )
 
 
-def _number_or_text(value: Any, _: Any) -> float | str:
-    return value if isinstance(value, str) else float(value)
-
-
 def artifacts(folder: Path, manifest: Manifest) -> list[Artifact]:
     """The directory's artifacts with absolute paths."""
     passes = applied(manifest.passes)
@@ -309,3 +281,120 @@ def artifacts(folder: Path, manifest: Manifest) -> list[Artifact]:
         )
         for entry in manifest.artifacts
     ]
+
+
+@dataclass(frozen=True)
+class Staged:
+    """A directory that is being filled; ``commit`` puts it in its place."""
+
+    path: Path
+
+    def commit(self, final: Path) -> None:
+        """Take the place of ``final``, which must lie beside the stage, in one step."""
+        refuse_foreign(final)
+        self.path.chmod(0o777 & ~files.umask())
+        _take_place(self.path, final.absolute())
+
+
+@contextmanager
+def staged(final: Path) -> Iterator[Staged]:
+    """A new directory beside ``final`` to fill and then commit; uncommitted, it disappears.
+
+    An exception, Ctrl-C or a kill leaves what was at ``final`` as it was. Only a directory that
+    this toolchain wrote (it holds a manifest) or an empty one is ever replaced. Every ``OSError``
+    of the block becomes ``OutputError``.
+    """
+    final = final.absolute()
+    refuse_foreign(final)
+    made = [folder for folder in final.parents if not folder.exists()]
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        prefix = f".{final.name}{files.PARTIAL}"
+        for left in files.abandoned(final.parent, prefix):
+            if left.name.endswith(_OLD) and not final.exists():
+                left.rename(final)  # killed between the two renames of _take_place
+            else:
+                shutil.rmtree(left, ignore_errors=True)
+        with files.temporary_folder(final.parent, f"{prefix}{os.getpid()}-") as work:
+            yield Staged(work)
+    except OSError as error:
+        raise _unwritable(final, error) from error
+    finally:
+        for folder in made:
+            with suppress(OSError):  # it holds the result
+                folder.rmdir()
+
+
+def refuse_foreign(final: Path) -> None:
+    """Raise when ``final`` is something that must not be replaced."""
+    try:
+        if final.is_symlink() or (final.exists() and not final.is_dir()):
+            raise OutputError(
+                f"{final} exists and is no folder", remedy="Give --output another folder."
+            )
+        if final.is_dir() and (foreign := _foreign_files(final)):
+            raise OutputError(
+                f"{final} holds files that no export of levit-export put there: "
+                f"{', '.join(foreign[:SHOWN])}{' …' if len(foreign) > SHOWN else ''}",
+                remedy="Move them, or give --output a new folder; nothing there was touched.",
+            )
+    except OSError as error:
+        raise _unwritable(final, error) from error
+
+
+def _foreign_files(folder: Path) -> list[str]:
+    """Files below ``folder`` that its manifest does not vouch for; all, without one of ours."""
+    present = {path for path in folder.rglob("*") if not path.is_dir()}
+    replaceable = vouched_for(folder)
+    if replaceable:
+        replaceable |= {folder / name for name in (*REPORTS, IGNORED)}
+    return sorted(path.relative_to(folder).as_posix() for path in present - replaceable)
+
+
+def vouched_for(folder: Path) -> set[Path]:
+    """An export's manifest and the files that it names; nothing where ``folder`` is none."""
+    try:
+        content = json.loads(files.read_text(folder / MANIFEST))
+        if "levit-export" not in content["toolchain"]:
+            return set()
+        return {folder / name for name in (MANIFEST, *content["files"])}
+    except (OSError, ValueError, RecursionError, TypeError, KeyError):
+        return set()
+
+
+def _unwritable(final: Path, error: OSError) -> OutputError:
+    return OutputError(
+        f"{final} cannot be written: {error.strerror or error}",
+        remedy="Check permissions and free space, or give --output another folder.",
+    )
+
+
+def _take_place(work: Path, final: Path) -> None:
+    """Move ``work`` to ``final``; what was there ends up at ``work``."""
+    if not final.exists():
+        work.rename(final)
+        return
+    if _exchange(work, final):
+        return
+    # Without an atomic exchange the old directory is set aside first and is never deleted before
+    # the new one is in place.
+    aside = work.with_name(work.name + _OLD)
+    final.rename(aside)
+    work.rename(final)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two directories in one step where the system can (Linux, macOS)."""
+    at_cwd, linux_exchange, mac_swap = -100, 2, 2
+    first, second = os.fsencode(one), os.fsencode(other)
+    try:
+        library = ctypes.CDLL(None, use_errno=True)
+        if sys.platform == "darwin":
+            done = library.renamex_np(first, second, ctypes.c_uint(mac_swap))
+        else:
+            flags = ctypes.c_uint(linux_exchange)
+            done = library.renameat2(at_cwd, first, at_cwd, second, flags)
+    except (OSError, AttributeError, TypeError):
+        return False
+    return bool(done == 0)

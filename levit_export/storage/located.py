@@ -10,8 +10,7 @@ from levit_export.core.errors import ArtifactError, UsageError
 from levit_export.core.values import Artifact
 from levit_export.formats import known_targets
 from levit_export.storage import export_directory
-from levit_export.storage.export_directory import Manifest
-from levit_export.storage.staged import MANIFEST
+from levit_export.storage.export_directory import MANIFEST, Manifest
 
 
 @dataclass(frozen=True)

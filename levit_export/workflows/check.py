@@ -508,7 +508,7 @@ def page(paths: Sequence[Path], drawn: DriftMap) -> str:
     Raises ``DataError`` where a directory's ``report.json`` cannot be read.
     """
     from levit_export.reports import html
-    from levit_export.reports.gate import read_report
+    from levit_export.reports.report import read_report
 
     found = [locate(path) for path in dict.fromkeys(paths)]
     alone = found[0] if len(found) == 1 else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ from levit_export.checks.parity import ParityReport
 from levit_export.checks.reference import Answered, ModelChoice, Overrides
 from levit_export.checks.results import Accuracy
 from levit_export.checks.timing import TimingPlan, TimingReport
-from levit_export.core import files, machine
+from levit_export.core import files, machine, serialisation
 from levit_export.core.constants import ROUNDED
 from levit_export.core.errors import (
     DownloadError,
@@ -44,7 +43,7 @@ from levit_export.core.values import (
 from levit_export.formats import Job, target
 from levit_export.reports import report
 from levit_export.reports.report import Report, SearchResult
-from levit_export.storage import export_directory, staged
+from levit_export.storage import export_directory
 from levit_export.storage.export_directory import ArtifactEntry, GoldenEntry, Manifest
 from levit_export.workflows import explain, search
 from levit_export.workflows.precisions import AUTO
@@ -143,8 +142,8 @@ def _refuse_output(output: Path) -> None:
             f"{output} is the current folder or holds it, and would be replaced",
             remedy="Give --output a folder of its own.",
         )
-    staged.refuse_foreign(place)
-    staged.refuse_foreign(failed(place))
+    export_directory.refuse_foreign(place)
+    export_directory.refuse_foreign(failed(place))
 
 
 def failed(output: Path) -> Path:
@@ -335,7 +334,7 @@ def export(
     jobs = [_calibrated(job, calibration) for job in jobs]
     output = request.output or Path("exported", checkpoint.name)
     _refuse_output(output)
-    with staged.staged(output) as stage, _beside() as beside:
+    with export_directory.staged(output) as stage, _beside() as beside:
         threads = max(1, machine.usable_cores() // 2)
         plain = beside.submit(_answered, checkpoint, request, shared, threads)
         progress.stage("fusing and proving")
@@ -598,10 +597,10 @@ def _describe(
 
     files.write(folder / export_directory.LABELS, "\n".join(model.info.labels) + "\n")
     export_directory.write_golden(folder, expected.samples, expected.outputs)
-    text = json.dumps(report.to_json(result), indent=1, allow_nan=False)
-    files.write(folder / export_directory.REPORT, text + "\n")
+    text = serialisation.to_text(report.to_json(result))
+    files.write(folder / export_directory.REPORT, text)
     page = html.page(result, drift=drawn, pixels=expected.samples.pixels)
-    files.write(folder / staged.REPORTS[1], page)
+    files.write(folder / export_directory.PAGE, page)
     manifest = Manifest(
         schema=export_directory.SCHEMA,
         verdict=result.verdict,

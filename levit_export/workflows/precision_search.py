@@ -12,6 +12,7 @@ import numpy as np
 
 from levit_export.checks import parity, reference, timing
 from levit_export.checks.timing import TimingPlan
+from levit_export.core import hashing
 from levit_export.core.errors import UsageError
 from levit_export.core.progress import Progress
 from levit_export.core.values import CALIBRATED, Artifact, Calibration, Prepared, RunOptions
@@ -19,7 +20,6 @@ from levit_export.formats import Job, target
 from levit_export.inputs.samples import Samples
 from levit_export.models.zoo import LOGITS
 from levit_export.reports.report import Candidate, SearchPoint, SearchResult
-from levit_export.storage import export_directory
 from levit_export.workflows import search
 from levit_export.workflows.search import Promise
 
@@ -142,7 +142,7 @@ def measured(job: Job, candidate: Candidate, bench: Bench) -> SearchPoint:
         return SearchPoint(
             candidate,
             drop(bench.images, bench.answers, answers[LOGITS]),
-            export_directory.digest(made.files).bytes,
+            hashing.digest(made.files).bytes,
             latency,
         )
 

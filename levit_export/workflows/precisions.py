@@ -64,8 +64,7 @@ class Recipe:
 
 def read_recipe(path: Path) -> Recipe:
     """What an earlier export was made with: its folder, or the manifest in it."""
-    from levit_export.storage.export_directory import read_manifest
-    from levit_export.storage.staged import MANIFEST
+    from levit_export.storage.export_directory import MANIFEST, read_manifest
 
     if not path.is_dir() and path.name != MANIFEST:
         raise UsageError(

@@ -27,10 +27,10 @@ from benchmarking.values import COMPILED, EAGER, Cell, Row
 from levit_export.checks import reference, timing
 from levit_export.checks.execution import GEMM_CALLS, SPIN_S
 from levit_export.core import machine
+from levit_export.core.hashing import digest
 from levit_export.core.values import RunOptions, Session
 from levit_export.formats import target
 from levit_export.models.passes import PASSES, apply_passes
-from levit_export.storage.export_directory import digest
 
 SETTLED_S = 0.05
 WARM_UP_S = 0.3

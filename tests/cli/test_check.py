@@ -14,7 +14,7 @@ import pytest
 from onnx import numpy_helper
 from support import Cli, Exported
 
-from levit_export.storage import export_directory
+from levit_export.core import hashing
 
 FILE = "onnx-fp32/levit_digits.onnx"
 Edit = Callable[[dict[str, Any]], object]
@@ -30,7 +30,7 @@ def edit_manifest(folder: Path, edit: Edit) -> None:
 
 def vouch(folder: Path, name: str) -> None:
     """Let the manifest say that a file is as it should be."""
-    entry = export_directory.file_entry(folder / name)
+    entry = hashing.file_entry(folder / name)
     edit_manifest(folder, lambda m: m["files"][name].update(vars(entry)))
 
 

@@ -12,7 +12,7 @@ import onnx
 import pytest
 from support import Cli
 
-from levit_export.storage import export_directory
+from levit_export.core import hashing
 from levit_export.workflows import explain
 
 FILE = "onnx-fp32/levit_digits.onnx"
@@ -27,7 +27,7 @@ def spoilt(copied: Path) -> Path:
     (node,) = (n for n in proto.graph.node if n.output[0] == TAP.replace(".", "_"))
     node.attribute[0].i = -2
     onnx.save(proto, file)
-    edit(copied, lambda m: m["files"][FILE].update(vars(export_directory.file_entry(file))))
+    edit(copied, lambda m: m["files"][FILE].update(vars(hashing.file_entry(file))))
     return copied
 
 

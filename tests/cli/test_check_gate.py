@@ -19,9 +19,8 @@ import test_mutations as mutated
 from support import Cli, Exported
 
 from levit_export.checks.timing import TimingReport
-from levit_export.reports import gate
 from levit_export.reports.gate.baseline import PARITY_SLACK, SIZE_SLACK
-from levit_export.reports.report import Report
+from levit_export.reports.report import Report, read_report
 from levit_export.storage import device_bundle, export_directory
 from levit_export.workflows import check as check_workflow
 
@@ -262,7 +261,7 @@ def test_latency(
             baselines={"PyTorch eager": measured(eager_s)},
         )
 
-    saved = gate.read_report(baseline)
+    saved = read_report(baseline)
 
     def bench(*_: object) -> Report:
         calls.append(None)
@@ -284,7 +283,7 @@ def test_what_failed_is_not_timed(
 ) -> None:
     """An export that is damaged is not timed: its latency is not run, the verdict is fail."""
     monkeypatch.setattr(check_workflow, "bench", lambda *_: pytest.fail("timed"))
-    saved = gate.read_report(baseline)
+    saved = read_report(baseline)
     rows = tuple(
         replace(a, timing=gate_reports.timed(np.full(ROUNDS, 0.01))) for a in saved.artifacts
     )

@@ -18,6 +18,7 @@ import onnxruntime
 import pytest
 from support import Cli, Exported
 
+from levit_export.core import hashing
 from levit_export.inputs.preprocessing import RECIPES, apply
 from levit_export.storage import export_directory
 
@@ -154,7 +155,7 @@ def test_report_of_the_artifact(report: Any, exported: Exported) -> None:
     """The artifact's entry has the size and hash of the file at its path."""
     (artifact,) = report["artifacts"]
     file = exported.folder / artifact["path"]
-    entry = export_directory.file_entry(file)
+    entry = hashing.file_entry(file)
     assert (artifact["format"], artifact["precision"]) == ("onnx", "fp32")
     assert (artifact["bytes"], artifact["sha256"]) == (entry.bytes, entry.sha256)
 

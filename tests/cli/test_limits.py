@@ -129,9 +129,10 @@ import hashlib, sys, threading
 from pathlib import Path
 from levit_export.cli import surroundings
 surroundings.prepare()
-from levit_export.storage import staged
+from levit_export.storage import export_directory
 from levit_export.core import files
-with staged.staged(Path(sys.argv[1], "out")) as stage, files.temporary_folder() as folder:
+out = Path(sys.argv[1], "out")
+with export_directory.staged(out) as stage, files.temporary_folder() as folder:
     (folder / "file").touch()
     # Said by a thread: this one has to be in the native call by then.
     threading.Timer(1, print, (folder,), {"flush": True}).start()

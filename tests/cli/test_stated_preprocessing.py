@@ -18,6 +18,7 @@ from folders import TINY, in_timm, written
 from PIL import Image
 from support import Cli, Exported
 
+from levit_export.core import hashing
 from levit_export.core.values import Preprocessing
 from levit_export.inputs import preprocessing
 from levit_export.storage import export_directory
@@ -92,7 +93,7 @@ def test_a_label_that_moved_is_found(stated: Exported, tmp_path: Path, cli: Cli)
     copied = shutil.copytree(stated.folder, tmp_path / "copied")
     (copied / "labels.txt").write_text("0\n1\nnew\nline\n3\n4\n", encoding="utf-8")
     content = json.loads((copied / "manifest.json").read_text("utf-8"))
-    content["files"]["labels.txt"] = vars(export_directory.file_entry(copied / "labels.txt"))
+    content["files"]["labels.txt"] = vars(hashing.file_entry(copied / "labels.txt"))
     (copied / "manifest.json").write_text(json.dumps(content), encoding="utf-8")
     manifest = export_directory.read_manifest(copied)
     assert export_directory.damage(copied, manifest) == [

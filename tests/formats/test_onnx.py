@@ -21,6 +21,7 @@ from support import Exported
 from levit_export.checks import execution, reference
 from levit_export.checks.execution import Reference
 from levit_export.checks.parity import ParityReport
+from levit_export.core import hashing
 from levit_export.core.errors import ArtifactError, RuntimeFailedError, UsageError
 from levit_export.core.values import (
     Artifact,
@@ -38,7 +39,6 @@ from levit_export.formats.onnx.target import OnnxTarget
 from levit_export.models import checkpoints
 from levit_export.models.preparation import prepare
 from levit_export.models.zoo import VARIANTS, Variant
-from levit_export.storage import export_directory
 
 TARGET = OnnxTarget()
 RUN = RunOptions(threads=1)
@@ -430,7 +430,7 @@ def test_external_data(plain: Artifact, tmp_path: Path) -> None:
     found = OnnxTarget().inspect(path)
     assert found.files == (path, data)
     size = path.stat().st_size + data.stat().st_size
-    assert export_directory.digest(found.files).bytes == size > plain.path.stat().st_size - 1024
+    assert hashing.digest(found.files).bytes == size > plain.path.stat().st_size - 1024
     data.unlink()
     with pytest.raises(ArtifactError, match=r"model\.onnx\.data") as caught:
         OnnxTarget().inspect(path)

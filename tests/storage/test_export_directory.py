@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support import Exported
 
+from levit_export.core import hashing
 from levit_export.core.errors import DataError, LevitExportError, ManifestError
 from levit_export.storage import export_directory
 
@@ -144,11 +145,11 @@ def test_digest(tmp_path: Path, digest_of: int) -> None:
     files = [tmp_path / name for name in ("a.xml", "b.bin")[:digest_of]]
     for file in files:
         file.write_text(file.name, encoding="utf-8")
-    before = export_directory.digest(files)
+    before = hashing.digest(files)
     assert before.bytes == 5 * digest_of
-    assert (before == export_directory.file_entry(files[0])) == (digest_of == 1)
+    assert (before == hashing.file_entry(files[0])) == (digest_of == 1)
     files[-1].write_text("other", encoding="utf-8")
-    assert export_directory.digest(files) != before
+    assert hashing.digest(files) != before
 
 
 @FUZZ
@@ -190,7 +191,7 @@ def test_mutated_values(exported: Exported, value: object, seed: int) -> None:
             break
         place = inner
     with contextlib.suppress(LevitExportError):
-        manifest = export_directory.structure_manifest(content, Path("manifest.json"))
+        manifest = export_directory.decode(json.dumps(content), Path("manifest.json"))
         assert isinstance(manifest, export_directory.Manifest)
 
 
@@ -200,7 +201,7 @@ def test_files_of_one_name_in_a_package_are_told_apart(tmp_path: Path) -> None:
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "weight.bin").write_bytes(content)
     both = [tmp_path / "a" / "weight.bin", tmp_path / "b" / "weight.bin"]
-    found = export_directory.digest(both)
+    found = hashing.digest(both)
     assert found.bytes == 8
     both[0].write_bytes(b"two")
-    assert export_directory.digest(both).sha256 != found.sha256
+    assert hashing.digest(both).sha256 != found.sha256

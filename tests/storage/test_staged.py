@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from levit_export.core.errors import OutputError
-from levit_export.storage import staged
+from levit_export.storage import export_directory
 
 Tree = Callable[[Path], dict[str, object]]
 PATIENCE_S = 60
@@ -23,14 +23,14 @@ PATIENCE_S = 60
 WRITER = """
 import sys, time
 from pathlib import Path
-from levit_export.storage import staged
+from levit_export.storage import export_directory
 
 def pause(name):
     print(name, flush=True)
     time.sleep(600) if name == sys.argv[2] else None
 
 final = Path(sys.argv[1])
-with staged.staged(final) as stage:
+with export_directory.staged(final) as stage:
     pause("empty")
     (stage.path / "model.bin").write_bytes(b"half")
     pause("half written")
@@ -80,7 +80,7 @@ def kill_at(moment: str, final: Path, number: signal.Signals) -> None:
 def test_first_write(tmp_path: Path) -> None:
     """What was committed is there, with its parents, and nothing else."""
     final = tmp_path / "a" / "b"
-    with staged.staged(final) as stage:
+    with export_directory.staged(final) as stage:
         fill(stage.path, "new")
         assert not final.exists()
         stage.commit(final)
@@ -92,11 +92,11 @@ def test_first_write(tmp_path: Path) -> None:
 def test_replacement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, exchange: bool) -> None:
     """An earlier export gives way as a whole, also where a system cannot swap directories."""
     if not exchange:
-        monkeypatch.setattr(staged, "_exchange", lambda *_: False)
+        monkeypatch.setattr(export_directory, "_exchange", lambda *_: False)
     final = tmp_path / "out"
     fill(final, "old")
     (final / "only-old").touch()
-    with staged.staged(final) as stage:
+    with export_directory.staged(final) as stage:
         fill(stage.path, "new")
         assert content(final) == "old"
         stage.commit(final)
@@ -109,14 +109,14 @@ def test_system_can_exchange(tmp_path: Path) -> None:
     """On Linux and macOS directories are swapped in one step, so that none is ever missing."""
     fill(tmp_path / "one", "one")
     fill(tmp_path / "two", "two")
-    assert staged._exchange(tmp_path / "one", tmp_path / "two")
+    assert export_directory._exchange(tmp_path / "one", tmp_path / "two")
     assert (content(tmp_path / "one"), content(tmp_path / "two")) == ("two", "one")
 
 
 def test_empty_directory_is_replaced(tmp_path: Path) -> None:
     """An empty directory is as good as none."""
     (tmp_path / "out").mkdir()
-    with staged.staged(tmp_path / "out") as stage:
+    with export_directory.staged(tmp_path / "out") as stage:
         fill(stage.path, "new")
         stage.commit(tmp_path / "out")
     assert content(tmp_path / "out") == "new"
@@ -127,7 +127,7 @@ def test_without_commit(tmp_path: Path, tree: Tree) -> None:
     fill(tmp_path / "out", "old")
     before = tree(tmp_path)
     for final in (tmp_path / "out", tmp_path / "new" / "deep" / "out"):
-        with staged.staged(final) as stage:
+        with export_directory.staged(final) as stage:
             fill(stage.path, "new")
     assert tree(tmp_path) == before
 
@@ -138,7 +138,7 @@ def test_exception(tmp_path: Path, tree: Tree, error: BaseException) -> None:
     final = tmp_path / "out"
     fill(final, "old")
     before = tree(tmp_path)
-    with pytest.raises(type(error)) as raised, staged.staged(final) as stage:  # noqa: PT012
+    with pytest.raises(type(error)) as raised, export_directory.staged(final) as stage:  # noqa: PT012
         fill(stage.path, "new")
         raise error
     assert raised.value is error
@@ -155,7 +155,7 @@ def test_system_error(tmp_path: Path, tree: Tree, number: int) -> None:
         pytest.raises(
             OutputError, match=f"out cannot be written: {os.strerror(number)}"
         ) as raised,
-        staged.staged(final) as stage,
+        export_directory.staged(final) as stage,
     ):
         fill(stage.path, "new")
         raise OSError(number, os.strerror(number), "some/file")
@@ -169,7 +169,7 @@ def test_parent_that_is_a_file(tmp_path: Path, tree: Tree) -> None:
     before = tree(tmp_path)
     with (
         pytest.raises(OutputError, match="cannot be written"),
-        staged.staged(tmp_path / "file" / "out"),
+        export_directory.staged(tmp_path / "file" / "out"),
     ):
         pytest.fail("the block was entered")
     assert tree(tmp_path) == before
@@ -185,10 +185,10 @@ def test_foreign_files(tmp_path: Path, tree: Tree, manifest: str | None) -> None
         (final / "manifest.json").write_text(manifest, encoding="utf-8")
     before = tree(tmp_path)
     with pytest.raises(OutputError, match="no export of levit-export put there"):
-        staged.refuse_foreign(final)
+        export_directory.refuse_foreign(final)
     with (
         pytest.raises(OutputError, match="no export of levit-export put there"),
-        staged.staged(final),
+        export_directory.staged(final),
     ):
         pytest.fail("the block was entered")
     assert tree(tmp_path) == before
@@ -199,7 +199,10 @@ def test_a_stranger_in_an_export(tmp_path: Path, tree: Tree) -> None:
     fill(tmp_path / "out", "old")
     (tmp_path / "out" / "notes.txt").write_text("measured on the phone", encoding="utf-8")
     before = tree(tmp_path)
-    with pytest.raises(OutputError, match=r"there: notes\.txt"), staged.staged(tmp_path / "out"):
+    with (
+        pytest.raises(OutputError, match=r"there: notes\.txt"),
+        export_directory.staged(tmp_path / "out"),
+    ):
         pytest.fail("the block was entered")
     assert tree(tmp_path) == before
 
@@ -207,7 +210,7 @@ def test_a_stranger_in_an_export(tmp_path: Path, tree: Tree) -> None:
 def test_files_that_came_meanwhile(tmp_path: Path) -> None:
     """Files that someone put at the output during the export are not replaced either."""
     final = tmp_path / "out"
-    with staged.staged(final) as stage:
+    with export_directory.staged(final) as stage:
         fill(stage.path, "new")
         final.mkdir()
         (final / "thesis.tex").write_text("years of work", encoding="utf-8")
@@ -222,7 +225,7 @@ def test_symbolic_link(tmp_path: Path) -> None:
     fill(tmp_path / "real", "old")
     (tmp_path / "link").symlink_to(tmp_path / "real")
     with pytest.raises(OutputError, match="no folder"):
-        staged.refuse_foreign(tmp_path / "link")
+        export_directory.refuse_foreign(tmp_path / "link")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
@@ -257,7 +260,7 @@ def test_abandoned_directories(tmp_path: Path, name: str) -> None:
     others = [alive, f".{name}.partial-x", ".other.partial-1-x", f"{name}.failed"]
     for other in others:
         (tmp_path / other).mkdir()
-    with staged.staged(final) as stage:
+    with export_directory.staged(final) as stage:
         fill(stage.path, "new")
         stage.commit(final)
     assert left.startswith(f".{name}.partial-")
@@ -271,7 +274,7 @@ def test_kill_between_two_renames(tmp_path: Path) -> None:
     final = tmp_path / "out"
     aside = tmp_path / f".out.partial-{gone.pid}-x-old"
     fill(aside, "old")
-    with pytest.raises(RuntimeError), staged.staged(final):
+    with pytest.raises(RuntimeError), export_directory.staged(final):
         raise RuntimeError("a failing export")
     assert content(final) == "old"
     assert names(tmp_path) == ["out"]
@@ -280,7 +283,7 @@ def test_kill_between_two_renames(tmp_path: Path) -> None:
 def test_two_at_once(tmp_path: Path) -> None:
     """Two runs with one output do not disturb each other; the last to commit wins."""
     final = tmp_path / "out"
-    with staged.staged(final) as one, staged.staged(final) as two:
+    with export_directory.staged(final) as one, export_directory.staged(final) as two:
         fill(one.path, "one")
         fill(two.path, "two")
         two.commit(final)
@@ -293,11 +296,11 @@ def test_two_at_once(tmp_path: Path) -> None:
 RENAMES = """
 import os, signal, sys
 from pathlib import Path
-from levit_export.storage import staged
+from levit_export.storage import export_directory
 
 moment, final = sys.argv[1], Path(sys.argv[2])
 if sys.argv[3] == "two renames":
-    staged._exchange = lambda *_: False
+    export_directory._exchange = lambda *_: False
 count = 0
 
 def watch(event, arguments):
@@ -312,7 +315,7 @@ def watch(event, arguments):
         os.kill(os.getpid(), signal.SIGKILL)
 
 sys.addaudithook(watch)
-with staged.staged(final) as stage:
+with export_directory.staged(final) as stage:
     (stage.path / "model.bin").write_text("new")
     manifest = '{"toolchain": {"levit-export": "2"}, "files": {"model.bin": {}}}'
     (stage.path / "manifest.json").write_text(manifest)
@@ -341,7 +344,7 @@ def test_kill_at_the_rename(tmp_path: Path, way: str, moment: str) -> None:
     assert done.returncode == -signal.SIGKILL
     if moment != "before rename 2":
         assert content(final) == ("new" if "removed" in moment else "old")
-    with pytest.raises(RuntimeError), staged.staged(final):
+    with pytest.raises(RuntimeError), export_directory.staged(final):
         raise RuntimeError("a failing export")
     assert content(final) == ("new" if "removed" in moment else "old")
     assert names(tmp_path) == ["out"]
@@ -394,7 +397,7 @@ def test_kill_of_an_export(copied: Path, tree: Tree, number: signal.Signals, fil
     else:
         assert process.returncode == -signal.SIGKILL
         assert len(names(parent)) == 2
-        with staged.staged(copied):
+        with export_directory.staged(copied):
             pass
     assert names(parent) == ["copied"]
     assert tree(copied) == before

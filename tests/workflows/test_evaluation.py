@@ -22,7 +22,7 @@ from support import Exported
 
 from levit_export.checks.reference import ModelChoice
 from levit_export.checks.results import Accuracy
-from levit_export.core import processes
+from levit_export.core import hashing, processes
 from levit_export.core.errors import (
     ArtifactError,
     CheckpointError,
@@ -83,7 +83,7 @@ def change_the_head(folder: Path, change: Callable[[np.ndarray], object]) -> Non
     bias.CopyFrom(numpy_helper.from_array(values, bias.name))
     onnx.save(proto, folder / FILE)
     edit_manifest(
-        folder, lambda m: m["files"][FILE].update(vars(export_directory.file_entry(folder / FILE)))
+        folder, lambda m: m["files"][FILE].update(vars(hashing.file_entry(folder / FILE)))
     )
 
 

@@ -17,10 +17,10 @@ from click.testing import CliRunner, Result
 from support import Exported
 
 from levit_export.cli.sweep import sweep as verb
-from levit_export.core import processes
+from levit_export.core import files, processes
 from levit_export.core.errors import LevitExportError, PassProofError, UsageError
 from levit_export.core.progress import Silent
-from levit_export.workflows.sweep import SweepRequest, running, store, sweep
+from levit_export.workflows.sweep import SweepRequest, running, sweep
 from levit_export.workflows.sweep import cell as cell_module
 
 TWO = """
@@ -138,10 +138,10 @@ def test_what_a_killed_run_left(work: Work, file: Path) -> None:
     root.mkdir(parents=True)
     gone = 2**22 + 1  # above the largest process number
     for owner in (gone, os.getpid()):
-        (root / f"{store.PARTIAL}{owner}-x").mkdir()
+        (root / f"{files.PARTIAL}{owner}-x").mkdir()
     sweep(SweepRequest(file))
-    assert [path.name for path in root.glob(f"{store.PARTIAL}*")] == [
-        f"{store.PARTIAL}{os.getpid()}-x"
+    assert [path.name for path in root.glob(f"{files.PARTIAL}*")] == [
+        f"{files.PARTIAL}{os.getpid()}-x"
     ]
     assert len(work.done) == 2
 

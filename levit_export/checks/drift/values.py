@@ -5,10 +5,10 @@ NumPy and the standard library only, so that a report can be drawn where torch i
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
+
+from levit_export.core import serialisation
 
 SCHEMA = 1
 
@@ -130,16 +130,4 @@ class DriftMap:
 
 def to_json(drift: DriftMap) -> dict[str, Any]:
     """The map as plain data; numbers that JSON cannot hold (NaN, infinity) become null."""
-    content = _plain(asdict(drift))
-    assert isinstance(content, dict)  # noqa: S101 - asdict gives nothing else
-    return {"schema": SCHEMA, "verdict": drift.verdict, **content}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value
+    return {"schema": SCHEMA, "verdict": drift.verdict, **serialisation.plain(drift)}

@@ -1,15 +1,18 @@
 """The gate of a build: every question asked of a report, each answered by a verdict.
 
-Pure: reports in, checks out. How they are written down is ``render``'s.
+Reports go in and checks come out; nothing is read, run or shown here.
 """
 
 from __future__ import annotations
 
-from levit_export.reports.gate.baseline import Slack, compare, confirmed, refuse_other_model
-from levit_export.reports.gate.checks import Check, of_report, verdict_of
-from levit_export.reports.gate.latency import refuse_untimed
-from levit_export.reports.gate.recheck import recheck
-from levit_export.reports.gate.saved import read_report
+from levit_export.reports.gate.baseline import (
+    Slack,
+    compare,
+    confirmed,
+    refuse_other_model,
+    refuse_untimed,
+)
+from levit_export.reports.gate.checks import Check, of_report, recheck, verdict_of
 
 __all__ = [
     "Check",
@@ -17,7 +20,6 @@ __all__ = [
     "compare",
     "confirmed",
     "of_report",
-    "read_report",
     "recheck",
     "refuse_other_model",
     "refuse_untimed",

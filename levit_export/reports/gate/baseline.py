@@ -2,6 +2,17 @@
 
 Each figure may get worse by its slack and no more, and a regression names both figures and the
 limit. Only what both reports know is compared, and what cannot be compared is said.
+
+Latency needs a reference, for the machine may be another one, or busy. With ``a`` the medians of
+the artifact and ``r`` those of what was measured in the same run, eager PyTorch or the machine's
+matrix product, now and then (in the baseline)
+
+    growth = (a_now / r_now) / (a_then / r_then)
+
+A machine that is slower as a whole slows ``a_now`` and ``r_now`` alike. An artifact has regressed
+when the 95 % bootstrap interval of ``growth`` (Efron 1979) lies above ``1 + slack``: rounds are
+drawn again within each run, the same ones of both its series. Of the matrix products a report has
+the median rate alone, so their own spread is not in the interval.
 """
 
 from __future__ import annotations
@@ -9,16 +20,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeGuard
 
 import numpy as np
 
 from levit_export.checks.parity import OutputParity
 from levit_export.checks.results import ArtifactReport
+from levit_export.checks.timing import RESAMPLES, TimingReport
 from levit_export.core.errors import UsageError
 from levit_export.core.values import GRAVEST_FIRST, Tolerance, Verdict
-from levit_export.reports.gate import latency
-from levit_export.reports.gate.checks import Check, device, labels
-from levit_export.reports.report import Report
+from levit_export.reports.gate.checks import Check
+from levit_export.reports.report import Report, device, labels
 
 PARITY_SLACK = 2.0
 """Default of ``--parity-slack``.
@@ -37,6 +49,12 @@ TIMINGS = 3
 
 A latency is a measurement on a machine that others use: what is found once may be their doing.
 """
+
+EAGER = "PyTorch eager"
+PRODUCTS = "the machine's matrix products"
+LEVEL = 0.95
+FEWEST = 10
+"""Rounds below which a bootstrap of the median says little: nothing is concluded then."""
 
 PARITY, SIZE, LATENCY = (f"{figure} against baseline" for figure in ("parity", "size", "latency"))
 
@@ -80,7 +98,7 @@ def compare(report: Report, baseline: Report, slack: Slack) -> tuple[Check, ...]
     """
     refuse_other_model(report, baseline)
     if slack.latency is not None:
-        latency.refuse_untimed(baseline)
+        refuse_untimed(baseline)
     found: list[Check] = []
     for now, then in pairs(report.artifacts, baseline.artifacts):
         if now is None or then is None:
@@ -92,7 +110,7 @@ def compare(report: Report, baseline: Report, slack: Slack) -> tuple[Check, ...]
             (SIZE, _size(now, then, slack.size)),
         ]
         if slack.latency is not None:
-            answer = latency.judge((report, now), (baseline, then), slack.latency)
+            answer = _latency((report, now), (baseline, then), slack.latency)
             add += [] if answer is None else [(LATENCY, answer)]
         found += [Check(label, now.path, name, *answer) for name, answer in add]
     return tuple(found)
@@ -191,8 +209,8 @@ def _output(now: OutputParity | None, then: OutputParity, slack: float) -> tuple
     if share <= limit:
         return "pass", ""
     return "fail", (
-        f"{then.name}: uses {_percent(share)} of its tolerance, in the baseline "
-        f"{_percent(then.worst_ratio)}; the limit is {_percent(limit)} ({slack:g} times)"
+        f"{then.name}: uses {100 * share:.3g} % of its tolerance, in the baseline "
+        f"{100 * then.worst_ratio:.3g} %; the limit is {100 * limit:.3g} % ({slack:g} times)"
     )
 
 
@@ -219,5 +237,111 @@ def _one_rounding(tolerance: Tolerance) -> float:
     return 1 / math.prod(factors) if len(factors) == 2 else 0.0
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.3g} %"
+@dataclass(frozen=True)
+class Growth:
+    """How many times slower than in the baseline, with the bootstrap interval.
+
+    ``now`` and ``then`` are latencies over that of the reference in the same run.
+    """
+
+    against: str
+    now: float
+    then: float
+    low: float
+    high: float
+
+    @property
+    def factor(self) -> float:
+        """The formula's ``growth``."""
+        return self.now / self.then
+
+
+def refuse_untimed(baseline: Report) -> None:
+    """Raise ``UsageError`` when nothing in the baseline was timed."""
+    if not any(_was_measured(artifact.timing) for artifact in baseline.artifacts):
+        raise UsageError(
+            "the baseline holds no latency to compare with",
+            remedy="Take the report of an export without --no-bench, or leave out "
+            "--latency-slack.",
+        )
+
+
+def _was_measured(timed: TimingReport | None) -> TypeGuard[TimingReport]:
+    return timed is not None and timed.verdict == "pass" and bool(timed.seconds)
+
+
+def _latency(
+    now: tuple[Report, ArtifactReport], then: tuple[Report, ArtifactReport], slack: float
+) -> tuple[Verdict, str] | None:
+    """Whether an artifact is more than ``slack`` percent slower than in the baseline, and why.
+
+    None when the baseline has no latency of it: Core ML, say, where there was no Mac.
+    """
+    timed, before = now[1].timing, then[1].timing
+    if not _was_measured(before):
+        return None
+    if not _was_measured(timed):
+        return "not-run", "not timed" if timed is None else f"not timed: {timed.reason}"
+    if problem := _incomparable(timed, before):
+        return "not-run", problem
+    found = growth((now[0], timed), (then[0], before))
+    if found is None:
+        return "not-run", (
+            "no reference was timed beside it in both runs; name the model (--checkpoint FILE)"
+        )
+    if found.low <= 1 + slack / 100:
+        return "pass", ""
+    return "fail", (
+        f"takes {found.now:.3g} times as long as {found.against}, in the baseline "
+        f"{found.then:.3g}: {100 * (found.factor - 1):.0f} % slower, 95 % interval "
+        f"{100 * (found.low - 1):.0f} to {100 * (found.high - 1):.0f} %; the limit is {slack:g} %"
+    )
+
+
+def _incomparable(timed: TimingReport, before: TimingReport) -> str:
+    """Why the ratios of two measurements say nothing of each other, or empty."""
+    for name in ("threads", "batch"):
+        here, there = getattr(timed, name), getattr(before, name)
+        if here != there:
+            return f"timed with {name} {here}, in the baseline {there}: the ratios differ by that"
+    fewest = min(len(timed.seconds), len(before.seconds))
+    if fewest < FEWEST:
+        return f"{fewest} rounds were timed, at least {FEWEST} are needed (--iters)"
+    return ""
+
+
+def growth(now: tuple[Report, TimingReport], then: tuple[Report, TimingReport]) -> Growth | None:
+    """The formula's ``growth``, against eager PyTorch where both runs have it, else the products.
+
+    None when neither reference is in both runs.
+    """
+    for against in (EAGER, PRODUCTS):
+        here, there = _beside(against, *now), _beside(against, *then)
+        if here is None or there is None:
+            continue
+        generator = np.random.default_rng(0)
+        medians, drawn = [], []
+        for a, r in (here, there):
+            # The same rounds of both series: what slowed a round slowed both.
+            rounds = generator.integers(0, len(a), (RESAMPLES, len(a)))
+            drawn.append(np.median(a[rounds], axis=1) / np.median(r[rounds], axis=1))
+            medians.append(float(np.median(a) / np.median(r)))
+        low, high = np.quantile(drawn[0] / drawn[1], ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
+        return Growth(against, medians[0], medians[1], low=float(low), high=float(high))
+    return None
+
+
+def _beside(
+    against: str, report: Report, timed: TimingReport
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Seconds of the artifact and of the reference ``(rounds,)`` each; None without reference."""
+    seconds = np.array(timed.seconds)
+    if against == EAGER:
+        eager = report.baselines.get(EAGER)
+        if not _was_measured(eager) or len(eager.seconds) != len(seconds):
+            return None
+        return seconds, np.array(eager.seconds)
+    if timed.efficiency is None:
+        return None
+    # Efficiency is ideal / median, and the ideal is what the products alone would take.
+    return seconds, np.full_like(seconds, timed.efficiency * np.median(seconds))

@@ -1,14 +1,15 @@
-"""The checks of one report by itself: parity and weights of every artifact."""
+"""The questions about one report by itself: parity, weights and claims of every artifact."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from levit_export.checks.findings import sentences
 from levit_export.checks.results import ArtifactReport
-from levit_export.core.values import Verdict, overall
+from levit_export.core.errors import DataError
+from levit_export.core.values import Tolerance, Verdict, overall
+from levit_export.reports.report import Report, labels
 
 
 @dataclass(frozen=True)
@@ -35,17 +36,13 @@ def of_report(
     """
     found: list[Check] = []
     for label, artifact in zip(labels(artifacts), artifacts, strict=True):
-        found += _located(_of_part(label, artifact, require_audit=require_audit), artifact)
+        checks = _of_parts(label, artifact, require_audit=require_audit)
+        failed = next((check for check in checks if check.verdict == "fail"), None)
+        if failed is not None and artifact.drift is not None:
+            where = f"{failed.reason}. Drift: {artifact.drift.sentence}"
+            checks[checks.index(failed)] = replace(failed, reason=where)
+        found += checks
     return tuple(found)
-
-
-def _located(checks: Sequence[Check], artifact: ArtifactReport) -> list[Check]:
-    """``checks`` with the words of drift behind the first failure."""
-    failed = next((check for check in checks if check.verdict == "fail"), None)
-    if failed is None or artifact.drift is None:
-        return list(checks)
-    where = replace(failed, reason=f"{failed.reason}. Drift: {artifact.drift.sentence}")
-    return [where if check is failed else check for check in checks]
 
 
 def verdict_of(checks: Iterable[Check]) -> Verdict:
@@ -53,29 +50,7 @@ def verdict_of(checks: Iterable[Check]) -> Verdict:
     return overall(check.verdict for check in checks)
 
 
-def labels(artifacts: Sequence[ArtifactReport]) -> tuple[str, ...]:
-    """A name for each artifact: its id, with path and device where the id is not enough."""
-    ids = Counter(artifact.id for artifact in artifacts)
-    places = Counter((artifact.id, artifact.path) for artifact in artifacts)
-    return tuple(
-        " ".join(
-            (
-                artifact.id,
-                *([artifact.path] if ids[artifact.id] > 1 else []),
-                *([device(artifact)] if places[artifact.id, artifact.path] > 1 else []),
-            )
-        ).rstrip()
-        for artifact in artifacts
-    )
-
-
-def device(artifact: ArtifactReport) -> str:
-    """``cpu_and_ne`` of ``Core ML (cpu_and_ne)``: what the runtime ran on; empty if it did not."""
-    timed = "" if artifact.timing is None else artifact.timing.runtime
-    return (artifact.parity.runtime or timed).partition("(")[2].partition(")")[0]
-
-
-def _of_part(label: str, artifact: ArtifactReport, *, require_audit: bool) -> list[Check]:
+def _of_parts(label: str, artifact: ArtifactReport, *, require_audit: bool) -> list[Check]:
     """A check for each part that was looked at: the answers always, with hints at the cause."""
     found, audit = artifact.parity, artifact.parity.weights
     answers, weights, claims = (
@@ -97,3 +72,28 @@ def _of_part(label: str, artifact: ArtifactReport, *, require_audit: bool) -> li
     if claims:
         checks.append((overall(each.verdict for each in claims), "claims", sentences(claims)))
     return [Check(label, artifact.path, name, verdict, reason) for verdict, name, reason in checks]
+
+
+def recheck(saved: Report, tolerance: Tolerance) -> Report:
+    """``saved`` with every output judged by ``tolerance``, a single number for all samples.
+
+    Nothing is run again: a report keeps the error and the scale of every sample. All that no
+    tolerance can mend stays as it was found: outputs that are missing or hold NaN, flips that
+    rounding does not excuse, weights, an altered directory, an untrained network. Raises
+    ``DataError`` for a report that does not keep the errors of its samples.
+    """
+    for artifact, label in zip(saved.artifacts, labels(saved.artifacts), strict=True):
+        incomparable = {finding.output for finding in artifact.parity.findings}
+        for output in artifact.parity.outputs:
+            kept = output.errors and len(output.spreads) == len(output.errors)
+            if not kept and (output.errors or output.name not in incomparable):
+                raise DataError(
+                    f"the report does not keep the errors of {label} {output.name!r} by sample",
+                    remedy="Make it anew with this version: levit-export check PATH --json FILE.",
+                )
+    artifacts = tuple(
+        replace(artifact, parity=artifact.parity.held_against(tolerance))
+        for artifact in saved.artifacts
+    )
+    verdict = overall(artifact.parity.verdict for artifact in artifacts)
+    return replace(saved, verdict=verdict, artifacts=artifacts)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from levit_export.checks.results import Accuracy, ArtifactReport
 from levit_export.checks.timing import TimingReport
-from levit_export.reports.gate.checks import labels
 from levit_export.reports.html import wording
 from levit_export.reports.html.markup import (
     Column,
@@ -18,7 +17,7 @@ from levit_export.reports.html.markup import (
     section,
     table,
 )
-from levit_export.reports.report import Report
+from levit_export.reports.report import Report, labels
 
 GEMM = "GEMM share: 1 is the rate at which this machine multiplies matrices."
 MOST_OF_A_PATH = 60

@@ -10,10 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from levit_export.checks.parity import Flip
-from levit_export.reports.gate.checks import labels
 from levit_export.reports.html import wording
 from levit_export.reports.html.markup import Markup, element, section
-from levit_export.reports.report import Report
+from levit_export.reports.report import Report, labels
 
 SIDE = 112
 """Pixels that a picture is reduced to on its longer side; smaller ones are kept as they are."""

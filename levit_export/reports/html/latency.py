@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from levit_export.checks.timing import NOISY, TimingReport
-from levit_export.reports.gate.checks import labels
 from levit_export.reports.html import drawing, wording
 from levit_export.reports.html.markup import Column, Markup, element, folded, section, table
-from levit_export.reports.report import Report
+from levit_export.reports.report import Report, labels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from levit_export.checks.results import ArtifactReport
-from levit_export.reports.gate.checks import labels
 from levit_export.reports.html import drawing, wording
 from levit_export.reports.html.markup import Markup, element, section
-from levit_export.reports.report import Report
+from levit_export.reports.report import Report, labels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,7 +7,6 @@ both descriptions and the headers of the golden arrays.
 from __future__ import annotations
 
 import io
-import json
 import os
 import time
 import zlib
@@ -16,17 +15,17 @@ from contextlib import contextmanager
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from levit_export.core import files
 from levit_export.core.errors import BundleError, ManifestError, OutputError, UsageError
+from levit_export.core.hashing import FileEntry
 from levit_export.storage import export_directory
 from levit_export.storage.device_bundle import arrays, contents, description, names, storage
 from levit_export.storage.device_bundle.contents import REQUIRED, Source
 from levit_export.storage.device_bundle.description import DESCRIPTION, SUMS, UNLISTED, Description
 from levit_export.storage.device_bundle.storage import CHUNK, Entry
-from levit_export.storage.export_directory import GOLDEN, FileEntry, Manifest
-from levit_export.storage.staged import MANIFEST
+from levit_export.storage.export_directory import GOLDEN, MANIFEST, Manifest
 
 EPOCH = "SOURCE_DATE_EPOCH"
 FIRST_DATE, LAST_DATE = 315532800, 4354819198
@@ -240,11 +239,7 @@ def _compare(found: Mapping[str, FileEntry], described: Description) -> None:
 
 
 def _manifest(raw: bytes) -> Manifest:
-    try:
-        content: Any = json.loads(raw)
-    except (ValueError, RecursionError) as error:
-        raise _damaged(f"{MANIFEST} is no JSON: {error}") from error
-    return export_directory.structure_manifest(content, Path(MANIFEST))
+    return export_directory.decode(raw, Path(MANIFEST))
 
 
 def _refuse_inconsistent(manifest: Manifest, described: Description) -> None:

@@ -17,8 +17,7 @@ from levit_export.storage import export_directory
 from levit_export.storage.device_bundle import arrays, images, model_card, web
 from levit_export.storage.device_bundle.description import Description
 from levit_export.storage.device_bundle.images import GoldenImage
-from levit_export.storage.export_directory import GOLDEN, LABELS, Manifest
-from levit_export.storage.staged import MANIFEST
+from levit_export.storage.export_directory import GOLDEN, LABELS, MANIFEST, Manifest
 
 Source = bytes | Path
 VERIFIERS = {

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from levit_export.core.errors import BundleError
+from levit_export.core.hashing import FileEntry
 from levit_export.core.values import Preprocessing
-from levit_export.storage.export_directory import FileEntry
 
 FORMAT = "levit-export bundle"
 SCHEMA = 1

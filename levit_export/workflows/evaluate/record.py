@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from levit_export.checks.results import Accuracy
-from levit_export.core import files
+from levit_export.core import files, serialisation
 from levit_export.reports.report import SCHEMA, accuracy_to_json
 from levit_export.storage.export_directory import REPORT
 
@@ -21,14 +20,14 @@ def record(folder: Path, found: Mapping[str, Sequence[Accuracy | None]]) -> str:
     """
     path = folder / REPORT
     try:
-        content = json.loads(files.read_text(path))
-        if content["schema"] != SCHEMA:
-            return f"{REPORT} was not updated: it has schema {content['schema']!r}"
+        content = serialisation.parse(files.read_text(path), SCHEMA)
         _update(content["artifacts"], found)
-        files.write(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+        files.write(path, serialisation.to_text(content))
     except OSError as error:
         return f"{REPORT} was not updated: {error.strerror or error}"
-    except (ValueError, RecursionError, TypeError, KeyError, AttributeError) as error:
+    except serialisation.OtherSchemaError as error:
+        return f"{REPORT} was not updated: it {error}"
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         return f"{REPORT} was not updated: it is none of ours ({type(error).__name__}: {error})"
     return ""
 

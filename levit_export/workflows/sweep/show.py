@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from levit_export.core import serialisation
 from levit_export.reports.markdown import SPECIAL
 from levit_export.workflows.sweep.report import Row, SweepReport, to_json
 
@@ -20,8 +20,10 @@ LEFT = 3
 
 def files(report: SweepReport) -> dict[str, str]:
     """The report's files by name."""
-    content = json.dumps(to_json(report), indent=1, allow_nan=False)
-    return {"sweep.json": content + "\n", "sweep.md": as_markdown(report)}
+    return {
+        "sweep.json": serialisation.to_text(to_json(report)),
+        "sweep.md": as_markdown(report),
+    }
 
 
 def as_markdown(report: SweepReport) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
@@ -12,16 +11,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from levit_export.core import files
+from levit_export.core import files, hashing, serialisation
 from levit_export.core.errors import LevitExportError, OutputError
 from levit_export.core.values import files_of
 from levit_export.storage import export_directory
-from levit_export.storage.staged import MANIFEST
+from levit_export.storage.export_directory import MANIFEST
 from levit_export.workflows.sweep.cell import Cell, Result
 
 SCHEMA = 1
 RESULT = "result.json"
-PARTIAL = ".partial-"
 log = logging.getLogger("levit_export")
 
 
@@ -47,7 +45,7 @@ class Store:
         """A new folder to fill; it disappears again. ``OSError`` becomes ``OutputError``."""
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            with files.temporary_folder(self.root, f"{PARTIAL}{os.getpid()}-") as work:
+            with files.temporary_folder(self.root, f"{files.PARTIAL}{os.getpid()}-") as work:
                 yield work
         except OSError as error:
             raise OutputError(
@@ -57,9 +55,8 @@ class Store:
 
     def commit(self, work: Path, cell: Cell, result: Result) -> Path:
         """Put a staged folder in its place in one step; what somebody else put there stays."""
-        content = {"schema": SCHEMA, "cell": _described(cell), **asdict(result)}
-        text = json.dumps(content, indent=1, allow_nan=False)
-        files.write(work / RESULT, text + "\n")
+        content = {"schema": SCHEMA, "cell": _described(cell), **serialisation.plain(result)}
+        files.write(work / RESULT, serialisation.to_text(content))
         place = self.root / cell.key
         if place.is_dir() and _sound(place) is None:
             shutil.rmtree(place)
@@ -73,10 +70,8 @@ class Store:
 
     def tidy(self) -> None:
         """Remove what runs that were killed left behind."""
-        for left in self.root.glob(f"{PARTIAL}*"):
-            owner = left.name.removeprefix(PARTIAL).split("-")[0]
-            if owner.isdecimal() and not files.is_alive(int(owner)):
-                shutil.rmtree(left, ignore_errors=True)
+        for left in files.abandoned(self.root, files.PARTIAL):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _described(cell: Cell) -> dict[str, Any]:
@@ -91,7 +86,7 @@ def _sound(place: Path) -> Result | None:
         return result
     folder = place / result.folder
     try:
-        found = export_directory.digest(files_of(folder / result.artifact["path"])).sha256
+        found = hashing.digest(files_of(folder / result.artifact["path"])).sha256
         changed = [] if found == result.artifact["sha256"] else [str(result.artifact["path"])]
         if (folder / MANIFEST).exists():
             changed += export_directory.damage(folder, export_directory.read_manifest(folder))
@@ -110,11 +105,10 @@ def _sound(place: Path) -> Result | None:
 def _read(path: Path) -> Result | None:
     """A stored result; one that cannot be read counts as not there, and is done again."""
     try:
-        content = json.loads(files.read_text(path))
-        if content["schema"] != SCHEMA:
-            return None
-        names = ("verdict", "reason", "artifact", "model", "folder")
-        return Result(**{name: content[name] for name in names})
-    except (OSError, ValueError, RecursionError, TypeError, KeyError) as error:
+        content = serialisation.parse(files.read_text(path), SCHEMA)
+        return serialisation.structure(content, Result, strict=False)
+    except serialisation.OtherSchemaError:
+        return None
+    except (OSError, ValueError) as error:
         log.warning("%s cannot be read and is done again: %s", path, error)
         return None

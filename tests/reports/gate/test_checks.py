@@ -11,7 +11,7 @@ from levit_export.checks.findings import Finding
 from levit_export.checks.parity import ParityReport
 from levit_export.checks.weights import WeightAudit
 from levit_export.reports import gate
-from levit_export.reports.gate.checks import labels
+from levit_export.reports.report import labels
 
 
 def answers(*artifacts: gate.checks.ArtifactReport) -> dict[tuple[str, str], tuple[str, str]]:

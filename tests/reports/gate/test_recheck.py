@@ -19,7 +19,7 @@ from levit_export.core.errors import DataError
 from levit_export.core.values import Signature, TensorSpec, Tolerance, Verdict
 from levit_export.inputs.samples import Samples
 from levit_export.reports import gate
-from levit_export.reports.report import Report
+from levit_export.reports.report import Report, read_report
 
 CLASSES = 5
 
@@ -58,7 +58,7 @@ def compared(seed: int, tolerance: Tolerance, *, missing: bool = False) -> Parit
 def saved(found: ParityReport, folder: Path) -> Report:
     """A report of one artifact, written and read back."""
     path = write(report_of(replace(artifact(), parity=found)), folder / "report.json")
-    return gate.read_report(path)
+    return read_report(path)
 
 
 def test_a_recheck_is_what_a_check_would_have_said(tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_a_pass_without_outputs_is_no_pass(tmp_path: Path) -> None:
     content["verdict"] = content["artifacts"][0]["parity"]["verdict"] = "pass"
     path.write_text(json.dumps(content))
     with pytest.raises(DataError, match="makes it 'not-run'"):
-        gate.read_report(path)
+        read_report(path)
 
 
 def test_a_narrower_tolerance_names_the_sample(tmp_path: Path) -> None:
@@ -166,13 +166,13 @@ def test_a_verdict_that_does_not_follow_is_refused(tmp_path: Path) -> None:
     content["artifacts"][0]["parity"]["findings"] = []
     path.write_text(json.dumps(content))
     with pytest.raises(DataError, match="the verdict 'fail'"):
-        gate.read_report(path)
+        read_report(path)
 
 
 def test_what_was_not_run_stays_so(tmp_path: Path) -> None:
     """A recheck does not turn a check that was not run into one that was."""
     path = write(report_of(artifact(), unrun(artifact("coreml"))), tmp_path / "report.json")
-    after = gate.recheck(gate.read_report(path), given(0.5))
+    after = gate.recheck(read_report(path), given(0.5))
     assert [a.parity.verdict for a in after.artifacts] == ["pass", "not-run"]
     assert after.verdict == "not-run"
 

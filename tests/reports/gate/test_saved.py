@@ -16,7 +16,7 @@ from gate_reports import artifact, output, parity_of, report_of, timed, unrun, w
 from levit_export.checks import timing
 from levit_export.checks.results import Accuracy
 from levit_export.core.errors import DataError
-from levit_export.reports import gate, report
+from levit_export.reports import report
 
 
 def test_a_report_comes_back(tmp_path: Path) -> None:
@@ -31,7 +31,7 @@ def test_a_report_comes_back(tmp_path: Path) -> None:
         replace(unrun(artifact("coreml")), timing=timing.not_timed("no Mac")),
         eager=timed(np.array([0.5, 1.0])),
     )
-    found = gate.read_report(write(saved, tmp_path / "report.json"))
+    found = report.read_report(write(saved, tmp_path / "report.json"))
     assert report.to_json(found) == report.to_json(saved)
     assert found.artifacts[0] == saved.artifacts[0]
     assert found.model is not None
@@ -76,7 +76,7 @@ def test_a_report_that_is_none_of_ours(tmp_path: Path, edit: Edit, words: str) -
     edit(content)
     path.write_text(json.dumps(content), encoding="utf-8")
     with pytest.raises(DataError, match=words) as caught:
-        gate.read_report(path)
+        report.read_report(path)
     assert str(path) in caught.value.what
     assert caught.value.exit_status == 2
 
@@ -87,11 +87,11 @@ def test_a_file_that_is_no_report(tmp_path: Path, text: str) -> None:
     path = tmp_path / "report.json"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(DataError, match=r"report\.json"):
-        gate.read_report(path)
+        report.read_report(path)
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     """A missing file and a folder are bad input, not a crash."""
     for path in (tmp_path / "nowhere.json", tmp_path):
         with pytest.raises(DataError, match="cannot be read"):
-            gate.read_report(path)
+            report.read_report(path)

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from levit_export.core.errors import LevitExportError
+from levit_export.core.hashing import FileEntry
 from levit_export.storage.device_bundle import archive, description, storage
-from levit_export.storage.export_directory import FileEntry
 
 Contents = list[tuple[str, bytes]]
 NAMES = (

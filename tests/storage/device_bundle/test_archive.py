@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 from tiny_exports import COREML, ONNX, OPENVINO, OUTPUTS, make_export
 
+from levit_export.core import hashing
 from levit_export.core.errors import BundleError, OutputError, UnknownNameError, UsageError
 from levit_export.storage import device_bundle, export_directory
 
@@ -176,7 +177,7 @@ def test_golden_inputs_that_pixels_do_not_give(export: Path, tmp_path: Path) -> 
     inputs = np.load(export / "golden" / "input.npy")
     inputs[9] = inputs[9][::-1]
     np.save(export / "golden" / "input.npy", inputs)
-    entry = export_directory.file_entry(export / "golden" / "input.npy")
+    entry = hashing.file_entry(export / "golden" / "input.npy")
     content = json.loads((export / "manifest.json").read_text(encoding="utf-8"))
     content["files"]["golden/input.npy"] = vars(entry)
     (export / "manifest.json").write_text(json.dumps(content), encoding="utf-8")
@@ -258,5 +259,5 @@ def test_model_card(unpacked: Path) -> None:
 
 def test_licence_text_is_the_repositorys() -> None:
     """The licence that travels with the programs is the one in the repository."""
-    copied = ROOT / "levit_export" / "packaging" / "licences" / "Apache-2.0.txt"
+    copied = ROOT / "levit_export" / "storage" / "device_bundle" / "licences" / "Apache-2.0.txt"
     assert copied.read_bytes() == (ROOT / "LICENSE").read_bytes()

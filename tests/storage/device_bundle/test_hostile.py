@@ -18,10 +18,10 @@ import numpy as np
 import pytest
 
 from levit_export.core.errors import BundleError
+from levit_export.core.hashing import FileEntry
 from levit_export.storage import device_bundle
 from levit_export.storage.device_bundle import archive, names
 from levit_export.storage.device_bundle.arrays import encode
-from levit_export.storage.export_directory import FileEntry
 
 Attack = Callable[[bytes], bytes]
 
@@ -235,7 +235,7 @@ ATTACKS: dict[str, tuple[Attack, str]] = {
         described(lambda t: t.replace('"real-1": {', '"real-9": {')),
         "golden/cropped/real-9.npy is missing",
     ),
-    "manifest: not JSON": (replacing("manifest.json", lambda _: b"{"), "no JSON"),
+    "manifest: not JSON": (replacing("manifest.json", lambda _: b"{"), "not JSON"),
     "manifest: schema": (manifest(lambda m: m.update(schema=99)), "schema 99"),
     "manifest: path": (
         manifest(lambda m: m["artifacts"][0].update(path="../../etc")),

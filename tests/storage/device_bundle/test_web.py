@@ -17,12 +17,12 @@ from support import Cli
 from tiny_exports import ONNX
 
 from levit_export.core.errors import DownloadError, UsageError, WrongHashError
+from levit_export.core.hashing import FileEntry
 from levit_export.models.published import Transfer
 from levit_export.storage import device_bundle
 from levit_export.storage.device_bundle import web
 from levit_export.storage.device_bundle.web import library
 from levit_export.storage.device_bundle.web.library import Package
-from levit_export.storage.export_directory import FileEntry
 
 CONTENTS = {name: f"stands for {name}".encode() for name in library.FILES}
 ENTRIES = {

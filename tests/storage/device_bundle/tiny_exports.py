@@ -23,8 +23,7 @@ from levit_export.core.values import (
 from levit_export.inputs import preprocessing, samples
 from levit_export.inputs.samples import Samples
 from levit_export.storage import export_directory
-from levit_export.storage.export_directory import ArtifactEntry, GoldenEntry, Manifest
-from levit_export.storage.staged import MANIFEST
+from levit_export.storage.export_directory import MANIFEST, ArtifactEntry, GoldenEntry, Manifest
 
 RECIPE = Preprocessing("tiny", resize=(20, 20), crop=(16, 16))
 _MODES: dict[Resize, tuple[Size, Size]] = {

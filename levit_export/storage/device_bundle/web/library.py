@@ -18,10 +18,10 @@ from pathlib import Path
 
 from levit_export.core import files
 from levit_export.core.errors import DownloadError, LevitExportError, UsageError, WrongHashError
+from levit_export.core.hashing import FileEntry
 from levit_export.core.progress import Progress, Silent
 from levit_export.models.published.cache import disk_errors, locked
 from levit_export.models.published.transfer import Transfer
-from levit_export.storage.export_directory import FileEntry
 
 VERSION = "1.30.0"
 INTEGRITY = (
