@@ -68,11 +68,13 @@ def parse(text: str | bytes, schema: int) -> dict[str, Any]:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise MalformedError(f"is not JSON: {error}") from error
-    found = content.get("schema") if isinstance(content, dict) else None
+    if not isinstance(content, dict):
+        raise MalformedError("is not a JSON object")
+    found = content.get("schema")
     # True equals 1 in Python, and is not a number in JSON.
     if type(found) is not int or found != schema:
         raise OtherSchemaError(f"has schema {str(found)[:40]}, this version reads {schema}")
-    return dict(content)
+    return content
 
 
 def structure(
