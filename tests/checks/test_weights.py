@@ -152,7 +152,7 @@ def drawn(size: int, bits: float, *, weight: bool = True, grid: bool = False) ->
 
 
 @pytest.mark.parametrize(
-    ("constants", "precision"),
+    ("held", "precision"),
     [
         ([drawn(9, 32)], "fp32"),
         ([drawn(9, 16)], "fp16"),
@@ -171,9 +171,9 @@ def drawn(size: int, bits: float, *, weight: bool = True, grid: bool = False) ->
         ([], "fp32"),
     ],
 )
-def test_precision_is_that_of_most_weights(constants: list[Constant], precision: str) -> None:
+def test_precision_is_that_of_most_weights(held: list[Constant], precision: str) -> None:
     """A file is as coarse as half of its weights' numbers are; biases and tables do not count."""
-    assert constants.precision_of(constants.shares_of(constants)) == precision
+    assert constants.precision_of(constants.shares_of(held)) == precision
 
 
 def test_a_weight_of_one_number() -> None:
