@@ -45,6 +45,19 @@ from levit_export.cli.verb import Verb
     metavar="KEY",
     help="Sign the zip with this private elliptic key (PEM) into a file .sig beside it.",
 )
+@click.option(
+    "--certificate",
+    type=options.EXISTING,
+    metavar="CERTIFICATE",
+    help="For --sign: the certificate (PEM) for that key, which goes into the signature.",
+)
+@click.option(
+    "--certificate-chain",
+    "chain",
+    type=options.EXISTING,
+    metavar="FILE",
+    help="For --certificate: the certificates (PEM) between it and the root.",
+)
 @click.option("--allow-failed", is_flag=True, help="Bundle an export that failed its check.")
 @click.option("-v", "--verbose", is_flag=True, help="Show tracebacks and warnings.")
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
@@ -56,6 +69,8 @@ def bundle(
     ort_web: Path | None,
     *,
     key: Path | None,
+    certificate: Path | None,
+    chain: Path | None,
     offline: bool,
     allow_failed: bool,
     verbose: bool,
@@ -66,6 +81,7 @@ def bundle(
     The same export gives the same bytes. Inside, `python verify.py` checks files, preprocessing
     and outputs with NumPy and the runtime alone.
     """
+    from levit_export.core.errors import UsageError
     from levit_export.core.hashing import file_entry
     from levit_export.storage.device_bundle import contents, signing, write
     from levit_export.storage.export_directory import read_manifest
@@ -73,11 +89,14 @@ def bundle(
     del verbose  # which Verb reads
     wanted = _wanted(formats)
     path = output or folder.absolute().with_name(folder.absolute().name + ".zip")
-    if key is not None:
-        signing.refuse_key(key)
+    if key is None and (certificate or chain):
+        raise UsageError(
+            "a certificate says whose a key is, and no key signs here", remedy="Add --sign KEY."
+        )
+    signer = None if key is None else signing.signer(key, certificate, chain)
     library = _library(extras, ort_web, offline=offline, quiet=quiet)
     write(folder, path, wanted, allow_failed=allow_failed, library=library)
-    signature = None if key is None else signing.sign(path, key)
+    signature = None if signer is None else signing.sign(path, signer)
     chosen = contents.choose(read_manifest(folder), wanted, allow_failed=allow_failed)
     if chosen.verdict != "pass":
         said = "failed its check" if chosen.verdict == "fail" else "has a check that was not run"
@@ -86,7 +105,8 @@ def bundle(
         entry = file_entry(path)
         click.echo(f"{path}  {entry.bytes:,} bytes  sha256 {entry.sha256}")
         if signature is not None:
-            click.echo(f"signed: {signature}; levit-export check {path} --verify-key PUBLIC_KEY")
+            how = "--verify-key PUBLIC_KEY" if certificate is None else "--verify-certificate ROOT"
+            click.echo(f"signed: {signature}; levit-export check {path} {how}")
         click.echo(f"holds {', '.join(a.path for a in chosen.artifacts)}")
         click.echo("on the device: unzip it, then python verify.py --format NAME")
         if library is not None:

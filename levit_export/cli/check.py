@@ -18,7 +18,7 @@ from levit_export.cli.verb import Verb, status_of
 if TYPE_CHECKING:
     from levit_export.reports.console import Screen
     from levit_export.reports.gate import Check, Slack
-    from levit_export.reports.report import Report
+    from levit_export.reports.report import Report, Vouching
 
 FILES = {"json_file": "--json", "junit": "--junit", "markdown": "--markdown"}
 SLACKS = ("parity_slack", "size_slack", "latency_slack")
@@ -72,6 +72,12 @@ def _gate_options(command: Callable[..., Any]) -> Callable[..., Any]:
             type=options.EXISTING,
             metavar="KEY",
             help="Refuse a bundle that the holder of this public key (PEM) did not sign.",
+        ),
+        click.option(
+            "--verify-certificate",
+            type=options.EXISTING,
+            metavar="ROOT",
+            help="Refuse a bundle that was not signed with a certificate of this authority (PEM).",
         ),
         click.option("--junit", metavar="FILE", help="Write JUnit XML; - is stdout."),
         click.option(
@@ -150,6 +156,11 @@ def _refuse(params: dict[str, Any], paths: tuple[Path, ...]) -> None:
         )
     if params["recheck"] is not None:
         _refuse_recheck(params, paths)
+    if params["verify_key"] is not None and params["verify_certificate"] is not None:
+        raise UsageError(
+            "a bundle has one signature, made with a key or with a certificate",
+            remedy="Give --verify-key or --verify-certificate.",
+        )
     given = {option: params[name] for name, option in FILES.items()}
     refuse_unwritable(given, options.sources(params))
 
@@ -162,11 +173,12 @@ def _refuse_recheck(params: dict[str, Any], paths: tuple[Path, ...]) -> None:
             "--recheck runs nothing, so it takes neither paths nor a model",
             remedy="Leave them out, or leave out --recheck.",
         )
-    if params["verify_key"] is not None:
-        raise UsageError(
-            "--verify-key is about a bundle, and --recheck reads none",
-            remedy="Leave one of them out.",
-        )
+    for name in ("verify_key", "verify_certificate"):
+        if params[name] is not None:
+            raise UsageError(
+                f"--{name.replace('_', '-')} is about a bundle, and --recheck reads none",
+                remedy="Leave one of them out.",
+            )
     if params["atol"] is None and params["rtol"] is None:
         raise UsageError(
             "--recheck without a tolerance repeats the report", remedy="Add --rtol or --atol."
@@ -188,11 +200,7 @@ def _run(
     from levit_export.reports import gate
     from levit_export.workflows import check as check_workflow
 
-    if params["verify_key"] is not None:
-        from levit_export.storage.device_bundle import signing
-
-        for path in paths:
-            signing.verify(path, params["verify_key"])
+    vouching = _vouching(params, paths)
     with opened(paths) as places:
         request = check_workflow.InspectRequest(
             paths=places.paths,
@@ -206,6 +214,7 @@ def _run(
         )
         with screen.progress() as progress:
             report = places.renamed(check_workflow.check(request, progress))
+            report = replace(report, vouching=vouching)
             if baseline is not None:
                 gate.refuse_other_model(report, baseline)
             if baseline is None or params["latency_slack"] is None or report.verdict == "fail":
@@ -216,6 +225,18 @@ def _run(
                 _slack(params),
             )
             return timed, places.folder
+
+
+def _vouching(params: dict[str, Any], paths: tuple[Path, ...]) -> Vouching:
+    """Who vouches for what is checked. Raises ``BundleError`` for a signature that does not."""
+    from levit_export.reports.report import Vouching
+    from levit_export.storage.device_bundle import signing
+
+    key, authority = params["verify_key"], params["verify_certificate"]
+    if key is not None or authority is not None:
+        signers = [signing.verify(path, key=key, authority=authority) for path in paths]
+        return Vouching("signature", signers[0])
+    return Vouching("itself" if options.model_choice(params).is_default else "checkpoint")
 
 
 def _joined(report: Report, timed: Report) -> Report:
@@ -239,7 +260,7 @@ def _recheck(
         gate.refuse_other_model(saved, baseline)
     tolerance = Tolerance(params["atol"] or 0.0, (params["rtol"] or 0.0,), "given")
     folder = saved.output or params["recheck"].parent
-    return replace(gate.recheck(saved, tolerance), output=None), folder
+    return replace(gate.recheck(saved, tolerance), output=None, vouching=None), folder
 
 
 def _present(
@@ -254,31 +275,20 @@ def _present(
     title = "levit-export check" if report.model is None else report.model.name
     if not screen.quiet and all(params[name] != "-" for name in FILES):
         print_report(screen, report)
-        _print_vouching(screen, params)
+        if report.vouching is not None and report.vouching.by != "checkpoint":
+            words = report.vouching.sentence
+            screen.out.print(words, markup=False, highlight=False, soft_wrap=True)
         _print_baseline(screen, checks)
     if params["json_file"] is not None:
         content = {**to_json(report), "checks": checks}
         write_or_print(serialisation.to_text(content), params["json_file"])
     if params["junit"] is not None:
-        write_or_print(junit.render(title, checks), params["junit"])
+        vouched = "" if report.vouching is None else report.vouching.sentence
+        write_or_print(junit.render(title, checks, vouched), params["junit"])
     if params["markdown"] is not None:
         text = markdown.render(title, report, checks)
         is_shared = _is_step_summary(params["markdown"])
         write_or_print(text, params["markdown"], append=is_shared)
-
-
-def _print_vouching(screen: Screen, params: dict[str, Any]) -> None:
-    """Whether anything but the directory itself says that this is the model that was trained."""
-    key = params["verify_key"]
-    if key is not None:
-        screen.out.print(f"signed by the holder of {key}", markup=False, highlight=False)
-    elif params["recheck"] is None and options.model_choice(params).is_default:
-        screen.out.print(
-            "the directory vouches for itself: a checkpoint (--checkpoint) or a signature "
-            "(--verify-key) would tell whose it is",
-            highlight=False,
-            soft_wrap=True,
-        )
 
 
 def _print_baseline(screen: Screen, checks: Sequence[Check]) -> None:

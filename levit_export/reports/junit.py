@@ -16,11 +16,12 @@ NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 """Characters that XML 1.0 cannot hold, not even escaped."""
 
 
-def render(suite: str, checks: Sequence[Check]) -> str:
+def render(suite: str, checks: Sequence[Check], vouched: str = "") -> str:
     """A suite with one case for each check: its class is the artifact, its name the question.
 
     A check that failed holds its reason as a failure. One that was not run, or decides nothing,
-    is skipped; the exit status says whether that stops a build.
+    is skipped; the exit status says whether that stops a build. ``vouched`` says who vouches for
+    what was checked.
     """
     counts = Counter(check.verdict for check in checks)
     totals = {
@@ -31,6 +32,9 @@ def render(suite: str, checks: Sequence[Check]) -> str:
     root = ET.Element("testsuites", {"name": "levit-export check", **totals})
     skipped = {"skipped": str(counts["not-run"] + counts["inconclusive"])}
     cases = ET.SubElement(root, "testsuite", {"name": _text(suite), **totals, **skipped})
+    if vouched:
+        properties = ET.SubElement(cases, "properties")
+        ET.SubElement(properties, "property", {"name": "vouched for", "value": _text(vouched)})
     for check in checks:
         cases.append(_case(suite, check))
     ET.indent(root)

@@ -28,6 +28,9 @@ def render(title: str, report: Report, checks: Sequence[Check]) -> str:
         parts.append("\n".join(_reasons(wrong)))
     remarks = [c for c in checks if c.verdict == "pass" and c.reason]
     parts += [f"{_escape(c.artifact)}: {_escape(c.reason)}" for c in remarks]
+    if report.vouching is not None:
+        words = report.vouching.sentence
+        parts.append(f"{_escape(words[0].upper() + words[1:])}.")
     return "\n\n".join(parts) + "\n"
 
 

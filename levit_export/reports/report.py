@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from levit_export.checks.findings import Finding
 from levit_export.checks.parity import ParityReport
@@ -52,11 +52,31 @@ class SearchResult:
 
 
 @dataclass(frozen=True)
+class Vouching:
+    """Who says that what was checked is the model that was trained; ``signer`` in words."""
+
+    by: Literal["itself", "checkpoint", "signature"]
+    signer: str = ""
+
+    @property
+    def sentence(self) -> str:
+        """The same for people."""
+        if self.by == "itself":
+            return (
+                "the directory vouches for itself: a checkpoint (--checkpoint) or a signature "
+                "(--verify-key, --verify-certificate) would tell whose it is"
+            )
+        if self.by == "checkpoint":
+            return "held against a checkpoint"
+        return f"signed by {self.signer}"
+
+
+@dataclass(frozen=True)
 class Report:
     """A run: the verdict over all artifacts, and where and with what it was reached.
 
     ``baselines`` are timings of what is not an artifact, such as eager PyTorch in the same run;
-    ``searches`` what the search for a precision saw, by format.
+    ``searches`` what the search for a precision saw, by format. ``vouching`` is known of checks.
     """
 
     verdict: Verdict
@@ -68,6 +88,7 @@ class Report:
     toolchain: Mapping[str, str]
     searches: Mapping[str, SearchResult] = field(default_factory=dict)
     output: Path | None = None
+    vouching: Vouching | None = None
 
 
 def labels(artifacts: Sequence[ArtifactReport]) -> tuple[str, ...]:
@@ -105,6 +126,9 @@ def to_json(report: Report) -> dict[str, Any]:
         "machine": asdict(report.machine),
         "toolchain": dict(report.toolchain),
         "output": None if report.output is None else str(report.output),
+        "vouching": None
+        if report.vouching is None
+        else {**asdict(report.vouching), "sentence": report.vouching.sentence},
     }
     return serialisation.plain(content)  # type: ignore[no-any-return]
 

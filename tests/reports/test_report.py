@@ -113,6 +113,7 @@ def test_sections() -> None:
         "machine",
         "toolchain",
         "output",
+        "vouching",
     }
     assert (content["schema"], content["verdict"], content["output"]) == (1, "pass", "out")
     assert content["model"]["config"] == {"dims": [1, 2]}

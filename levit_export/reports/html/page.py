@@ -31,6 +31,12 @@ TITLES = {
 }
 
 
+FOOTER = (
+    "Made by levit-export. report.json has it all. This page and the directory that it lies in "
+    "vouch for themselves: a checkpoint or a signature tells whose they are."
+)
+
+
 def page(report: Report, *, drift: DriftMap | None = None, pixels: Pixels | None = None) -> str:
     """``report`` as one HTML file. ``pixels`` are the images behind the samples.
 
@@ -50,7 +56,7 @@ def page(report: Report, *, drift: DriftMap | None = None, pixels: Pixels | None
         "body",
         element("header", *_header(report, drift)),
         element("main", join((part for part in sections if part), "\n")),
-        element("footer", element("p", "Made by levit-export. report.json has it all.")),
+        element("footer", element("p", FOOTER)),
     )
     return f"<!doctype html>\n{element('html', _head(report), body, attributes={'lang': 'en'})}\n"
 
