@@ -1,0 +1,424 @@
+"""Every trick on every carrier in every format: what a check says of each try.
+
+A *carrier* is what is handed to ``check``: a file that is honest about itself, a file whose
+metadata lie as well, an export directory or a bundle in which all hashes were made anew, a cell
+of a sweep's store, a saved report. Directories and bundles are tried twice: against the bundled
+checkpoint, and against their own golden vectors, which stay honest then.
+``scripts/fool-the-check`` tries all of it with many seeds; the tests try some.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import fooling
+import mutate
+import numpy as np
+import subjects
+from click.testing import CliRunner
+
+from levit_export.checks.reference import ModelChoice
+from levit_export.cli import cli
+from levit_export.core.errors import LevitExportError
+from levit_export.core.values import Artifact, Preprocessing, Tolerance
+from levit_export.formats import target
+from levit_export.reports import gate
+from levit_export.reports.report import to_json
+from levit_export.storage import device_bundle, export_directory
+from levit_export.storage.export_directory import Manifest
+from levit_export.workflows import check
+from levit_export.workflows.check import InspectRequest
+from levit_export.workflows.sweep.cell import Cell, Result
+from levit_export.workflows.sweep.store import Store
+
+PRECISIONS = {name: target(name).precisions for name in ("onnx", "openvino", "coreml")}
+CHECKPOINT, OWN = "checkpoint", "golden vectors"
+FACTOR = {"w6": 1.1, "w4": 1.4}
+"""How far off a weight is. A change below a step of a file's grid is its own rounding."""
+COARSER = {"fp32": "int8", "fp16": "w4", "int8": "w4", "w8": "w4", "w6": "w4", "w4": "int8"}
+"""What a file of each precision is called to get another tolerance."""
+HIDDEN = tuple(f"hidden {way}" for way in fooling.WAYS)
+TRICKS = ("relabelled", "no passes", "decoys", *HIDDEN, "labels", "recipe", "unlisted")
+CARRIERS = ("file", "file and metadata", "directory", "bundle")
+
+
+@dataclass(frozen=True)
+class Try:
+    """One attempt: what was spoilt how, and what it is held against."""
+
+    kind: str
+    carrier: str
+    trick: str
+    precision: str
+    seed: int
+    against: str = CHECKPOINT
+
+    @property
+    def cell(self) -> tuple[str, str, str, str]:
+        """Where it counts in the table."""
+        return self.kind, self.carrier, self.against, self.trick.split()[0]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the check said: a verdict, or ``refused`` with a typed error."""
+
+    tried: Try
+    verdict: str
+    reason: str
+
+
+# --- honest bases ----------------------------------------------------------------------------
+
+
+@cache
+def _everything() -> Path:
+    """An export of the bundled model in every precision of every format; do not change it."""
+    place = subjects.folder() / "everything"
+    wanted = ",".join(f"{kind}={p}" for kind, all_of in PRECISIONS.items() for p in all_of)
+    given = ("export", "-f", "all", "--precision", wanted, "--no-bench", "-o", str(place))
+    done = CliRunner().invoke(cli, given, prog_name="levit-export")
+    if done.exit_code:
+        raise RuntimeError(done.output)
+    return place
+
+
+def directory(kind: str, precision: str, place: Path) -> tuple[Path, Manifest]:
+    """An honest export directory of one artifact with the tolerances of all precisions."""
+    whole = _everything()
+    manifest = export_directory.read_manifest(whole)
+    (entry,) = (a for a in manifest.artifacts if (a.format, a.precision) == (kind, precision))
+    mine = Path(entry.path).parts[0]
+    folders = {Path(a.path).parts[0] for a in manifest.artifacts} - {mine}
+    shutil.copytree(whole, place, ignore=lambda _, names: folders.intersection(names))
+    files = {n: e for n, e in manifest.files.items() if Path(n).parts[0] not in folders}
+    manifest = replace(manifest, artifacts=(entry,), files=files)
+    export_directory.write_manifest(place, manifest)
+    return place, manifest
+
+
+# --- tricks ----------------------------------------------------------------------------------
+
+
+def _change(artifact: Artifact, key: str, value: str | None) -> None:
+    """Let a file's metadata say ``value``, or nothing, under ``key``."""
+
+    def change(said: dict[str, str]) -> None:
+        said.pop(fooling.PREFIX + key, None)
+        if value is not None:
+            said[fooling.PREFIX + key] = value
+
+    fooling.say(artifact, change)
+
+
+def spoil(artifact: Artifact, tried: Try, *, lies: bool) -> None:
+    """Play the trick on the file itself; with ``lies`` its metadata go along with it."""
+    draw = np.random.default_rng(tried.seed)
+    factor = FACTOR.get(tried.precision, 1.02)
+    if tried.trick.startswith("hidden "):
+        fooling.hide(artifact, draw, tried.trick.removeprefix("hidden "), 1.004)
+    elif tried.trick in ("relabelled", "no passes", "decoys"):
+        fooling.scale_weights(artifact, draw, factor)
+    if tried.trick == "decoys":
+        fooling.plant_decoys(artifact, draw)
+    if not lies:
+        return
+    if tried.trick in ("relabelled", *HIDDEN):
+        _change(artifact, "precision", COARSER[tried.precision])
+    elif tried.trick == "no passes":
+        _change(artifact, "passes", None)
+    elif tried.trick == "decoys":
+        fooling.say(artifact, dict.clear)
+    elif tried.trick == "labels":
+        _change(artifact, "labels", json.dumps(_labels(subjects.digits().info.labels, draw)))
+    elif tried.trick == "recipe":
+        recipe = _recipe(subjects.digits().info.preprocessing, draw)
+        _change(artifact, "preprocessing", json.dumps(vars(recipe)))
+
+
+def _labels(labels: Sequence[str], draw: np.random.Generator) -> list[str]:
+    """Two classes exchange their names."""
+    one, other = draw.choice(len(labels), 2, replace=False)
+    changed = list(labels)
+    changed[one], changed[other] = changed[other], changed[one]
+    return changed
+
+
+def _recipe(recipe: Preprocessing, draw: np.random.Generator) -> Preprocessing:
+    """Something else is subtracted, or divided by."""
+    field = ("mean", "std")[draw.integers(2)]
+    return replace(recipe, **{field: tuple(draw.uniform(0.3, 0.7, 3).tolist())})
+
+
+def _spoil_directory(folder: Path, manifest: Manifest, tried: Try) -> None:
+    """Play the trick on a directory, and make the hashes of its manifest anew.
+
+    Against the checkpoint the manifest lies along with the file. Its own golden vectors know
+    neither names nor recipe, so there one of the two lies, and the other does not.
+    """
+    draw = np.random.default_rng(tried.seed)
+    artifact = export_directory.artifacts(folder, manifest)[0]
+    if tried.trick == "unlisted":
+        beside = Path(manifest.artifacts[0].path).parts[0]
+        subjects.copy(artifact, _made(folder / (beside, "extra")[tried.seed % 2] / "better"))
+        return
+    knows_names = tried.trick not in ("labels", "recipe") or tried.against == CHECKPOINT
+    file_lies = knows_names or tried.seed % 2 == 0
+    spoil(artifact, tried, lies=file_lies)
+    lies = knows_names or not file_lies
+    if lies and tried.trick == "labels":
+        names = tuple(_labels(manifest.model.labels, draw))
+        manifest = replace(manifest, model=replace(manifest.model, labels=names))
+        (folder / "labels.txt").write_text("".join(f"{name}\n" for name in names), "utf-8")
+    elif lies and tried.trick == "recipe":
+        recipe = _recipe(manifest.model.preprocessing, draw)
+        manifest = replace(manifest, model=replace(manifest.model, preprocessing=recipe))
+    elif tried.trick == "no passes":
+        manifest = replace(manifest, passes=())
+    elif tried.trick in ("relabelled", *HIDDEN):
+        manifest = _renamed(folder, manifest, COARSER[tried.precision])
+    manifest = replace(manifest, files=export_directory.list_files(folder))
+    export_directory.write_manifest(folder, manifest)
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _renamed(folder: Path, manifest: Manifest, precision: str) -> Manifest:
+    """The manifest and the artifact's folder call it by another precision."""
+    (entry,) = manifest.artifacts
+    old, *rest = Path(entry.path).parts
+    new = f"{entry.format}-{precision}"
+    (folder / old).rename(folder / new)
+    entry = replace(entry, precision=precision, path=Path(new, *rest).as_posix())
+    return replace(manifest, artifacts=(entry,))
+
+
+def _bundled(folder: Path, manifest: Manifest, tried: Try, path: Path) -> Path:
+    """A bundle of a spoilt directory; files that no manifest lists are put into the zip."""
+    if tried.trick != "unlisted":
+        _spoil_directory(folder, manifest, tried)
+        return device_bundle.write(folder, path)
+    device_bundle.write(folder, path)
+    entries = mutate.contents(path.read_bytes())
+    _spoil_directory(folder, manifest, tried)
+    known = {name for name, _ in entries}
+    found = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
+    extra = [
+        (name, file.read_bytes())
+        for name, file in found.items()
+        if name not in known and name not in export_directory.REPORTS
+    ]
+    path.write_bytes(mutate.pack(mutate.vouched([*entries, *extra])))
+    return path
+
+
+# --- what the check says ---------------------------------------------------------------------
+
+
+def tries(kind: str, seeds: Sequence[int], carriers: Sequence[str] = CARRIERS) -> Iterator[Try]:
+    """Every trick on every carrier; the precisions take turns over seeds and tricks."""
+    all_of = PRECISIONS[kind]
+    for carrier in carriers:
+        holds_itself = carrier in ("directory", "bundle")
+        for at, trick in enumerate(TRICKS):
+            if carrier == "file" and trick in ("no passes", "labels", "recipe", "unlisted"):
+                continue  # which are about what is said, or about folders
+            if carrier == "file and metadata" and trick == "unlisted":
+                continue
+            for seed in seeds:
+                precision = all_of[(seed + at) % len(all_of)]
+                yield Try(kind, carrier, trick, precision, seed)
+                if holds_itself:
+                    yield Try(kind, carrier, trick, precision, seed, OWN)
+
+
+def honest(kind: str, carriers: Sequence[str] = CARRIERS) -> Iterator[Try]:
+    """Every precision on every carrier as it was made, which must pass, or tries show nothing."""
+    for carrier in carriers:
+        for precision in PRECISIONS[kind]:
+            if carrier in ("directory", "bundle"):
+                yield Try(kind, carrier, "honest", precision, 0, OWN)
+            if carrier != "file and metadata":
+                yield Try(kind, carrier, "honest", precision, 0)
+
+
+def make(tried: Try, place: Path) -> Path:
+    """The carrier of a try, below the empty folder ``place``."""
+    folder, manifest = directory(tried.kind, tried.precision, place / "export")
+    if tried.carrier in ("file", "file and metadata"):
+        (found,) = export_directory.artifacts(folder, manifest)
+        artifact = subjects.copy(found, _made(place / "bare"))
+        spoil(artifact, tried, lies=tried.carrier != "file")
+        shutil.rmtree(folder)
+        return artifact.path
+    if tried.carrier == "bundle":
+        path = _bundled(folder, manifest, tried, place / "b.zip")
+        shutil.rmtree(folder)
+        return path
+    if tried.trick != "honest":
+        _spoil_directory(folder, manifest, tried)
+    return folder
+
+
+def judged(wanted: Sequence[Try]) -> list[Outcome]:
+    """What checks say of tries that are all held against the same."""
+    found: list[Outcome] = []
+    with tempfile.TemporaryDirectory(prefix="fooling-") as folder, ExitStack() as stack:
+        paths: dict[Path, Try] = {}
+        for number, tried in enumerate(wanted):
+            try:
+                path = make(tried, _made(Path(folder) / str(number)))
+                if tried.carrier == "bundle":
+                    path = stack.enter_context(device_bundle.open_bundle(path))
+                paths[path] = tried
+            except LevitExportError as error:
+                found.append(Outcome(tried, "refused", str(error)))
+        found += _checked(paths)
+    return found
+
+
+def _checked(paths: Mapping[Path, Try]) -> list[Outcome]:
+    """One check of all of them; where one is refused, it is looked for by halving."""
+    if not paths:
+        return []
+    against = {tried.against for tried in paths.values()}
+    choice = ModelChoice("levit_digits") if against == {CHECKPOINT} else ModelChoice()
+    try:
+        report = check.check(InspectRequest(tuple(paths), choice=choice, drift=False))
+    except LevitExportError as error:
+        if len(paths) == 1:
+            return [Outcome(tried, "refused", str(error)) for tried in paths.values()]
+        each = list(paths.items())
+        middle = len(each) // 2
+        return [*_checked(dict(each[:middle])), *_checked(dict(each[middle:]))]
+    return [
+        Outcome(tried, artifact.parity.verdict, artifact.parity.reason)
+        for tried, artifact in zip(paths.values(), report.artifacts, strict=True)
+    ]
+
+
+# --- stores and reports ----------------------------------------------------------------------
+
+
+def swapped(kind: str, seed: int) -> Outcome:
+    """A finished cell of a sweep whose artifact was replaced, all hashes but the result's new."""
+    precision = PRECISIONS[kind][seed % len(PRECISIONS[kind])]
+    tried = Try(kind, "store", "swapped", precision, seed)
+    with tempfile.TemporaryDirectory(prefix="fooling-") as folder:
+        store = Store(Path(folder) / "store")
+        cell = Cell("levit_digits", ModelChoice("levit_digits"), "bundled", kind, precision)
+        with store.staged() as work:
+            made, manifest = directory(kind, precision, work / "export")
+            (artifact,) = export_directory.artifacts(made, manifest)
+            entry = export_directory.digest(artifact.files)
+            said = {"path": manifest.artifacts[0].path, "sha256": entry.sha256}
+            place = store.commit(work, cell, Result("pass", "", said, {}, "export"))
+        assert store.find(cell) is not None
+        trick = ("decoys", "labels", "recipe", *HIDDEN[:3])[seed % 6]
+        _spoil_directory(place / "export", manifest, replace(tried, trick=trick, carrier="store"))
+        is_believed = store.find(cell) is not None
+    return Outcome(tried, "pass" if is_believed else "done again", "")
+
+
+@cache
+def _failed_report(kind: str) -> str:
+    """The saved report of a file with a tensor that is a little off."""
+    with tempfile.TemporaryDirectory(prefix="fooling-") as folder:
+        tried = Try(kind, "file", "relabelled", PRECISIONS[kind][0], 0)
+        path = make(tried, Path(folder))
+        choice = ModelChoice("levit_digits")
+        report = check.check(InspectRequest((path,), choice=choice, drift=False))
+    assert report.verdict == "fail"
+    return json.dumps(to_json(report), allow_nan=False)
+
+
+def _without_outputs(parity: dict[str, Any]) -> None:
+    parity["outputs"] = []
+
+
+def _without_findings(parity: dict[str, Any]) -> None:
+    parity["findings"] = []
+
+
+def _without_errors(parity: dict[str, Any]) -> None:
+    parity["findings"] = []
+    for output in parity["outputs"]:
+        output.update(errors=[], scales=[], spreads=[], rows=[], worst_ratio=0.1)
+
+
+def _without_anything(parity: dict[str, Any]) -> None:
+    parity.update(findings=[], outputs=[], weights=None)
+
+
+def _nothing_but_words(_: dict[str, Any]) -> None:
+    """The verdict alone is changed."""
+
+
+HOLLOW = (
+    _without_outputs,
+    _without_findings,
+    _without_errors,
+    _without_anything,
+    _nothing_but_words,
+)
+
+
+def hollow(kind: str, seed: int) -> Outcome:
+    """A saved report of a failure that says pass, and keeps less of what was found."""
+    tried = Try(kind, "report", "hollow", PRECISIONS[kind][0], seed)
+    content = json.loads(_failed_report(kind))
+    content["verdict"] = "pass"
+    for artifact in content["artifacts"]:
+        artifact["parity"]["verdict"] = "pass"
+        HOLLOW[seed % len(HOLLOW)](artifact["parity"])
+    with tempfile.TemporaryDirectory(prefix="fooling-") as folder:
+        path = Path(folder) / "report.json"
+        path.write_text(json.dumps(content), "utf-8")
+        try:
+            saved = gate.recheck(gate.read_report(path), Tolerance(0.0, (0.5,), "given"))
+        except LevitExportError as error:
+            return Outcome(tried, "refused", str(error))
+    return Outcome(tried, saved.verdict, "; ".join(a.parity.reason for a in saved.artifacts))
+
+
+# --- the table -------------------------------------------------------------------------------
+
+
+def run(kinds: Sequence[str], seeds: Sequence[int], chunk: int = 30) -> Iterator[Outcome]:
+    """Every outcome: honest carriers first, then all tries, stores and reports."""
+    for kind in kinds:
+        wanted = [*honest(kind), *tries(kind, seeds)]
+        for against in (CHECKPOINT, OWN):
+            mine = [tried for tried in wanted if tried.against == against]
+            for start in range(0, len(mine), chunk):
+                yield from judged(mine[start : start + chunk])
+        for seed in seeds:
+            yield swapped(kind, seed)
+            yield hollow(kind, seed)
+
+
+def table(outcomes: Sequence[Outcome]) -> str:
+    """How many tries there were of each cell, and how many passed."""
+    counts = Counter(o.tried.cell for o in outcomes)
+    passed = Counter(o.tried.cell for o in outcomes if o.verdict == "pass")
+    columns = list(dict.fromkeys(cell[-1] for cell in counts))
+    rows = dict.fromkeys(cell[:3] for cell in counts)
+    lines = ["| carrier | held against | " + " | ".join(columns) + " |"]
+    lines.append("|---" * (len(columns) + 2) + "|")
+    for kind, carrier, against in rows:
+        cells = [(kind, carrier, against, column) for column in columns]
+        texts = [f"{passed[c]} of {counts[c]}" if counts[c] else "" for c in cells]
+        lines.append(f"| {kind}, {carrier} | {against} | " + " | ".join(texts) + " |")
+    return "\n".join(lines)
