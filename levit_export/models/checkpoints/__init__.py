@@ -24,17 +24,17 @@ from levit_export.models.architectures.census import (
 )
 from levit_export.models.architectures.random_weights import randomize_
 from levit_export.models.checkpoints import (
-    fair,
     grafted,
     huggingface,
     labels,
+    levit,
     meanings,
     recipes,
     timm,
     vit_pytorch,
 )
+from levit_export.models.checkpoints.dialect import Choices, Dialect, Found, Stored
 from levit_export.models.checkpoints.fitting import described, refuse_misfit
-from levit_export.models.checkpoints.found import Choices, Dialect, Found, Stored
 from levit_export.models.checkpoints.reading import read, refuse_unusable
 from levit_export.models.checkpoints.resizing import holds_positions, resized
 from levit_export.models.zoo import (
@@ -57,7 +57,7 @@ CUSTOM = {
 }
 """What a network of no known size is called."""
 
-DIALECTS: tuple[Dialect, ...] = (fair, timm, huggingface, vit_pytorch, grafted)
+DIALECTS: tuple[Dialect, ...] = (levit, timm, huggingface, vit_pytorch, grafted)
 
 
 @dataclass(frozen=True)

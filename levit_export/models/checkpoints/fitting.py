@@ -8,7 +8,7 @@ import torch
 
 from levit_export.core.errors import CheckpointError
 from levit_export.models.architectures import build
-from levit_export.models.checkpoints.found import Found
+from levit_export.models.checkpoints.dialect import Found
 from levit_export.models.zoo import Config, GraftedConfig, Variant, size_in_words
 
 LISTED = 10

@@ -11,8 +11,8 @@ import torch
 
 from levit_export.core.errors import CheckpointError, UsageError
 from levit_export.models.architectures.grafted import EXPANSION, PATCH, STAGE_DEPTHS, trunk_width
-from levit_export.models.checkpoints import shapes, timm
-from levit_export.models.checkpoints.found import Choices, Found, Stored, Tensors, renamed
+from levit_export.models.checkpoints import positions, timm
+from levit_export.models.checkpoints.dialect import Choices, Found, Stored, Tensors, renamed
 from levit_export.models.checkpoints.levit_names import NORM, count
 from levit_export.models.zoo import GraftedConfig, size_in_words
 
@@ -40,9 +40,9 @@ def understand(stored: Stored, source: str, choices: Choices) -> Found:
     if config.layers:
         assumed = f"{config.heads} heads, at {HEAD_DIM} channels each: the shapes do not tell"
         described = stored.config or {}
-        config, settled = shapes.settle(
+        config, settled = positions.settle(
             config,
-            shapes.fitting([stored.tensors["pos_embed"].shape[1] - 1], PATCH),
+            positions.fitting([stored.tensors["pos_embed"].shape[1] - 1], PATCH),
             choices,
             source,
             built_with=timm.built_with(described, source),
@@ -50,7 +50,10 @@ def understand(stored: Stored, source: str, choices: Choices) -> Found:
         )
     else:
         size = size_in_words(RESNET_IMAGE_SIZE)
-        assumed, settled = f"image size {size}: ResNet-50's weights fit every size", shapes.Said()
+        assumed, settled = (
+            f"image size {size}: ResNet-50's weights fit every size",
+            positions.Said(),
+        )
     return Found(
         dialect=NAME,
         config=config,
@@ -155,7 +158,7 @@ def _config(tensors: Tensors) -> GraftedConfig:
         dim=dim,
         heads=dim // HEAD_DIM,
         mlp_ratio=hidden // dim,
-        image_size=shapes.fitting([tokens - 1], PATCH)[0],
+        image_size=positions.fitting([tokens - 1], PATCH)[0],
         classes=_shape(tensors, "head.weight", 2)[0],
     )
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from levit_export.core.errors import CheckpointError
-from levit_export.models.checkpoints import fair, shapes
-from levit_export.models.checkpoints.found import Choices, Found, Stored, Tensors, renamed
+from levit_export.models.checkpoints import levit, positions
+from levit_export.models.checkpoints.dialect import Choices, Found, Stored, Tensors, renamed
 from levit_export.models.checkpoints.levit_names import (
     Outline,
     Place,
@@ -17,7 +17,7 @@ from levit_export.models.checkpoints.levit_names import (
 
 NAME = "transformers"
 STEMS = ("levit.patch_embeddings.embedding_layer_1.convolution.weight",)
-LIBRARY = fair.Library(
+LIBRARY = levit.Library(
     "transformers' form",
     "LevitModel, and LevitForImageClassification with num_labels=0, have none",
     "Save a LevitForImageClassification with its classifier.",
@@ -95,7 +95,7 @@ def understand(stored: Stored, source: str, choices: Choices) -> Found:
         )
     theirs = names(outline(stored.tensors))
     tensors = renamed(stored.tensors, theirs)
-    config, sizes = fair.infer_config(tensors, source, LIBRARY, theirs)
+    config, sizes = levit.infer_config(tensors, source, LIBRARY, theirs)
     squares = [size for size in sizes if size[0] == size[1]]  # it builds no others
     if not squares:
         raise CheckpointError(
@@ -103,7 +103,7 @@ def understand(stored: Stored, source: str, choices: Choices) -> Found:
             "LeViT for squares only",
             remedy="Give the checkpoint of the model itself, under the names of its library.",
         )
-    config, said = shapes.settle(config, squares, choices, source)
+    config, said = positions.settle(config, squares, choices, source)
     return Found(
         dialect=NAME,
         config=replace(config, activation="hardswish"),

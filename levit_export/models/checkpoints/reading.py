@@ -14,8 +14,8 @@ from levit_export.core.errors import CheckpointError
 from levit_export.models.checkpoints.folders import Folder, look_into
 from levit_export.models.checkpoints.kinds import cannot_be_read, kind_of, size_of
 from levit_export.models.checkpoints.limits import FILE_BYTES, refuse_count
-from levit_export.models.checkpoints.pickles import read_pickle
 from levit_export.models.checkpoints.safetensors_file import read_safetensors
+from levit_export.models.checkpoints.torch_files import read_pickle
 from levit_export.models.checkpoints.unwrapping import (
     Names,
     find_network,

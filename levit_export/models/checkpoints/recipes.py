@@ -17,7 +17,7 @@ from levit_export.core.values import Interpolation, Preprocessing, Resize, Size
 from levit_export.inputs import preprocessing
 from levit_export.inputs.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from levit_export.models.checkpoints import processors
-from levit_export.models.checkpoints.found import Found, Stored
+from levit_export.models.checkpoints.dialect import Found, Stored
 from levit_export.models.zoo import VARIANTS, Config
 
 REMEDY = (

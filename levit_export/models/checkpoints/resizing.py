@@ -19,8 +19,8 @@ from levit_export.core.values import Size
 from levit_export.models.architectures import build
 from levit_export.models.architectures.grafted import Transformer
 from levit_export.models.architectures.levit import AttentionBias
+from levit_export.models.checkpoints.dialect import Found
 from levit_export.models.checkpoints.fitting import DERIVED
-from levit_export.models.checkpoints.found import Found
 from levit_export.models.zoo import GraftedConfig, size_in_words
 
 BIASES = "attention_biases"

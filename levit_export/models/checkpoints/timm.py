@@ -7,8 +7,8 @@ from typing import Any
 
 from levit_export.core.errors import CheckpointError, UsageError
 from levit_export.core.values import Size
-from levit_export.models.checkpoints import fair, recipes, shapes
-from levit_export.models.checkpoints.found import Choices, Found, Stored, Tensors, renamed
+from levit_export.models.checkpoints import levit, positions, recipes
+from levit_export.models.checkpoints.dialect import Choices, Found, Stored, Tensors, renamed
 from levit_export.models.checkpoints.levit_names import (
     Outline,
     Place,
@@ -21,7 +21,7 @@ from levit_export.models.zoo import VARIANTS, LevitConfig, usual_activation
 
 NAME = "timm"
 STEMS = ("stem.conv1.linear.weight",)
-LIBRARY = fair.Library(
+LIBRARY = levit.Library(
     "timm's form",
     "timm builds one without with num_classes=0, for features",
     "Give it one, model.reset_classifier(number_of_classes), train it and save that state dict.",
@@ -98,8 +98,8 @@ def understand(stored: Stored, source: str, choices: Choices) -> Found:
     ]
     tensors = named | {name: named[name][:, :, 0, 0] for name in maps}
     described = stored.config or {}
-    config, sizes = fair.infer_config(tensors, source, LIBRARY, theirs)
-    config, settled = shapes.settle(
+    config, sizes = levit.infer_config(tensors, source, LIBRARY, theirs)
+    config, settled = positions.settle(
         config,
         sizes,
         choices,

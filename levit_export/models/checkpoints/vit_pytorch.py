@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 import torch
 
 from levit_export.core.errors import CheckpointError
-from levit_export.models.checkpoints.found import Choices, Found, Stored, Tensors, renamed
+from levit_export.models.checkpoints.dialect import Choices, Found, Stored, Tensors, renamed
 from levit_export.models.checkpoints.levit_names import NORM, count
 from levit_export.models.zoo import VitPytorchConfig
 

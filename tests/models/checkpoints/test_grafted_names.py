@@ -14,7 +14,7 @@ from levit_export.core.errors import CheckpointError
 from levit_export.models import checkpoints
 from levit_export.models.architectures.grafted import Grafted
 from levit_export.models.architectures.random_weights import randomize_
-from levit_export.models.checkpoints import Choices, fair, grafted, huggingface, timm, vit_pytorch
+from levit_export.models.checkpoints import Choices, grafted, huggingface, levit, timm, vit_pytorch
 from levit_export.models.zoo import GraftedConfig
 
 Tensors = dict[str, torch.Tensor]
@@ -198,7 +198,7 @@ def test_no_other_dialect_takes_it() -> None:
     """Its names are its own: neither does another dialect recognise it, nor it the authors'."""
     for config in (DEIT, ONE, CONFIGS["resnet"]):
         tensors = hollow(config)
-        assert not any(d.recognises(tensors) for d in (fair, timm, huggingface, vit_pytorch))
+        assert not any(d.recognises(tensors) for d in (levit, timm, huggingface, vit_pytorch))
     assert not grafted.recognises({"patch_embed.0.c.weight": torch.ones(1)})
 
 

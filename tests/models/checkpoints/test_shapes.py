@@ -20,7 +20,7 @@ from levit_export.models.architectures import build
 from levit_export.models.architectures.random_weights import randomize_
 from levit_export.models.checkpoints import Choices, grafted, huggingface, timm
 from levit_export.models.checkpoints.levit_names import Outline
-from levit_export.models.checkpoints.shapes import fitting
+from levit_export.models.checkpoints.positions import fitting
 from levit_export.models.preparation import laid_out, rewrite
 from levit_export.models.zoo import GraftedConfig, LevitConfig, halving
 

@@ -14,7 +14,7 @@ from levit_export.core.errors import CheckpointError
 from levit_export.models import checkpoints
 from levit_export.models.architectures.random_weights import randomize_
 from levit_export.models.architectures.vit_pytorch import VitPytorchLevit
-from levit_export.models.checkpoints import fair, grafted, huggingface, timm, vit_pytorch
+from levit_export.models.checkpoints import grafted, huggingface, levit, timm, vit_pytorch
 from levit_export.models.zoo import VitPytorchConfig
 
 Tensors = dict[str, torch.Tensor]
@@ -113,7 +113,7 @@ def test_a_stranger_keeps_its_name() -> None:
 def test_no_other_dialect_takes_it() -> None:
     """Its names are its own: neither does another dialect recognise it, nor it the authors'."""
     tensors = stored(TINY)
-    assert not any(d.recognises(tensors) for d in (fair, timm, huggingface, grafted))
+    assert not any(d.recognises(tensors) for d in (levit, timm, huggingface, grafted))
     assert not vit_pytorch.recognises({"patch_embed.0.c.weight": torch.ones(1)})
 
 

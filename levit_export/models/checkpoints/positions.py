@@ -45,7 +45,7 @@ from levit_export.models.zoo import (
 
 if TYPE_CHECKING:
     from levit_export.core.values import Size
-    from levit_export.models.checkpoints.found import Choices
+    from levit_export.models.checkpoints.dialect import Choices
 
 
 ConfigT = TypeVar("ConfigT", LevitConfig, GraftedConfig)

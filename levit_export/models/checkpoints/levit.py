@@ -11,8 +11,8 @@ import torch
 from levit_export.core.errors import CheckpointError
 from levit_export.core.values import Size
 from levit_export.models.architectures.levit import attention_bias_index
-from levit_export.models.checkpoints import shapes
-from levit_export.models.checkpoints.found import Choices, Found, Stored, Tensors
+from levit_export.models.checkpoints import positions
+from levit_export.models.checkpoints.dialect import Choices, Found, Stored, Tensors
 from levit_export.models.zoo import LevitConfig, grid_of, usual_activation
 
 NAME = "fair"
@@ -32,7 +32,7 @@ def recognises(tensors: Tensors) -> bool:
 def understand(stored: Stored, source: str, choices: Choices) -> Found:
     """Configuration and tensors, whose names are ours."""
     config, sizes = infer_config(stored.tensors, source)
-    config, said = shapes.settle(config, sizes, choices, source)
+    config, said = positions.settle(config, sizes, choices, source)
     return Found(
         dialect=f"{NAME} (fused)" if config.fused else NAME,
         config=replace(config, activation=usual_activation(config)),
@@ -165,7 +165,7 @@ def _config(tensors: Tensors) -> tuple[LevitConfig, tuple[Size, ...]]:
     counts = [classes, *(n for s in stages for n in (s.dim, s.heads, s.key_dim, s.tokens))]
     if min(counts) < 1:
         raise ValueError("a tensor without elements")
-    sizes = _shown(tensors, shapes.fitting([s.tokens for s in stages], stride), stride)
+    sizes = _shown(tensors, positions.fitting([s.tokens for s in stages], stride), stride)
     is_fused = STEMS[1] in tensors
     linear = tuple(head for head in ("head", "head_dist") if f"{head}.weight" in tensors)
     config = LevitConfig(
