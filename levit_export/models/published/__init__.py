@@ -15,9 +15,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from levit_export.core.errors import DownloadError, WrongHashError
+from levit_export.core.hashing import sha256_of
 from levit_export.core.progress import Progress, Silent
+from levit_export.models.published.download import KnownFile, Transfer, fetch_file
 from levit_export.models.published.names import HashedFile, HubModel, Published, known_names, parse
-from levit_export.models.published.transfer import Transfer
 
 __all__ = [
     "DownloadError",
@@ -50,10 +51,18 @@ def fetch(
     """
     progress = progress or Silent()
     transfer = transfer or Transfer.from_environment()
-    if isinstance(published.source, HubModel):
+    source = published.source
+    if isinstance(source, HubModel):
         from levit_export.models.published import hub
 
-        return hub.fetch(published.source, offline=offline, progress=progress, transfer=transfer)
-    from levit_export.models.published import files
-
-    return files.fetch(published.source, offline=offline, progress=progress, transfer=transfer)
+        return hub.fetch(source, offline=offline, progress=progress, transfer=transfer)
+    file = KnownFile(
+        url=transfer.url(source.name),
+        path=transfer.cache / source.name,
+        hash_of=sha256_of,
+        expected=source.digits,
+        by_hand="Fetch it by hand, on another machine if need be, and give it with "
+        "--checkpoint FILE.",
+        mirror="LEVIT_EXPORT_WEIGHTS_URL names a mirror.",
+    )
+    return fetch_file(file, offline=offline, progress=progress, transfer=transfer)

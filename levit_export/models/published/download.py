@@ -1,221 +1,258 @@
-"""One file over HTTP: resumed, retried, and never taken for whole when it is not.
+"""One file over HTTP that is known by its hash, and the folder where it is kept.
 
-Ranges and conditions follow RFC 9110, sections 13.1.5 (If-Range), 14 (Range) and 15.5.17 (416).
+``torch.hub.download_url_to_file`` is not enough here: it sets no timeout and waits for a silent
+server for ever, tries once, takes a transfer that broke off for a wrong hash, follows a redirect
+from https to http, and needs torch, which a bundle's web page does without. Nothing is resumed: a
+download begins anew, and what arrived of an earlier one is never trusted.
 """
 
 from __future__ import annotations
 
-import re
+import os
 import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
-
-import requests
+from typing import TYPE_CHECKING
 
 from levit_export._version import __version__
-from levit_export.core.errors import DownloadError
+from levit_export.core import files
+from levit_export.core.errors import DownloadError, OutputError, UsageError, WrongHashError
 from levit_export.core.progress import Progress
-from levit_export.models.published.cache import unusable
-from levit_export.models.published.failures import reason
-from levit_export.models.published.transfer import Transfer
+
+if TYPE_CHECKING:
+    import requests
+
+WEIGHTS_URL = "https://dl.fbaipublicfiles.com/LeViT"
+"""Where the authors put their checkpoints (README of facebookresearch/LeViT)."""
 
 CHUNK = 1 << 16
-"""Bytes read at a time; at most so many are lost when a connection breaks."""
-
+"""Bytes read at a time."""
 STEP = 1 << 20
 """Bytes for each step of the progress."""
-
-_CONTENT_RANGE = re.compile(r"bytes (?:(\d+)-\d+|\*)/(\d+|\*)")
-_TRANSIENT = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS}
-_FINAL = (
-    requests.TooManyRedirects,
-    requests.exceptions.InvalidSchema,
-    requests.exceptions.InvalidURL,
-    requests.exceptions.MissingSchema,
-)
-
-
-class _RetryableError(Exception):
-    """An attempt failed in a way that another may not."""
+SHOWN = 20
+"""Characters of a hash that a message shows."""
 
 
 @dataclass(frozen=True)
-class Partial:
-    """What has arrived of a file, and beside it the validator of the content it belongs to."""
+class Transfer:
+    """Places and patience.
 
-    path: Path
-
-    @property
-    def _note(self) -> Path:
-        return self.path.with_name(f"{self.path.name}.validator")
-
-    @property
-    def size(self) -> int:
-        """How many bytes are there."""
-        return self.path.stat().st_size if self.path.exists() else 0
-
-    @property
-    def validator(self) -> str:
-        """Strong ETag or date of what the bytes are a part of; empty when it is not known."""
-        return self._note.read_text(encoding="latin-1") if self._note.exists() else ""
-
-    def begin(self, validator: str) -> None:
-        """Start over, with the content that ``validator`` stands for."""
-        self.discard()
-        if validator:
-            self._note.write_text(validator, encoding="latin-1")
-
-    def discard(self) -> None:
-        """Leave nothing."""
-        self.path.unlink(missing_ok=True)
-        self._note.unlink(missing_ok=True)
-
-
-def download(url: str, partial: Partial, *, transfer: Transfer, progress: Progress) -> None:
-    """Complete ``partial`` from ``url``.
-
-    What has arrived stays after a failure, for a later call to go on from, but for failures of
-    the disk. Raises ``DownloadError``, and ``OutputError`` when the disk refuses.
+    ``cache`` is the folder for downloads, ``weights_url`` that of the authors' files or a mirror
+    of it, ``hub_url`` the Hub's (None: the one that huggingface_hub knows). Timeouts are in
+    seconds: ``connect_timeout`` to reach a server, ``read_timeout`` of silence from it. After the
+    n-th failed attempt of ``attempts`` the pause is ``backoff * 2 ** (n - 1)`` seconds.
     """
-    with requests.Session() as session:
-        session.headers.update(
-            {
-                "User-Agent": f"levit-export/{__version__}",
-                "Accept-Encoding": "identity",  # ranges are of what is stored
-            }
+
+    cache: Path
+    weights_url: str = WEIGHTS_URL
+    hub_url: str | None = None
+    connect_timeout: float = 10.0
+    read_timeout: float = 30.0
+    attempts: int = 5
+    backoff: float = 0.5
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Transfer:
+        """As the user set it.
+
+        The cache is ``LEVIT_EXPORT_CACHE``, else ``XDG_CACHE_HOME/levit-export``, else
+        ``~/.cache/levit-export`` on every system: the rule of torch.hub and huggingface_hub, so
+        that all weights of a machine lie together. ``LEVIT_EXPORT_WEIGHTS_URL`` names a mirror of
+        the authors' folder; the SHA-256 in a file's name is checked all the same.
+        """
+        url = environment.get("LEVIT_EXPORT_WEIGHTS_URL") or WEIGHTS_URL
+        try:
+            if own := environment.get("LEVIT_EXPORT_CACHE"):
+                return cls(Path(own).expanduser().absolute(), url.rstrip("/"))
+            shared = Path(environment.get("XDG_CACHE_HOME", ""))
+            # A relative XDG path is to be ignored (XDG Base Directory Specification).
+            root = shared if shared.is_absolute() else Path("~/.cache").expanduser()
+        except RuntimeError as error:
+            raise UsageError(
+                f"no folder to keep downloads in: {error}",
+                remedy="Name one with LEVIT_EXPORT_CACHE.",
+            ) from error
+        return cls(root / "levit-export", url.rstrip("/"))
+
+    def url(self, file: str) -> str:
+        """Address of one of the authors' files."""
+        return f"{self.weights_url.rstrip('/')}/{file}"
+
+
+@dataclass(frozen=True)
+class KnownFile:
+    """A file whose hash is known: its address, its place in the cache, and how it is hashed.
+
+    ``expected`` is what the hash of the content begins with, eight hex digits or all of it.
+    ``by_hand`` says how to do without a download, ``mirror`` how to name another server.
+    """
+
+    url: str
+    path: Path
+    hash_of: Callable[[Path], str]
+    expected: str
+    by_hand: str
+    mirror: str
+
+    def is_whole(self, path: Path) -> bool:
+        """Whether the file at ``path`` is there and has the hash."""
+        return path.is_file() and self.hash_of(path).startswith(self.expected)
+
+    def unreachable(self, why: str) -> DownloadError:
+        """The error that it could not be fetched, with the way around."""
+        return DownloadError(
+            f"{self.url} could not be fetched: {why}", remedy=f"{self.by_hand} {self.mirror}"
         )
+
+
+def fetch_file(file: KnownFile, *, offline: bool, transfer: Transfer, progress: Progress) -> Path:
+    """``file`` in the cache, its hash checked on each use; downloaded where it is not there.
+
+    Raises ``DownloadError`` where it cannot be had, ``WrongHashError`` where the server sends
+    something else, and ``OutputError`` where the cache cannot be written.
+    """
+    path = file.path
+    with disk_errors(path.parent):
+        if file.is_whole(path):
+            return path
+        if offline:
+            state = "damaged in" if path.is_file() else "not in"
+            raise DownloadError(
+                f"{path.name} is {state} the cache {path.parent}, and --offline forbids fetching "
+                "it",
+                remedy=f"Run once without --offline, or put {file.url} there. {file.by_hand}",
+            )
+        with locked(path.parent, path.name, progress):
+            # The process that was waited for may have fetched it.
+            if not file.is_whole(path):
+                _download(file, transfer, progress)
+    return path
+
+
+def _download(file: KnownFile, transfer: Transfer, progress: Progress) -> None:
+    """Put a file of the right hash in its place in one step, or raise and leave none there."""
+    import requests
+
+    file.path.unlink(missing_ok=True)  # it is damaged
+    # Only the holder of the lock writes here, so what a killed run left is simply overwritten.
+    partial = file.path.with_name(f"{file.path.name}.partial")
+    with files.transient(partial), requests.Session() as session:
+        session.headers["User-Agent"] = f"levit-export/{__version__}"
+        # So that the length that is announced is that of what arrives.
+        session.headers["Accept-Encoding"] = "identity"
         for attempt in range(1, transfer.attempts + 1):
             try:
-                _attempt(session, url, partial, transfer=transfer, progress=progress)
-            except _RetryableError as error:
+                _receive(session, file, partial, transfer, progress)
+                break
+            except (
+                requests.TooManyRedirects,
+                requests.exceptions.InvalidSchema,
+                requests.exceptions.InvalidURL,
+                requests.exceptions.MissingSchema,
+            ) as error:  # which another attempt would meet as well
+                raise file.unreachable(str(error)) from error
+            except requests.RequestException as error:
+                why = reason(error)
                 if attempt == transfer.attempts:
-                    raise _unreachable(url, f"{error} ({attempt} attempts)") from error
-                progress.stage(f"trying again: {error}")
+                    raise file.unreachable(f"{why} ({attempt} attempts)") from error
+                progress.stage(f"trying again: {why}")
                 time.sleep(transfer.backoff * 2 ** (attempt - 1))
-            else:
-                return
+        found = file.hash_of(partial)
+        if not found.startswith(file.expected):
+            raise WrongHashError(
+                f"{file.url} has the hash {found[:SHOWN]}…, not {file.expected[:SHOWN]}…; it was "
+                "not kept",
+                remedy="Something on the way answers in the server's place (a proxy or a login "
+                f"page), or the mirror is damaged. {file.by_hand}",
+            )
+        partial.replace(file.path)
 
 
-def _attempt(
+def _receive(
     session: requests.Session,
-    url: str,
-    partial: Partial,
-    *,
+    file: KnownFile,
+    partial: Path,
     transfer: Transfer,
     progress: Progress,
 ) -> None:
-    """One request; returns when the file is whole."""
+    """One request. Raises ``RequestException`` for what another attempt may not meet."""
+    import requests
+
     timeouts = (transfer.connect_timeout, transfer.read_timeout)
+    with session.get(file.url, stream=True, timeout=timeouts) as response:
+        hops = [each.url for each in (*response.history, response)]
+        # From https to http, eight hex digits would be the only proof of origin.
+        if hops[0].startswith("https:") and not all(hop.startswith("https:") for hop in hops):
+            raise file.unreachable(f"it redirects to {hops[-1]}, which is not encrypted")
+        status = response.status_code
+        if status != HTTPStatus.OK:
+            answer = f"the server answered {status} {response.reason or ''}".strip()
+            passing = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS)
+            if status in passing or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+                raise requests.HTTPError(answer)
+            raise file.unreachable(answer)
+        length = response.headers.get("Content-Length", "")
+        total = int(length) if length.isdecimal() else None
+        progress.stage(f"downloading {file.path.name}")
+        if total is not None:
+            progress.steps(max(1, -(-total // STEP)))
+        size = 0
+        with partial.open("wb") as stream:
+            for chunk in response.iter_content(CHUNK):
+                stream.write(chunk)
+                for _ in range((size + len(chunk)) // STEP - size // STEP):
+                    progress.advance()
+                size += len(chunk)
+        if total is not None and size != total:
+            raise requests.ConnectionError(f"{size} of {total} bytes arrived")
+
+
+def reason(error: BaseException) -> str:
+    """The innermost cause in a line; what HTTP libraries wrap around it repeats the address."""
+    while (inner := error.__cause__ or error.__context__) is not None:
+        error = inner
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+@contextmanager
+def locked(folder: Path, name: str, progress: Progress) -> Iterator[None]:
+    """Make ``folder`` and be the only process that writes ``name`` there; wait for another.
+
+    The system frees the lock of a process that dies. The lock's file stays: deleting it would let
+    two processes hold locks on two files of one name.
+    """
+    from filelock import FileLock, Timeout
+
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / f".{name}.lock")
     try:
-        with session.get(
-            url, headers=_conditions(partial), stream=True, timeout=timeouts
-        ) as response:
-            _refuse_downgrade(response)
-            if response.status_code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
-                _settle_unsatisfiable(response, partial)
-            else:
-                _refuse_status(response)
-                _receive(response, partial, progress)
-    except _FINAL as error:
-        raise _unreachable(url, str(error)) from error
-    except requests.RequestException as error:
-        raise _RetryableError(reason(error)) from error
-
-
-def _conditions(partial: Partial) -> dict[str, str]:
-    """Ask for the rest, if the content is still the same; without a validator for all of it."""
-    if not partial.size or not partial.validator:
-        return {}
-    return {"Range": f"bytes={partial.size}-", "If-Range": partial.validator}
-
-
-def _settle_unsatisfiable(response: requests.Response, partial: Partial) -> None:
-    """416: nothing comes after what is there. Either it is all, or it is of something else."""
-    _, total = _content_range(response)
-    if total is None or total != partial.size:
-        partial.discard()
-        raise _RetryableError("what was left of an earlier download does not fit")
-
-
-def _refuse_status(response: requests.Response) -> None:
-    status = response.status_code
-    if status in {HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT}:
-        return
-    answer = f"{status} {response.reason or ''}".strip()
-    if status in _TRANSIENT or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        raise _RetryableError(f"the server answered {answer}")
-    raise _unreachable(response.url, f"the server answered {answer}")
-
-
-def _refuse_downgrade(response: requests.Response) -> None:
-    """A redirect from https to http would leave eight hex digits as the only proof of origin."""
-    hops = [each.url for each in (*response.history, response)]
-    if hops[0].startswith("https:") and not all(hop.startswith("https:") for hop in hops):
-        raise _unreachable(hops[0], f"it redirects to {hops[-1]}, which is not encrypted")
-
-
-def _receive(response: requests.Response, partial: Partial, progress: Progress) -> None:
-    """Append the body of a 206, or begin anew with that of a 200."""
-    length = response.headers.get("Content-Length", "")
-    total = int(length) if length.isdecimal() else None
-    start = 0
-    if response.status_code == HTTPStatus.PARTIAL_CONTENT:
-        first, total = _content_range(response)
-        is_of_another = _validator(response) not in {"", partial.validator}
-        if first != partial.size or is_of_another:
-            partial.discard()
-            raise _RetryableError("the server sent another part than it was asked for")
-        start = partial.size
-    progress.stage(f"downloading {partial.path.stem}")
-    if total is not None:
-        progress.steps(max(1, -(-total // STEP)))
+        lock.acquire(timeout=0)
+    except Timeout:
+        progress.stage(f"waiting for another process that fetches {name}")
+        lock.acquire()
+    except NotImplementedError as error:
+        raise OSError(f"its file system has no locks ({error})") from error
     try:
-        if start == 0:
-            partial.begin(_validator(response))
-        _write(response, partial, start, progress)
-    except requests.RequestException:
-        raise
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def disk_errors(folder: Path) -> Iterator[None]:
+    """Every ``OSError`` of the block becomes ``OutputError``."""
+    try:
+        yield
     except OSError as error:
-        partial.discard()
-        raise unusable(partial.path.parent, error) from error
-    if total is not None and partial.size != total:
-        raise _RetryableError(f"{partial.size} of {total} bytes arrived")
+        raise unusable(folder, error) from error
 
 
-def _write(response: requests.Response, partial: Partial, start: int, progress: Progress) -> None:
-    for _ in range(start // STEP):
-        progress.advance()
-    size = start
-    with partial.path.open("ab") as file:
-        for chunk in response.iter_content(CHUNK):
-            file.write(chunk)
-            for _ in range((size + len(chunk)) // STEP - size // STEP):
-                progress.advance()
-            size += len(chunk)
-
-
-def _validator(response: requests.Response) -> str:
-    """What If-Range may hold: a strong ETag, else a date."""
-    etag = response.headers.get("ETag", "")
-    return etag if etag.startswith('"') else response.headers.get("Last-Modified", "")
-
-
-def _content_range(response: requests.Response) -> tuple[int | None, int | None]:
-    """First byte and total size, as far as the answer tells."""
-    found = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
-    if found is None:
-        return None, None
-    first, total = found.groups()
-    return (
-        int(first) if first is not None else None,
-        int(total) if total != "*" else None,
-    )
-
-
-def _unreachable(url: str, why: str) -> DownloadError:
-    return DownloadError(
-        f"{url} could not be fetched: {why}",
-        remedy="Download it by hand, on another machine if need be, and give it with "
-        "--checkpoint FILE; LEVIT_EXPORT_WEIGHTS_URL names a mirror.",
+def unusable(folder: Path, error: OSError) -> OutputError:
+    """What to tell when the disk refuses."""
+    return OutputError(
+        f"the cache {folder} cannot be used: {error.strerror or error}",
+        remedy="Check permissions and free space, or name another folder with LEVIT_EXPORT_CACHE.",
     )

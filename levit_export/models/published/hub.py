@@ -1,7 +1,7 @@
 """Checkpoints of the Hugging Face Hub, fetched by its own client.
 
-The client keeps content in files named after their SHA-256 and does not read them again; here
-they are checked on each use, like the authors' files.
+The client resumes, tries again and locks its files. It keeps content in files named after their
+SHA-256 and does not read them again; here they are checked on each use, like the authors' files.
 """
 
 from __future__ import annotations
@@ -21,10 +21,14 @@ from levit_export.core.errors import (
 )
 from levit_export.core.hashing import sha256_of
 from levit_export.core.progress import Progress
-from levit_export.models.published.cache import disk_errors, locked, unusable
-from levit_export.models.published.failures import reason
+from levit_export.models.published.download import (
+    Transfer,
+    disk_errors,
+    locked,
+    reason,
+    unusable,
+)
 from levit_export.models.published.names import HubModel
-from levit_export.models.published.transfer import Transfer
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 """In order of preference."""
@@ -39,14 +43,24 @@ def fetch(model: HubModel, *, offline: bool, progress: Progress, transfer: Trans
     What the cache has whole is used as it is, without asking for a newer revision. Raises what
     ``published.fetch`` does.
     """
+    try:
+        import huggingface_hub as client
+    except ImportError as error:
+        raise MissingDependencyError(
+            "weights from the Hugging Face Hub need the package huggingface_hub",
+            remedy="Install it: pip install 'levit-export[hub]'",
+        ) from error
     folder = transfer.cache / "huggingface"
-    client = _client()
     with disk_errors(folder):
         found = _cached(client, model, folder)
         if found is not None and not _damage(found):
             return found
         if offline:
-            raise _not_here(model, folder, found)
+            state = "not in" if found is None else "damaged in"
+            raise DownloadError(
+                f"{model.id} is {state} the cache {folder}, and --offline forbids fetching it",
+                remedy="Run once without --offline, or give weights with --checkpoint FILE.",
+            )
         with locked(folder, model.id.replace("/", "--"), progress):
             found = _cached(client, model, folder)
             if found is not None and not _damage(found):
@@ -55,17 +69,6 @@ def fetch(model: HubModel, *, offline: bool, progress: Progress, transfer: Trans
                 _remove(found)
             progress.stage(f"fetching {model.id} from the Hugging Face Hub")
             return _download(client, model, folder, transfer)
-
-
-def _client() -> Any:
-    try:
-        import huggingface_hub
-    except ImportError as error:
-        raise MissingDependencyError(
-            "weights from the Hugging Face Hub need the package huggingface_hub",
-            remedy="Install it: pip install 'levit-export[hub]'",
-        ) from error
-    return huggingface_hub
 
 
 def _cached(client: Any, model: HubModel, folder: Path) -> Path | None:
@@ -167,12 +170,4 @@ def _failed(model: HubModel, why: str) -> DownloadError:
         f"{model.id} could not be fetched from the Hugging Face Hub: {why}",
         remedy=f"Download {WEIGHTS[0]} of https://huggingface.co/{model.id} by hand, on another "
         "machine if need be, and give it with --checkpoint FILE; HF_ENDPOINT names a mirror.",
-    )
-
-
-def _not_here(model: HubModel, folder: Path, damaged: Path | None) -> DownloadError:
-    state = "not in" if damaged is None else "damaged in"
-    return DownloadError(
-        f"{model.id} is {state} the cache {folder}, and --offline forbids fetching it",
-        remedy="Run once without --offline, or give weights with --checkpoint FILE.",
     )

@@ -21,7 +21,7 @@ class HashedFile:
     def __post_init__(self) -> None:
         if not _HASHED_NAME.fullmatch(self.name):
             raise UsageError(
-                f"{self.name!r} is no file name with the start of its SHA-256 in it",
+                f"{self.name!r} is not a file name with the start of its SHA-256 in it",
                 remedy="Such a name looks like LeViT-256-13b5763e.pth.",
             )
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from weights_server import Site
 
 from levit_export.models.published import HashedFile, Published, Transfer, fetch
-from levit_export.models.published.download import Partial
 
 CONTENT = bytes(range(256)) * 1200
 """300 KiB: some reads, less than one step of progress."""
@@ -66,12 +65,6 @@ class Setting:
         return fetch(
             self.published, offline=offline, progress=self.progress, transfer=self.transfer
         )
-
-    def leave_partial(self, content: bytes, validator: str) -> None:
-        """As an earlier run that was interrupted left it."""
-        self.transfer.cache.mkdir()
-        Partial(self.partial).begin(validator)
-        self.partial.write_bytes(content)
 
     def left(self) -> set[str]:
         """Files in the cache but for locks, which stay."""

@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-import errno
 import io
 import os
 import socket
 import threading
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import pytest
 import requests
 from downloads import ARRIVED, CONTENT, OTHER, Setting, published
-from weights_server import broken_off, etag, ranged, stalled, status, whole
+from weights_server import broken_off, ranged, stalled, status
 
 from levit_export.core.errors import OutputError
 from levit_export.models.published import DownloadError
-from levit_export.models.published.download import CHUNK, STEP, Partial
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
-
-KEPT = ARRIVED // CHUNK * CHUNK
-"""How much of what arrived is on disk when a connection breaks: whole reads."""
+from levit_export.models.published.download import STEP
 
 
 def test_progress_is_told_in_steps_of_a_megabyte(setting: Setting) -> None:
@@ -36,110 +28,50 @@ def test_progress_is_told_in_steps_of_a_megabyte(setting: Setting) -> None:
     assert setting.progress.advanced == 2
 
 
-def test_a_broken_connection_is_resumed(setting: Setting) -> None:
-    """The second request asks for the rest only, on condition that it is of the same file."""
+def test_a_broken_connection_is_tried_again(setting: Setting) -> None:
+    """The second attempt begins anew, and only the whole file is left."""
     setting.site.script = [broken_off(CONTENT, ARRIVED)]
     assert setting.fetch().read_bytes() == CONTENT
-    assert 0 < KEPT < ARRIVED
-    assert setting.site.ranges == [None, f"bytes={KEPT}-"]
-    assert setting.site.requests[1][1]["If-Range"] == etag(CONTENT)
+    assert setting.site.ranges == [None, None]
     assert setting.left() == {setting.path.name}
 
 
-def test_a_later_run_goes_on_where_an_earlier_one_failed(setting: Setting) -> None:
-    """What has arrived outlives the process."""
-    setting.site.script = [broken_off(CONTENT, ARRIVED)]
-    with pytest.raises(DownloadError):
-        replace(setting, transfer=replace(setting.transfer, attempts=1)).fetch()
-    assert setting.partial.stat().st_size == KEPT
-    setting.fetch()
-    assert setting.site.ranges == [None, f"bytes={KEPT}-"]
+def test_a_transfer_that_never_ends_well_leaves_nothing(setting: Setting) -> None:
+    """What has arrived of a file is not kept when the attempts are used up."""
+    setting.site.usual = broken_off(CONTENT, ARRIVED)
+    with pytest.raises(DownloadError, match=r"\(3 attempts\)"):
+        setting.fetch()
+    assert setting.left() == set()
 
 
-def test_resumed_progress_begins_where_the_file_does(setting: Setting) -> None:
-    """Bytes of an earlier run count as done."""
-    content = os.urandom(2 * STEP + 5)
-    setting.site.usual = ranged(content)
-    other = replace(setting, published=published(content))
-    other.leave_partial(content[: STEP + 1], etag(content))
-    other.fetch()
-    assert setting.site.ranges == [f"bytes={STEP + 1}-"]
-    assert (setting.progress.totals, setting.progress.advanced) == ([3], 2)
+def test_an_interrupt_leaves_nothing(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C during a download takes away what has arrived."""
+    setting.site.usual = ranged(os.urandom(2 * STEP))
+
+    def interrupted() -> None:
+        assert setting.partial.exists()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(setting.progress, "advance", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        setting.fetch()
+    assert setting.left() == set()
 
 
-def test_a_server_without_ranges_sends_all_again(setting: Setting) -> None:
-    """A 200 in answer to a request for the rest replaces what was there."""
-    setting.site.script = [broken_off(CONTENT, ARRIVED)]
-    setting.site.usual = whole(CONTENT)
+def test_what_a_killed_run_left_is_overwritten(setting: Setting) -> None:
+    """No byte of an earlier run is taken for one of the file."""
+    setting.transfer.cache.mkdir()
+    setting.partial.write_bytes(OTHER + OTHER)
     assert setting.fetch().read_bytes() == CONTENT
-    assert setting.site.ranges == [None, f"bytes={KEPT}-"]
+    assert setting.left() == {setting.path.name}
 
 
-def test_a_server_may_send_less_than_the_rest(setting: Setting) -> None:
-    """A shorter range than was asked for is kept, and what is missing is asked for."""
-    setting.leave_partial(CONTENT[:ARRIVED], etag(CONTENT))
-    span = f"bytes {ARRIVED}-{2 * ARRIVED - 1}/{len(CONTENT)}"
-    part = CONTENT[ARRIVED : 2 * ARRIVED]
-    setting.site.script = [
-        lambda h: h.respond(206, part, Content_Range=span, ETag=etag(CONTENT)),
-    ]
-    assert setting.fetch().read_bytes() == CONTENT
-    assert setting.site.ranges == [f"bytes={ARRIVED}-", f"bytes={2 * ARRIVED}-"]
-
-
-def test_without_a_validator_nothing_is_resumed(setting: Setting) -> None:
-    """Parts of what may be two different files are not put together."""
-    setting.leave_partial(CONTENT[:ARRIVED], "")
-    assert setting.fetch().read_bytes() == CONTENT
-    assert setting.site.ranges == [None]
-
-
-def test_a_weak_validator_is_no_validator(setting: Setting) -> None:
-    """RFC 9110 forbids weak tags in If-Range; the date serves instead."""
-    date = "Wed, 21 Oct 2020 07:28:00 GMT"
-    weak = {"ETag": 'W/"1"', "Last_Modified": date}
-    setting.site.script = [
-        lambda handler: handler.respond(
-            200, CONTENT[:ARRIVED], Content_Length=str(len(CONTENT)), **weak
-        )
-    ]
-    assert setting.fetch().read_bytes() == CONTENT
-    assert setting.site.requests[1][1]["If-Range"] == date
-
-
-def test_a_changed_file_is_not_appended_to(setting: Setting) -> None:
-    """What is left of another content fails the condition and is replaced."""
-    setting.leave_partial(OTHER[:ARRIVED], etag(OTHER))
-    assert setting.fetch().read_bytes() == CONTENT
-
-
-@pytest.mark.parametrize(
-    ("span", "tag"),
-    [("bytes 0-9/10", etag(CONTENT)), ("nonsense", etag(CONTENT)), (None, etag(OTHER))],
-)
-def test_a_part_that_was_not_asked_for_is_refused(
-    setting: Setting, span: str | None, tag: str
-) -> None:
-    """A 206 of another range, of none, or of another file is thrown away, and all fetched anew."""
-    setting.leave_partial(CONTENT[:ARRIVED], etag(CONTENT))
-    span = span or f"bytes {ARRIVED}-{len(CONTENT) - 1}/{len(CONTENT)}"
-    rest = OTHER[ARRIVED:]
-    setting.site.script = [lambda h: h.respond(206, rest, Content_Range=span, ETag=tag)]
-    assert setting.fetch().read_bytes() == CONTENT
-    assert setting.site.ranges == [f"bytes={ARRIVED}-", None]
-    assert "trying again: the server sent another part than it was asked for" in (
-        setting.progress.stages
-    )
-
-
-def test_more_than_the_server_has_is_thrown_away(setting: Setting) -> None:
-    """416 with another size: what is there does not fit, and the file is fetched anew."""
-    setting.leave_partial(CONTENT + b"more", etag(CONTENT))
-    assert setting.fetch().read_bytes() == CONTENT
-    assert setting.site.ranges == [f"bytes={len(CONTENT) + 4}-", None]
-    assert setting.progress.stages[0] == (
-        "trying again: what was left of an earlier download does not fit"
-    )
+def test_a_server_that_falls_silent_is_left(setting: Setting, over: threading.Event) -> None:
+    """Silence longer than the timeout counts as a broken connection."""
+    setting.site.script = [stalled(CONTENT, ARRIVED, over)]
+    hasty = replace(setting.transfer, read_timeout=0.2)
+    assert replace(setting, transfer=hasty).fetch().read_bytes() == CONTENT
+    assert "trying again: timed out" in setting.progress.stages
 
 
 def test_a_missing_file_is_not_asked_for_again(setting: Setting) -> None:
@@ -171,17 +103,6 @@ def test_the_pauses_double(setting: Setting, monkeypatch: pytest.MonkeyPatch) ->
         replace(setting, transfer=patient).fetch()
     assert pauses == [0.5, 1.0, 2.0]
     assert len(setting.site.requests) == 4
-
-
-def test_a_server_that_falls_silent_is_left_and_resumed(
-    setting: Setting, over: threading.Event
-) -> None:
-    """Silence longer than the timeout counts as a broken connection."""
-    setting.site.script = [stalled(CONTENT, ARRIVED, over)]
-    hasty = replace(setting.transfer, read_timeout=0.2)
-    assert replace(setting, transfer=hasty).fetch().read_bytes() == CONTENT
-    assert "trying again: timed out" in setting.progress.stages
-    assert setting.site.ranges == [None, f"bytes={KEPT}-"]
 
 
 def test_no_network(setting: Setting) -> None:
@@ -233,58 +154,13 @@ def test_endless_redirects_are_not(setting: Setting) -> None:
     assert len(setting.site.requests) == 31
 
 
-@pytest.mark.parametrize("stage", ["at once", "in the middle"])
-def test_a_full_disk(setting: Setting, monkeypatch: pytest.MonkeyPatch, stage: str) -> None:
-    """A typed error that names the folder, and nothing broken is left."""
-    room = 0 if stage == "at once" else CHUNK
-    opened = Path.open
-
-    def full(path: Path, mode: str = "r", **options: Any) -> Any:
-        file = opened(path, mode, **options)
-        if mode == "ab":
-            written = file.write
-
-            def write(data: bytes) -> int:
-                if file.tell() + len(data) > room:
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                return int(written(data))
-
-            return _Writer(file, write)
-        return file
-
-    monkeypatch.setattr(Path, "open", full)
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
+def test_a_full_disk(setting: Setting) -> None:
+    """The kernel's own error becomes a typed one that names the folder; nothing is left."""
+    setting.transfer.cache.mkdir()
+    setting.partial.symlink_to("/dev/full")
     with pytest.raises(OutputError, match="No space left on device") as caught:
         setting.fetch()
     assert str(setting.transfer.cache) in caught.value.what
     assert "LEVIT_EXPORT_CACHE" in caught.value.remedy
-    assert setting.left() == set()
-
-
-class _Writer:
-    """A file whose ``write`` is another's."""
-
-    def __init__(self, file: Any, write: Any) -> None:
-        self.file, self.write = file, write
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.file.close()
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
-def test_a_really_full_disk(setting: Setting) -> None:
-    """The same with the kernel's own error: the file that is written to is always full."""
-    setting.transfer.cache.mkdir()
-    setting.site.usual = whole(CONTENT)
-    begin = Partial.begin
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            Partial,
-            "begin",
-            lambda self, note: (begin(self, note), self.path.symlink_to("/dev/full"))[0],
-        )
-        with pytest.raises(OutputError, match="No space left on device"):
-            setting.fetch()
     assert setting.left() == set()

@@ -10,8 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from downloads import ARRIVED, CONTENT, OTHER, Recorder, Setting
-from weights_server import Handler, etag, ranged
+from downloads import CONTENT, OTHER, Recorder, Setting
+from weights_server import Handler, ranged
 
 from levit_export.core.errors import OutputError
 from levit_export.models.published import DownloadError, WrongHashError, fetch
@@ -27,21 +27,6 @@ def test_a_file_is_downloaded_once(setting: Setting) -> None:
     assert asked == f"/LeViT/{setting.path.name}"
     assert headers["Accept-Encoding"] == "identity"
     assert headers["User-Agent"].startswith("levit-export/")
-
-
-def test_a_download_that_only_lacked_its_name_is_finished(setting: Setting) -> None:
-    """416 with the size that is there means that all is there: nothing is fetched again."""
-    setting.leave_partial(CONTENT, etag(CONTENT))
-    assert setting.fetch().read_bytes() == CONTENT
-    assert setting.site.ranges == [f"bytes={len(CONTENT)}-"]
-    assert setting.left() == {setting.path.name}
-
-
-def test_a_damaged_leftover_costs_a_second_download_not_a_failure(setting: Setting) -> None:
-    """The part of an earlier run is damaged on disk: all is fetched once more."""
-    setting.leave_partial(OTHER[:ARRIVED], etag(CONTENT))
-    assert setting.fetch().read_bytes() == CONTENT
-    assert setting.site.ranges == [f"bytes={ARRIVED}-", None]
 
 
 def test_a_wrong_hash_is_refused(setting: Setting) -> None:

@@ -73,7 +73,7 @@ def test_a_variant_without_published_weights() -> None:
 )
 def test_a_file_must_carry_its_hash(name: str) -> None:
     """Without eight digits nothing could be verified, and a path could leave the cache."""
-    with pytest.raises(UsageError, match="no file name with the start of its SHA-256"):
+    with pytest.raises(UsageError, match="is not a file name with the start of its SHA-256"):
         HashedFile(name)
 
 

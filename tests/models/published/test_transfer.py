@@ -8,7 +8,7 @@ import pytest
 
 from levit_export.core.errors import UsageError
 from levit_export.models.published import Transfer
-from levit_export.models.published.transfer import WEIGHTS_URL
+from levit_export.models.published.download import WEIGHTS_URL
 
 
 @pytest.mark.parametrize(

@@ -17,11 +17,15 @@ from hashlib import sha256
 from pathlib import Path
 
 from levit_export.core import files
-from levit_export.core.errors import DownloadError, LevitExportError, UsageError, WrongHashError
+from levit_export.core.errors import LevitExportError, UsageError, WrongHashError
 from levit_export.core.hashing import FileEntry
 from levit_export.core.progress import Progress, Silent
-from levit_export.models.published.cache import disk_errors, locked
-from levit_export.models.published.transfer import Transfer
+from levit_export.models.published.download import (
+    KnownFile,
+    Transfer,
+    disk_errors,
+    fetch_file,
+)
 
 VERSION = "1.30.0"
 INTEGRITY = (
@@ -69,10 +73,6 @@ class Package:
         """Where the registry has it."""
         return f"{self.registry}/onnxruntime-web/-/{self.name}"
 
-    def is_at(self, path: Path) -> bool:
-        """Whether the file at ``path`` has the registry's hash."""
-        return path.is_file() and integrity_of(path) == self.integrity
-
 
 def find(
     folder: Path | None = None,
@@ -93,15 +93,16 @@ def find(
     if folder is not None:
         return _of_folder(folder, package)
     transfer = transfer or Transfer.from_environment()
-    path = transfer.cache / package.name
+    file = KnownFile(
+        url=package.url,
+        path=transfer.cache / package.name,
+        hash_of=integrity_of,
+        expected=package.integrity,
+        by_hand=f"By hand: {BY_HAND}.",
+        mirror=f"{NPM_VARIABLE} names another npm registry.",
+    )
+    path = fetch_file(file, offline=offline, transfer=transfer, progress=progress or Silent())
     with disk_errors(transfer.cache):
-        if not package.is_at(path):
-            if offline:
-                raise _not_here(path, package)
-            with locked(transfer.cache, package.name, progress or Silent()):
-                # The process that was waited for may have fetched it.
-                if not package.is_at(path):
-                    _fetch(path, package, progress or Silent(), transfer)
         return _of_tarball(path, package)
 
 
@@ -154,31 +155,6 @@ def _checked(
     return found
 
 
-def _fetch(path: Path, package: Package, progress: Progress, transfer: Transfer) -> None:
-    """Put the registry's tarball at ``path`` in one step, or raise and leave none there."""
-    from levit_export.models.published.download import Partial, download
-
-    path.unlink(missing_ok=True)  # it is damaged
-    partial = Partial(path.with_name(f"{path.name}.partial"))
-    # What an earlier run left may have been damaged since; that is worth a second try.
-    for _ in range(2 if partial.size else 1):
-        try:
-            download(package.url, partial, transfer=transfer, progress=progress)
-        except DownloadError as error:
-            raise _unreachable(error.what) from error
-        found = integrity_of(partial.path)
-        if found == package.integrity:
-            partial.path.replace(path)
-            partial.discard()
-            return
-        partial.discard()
-    raise WrongHashError(
-        f"{package.url} has {found[:20]}…, not {package.integrity[:20]}…; it was not kept",
-        remedy="Something on the way answers in the registry's place, or the mirror is damaged. "
-        f"Fetch it elsewhere: {BY_HAND}.",
-    )
-
-
 def integrity_of(path: Path) -> str:
     """SHA-512 of a file as npm writes it: ``sha512-`` and Base64."""
     digest = hashlib.sha512()
@@ -186,18 +162,3 @@ def integrity_of(path: Path) -> str:
         while block := file.read(BLOCK):
             digest.update(block)
     return f"sha512-{b64encode(digest.digest()).decode()}"
-
-
-def _unreachable(what: str) -> DownloadError:
-    return DownloadError(
-        what,
-        remedy=f"By hand: {BY_HAND}. {NPM_VARIABLE} names another npm registry.",
-    )
-
-
-def _not_here(path: Path, package: Package) -> DownloadError:
-    state = "damaged in" if path.is_file() else "not in"
-    return DownloadError(
-        f"{path.name} is {state} the cache {path.parent}, and --offline forbids fetching it",
-        remedy=f"Run once without --offline, or put {package.url} there. By hand: {BY_HAND}.",
-    )
