@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from levit_export.models.architectures import build
 from levit_export.models.architectures.random_weights import randomize_
 from levit_export.models.checkpoints import timm
-from levit_export.models.checkpoints.levit_names import Outline
+from levit_export.models.checkpoints.levit import Outline
 from levit_export.models.zoo import LevitConfig
 
 Tensors = dict[str, torch.Tensor]

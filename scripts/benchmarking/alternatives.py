@@ -109,7 +109,7 @@ def write_checkpoint(model: str, folder: Path) -> None:
 
     from levit_export.checks import reference
     from levit_export.models.checkpoints import huggingface
-    from levit_export.models.checkpoints.levit_names import Outline
+    from levit_export.models.checkpoints.levit import Outline
     from levit_export.models.zoo import LevitConfig
 
     checkpoint = reference.load(choice(model))

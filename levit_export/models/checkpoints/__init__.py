@@ -1,4 +1,13 @@
-"""From a file, the bundled model or a seed to a :class:`Checkpoint` that can build its module."""
+"""From a file, the bundled model or a seed to a :class:`Checkpoint` that can build its module.
+
+::
+
+    read ──▶ Stored ──a dialect──▶ Found ──held against its network──▶ Checkpoint
+    reading     levit, timm, huggingface,       description, positions
+                vit_pytorch, grafted
+
+Nothing that a file asks for is run, and nothing is guessed without being said in the report.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +21,7 @@ import torch
 from torch import nn
 
 from levit_export.core.errors import CheckpointError, UsageError
-from levit_export.core.values import ModelInfo, Preprocessing, Task
+from levit_export.core.values import ModelInfo, Preprocessing, Size, Task
 from levit_export.inputs import preprocessing
 from levit_export.models.architectures import build
 from levit_export.models.architectures.blocks import block_names
@@ -24,19 +33,16 @@ from levit_export.models.architectures.census import (
 )
 from levit_export.models.architectures.random_weights import randomize_
 from levit_export.models.checkpoints import (
+    description,
     grafted,
     huggingface,
-    labels,
     levit,
-    meanings,
-    recipes,
+    positions,
     timm,
     vit_pytorch,
 )
 from levit_export.models.checkpoints.dialect import Choices, Dialect, Found, Stored
-from levit_export.models.checkpoints.fitting import described, refuse_misfit
 from levit_export.models.checkpoints.reading import read, refuse_unusable
-from levit_export.models.checkpoints.resizing import holds_positions, resized
 from levit_export.models.zoo import (
     VARIANTS,
     Config,
@@ -56,6 +62,11 @@ CUSTOM = {
     GraftedConfig: "grafted_custom",
 }
 """What a network of no known size is called."""
+
+LISTED = 10
+"""Differences that a message names before it counts the rest."""
+DERIVED = (positions.BIAS_INDEX, "num_batches_tracked")
+"""Buffers that follow from the shapes or play no part at inference; they may be absent."""
 
 DIALECTS: tuple[Dialect, ...] = (levit, timm, huggingface, vit_pytorch, grafted)
 
@@ -132,18 +143,27 @@ class Checkpoint:
 
 def load(path: Path, choices: Choices | None = None) -> Checkpoint:
     """Read a checkpoint, find out what it is, and hold it against the network of that name."""
-    choices = choices or Choices()
+    choices, source = choices or Choices(), str(path)
     stored = read(path, DIALECTS)
-    refuse_unusable(stored.tensors, str(path))
-    found = _settled(_understood(stored, path, choices), choices, path)
-    refuse_misfit(found, str(path), choices.model)
-    said = _stated(stored, found, choices, path)
-    if choices.image_size not in (None, found.config.image_size):
-        found = _at_size(found, choices, path)
-    config, named = found.config, choices.model or variant_of(found.config)
-    recipe, assumed = _recipe(said, found, choices)
-    names = labels.settled(config, choices.labels, stored.config, str(path))
-    means = meanings.settled(config, choices.task, stored.config, str(path))
+    refuse_unusable(stored.tensors, source)
+    trained = _as_chosen(_understood(stored, path, choices), choices, path)
+    _refuse_misfit(trained, source, choices.model)
+    found = trained
+    if choices.image_size not in (None, trained.config.image_size):
+        found = _at_size(trained, choices.image_size, choices, path)
+    config = found.config
+    recipe = description.settle_recipe(
+        choices.preprocessing, stored, trained, config.image_size, source
+    )
+    labels = description.settle_labels(config, choices.labels, stored.config, source)
+    task = description.settle_task(config, choices.task, stored.config, source)
+    named = choices.model or variant_of(config)
+    kinds = {str(t.dtype).removeprefix("torch.") for t in stored.tensors.values()} - {"int64"}
+    name = "" if named is None else f"{named.name}, "
+    summary = (
+        f"{found.dialect} checkpoint: {name}{_described(config)}, "
+        f"stored as {' and '.join(sorted(kinds))}"
+    )
     return Checkpoint(
         name=named.name if named else CUSTOM[type(config)],
         dialect=found.dialect,
@@ -151,48 +171,18 @@ def load(path: Path, choices: Choices | None = None) -> Checkpoint:
         sha256=stored.sha256,
         config=config,
         tensors=found.tensors,
-        labels=names.names,
-        preprocessing=recipe,
+        labels=labels.value,
+        preprocessing=recipe.value,
         licence=named.licence if named else "",
-        remarks=(
-            _said(found, named, stored),
-            *stored.remarks,
-            *found.remarks,
-            *names.remarks,
-            *means.remarks,
+        remarks=(summary, *stored.remarks, *found.remarks, *labels.remarks, *task.remarks),
+        assumptions=(
+            *found.assumptions,
+            *recipe.assumptions,
+            *labels.assumptions,
+            *task.assumptions,
         ),
-        assumptions=(*found.assumptions, *assumed, *names.assumptions, *means.assumptions),
-        task=means.task,
+        task=task.value,
     )
-
-
-def _stated(stored: Stored, found: Found, choices: Choices, path: Path) -> recipes.Recipe | None:
-    """What the files beside the weights say of pictures; not looked at where the user said it."""
-    if choices.preprocessing is not None:
-        return choices.preprocessing, ()
-    return recipes.of(stored, found, found.config.image_size, str(path))
-
-
-def _recipe(said: recipes.Recipe | None, found: Found, choices: Choices) -> recipes.Recipe:
-    """The recipe for the size that the network takes now."""
-    taken = found.config.image_size
-    if said is None:
-        return recipes.assumed(found, taken)
-    if choices.preprocessing is None:
-        return preprocessing.for_image_size(said[0], taken), said[1]
-    return _fitting(choices.preprocessing, found.config), ()
-
-
-def _fitting(given: Preprocessing, config: Config) -> Preprocessing:
-    """``given``, which has to crop to what the network takes."""
-    if given.crop != config.image_size:
-        height, width = config.image_size
-        raise UsageError(
-            f"--preprocessing crops to {size_in_words(given.crop)} px, the model takes "
-            f"{size_in_words(config.image_size)}",
-            remedy=f'Write "crop": [{height}, {width}], or give the --imgsz that is meant.',
-        )
-    return given
 
 
 def _understood(stored: Stored, path: Path, choices: Choices) -> Found:
@@ -208,7 +198,8 @@ def _understood(stored: Stored, path: Path, choices: Choices) -> Found:
         )
     if not known:
         raise CheckpointError(
-            f"{path} is no checkpoint of a known form ({len(stored.tensors)} tensors: {shown}, …)",
+            f"{path} is not a checkpoint of a known form "
+            f"({len(stored.tensors)} tensors: {shown}, …)",
             remedy="Known forms: the authors' LeViT (patch_embed.…, blocks.…), timm's "
             "(stem.…, stages.…), transformers' (levit.encoder.…), vit-pytorch's "
             "(conv_embedding.…, backbone.…), ResNet-50 and DeiT-S and their graftings.",
@@ -220,11 +211,21 @@ def _understood(stored: Stored, path: Path, choices: Choices) -> Found:
     )
 
 
-def _settled(found: Found, choices: Choices, path: Path) -> Found:
-    """``found`` with what the user chose, and a remark on what no tensor tells."""
+def _as_chosen(found: Found, choices: Choices, path: Path) -> Found:
+    """``found`` with the model and activation that the user chose, or a remark on what no tensor
+    tells.
+    """
     config = found.config
-    if choices.model is not None:
-        config = _as_asked(choices.model, config, path)
+    if (model := choices.model) is not None:
+        if type(model.config) is not type(config):
+            raise CheckpointError(
+                f"{path} is {_described(config)}, not {model.name}",
+                remedy="Leave out --model to let the file decide.",
+            )
+        # A variant says the dimensions; what people change when they fine-tune it is the file's.
+        free = ("classes", "two_heads", "image_size", "fused", "distill_classes", "linear_heads")
+        own = {name: value for name, value in vars(config).items() if name in free}
+        config = replace(model.config, **own)
     if choices.activation is not None:
         return replace(found, config=_with_activation(config, choices.activation, str(path)))
     if found.activation_said or not isinstance(config, LevitConfig):
@@ -240,26 +241,16 @@ def _settled(found: Found, choices: Choices, path: Path) -> Found:
 def _with_activation(config: Config, activation: str, source: str) -> Config:
     if not isinstance(config, LevitConfig):
         raise UsageError(
-            f"--activation is for LeViT; {source} is {described(config)}", remedy="Leave it out."
+            f"--activation is for LeViT; {source} is {_described(config)}", remedy="Leave it out."
         )
     return replace(config, activation=activation)
 
 
-def _as_asked(model: Variant, found: Config, path: Path) -> Config:
-    """``model`` with the classes, heads and image size found in the file."""
-    if type(model.config) is not type(found):
-        raise CheckpointError(
-            f"{path} is {described(found)}, not {model.name}",
-            remedy="Leave out --model to let the file decide.",
-        )
-    free = ("classes", "two_heads", "image_size", "fused", "distill_classes", "linear_heads")
-    taken = {name: value for name, value in vars(found).items() if name in free}
-    return replace(model.config, **taken)
-
-
-def _at_size(found: Found, choices: Choices, path: Path) -> Found:
-    size = choices.image_size or found.config.image_size
-    if holds_positions(found) and not choices.resize_bias:
+def _at_size(found: Found, size: Size, choices: Choices, path: Path) -> Found:
+    """``found`` for another image size, which has to be allowed where it is an approximation."""
+    # The weights of a plain ResNet fit every size; all others learned something for each position.
+    learned = not (isinstance(found.config, GraftedConfig) and found.config.layers == 0)
+    if learned and not choices.resize_bias:
         asked, trained = size_in_words(size), size_in_words(found.config.image_size)
         raise UsageError(
             f"--imgsz {asked} does not fit {path}, trained at {trained}: "
@@ -267,15 +258,67 @@ def _at_size(found: Found, choices: Choices, path: Path) -> Found:
             remedy=f"Export at {trained}, fine-tune at {asked}, or accept "
             "interpolated tables with --resize-bias.",
         )
-    return resized(found, size)
+    return positions.resized(found, size)
 
 
-def _said(found: Found, named: Variant | None, stored: Stored) -> str:
-    """What was found, in one sentence."""
-    kinds = {str(t.dtype).removeprefix("torch.") for t in stored.tensors.values()} - {"int64"}
-    what = described(found.config)
-    name = "" if named is None else f"{named.name}, "
-    return f"{found.dialect} checkpoint: {name}{what}, stored as {' and '.join(sorted(kinds))}"
+def _refuse_misfit(found: Found, source: str, model: Variant | None = None) -> None:
+    """Raise unless the tensors are exactly those that the configuration has, derived ones aside.
+
+    Names are the file's own. The first ten differences are listed, the rest counted. ``model`` is
+    the one that was asked for by name.
+    """
+    with torch.device("meta"):
+        expected = build(found.config).state_dict()
+    lines = _differences(found, expected)
+    if lines:
+        shown = "; ".join(lines[:LISTED])
+        rest = f"; and {len(lines) - LISTED} more" if len(lines) > LISTED else ""
+        raise CheckpointError(
+            f"{source} does not fit {_described(found.config)}: {shown}{rest}",
+            remedy=f"The file is not of {model.name}: leave out --model to let the shapes decide."
+            if model
+            else "The dimensions are those of its own first layers, so a part of the network was "
+            "changed, added or lost. Save model.state_dict() of the network as its library "
+            "builds it.",
+        )
+
+
+def _differences(found: Found, expected: Mapping[str, torch.Tensor]) -> list[str]:
+    def spelled(name: str) -> str:
+        return found.theirs.get(name, name)
+
+    shapes = [
+        f"{spelled(name)}: expected {list(expected[name].shape)}, found {list(tensor.shape)}"
+        for name, tensor in found.tensors.items()
+        if name in expected and tensor.shape != expected[name].shape
+    ]
+    tables = [
+        f"{spelled(name)}: not the table that the grid gives"
+        for name, tensor in found.tensors.items()
+        if name.endswith(DERIVED[0])
+        and name in expected
+        and tensor.shape == expected[name].shape
+        and not torch.equal(tensor, expected[name])
+    ]
+    strangers = [f"{name}: unexpected" for name in found.tensors if name not in expected]
+    absent = [
+        f"{spelled(name)}: missing"
+        for name in expected
+        if name not in found.tensors and not name.endswith(DERIVED)
+    ]
+    return [*shapes, *strangers, *tables, *absent]
+
+
+def _described(config: Config) -> str:
+    """The network in a few words: its dimensions, classes, heads and image size."""
+    many = "es" * (config.classes != 1)
+    classes = f"{config.classes} class{many}, {size_in_words(config.image_size)} px"
+    if isinstance(config, GraftedConfig):
+        parts = f"{config.stages} ResNet-50 stages and {config.layers} DeiT layers"
+        return f"a network of {parts}, dim {config.dim}, {classes}"
+    sizes = f"dims {list(config.dims)}, depths {list(config.depths)}, heads {list(config.heads)}"
+    heads = ("no", "one head", "two heads")[config.head_count]
+    return f"a LeViT of {sizes}, key dim {config.key_dim}, {classes}, {heads}"
 
 
 def bundled(choices: Choices | None = None) -> Checkpoint:
@@ -292,11 +335,15 @@ def randomised(model: Variant, seed: int, choices: Choices | None = None) -> Che
     config = replace(model.config, image_size=choices.image_size or model.config.image_size)
     if choices.activation is not None:
         config = _with_activation(config, choices.activation, model.name)
+    if choices.preprocessing is not None:
+        recipe = description.refuse_other_crop(choices.preprocessing, config.image_size)
+    else:
+        usual = "digits" if description.is_of_digits(config) else "fair"
+        recipe = preprocessing.for_image_size(preprocessing.RECIPES[usual], config.image_size)
     tensors = randomize_(build(config), seed).state_dict()
     digest = hashlib.sha256()
     for name, tensor in tensors.items():
         digest.update(name.encode() + tensor.numpy().tobytes())
-    recipe = preprocessing.RECIPES["digits" if recipes.is_of_digits(config) else "fair"]
     return Checkpoint(
         name=model.name,
         dialect="random",
@@ -304,10 +351,8 @@ def randomised(model: Variant, seed: int, choices: Choices | None = None) -> Che
         sha256=digest.hexdigest(),
         config=config,
         tensors=tensors,
-        labels=labels.settled(config, choices.labels, None, "").names,
-        preprocessing=preprocessing.for_image_size(recipe, config.image_size)
-        if choices.preprocessing is None
-        else _fitting(choices.preprocessing, config),
+        labels=description.settle_labels(config, choices.labels, None, "").value,
+        preprocessing=recipe,
         licence=model.licence,
         task=choices.task or "single-label",
     )

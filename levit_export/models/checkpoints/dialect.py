@@ -1,22 +1,26 @@
-"""What a dialect makes of a file, and what it has to offer to be one."""
+"""What passes between reading a file and understanding it, and what a dialect has to offer.
+
+A *dialect* is a form in which checkpoints are published: the authors', timm's, transformers',
+vit-pytorch's, and the grafted networks'. Each is a module of this package. It knows the names of
+its tensors, finds the configuration in their shapes, and renames them to those of our module.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from pathlib import Path
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import torch
 
 from levit_export.core.errors import CheckpointError
 from levit_export.core.values import Preprocessing, Size, Task
-from levit_export.models.checkpoints.reading import Stored
-from levit_export.models.checkpoints.unwrapping import Names
+from levit_export.models.checkpoints.limits import sha256_of
 from levit_export.models.zoo import Config, Variant
 
-__all__ = ["Choices", "Dialect", "Found", "Stored", "Tensors", "renamed"]
-
 Tensors = Mapping[str, torch.Tensor]
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,37 @@ class Choices:
     labels: tuple[str, ...] = ()
     task: Task | None = None
     preprocessing: Preprocessing | None = None
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What a checkpoint holds, as it was stored; only wrappers and their prefixes are gone.
+
+    ``config`` and ``preprocessor`` are ``config.json`` and ``preprocessor_config.json`` of a
+    folder. ``file`` is the weight file, ``files`` are all that hold weights: the index and its
+    shards, where there are several. ``remarks`` are sentences on what was chosen among several.
+    """
+
+    tensors: dict[str, torch.Tensor]
+    config: Mapping[str, Any] | None
+    preprocessor: Mapping[str, Any] | None
+    file: Path
+    files: tuple[Path, ...]
+    remarks: tuple[str, ...]
+
+    @property
+    def sha256(self) -> str:
+        """Hex digest of the weight file; of the index and its shards one after the other."""
+        return sha256_of(*self.files)
+
+
+@dataclass(frozen=True)
+class Settled(Generic[Value]):
+    """What was decided, what was found on the way, and what was assumed, a sentence each."""
+
+    value: Value
+    remarks: tuple[str, ...] = ()
+    assumptions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -57,13 +92,24 @@ class Found:
     recipe: Literal["fair", "timm", "transformers"] = "fair"
 
 
+class Names(Protocol):
+    """A form of checkpoint, known by the names of its layers."""
+
+    @property
+    def STEMS(self) -> tuple[str, ...]:  # noqa: N802 - modules have these as constants
+        """Names of first layers; a network of this form has one of them."""
+
+    def recognises(self, tensors: Tensors) -> bool:
+        """Whether the tensors have these names."""
+
+
 class Dialect(Names, Protocol):
     """A form in which checkpoints are published; a module of this package is one."""
 
     NAME: str
 
     def understand(self, stored: Stored, source: str, choices: Choices) -> Found:
-        """Configuration and tensors.
+        """Find the configuration, and rename the tensors.
 
         Raises ``CheckpointError`` where the shapes fit nothing, and ``UsageError`` where they fit
         several image sizes and nothing decides.
@@ -83,3 +129,15 @@ def renamed(tensors: Tensors, theirs: Mapping[str, str]) -> dict[str, torch.Tens
             )
         found[own] = tensor
     return found
+
+
+def shape_of(tensors: Tensors, name: str, rank: int) -> tuple[int, ...]:
+    """The shape of a tensor of ``rank`` dimensions.
+
+    Raises ``KeyError`` where the file has no such tensor, and ``ValueError`` where it has other
+    dimensions or no elements.
+    """
+    shape = tuple(tensors[name].shape)
+    if len(shape) != rank or 0 in shape:
+        raise ValueError(f"{name} is {list(shape)}, expected {rank} dimensions, none of them 0")
+    return shape

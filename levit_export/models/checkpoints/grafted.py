@@ -12,8 +12,16 @@ import torch
 from levit_export.core.errors import CheckpointError, UsageError
 from levit_export.models.architectures.grafted import EXPANSION, PATCH, STAGE_DEPTHS, trunk_width
 from levit_export.models.checkpoints import positions, timm
-from levit_export.models.checkpoints.dialect import Choices, Found, Stored, Tensors, renamed
-from levit_export.models.checkpoints.levit_names import NORM, count
+from levit_export.models.checkpoints.dialect import (
+    Choices,
+    Found,
+    Settled,
+    Stored,
+    Tensors,
+    renamed,
+    shape_of,
+)
+from levit_export.models.checkpoints.levit import NORM, count
 from levit_export.models.zoo import GraftedConfig, size_in_words
 
 NAME = "grafted"
@@ -38,25 +46,23 @@ def understand(stored: Stored, source: str, choices: Choices) -> Found:
     """Configuration and tensors. Raises ``CheckpointError`` for other ResNets and ViTs."""
     config = infer_config(stored.tensors, source)
     if config.layers:
-        assumed = f"{config.heads} heads, at {HEAD_DIM} channels each: the shapes do not tell"
-        described = stored.config or {}
-        config, settled = positions.settle(
+        built_with, usual = timm.sizes_said(stored.config, source)
+        settled = positions.settle(
             config,
             positions.fitting([stored.tensors["pos_embed"].shape[1] - 1], PATCH),
             choices,
             source,
-            built_with=timm.built_with(described, source),
-            usual=timm.usual_size(described),
+            built_with=built_with,
+            usual=usual,
         )
+        assumed = f"{config.heads} heads, at {HEAD_DIM} channels each: the shapes do not tell"
     else:
+        settled = Settled(config)
         size = size_in_words(RESNET_IMAGE_SIZE)
-        assumed, settled = (
-            f"image size {size}: ResNet-50's weights fit every size",
-            positions.Said(),
-        )
+        assumed = f"image size {size}: ResNet-50's weights fit every size"
     return Found(
         dialect=NAME,
-        config=config,
+        config=settled.value,
         tensors=to_ours(stored.tensors, config),
         theirs=renaming(config),
         remarks=settled.remarks,
@@ -142,14 +148,14 @@ def _config(tensors: Tensors) -> GraftedConfig:
         _refuse_other_stage(tensors, stage)
     layers = count(tensors, "blocks.{}.")
     if not layers and stages == len(STAGE_DEPTHS):
-        classes = _shape(tensors, "fc.weight", 2)[0]
+        classes = shape_of(tensors, "fc.weight", 2)[0]
         return GraftedConfig(stages, 0, image_size=RESNET_IMAGE_SIZE, classes=classes)
-    _, tokens, dim = _shape(tensors, "pos_embed", 3)
-    _shape(tensors, "cls_token", 3)
+    _, tokens, dim = shape_of(tensors, "pos_embed", 3)
+    shape_of(tensors, "cls_token", 3)
     if dim % HEAD_DIM:
         raise ValueError(f"its {dim} channels are no multiple of {HEAD_DIM}, those of a head")
     _refuse_other_projection(tensors, stages, dim)
-    hidden = _shape(tensors, "blocks.0.mlp.fc1.weight", 2)[0]
+    hidden = shape_of(tensors, "blocks.0.mlp.fc1.weight", 2)[0]
     if hidden % dim:
         raise ValueError(f"its MLP of {hidden} rows is not a multiple of its {dim} channels")
     return GraftedConfig(
@@ -159,7 +165,7 @@ def _config(tensors: Tensors) -> GraftedConfig:
         heads=dim // HEAD_DIM,
         mlp_ratio=hidden // dim,
         image_size=positions.fitting([tokens - 1], PATCH)[0],
-        classes=_shape(tensors, "head.weight", 2)[0],
+        classes=shape_of(tensors, "head.weight", 2)[0],
     )
 
 
@@ -170,7 +176,7 @@ def _refuse_other_stage(tensors: Tensors, stage: int) -> None:
         raise ValueError(f"layer{stage} is of basic blocks, ResNet-50's are bottlenecks")
     if depth != STAGE_DEPTHS[stage - 1]:
         raise ValueError(f"layer{stage} has {depth} blocks, ResNet-50 {STAGE_DEPTHS[stage - 1]}")
-    shape = list(_shape(tensors, f"layer{stage}.0.conv3.weight", 4))
+    shape = list(shape_of(tensors, f"layer{stage}.0.conv3.weight", 4))
     if shape != [width, width // EXPANSION, 1, 1]:
         raise ValueError(
             f"layer{stage}.0.conv3.weight is {shape}, ResNet-50's "
@@ -181,7 +187,7 @@ def _refuse_other_stage(tensors: Tensors, stage: int) -> None:
 def _refuse_other_projection(tensors: Tensors, stages: int, dim: int) -> None:
     patch = 1 if stages else PATCH
     expected = [dim, trunk_width(stages), patch, patch]
-    shape = list(_shape(tensors, "patch_embed.proj.weight", 4))
+    shape = list(shape_of(tensors, "patch_embed.proj.weight", 4))
     if shape != expected:
         raise ValueError(f"patch_embed.proj.weight is {shape}, expected {expected}")
 
@@ -191,10 +197,3 @@ def _refuse_strangers(tensors: Tensors, config: GraftedConfig) -> None:
     known = set(renaming(config).values())
     if strangers := [name for name in tensors if name not in known]:
         raise ValueError(f"it also holds {strangers[0]} ({len(strangers)} such tensors)")
-
-
-def _shape(tensors: Tensors, name: str, rank: int) -> tuple[int, ...]:
-    shape = tuple(tensors[name].shape)
-    if len(shape) != rank or 0 in shape:
-        raise ValueError(f"{name} is {list(shape)}, expected {rank} dimensions, none of them 0")
-    return shape

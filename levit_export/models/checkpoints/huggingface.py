@@ -7,7 +7,7 @@ from dataclasses import replace
 from levit_export.core.errors import CheckpointError
 from levit_export.models.checkpoints import levit, positions
 from levit_export.models.checkpoints.dialect import Choices, Found, Stored, Tensors, renamed
-from levit_export.models.checkpoints.levit_names import (
+from levit_export.models.checkpoints.levit import (
     Outline,
     Place,
     Spelling,
@@ -103,14 +103,14 @@ def understand(stored: Stored, source: str, choices: Choices) -> Found:
             "LeViT for squares only",
             remedy="Give the checkpoint of the model itself, under the names of its library.",
         )
-    config, said = positions.settle(config, squares, choices, source)
+    settled = positions.settle(config, squares, choices, source)
     return Found(
         dialect=NAME,
-        config=replace(config, activation="hardswish"),
+        config=replace(settled.value, activation="hardswish"),
         tensors=tensors,
         theirs=theirs,
-        remarks=said.remarks,
-        assumptions=said.assumptions,
+        remarks=settled.remarks,
+        assumptions=settled.assumptions,
         activation_said=True,  # this implementation has no other
         recipe="transformers",
     )

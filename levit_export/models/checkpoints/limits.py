@@ -1,4 +1,4 @@
-"""How much a checkpoint may ask for, and the errors that say so.
+"""What every reader of checkpoints refuses: strange files, and more than a LeViT can need.
 
 A LeViT has at most some 100 million weights. With its average and an optimizer's two moments that
 is 2 GB in float32 and some 5,000 tensors; the limits leave room for that, and refuse what is not a
@@ -8,9 +8,11 @@ checkpoint.
 from __future__ import annotations
 
 import re
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 
+from levit_export.core import hashing
 from levit_export.core.errors import CheckpointError
 
 FILE_BYTES = 16 << 30
@@ -32,16 +34,6 @@ RANK = 16
 NAME = re.compile(r"[!-~]{1,500}")
 """Names of tensors: visible ASCII. They are printed, in terminals too."""
 
-COPY_AGAIN = "Copy it again, or save the weights as safetensors."
-
-
-def unreadable(path: Path, reason: str) -> CheckpointError:
-    """A ``.pth`` that is damaged or something else; the first line of ``reason`` is shown."""
-    line = "".join(c if c.isprintable() else "?" for c in reason.split("\n", maxsplit=1)[0])
-    return CheckpointError(
-        f"{path} is not a whole PyTorch checkpoint: {line[:200]}", remedy=COPY_AGAIN
-    )
-
 
 def refuse_names(names: Iterable[object], path: Path) -> None:
     """Raise for names that cannot be those of tensors: no text, too long, control characters."""
@@ -52,6 +44,15 @@ def refuse_names(names: Iterable[object], path: Path) -> None:
                 remedy="Names are attribute paths such as 'head.l.weight'; "
                 "save model.state_dict().",
             )
+
+
+def refuse_long_text(size: int, path: Path) -> None:
+    """Raise for JSON of ``size`` bytes that no model has to say of itself."""
+    if size > JSON_BYTES:
+        raise CheckpointError(
+            f"{path} declares {size:,} bytes of JSON, more than {JSON_BYTES:,}",
+            remedy="Copy it again, or shorten it.",
+        )
 
 
 def refuse_count(count: int, path: Path) -> None:
@@ -71,3 +72,42 @@ def refuse_views(logical: int, size: int, path: Path) -> None:
             remedy="Save contiguous tensors: {k: v.contiguous() for k, v in "
             "model.state_dict().items()}.",
         )
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a regular file within limits; a pipe or a device is refused and not opened."""
+    try:
+        status = path.stat()
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} does not exist", remedy="Check the path.") from error
+    except (OSError, ValueError) as error:  # a loop of links, a path with a zero byte
+        raise cannot_be_read(path, error) from error
+    if not stat.S_ISREG(status.st_mode):
+        raise CheckpointError(
+            f"{path} is not a regular file", remedy="Give a file; pipes and devices are not read."
+        )
+    if status.st_size == 0:
+        raise CheckpointError(f"{path} is empty", remedy="Copy the checkpoint again.")
+    if status.st_size > FILE_BYTES:
+        raise CheckpointError(
+            f"{path} has {status.st_size:,} bytes, more than any LeViT needs",
+            remedy="Save model.state_dict() alone.",
+        )
+    return status.st_size
+
+
+def cannot_be_read(path: Path, error: OSError | ValueError) -> CheckpointError:
+    """The system's refusal to open ``path``."""
+    reason = getattr(error, "strerror", None) or error
+    return CheckpointError(
+        f"{ascii(str(path)) if isinstance(error, ValueError) else path} cannot be read: {reason}",
+        remedy="Check the path and its permissions.",
+    )
+
+
+def sha256_of(*paths: Path) -> str:
+    """Hex digest of a file, or of several put together. Raises ``CheckpointError``."""
+    try:
+        return hashing.sha256_of(*paths)
+    except OSError as error:
+        raise cannot_be_read(Path(error.filename or paths[0]), error) from error

@@ -3,8 +3,13 @@
 A pickle is a program for a stack machine. This machine has the same stack and memory and calls
 nothing: what PyTorch would build is noted, storages and tensors as descriptions. It knows only the
 operations that a state dict and its training state need, and holds every size against the file's.
-``torch.load(weights_only=True)`` alone would also allocate what it is told to
-(``torch.FloatTensor(10**12)``, ``bytearray``, quantised tensors of any size).
+
+``torch.load(weights_only=True)`` runs no code either, and is no defence against files that are
+made to harm: ``torch.FloatTensor(10**12)``, ``bytearray(10**12)`` and quantised tensors allocate
+what they are told to, a tensor with strides of 0 has terabytes of one stored number, a list that
+is copied two thousand times takes 20 KB of pickle, and a tuple nested 200,000 deep as a
+dictionary's key (0.2 MB) exhausts C's stack while it is hashed, which ends the process without an
+exception. ``tests/models/checkpoints/test_reading.py`` has a file of each kind.
 """
 
 from __future__ import annotations
@@ -12,7 +17,7 @@ from __future__ import annotations
 import _compat_pickle
 import math
 import pickletools
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -128,7 +133,7 @@ class Machine:
             if name in LITERALS:
                 if name == "SHORT_BINSTRING" and not argument.isascii():
                     raise ValueError("text of an unknown encoding")
-                self.stack.append(argument)
+                self.push(argument)
             elif name in RUNNING or (name == "PROTO" and argument > 3):
                 raise unsafe(self.path, f"pickle protocol {argument or 'operation ' + name}")
             elif name in OPERATIONS:
@@ -142,6 +147,10 @@ class Machine:
         self.operations += amount
         if self.operations > PICKLE_OPERATIONS:
             raise ValueError(f"more than {PICKLE_OPERATIONS:,} pickle operations")
+
+    def push(self, value: object) -> None:
+        """Put ``value`` on top of the stack."""
+        self.stack.append(value)
 
     def pop_mark(self) -> list[Any]:
         """All that was pushed since the last mark."""
@@ -175,7 +184,7 @@ def _import(machine: Machine, argument: str) -> None:
     path = f"{module}.{name}"
     if path not in STORAGES and path not in PLAIN_DTYPES and path not in CALLS:
         raise unsafe(machine.path, path)
-    machine.stack.append(Global(path))
+    machine.push(Global(path))
 
 
 def _call(machine: Machine, _: object) -> None:
@@ -184,7 +193,7 @@ def _call(machine: Machine, _: object) -> None:
         raise TypeError("a call of what cannot be called")
     if function.path not in CALLS:
         raise unsafe(machine.path, f"a call of {function.path}")
-    machine.stack.append(CALLS[function.path](machine, *arguments))
+    machine.push(CALLS[function.path](machine, *arguments))
 
 
 def _make(machine: Machine, _: object) -> None:
@@ -193,7 +202,7 @@ def _make(machine: Machine, _: object) -> None:
     if kind != Global("argparse.Namespace") or arguments != ():
         shown = kind.path if isinstance(kind, Global) else type(kind).__name__
         raise unsafe(machine.path, f"an object of {shown}")
-    machine.stack.append(Namespace())
+    machine.push(Namespace())
 
 
 def _set_state(machine: Machine, _: object) -> None:
@@ -211,7 +220,7 @@ def _set_state(machine: Machine, _: object) -> None:
 
 def _set_items(machine: Machine, pairs: list[Any]) -> None:
     target = machine.stack[-1]
-    if type(target) not in {dict, OrderedDict, Counter} or len(pairs) % 2:
+    if type(target) not in {dict, OrderedDict} or len(pairs) % 2:
         raise TypeError("items of what is not a dictionary")
     for key, value in zip(pairs[::2], pairs[1::2], strict=True):
         if not isinstance(key, KEYS):
@@ -240,11 +249,6 @@ def _tuple(count: int) -> Callable[[Machine, object], None]:
     return make
 
 
-def _tuple_since_mark(machine: Machine, _: object) -> None:
-    items = tuple(machine.pop_mark())
-    machine.stack.append(items)
-
-
 def _remember(machine: Machine, index: int) -> None:
     machine.memo[index] = machine.stack[-1]
 
@@ -269,7 +273,7 @@ def _name_storage(machine: Machine, _: object) -> None:
         raise ValueError(f"a storage of {count:,} elements in {machine.size:,} bytes")
     if machine.storages.setdefault(key, storage) != storage:
         raise ValueError("one storage of two types or sizes")
-    machine.stack.append(storage)
+    machine.push(storage)
 
 
 OPERATIONS: Mapping[str, Callable[[Machine, Any], None]] = {
@@ -280,10 +284,11 @@ OPERATIONS: Mapping[str, Callable[[Machine, Any], None]] = {
     "BUILD": _set_state,
     "BINPERSID": _name_storage,
     "MARK": _mark,
-    "EMPTY_LIST": lambda machine, _: machine.stack.append([]),
-    "EMPTY_DICT": lambda machine, _: machine.stack.append({}),
-    "EMPTY_TUPLE": lambda machine, _: machine.stack.append(()),
-    "TUPLE": _tuple_since_mark,
+    "EMPTY_LIST": lambda machine, _: machine.push([]),
+    "EMPTY_DICT": lambda machine, _: machine.push({}),
+    "EMPTY_TUPLE": lambda machine, _: machine.push(()),
+    # All that lies above the mark is taken before the stack below it is looked at.
+    "TUPLE": lambda machine, _: machine.push(tuple(machine.pop_mark())),
     "TUPLE1": _tuple(1),
     "TUPLE2": _tuple(2),
     "TUPLE3": _tuple(3),
@@ -295,11 +300,11 @@ OPERATIONS: Mapping[str, Callable[[Machine, Any], None]] = {
     "SETITEMS": lambda machine, _: _set_items(machine, machine.pop_mark()),
     "BINPUT": _remember,
     "LONG_BINPUT": _remember,
-    "BINGET": lambda machine, index: machine.stack.append(machine.memo[index]),
-    "LONG_BINGET": lambda machine, index: machine.stack.append(machine.memo[index]),
-    "NONE": lambda machine, _: machine.stack.append(None),
-    "NEWTRUE": lambda machine, _: machine.stack.append(True),
-    "NEWFALSE": lambda machine, _: machine.stack.append(False),
+    "BINGET": lambda machine, index: machine.push(machine.memo[index]),
+    "LONG_BINGET": lambda machine, index: machine.push(machine.memo[index]),
+    "NONE": lambda machine, _: machine.push(None),
+    "NEWTRUE": lambda machine, _: machine.push(True),
+    "NEWFALSE": lambda machine, _: machine.push(False),
 }
 LITERALS = (
     "BININT",
@@ -312,108 +317,95 @@ LITERALS = (
 )
 
 
-def _rebuild_tensor(machine: Machine, storage: Any, offset: Any, *shape: Any) -> Opaque:
+def _tensor(machine: Machine, storage: Any, offset: Any, *shape: Any) -> Opaque:
     machine.note_tensor(storage, offset, shape, storage.itemsize)
     return Opaque()
 
 
-def _rebuild_tensor_v2(machine: Machine, *arguments: Any) -> Opaque:
-    storage, offset, sizes, strides, grad, hooks, *metadata = arguments
-    _refuse_extras(grad, hooks, metadata)
-    return _rebuild_tensor(machine, storage, offset, sizes, strides)
+def _tensor_v2(machine: Machine, *arguments: Any) -> Opaque:
+    storage, offset, sizes, strides, *extras = arguments
+    _refuse_extras(*extras)
+    return _tensor(machine, storage, offset, sizes, strides)
 
 
-def _rebuild_tensor_v3(machine: Machine, *arguments: Any) -> Opaque:
+def _tensor_v3(machine: Machine, *arguments: Any) -> Opaque:
     storage, offset, sizes, strides, grad, hooks, dtype, *metadata = arguments
-    _refuse_extras(grad, hooks, metadata)
+    _refuse_extras(grad, hooks, *metadata)
     machine.note_tensor(storage, offset, (sizes, strides), PLAIN_DTYPES[dtype.path])
     return Opaque()
 
 
-def _rebuild_parameter(_: Machine, data: Any, grad: Any, hooks: Any) -> Opaque:
-    _refuse_extras(grad, hooks, [])
+def _parameter(_: Machine, data: Any, grad: Any, hooks: Any) -> Opaque:
+    _refuse_extras(grad, hooks)
     if type(data) is not Opaque:
         raise TypeError("a parameter without a tensor")
     return Opaque()
 
 
-def _refuse_extras(grad: object, hooks: object, metadata: list[Any]) -> None:
+def _refuse_extras(grad: object, hooks: object, *metadata: object) -> None:
     if type(grad) is not bool or hooks or any(metadata):
         raise ValueError("a tensor with hooks or other extras")
 
 
 def _ordered_dict(machine: Machine, items: Any = ()) -> OrderedDict[Any, Any]:
     if not isinstance(items, list | tuple):
-        raise TypeError("a dictionary made of no pairs")
+        raise TypeError("a dictionary made of something else than pairs")
     machine.spend(len(items))
-    machine.stack.append(OrderedDict())
+    machine.push(OrderedDict())
     _set_items(machine, [part for key, value in items for part in (key, value)])
     made: OrderedDict[Any, Any] = machine.stack.pop()
     return made
 
 
-def _counter(machine: Machine, counts: Any = None) -> Counter[Any]:
-    if type(counts) is not dict and counts is not None:
-        raise TypeError("a counter of no dictionary")
-    machine.spend(len(counts or ()))
-    if not all(type(count) is int for count in (counts or {}).values()):
-        raise TypeError("a counter of no numbers")
-    return Counter(counts)
+def _plain(machine: Machine, *arguments: Any) -> Opaque:
+    """A value that is made of text and numbers, or of one collection of them.
 
-
-def _size(machine: Machine, sizes: Any) -> tuple[int, ...]:
-    if type(sizes) is not tuple or any(type(n) is not int for n in sizes):
-        raise TypeError("a size of no numbers")
-    machine.spend(len(sizes))
-    return sizes
-
-
-def _set(machine: Machine, items: Any = ()) -> Opaque:
-    if not isinstance(items, list | tuple):
-        raise TypeError("a set of no list")
-    machine.spend(len(items))
-    if not all(isinstance(item, str | int | float) for item in items):
-        raise TypeError("a set of neither text nor numbers")
+    What PyTorch then makes of wrong ones is an exception. Types are looked at before anything
+    else, here and elsewhere: comparing or hashing what a pickle nests deeply may never return.
+    """
+    for argument in arguments:
+        items = [argument]
+        if isinstance(argument, list | tuple):
+            items = [*argument]
+        elif type(argument) is dict:
+            items = [*argument.values()]  # its keys were looked at when they were set
+        machine.spend(len(items))
+        if not all(isinstance(item, KEYS) for item in items):
+            raise TypeError("a value that is not made of text and numbers")
     return Opaque()
 
 
+def _size(machine: Machine, sizes: Any) -> Any:
+    _plain(machine, sizes)
+    return sizes
+
+
 def _bytes(machine: Machine, text: Any, encoding: Any) -> bytes:
-    # Types first, here and elsewhere: comparing what a pickle nests deeply may never return.
     if type(text) is not str or type(encoding) is not str or encoding[:5] != "latin":
-        raise TypeError("bytes of no text")
+        raise TypeError("bytes that are not made of text")
     machine.spend(len(text) // 100)
     return text.encode("latin-1")
 
 
-def _byte_array(machine: Machine, value: Any = "", encoding: Any = "latin-1") -> Opaque:
-    if type(value) is not bytes:
-        value = _bytes(machine, value, encoding)
-    machine.spend(len(value) // 100)
-    return Opaque()
-
-
-def _complex(_: Machine, real: float, imaginary: float) -> complex:
-    return complex(real, imaginary)
-
-
-def _device(_: Machine, kind: Any, index: Any = 0) -> Opaque:
-    if type(kind) is not str or type(index) is not int:
-        raise TypeError("an odd device")
+def _byte_array(machine: Machine, value: Any = b"", encoding: Any = "latin-1") -> Opaque:
+    content = value if type(value) is bytes else _bytes(machine, value, encoding)
+    machine.spend(len(content) // 100)
     return Opaque()
 
 
 CALLS: Mapping[str, Callable[..., object]] = {
-    "torch._utils._rebuild_tensor": _rebuild_tensor,
-    "torch._utils._rebuild_tensor_v2": _rebuild_tensor_v2,
-    "torch._utils._rebuild_tensor_v3": _rebuild_tensor_v3,
-    "torch._utils._rebuild_parameter": _rebuild_parameter,
+    "torch._utils._rebuild_tensor": _tensor,
+    "torch._utils._rebuild_tensor_v2": _tensor_v2,
+    "torch._utils._rebuild_tensor_v3": _tensor_v3,
+    "torch._utils._rebuild_parameter": _parameter,
     "collections.OrderedDict": _ordered_dict,
-    "collections.Counter": _counter,
+    "collections.Counter": _plain,
     "argparse.Namespace": lambda _: Namespace(),
     "torch.Size": _size,
-    "torch.device": _device,
-    "builtins.set": _set,
+    "torch.device": _plain,
+    "builtins.set": _plain,
     "builtins.bytearray": _byte_array,
-    "builtins.complex": _complex,
+    "builtins.complex": _plain,
     "_codecs.encode": _bytes,
 }
+"""What a pickle may call, and what this machine does in its place."""

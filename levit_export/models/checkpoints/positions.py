@@ -1,4 +1,4 @@
-"""Which image size the tables of a checkpoint belong to.
+"""Which image size the tables of a checkpoint belong to, and how they are brought to another.
 
 A model learns something for each position of its token grid: an attention-bias table of LeViT has
 an entry for each offset between two positions, which are as many as the keys' grid has tokens, and
@@ -24,16 +24,30 @@ What a file leaves open follows from what else it says:
 
 Where several sizes are left after that, the file is refused and they are listed. A wrong guess
 would go through every check: the reference is built from the same guess as the artifacts.
+
+Another size is an approximation: the model was never trained at it. An attention-bias table
+``(heads, rows * columns)`` is a map over the offsets ``(|dy|, |dx|)``; it is interpolated
+bicubically with its corners kept, so that offset 0 keeps its bias. Position embeddings are
+interpolated as DeiT does.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import prod
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar, cast
+
+import torch
+from torch import nn
+from torch.nn.functional import interpolate
 
 from levit_export.core.errors import CheckpointError, UsageError
+from levit_export.core.values import Size
+from levit_export.models.architectures import build
+from levit_export.models.architectures.grafted import Transformer
+from levit_export.models.architectures.levit import AttentionBias
+from levit_export.models.checkpoints.dialect import Choices, Found, Settled
 from levit_export.models.zoo import (
     LARGEST_GRID,
     GraftedConfig,
@@ -43,20 +57,12 @@ from levit_export.models.zoo import (
     variant_of,
 )
 
-if TYPE_CHECKING:
-    from levit_export.core.values import Size
-    from levit_export.models.checkpoints.dialect import Choices
-
+BIASES = "attention_biases"
+BIAS_INDEX = "attention_bias_idxs"
+"""Which entry of the biases belongs to each pair of positions; it follows from the grid."""
+EMBEDDINGS = "pos_embed"
 
 ConfigT = TypeVar("ConfigT", LevitConfig, GraftedConfig)
-
-
-@dataclass(frozen=True)
-class Said:
-    """What decided an image size that tables leave open: something said, or something assumed."""
-
-    remarks: tuple[str, ...] = ()
-    assumptions: tuple[str, ...] = ()
 
 
 def fitting(tables: Sequence[int], stride: int) -> tuple[Size, ...]:
@@ -88,14 +94,15 @@ def settle(
     *,
     built_with: Size | None = None,
     usual: Size | None = None,
-) -> tuple[ConfigT, Said]:
+) -> Settled[ConfigT]:
     """``config`` at the one of ``sizes`` that it was trained at, and what decided.
 
     ``built_with`` is what the file's own description says that the model was built with, ``usual``
     what it calls the usual size. Raises ``CheckpointError`` where the description contradicts the
     tables, and ``UsageError`` where several sizes are left; see the module's docstring.
     """
-    fit = _listed(sizes)
+    *others, last = map(size_in_words, sizes)
+    fit = f"{', '.join(others)} and {last}" if others else last
     if built_with is not None:
         if built_with not in sizes:
             raise CheckpointError(
@@ -103,9 +110,9 @@ def settle(
                 f"tables of positions fit {fit}",
                 remedy="Mend the image size there, or give the weight file alone.",
             )
-        return replace(config, image_size=built_with), Said()
-    if len(sizes) == 1:
-        return replace(config, image_size=sizes[0]), Said()
+        return Settled(replace(config, image_size=built_with))
+    if len(sizes) == 1:  # the tables alone tell it
+        return Settled(replace(config, image_size=sizes[0]))
     asked = None if choices.resize_bias else choices.image_size
     known = variant_of(config)
     published = None if known is None else known.config.image_size
@@ -117,28 +124,69 @@ def settle(
     for size, reason in reasons:
         if size is not None and size in sizes:
             sentence = f"the tables of positions fit {fit}: {size_in_words(size)} {reason}"
-            is_assumed = reason.startswith("is assumed")
-            said = Said(assumptions=(sentence,)) if is_assumed else Said(remarks=(sentence,))
-            return replace(config, image_size=size), said
+            chosen = replace(config, image_size=size)
+            if reason.startswith("is assumed"):
+                return Settled(chosen, assumptions=(sentence,))
+            return Settled(chosen, remarks=(sentence,))
     misses = "" if asked is None else f", none of which is {size_in_words(asked)}"
-    raise UsageError(
-        f"{source} leaves its image size open: its tables of positions fit {fit} "
-        f"(height x width){misses}",
-        remedy=_remedy(sizes, choices),
-    )
-
-
-def _remedy(sizes: Sequence[Size], choices: Choices) -> str:
-    if choices.resize_bias:
-        return (
+    options = " or ".join(f"--imgsz {size_in_words(size)}" for size in sizes[:3])
+    remedy = f"Say which one it was trained at: {options}{' …' if len(sizes) > 3 else ''}."
+    if choices.resize_bias:  # --imgsz is then the size to change to
+        remedy = (
             "--resize-bias has to know the size that the model was trained at: put a config.json "
             f'with {{"model_args": {{"img_size": {list(sizes[0])}}}}} or another of these beside '
             "the weights, and give the folder as --checkpoint."
         )
-    options = " or ".join(f"--imgsz {size_in_words(size)}" for size in sizes[:3])
-    return f"Say which one it was trained at: {options}{' …' if len(sizes) > 3 else ''}."
+    raise UsageError(
+        f"{source} leaves its image size open: its tables of positions fit {fit} "
+        f"(height x width){misses}",
+        remedy=remedy,
+    )
 
 
-def _listed(sizes: Sequence[Size]) -> str:
-    *others, last = map(size_in_words, sizes)
-    return f"{', '.join(others)} and {last}" if others else last
+# --- another size ---------------------------------------------------------------------------
+
+
+def resized(found: Found, image_size: Size) -> Found:
+    """``found`` for inputs of ``image_size``; a remark says what was approximated."""
+    before, config = found.config.image_size, replace(found.config, image_size=image_size)
+    with torch.device("meta"):
+        old, new = build(found.config), build(config)
+    tensors = {n: t for n, t in found.tensors.items() if not n.endswith(BIAS_INDEX)}
+    grids = {name: (_grid(old, name), _grid(new, name)) for name in tensors}
+    changed = [name for name, (own, other) in grids.items() if own != other]
+    tensors |= {name: _resized(name, tensors[name], *grids[name]) for name in changed}
+    remark = (
+        f"an approximation: trained at {size_in_words(before)} px, {len(changed)} tables of "
+        f"positions were interpolated for {size_in_words(image_size)} px (--resize-bias); "
+        "evaluate it on real images"
+    )
+    return replace(
+        found, config=config, tensors=tensors, remarks=(*found.remarks, *[remark] * bool(changed))
+    )
+
+
+def holds_positions(found: Found) -> bool:
+    """Whether the weights fix the image size; a plain ResNet's do not."""
+    return not (isinstance(found.config, GraftedConfig) and found.config.layers == 0)
+
+
+def _grid(module: nn.Module, name: str) -> Size:
+    """Rows and columns of the tokens that a table of positions has entries for; else (0, 0)."""
+    if name.endswith(BIASES):
+        return cast("AttentionBias", module.get_submodule(name.rpartition(".")[0])).keys
+    if name.endswith(EMBEDDINGS):
+        return cast("Transformer", module.get_submodule(name.rpartition(".")[0])).grid
+    return (0, 0)
+
+
+def _resized(name: str, tensor: torch.Tensor, old: Size, new: Size) -> torch.Tensor:
+    if name.endswith(BIASES):
+        table = tensor.double().reshape(1, -1, *old)
+        table = interpolate(table, size=new, mode="bicubic", align_corners=True)
+        return table.flatten(2)[0].to(tensor.dtype)
+    own, rest = tensor[:, :1], tensor[:, 1:]
+    maps = rest.double().reshape(1, *old, -1).permute(0, 3, 1, 2)
+    maps = interpolate(maps, size=new, mode="bicubic", align_corners=False)
+    rows = maps.permute(0, 2, 3, 1).flatten(1, 2).to(tensor.dtype)
+    return torch.cat([own, rows], dim=1)

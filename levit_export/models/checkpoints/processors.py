@@ -3,8 +3,8 @@
 Read off the sources of versions 4.57 and 5.24. A class exists up to three times: computed by
 Pillow (version 4's slow one, version 5's ``…Pil``) and by torchvision (version 4's ``…Fast``,
 version 5's without a suffix). A file that names ``LevitImageProcessor`` may mean either, and is
-followed where both make the same picture of it. ``tests/checkpoints/test_transforms.py`` holds
-every rule here against the libraries' own transforms.
+followed where both make the same picture of it. Every rule here is held against the libraries'
+own transforms in ``tests/models/checkpoints/test_transforms.py``.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from levit_export.core.values import Interpolation, Preprocessing, Resize, Size
 from levit_export.inputs.preprocessing import IMAGENET_MEAN, IMAGENET_STD
+from levit_export.models.checkpoints.dialect import Settled
 
 ASSUMED = "LevitImageProcessor"
 SHORTER_SIDE = 256 / 224
@@ -138,7 +139,7 @@ WITHOUT_EFFECT = (
 """Settings that do not change the picture of an RGB image."""
 
 
-def recipe(said: Mapping[str, Any], taken: Size) -> tuple[Preprocessing, tuple[str, ...]]:
+def recipe(said: Mapping[str, Any], taken: Size) -> Settled[Preprocessing]:
     """The recipe of ``preprocessor_config.json``, and what was assumed.
 
     ``taken`` is what the weights take. Raises ``ValueError``, which names the setting, for what
@@ -156,7 +157,7 @@ def recipe(said: Mapping[str, Any], taken: Size) -> tuple[Preprocessing, tuple[s
             f"it gives {crop[0]} x {crop[1]} pixels, the weights take {taken[0]} x {taken[1]}"
         )
     mean, std = settings.mean_and_std()
-    return Preprocessing(
+    found = Preprocessing(
         "transformers",
         resize=resize,
         crop=crop,
@@ -165,7 +166,8 @@ def recipe(said: Mapping[str, Any], taken: Size) -> tuple[Preprocessing, tuple[s
         mean=mean,
         std=std,
         centre="truncated" if backend == "torchvision" else "floored",
-    ), assumed
+    )
+    return Settled(found, assumptions=assumed)
 
 
 def _settings(said: Mapping[str, Any], name: str) -> _Settings:

@@ -1,15 +1,29 @@
-"""timm's checkpoints: ``levit_*`` (tokens) and ``levit_conv_*`` (maps), files and Hub folders."""
+"""timm's checkpoints: ``levit_*`` (tokens) and ``levit_conv_*`` (maps), files and Hub folders.
+
+A Hub folder's ``config.json`` also says how pictures are prepared, and at which size.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from typing import Any
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any, get_args
 
 from levit_export.core.errors import CheckpointError, UsageError
-from levit_export.core.values import Size
-from levit_export.models.checkpoints import levit, positions, recipes
-from levit_export.models.checkpoints.dialect import Choices, Found, Stored, Tensors, renamed
-from levit_export.models.checkpoints.levit_names import (
+from levit_export.core.values import Interpolation, Preprocessing, Resize, Size
+from levit_export.inputs.preprocessing import IMAGENET_MEAN, IMAGENET_STD
+from levit_export.models.checkpoints import levit, positions
+from levit_export.models.checkpoints.dialect import (
+    Choices,
+    Found,
+    Settled,
+    Stored,
+    Tensors,
+    renamed,
+)
+from levit_export.models.checkpoints.levit import (
     Outline,
     Place,
     Spelling,
@@ -97,20 +111,15 @@ def understand(stored: Stored, source: str, choices: Choices) -> Found:
         if name.startswith("blocks.") and tensor.dim() == 4 and tensor.shape[2:] == (1, 1)
     ]
     tensors = named | {name: named[name][:, :, 0, 0] for name in maps}
-    described = stored.config or {}
-    config, sizes = levit.infer_config(tensors, source, LIBRARY, theirs)
-    config, settled = positions.settle(
-        config,
-        sizes,
-        choices,
-        source,
-        built_with=built_with(described, source),
-        usual=usual_size(described),
+    config, fitting = levit.infer_config(tensors, source, LIBRARY, theirs)
+    built_with, usual = sizes_said(stored.config, source)
+    settled = positions.settle(
+        config, fitting, choices, source, built_with=built_with, usual=usual
     )
-    activation, said = _activation(described, config)
+    activation, said = _activation(stored.config or {}, config)
     return Found(
         dialect=f"{NAME} ({'maps' if maps else 'tokens'})",
-        config=LevitConfig(**{**vars(config), "activation": activation}),
+        config=replace(settled.value, activation=activation),
         tensors=tensors,
         theirs=theirs,
         remarks=settled.remarks,
@@ -120,23 +129,24 @@ def understand(stored: Stored, source: str, choices: Choices) -> Found:
     )
 
 
-def built_with(described: Mapping[str, Any], source: str) -> Size | None:
-    """The ``img_size`` that timm's ``create_model`` was given, as config.json keeps it."""
+def sizes_said(config: Mapping[str, Any] | None, source: str) -> tuple[Size | None, Size | None]:
+    """What a config.json says: the size that the model was built with, and the usual one.
+
+    Raises ``CheckpointError`` where the first is not a size; the second is then for the recipe to
+    refuse.
+    """
+    said = config or {}
     try:
-        return recipes.built_with(described)
+        built = _built_with(said)
     except ValueError as error:
         raise CheckpointError(
             f"in the config.json of {source}, {error}",
             remedy="Mend model_args.img_size there: a side, or [height, width].",
         ) from error
-
-
-def usual_size(described: Mapping[str, Any]) -> Size | None:
-    """``input_size`` of config.json, ``[channels, height, width]``, where there is one."""
-    try:
-        return recipes.pictured(recipes.described(described))
-    except ValueError:
-        return None  # which the recipe refuses
+    usual = None
+    with suppress(ValueError):
+        usual = _pictured(described(said))
+    return built, usual
 
 
 def _activation(said: Mapping[str, Any], config: LevitConfig) -> tuple[str, bool]:
@@ -173,3 +183,133 @@ def to_theirs(tensors: Tensors, outline: Outline, *, maps: bool) -> dict[str, An
         is_layer = name.startswith("blocks.") and name.endswith(".c.weight")
         out[theirs[name]] = tensor[:, :, None, None] if maps and is_layer else tensor
     return out
+
+
+# --- config.json ----------------------------------------------------------------------------
+
+USUAL = {"crop_pct": 0.9}
+"""What timm's registry says of its LeViT models."""
+DEFAULT_CROP_PCT = 0.875
+"""What timm takes where a ``config.json`` does not say it."""
+
+
+def described(said: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What timm makes ``pretrained_cfg`` of: it stands in ``config.json``, or is the whole of it.
+
+    Names of classes beside it come before those inside it, as they do in timm.
+    """
+    inner = said.get("pretrained_cfg")
+    if not isinstance(inner, Mapping):
+        older = {"label_names": said["labels"]} if "labels" in said else {}
+        return {**said, **older}
+    beside = {key: said[key] for key in ("label_names", "label_descriptions") if key in said}
+    return {**inner, **beside}
+
+
+def recipe(said: Mapping[str, Any], taken: Size) -> Settled[Preprocessing]:
+    """The evaluation transform that timm makes of ``config.json``, and what was assumed.
+
+    ``taken`` is what the weights take. This is what ``timm.data.resolve_data_config`` and
+    ``create_transform`` do (``tests/models/checkpoints/test_transforms.py`` compares the two).
+    Raises ``ValueError``, which names the setting, for what cannot be followed.
+    """
+    fields = described(said)
+    if fields.get("test_crop_pct") and fields["test_crop_pct"] != fields.get("crop_pct"):
+        raise ValueError(
+            f"test_crop_pct is {fields['test_crop_pct']} and crop_pct {fields.get('crop_pct')}: "
+            "timm's own scripts evaluate with the first, its transforms are made with the second"
+        )
+    assumed = _refuse_other_size(said, fields, taken)
+    kind: Any = fields.get("interpolation") or "bicubic"
+    if kind not in get_args(Interpolation):
+        known = ", ".join(get_args(Interpolation))
+        raise ValueError(f"interpolation is {kind!r} (known: {known})")
+    share = fields.get("crop_pct")
+    share = DEFAULT_CROP_PCT if share is None else share
+    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share < math.inf:
+        raise ValueError(f"crop_pct is {share!r}")
+    crop_mode = fields.get("crop_mode") or "center"
+    if crop_mode not in ("center", "squash", "border"):
+        raise ValueError(f"crop_mode is {crop_mode!r} (known: center, squash, border)")
+    mean, std = _three(fields, "mean", IMAGENET_MEAN), _three(fields, "std", IMAGENET_STD)
+    height, width = (math.floor(side / share) for side in taken)
+    mode: Resize = {"squash": "exact", "border": "fit"}.get(crop_mode, "cover")  # type: ignore[assignment]
+    if mode == "cover" and height == width:
+        mode = "shorter-side"  # torchvision's Resize, which cuts off where timm's own rounds
+    red, green, blue = (round(255 * one) if mode == "fit" else 0 for one in mean)
+    found = Preprocessing(
+        "timm",
+        resize=(height, width),
+        crop=taken,
+        resize_mode=mode,
+        interpolation=kind,
+        mean=mean,
+        std=std,
+        fill=(red, green, blue),
+    )
+    return Settled(found, assumptions=assumed)
+
+
+def _built_with(said: Mapping[str, Any]) -> Size | None:
+    """``model_args.img_size``, which the network was built with; None where it is not said.
+
+    Raises ``ValueError`` for what is not a size.
+    """
+    arguments = said.get("model_args")
+    given = arguments.get("img_size") if isinstance(arguments, Mapping) else None
+    return None if given is None else _sides("img_size", given)
+
+
+def _pictured(fields: Mapping[str, Any]) -> Size | None:
+    """``input_size``, which pictures are brought to; None where it is not said.
+
+    Raises ``ValueError`` for what is not a size of RGB pictures.
+    """
+    given = fields.get("input_size")
+    if given is None:
+        return None
+    if not isinstance(given, list) or len(given) != 3 or given[0] != 3:
+        raise ValueError(f"input_size is {given!r}; [3, height, width] is needed")
+    return _sides("input_size", given[1:])
+
+
+def _sides(key: str, given: Any) -> Size:
+    sides = [given, given] if type(given) is int else given
+    if isinstance(sides, list) and len(sides) == 2:
+        height, width = sides
+        if type(height) is int and type(width) is int and min(sides) > 0:
+            return height, width
+    raise ValueError(f"{key} is {given!r}; one whole number or two are needed")
+
+
+def _refuse_other_size(
+    said: Mapping[str, Any], fields: Mapping[str, Any], taken: Size
+) -> tuple[str, ...]:
+    """Raise unless timm would make pictures of the size that the weights take."""
+    built, pictures = _built_with(said), _pictured(fields)
+    if pictures is None or (built is not None and fields.get("fixed_input_size")):
+        pictures = built  # as timm does it when it reads the file
+    if pictures is None:
+        shown = "x".join(map(str, taken))
+        return (
+            f"config.json does not say the input size: {shown}, that of the weights, is assumed",
+        )
+    if pictures != taken:
+        raise ValueError(
+            f"input_size asks for {pictures[0]} x {pictures[1]} pixels, the weights take "
+            f"{taken[0]} x {taken[1]}"
+        )
+    return ()
+
+
+def _three(
+    fields: Mapping[str, Any], key: str, usual: tuple[float, float, float]
+) -> tuple[float, float, float]:
+    value = fields.get(key) or usual
+    numbers = [*value] * 3 if isinstance(value, list) and len(value) == 1 else value
+    if not isinstance(numbers, list | tuple) or len(numbers) != 3:
+        raise ValueError(f"{key} is {value!r}; three numbers are needed")
+    if not all(isinstance(one, int | float) and not isinstance(one, bool) for one in numbers):
+        raise ValueError(f"{key} is {value!r}; three numbers are needed")
+    red, green, blue = map(float, numbers)
+    return red, green, blue

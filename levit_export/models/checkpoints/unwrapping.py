@@ -18,12 +18,12 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
 
 import torch
 
 from levit_export.core.errors import CheckpointError
-from levit_export.models.checkpoints.limits import refuse_count, refuse_names, refuse_views
+from levit_export.models.checkpoints.dialect import Names
+from levit_export.models.checkpoints.limits import refuse_count, refuse_names
 
 Tensors = dict[str, torch.Tensor]
 
@@ -44,35 +44,17 @@ DEPTH = 8
 """Wrappers inside wrappers; a dictionary can also hold itself."""
 MAPPINGS = 10_000
 
-PREFIXES = ("module.", "_orig_mod.")
-"""What DistributedDataParallel and torch.compile put before every name."""
 INNER = re.compile(r"(^|(?<=\.))(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 """What torch.compile, FSDP and activation checkpointing put into the names of single layers."""
 
-SHARED_PREFIXES = ("model.", "net.")
-"""What Lightning modules put before names; removed only where every tensor has it, because a
-layer may have that name too."""
-
-AVERAGE_COUNT = "n_averaged"
-"""Counter of ``torch.optim.swa_utils.AveragedModel``, beside names that begin with module."""
 COUNTERS = ("total_ops", "total_params")
 """What thop's ``profile`` leaves in every layer."""
 OF_TRAINING = re.compile(
     r"\w*(criterion|loss|metric|accuracy)\w*|(train|val|valid|test)_acc\w*"
-    rf"|{AVERAGE_COUNT}|initted|steps?|num_updates|decay"
+    # The counter of torch.optim.swa_utils.AveragedModel, and those of EMA libraries.
+    r"|n_averaged|initted|steps?|num_updates|decay"
 )
 """A part of a name that shows that a tensor beside the network plays no part in its answers."""
-
-
-class Names(Protocol):
-    """A form of checkpoint, known by the names of its layers."""
-
-    @property
-    def STEMS(self) -> tuple[str, ...]:  # noqa: N802 - modules have these as constants
-        """Names of first layers; a network of this form has one of them."""
-
-    def recognises(self, tensors: Mapping[str, torch.Tensor]) -> bool:
-        """Whether the tensors have these names."""
 
 
 @dataclass(frozen=True)
@@ -86,10 +68,12 @@ class _Network:
 
     @property
     def place(self) -> str:
+        """The keys and the prefix, as a message names them."""
         return ".".join((*self.keys, *self.prefix.split("."))).strip(".")
 
     @property
     def rank(self) -> int:
+        """Averages come first, then the usual keys in their order, then any other place."""
         parts = (*self.keys, *self.prefix.split("."))
         if any(part in AVERAGED for part in parts):
             return 0
@@ -158,13 +142,14 @@ def _networks(content: object, forms: Sequence[Names]) -> Iterator[_Network]:
         keys, value = waiting.pop(0)
         if not isinstance(value, Mapping) or id(value) in seen or len(keys) > DEPTH:
             continue
-        seen.add(id(value))
+        seen.add(id(value))  # a dictionary may hold itself
         inner = {name: each for name, each in value.items() if isinstance(name, str)}
         tensors = {n: t.detach() for n, t in inner.items() if isinstance(t, torch.Tensor)}
         yield from _named(tensors, keys, forms)
         waiting += [
             ((*keys, name), each)
             for name, each in inner.items()
+            # An optimizer's state holds tensors of the same shapes, under numbers.
             if isinstance(each, Mapping) and not name.startswith("optim")
         ]
 
@@ -172,7 +157,7 @@ def _networks(content: object, forms: Sequence[Names]) -> Iterator[_Network]:
 def _named(tensors: Tensors, keys: tuple[str, ...], forms: Sequence[Names]) -> Iterator[_Network]:
     """The networks among the tensors of one dictionary, each under a prefix of its own."""
     bare = {INNER.sub("", name): tensor for name, tensor in tensors.items()}
-    if len(bare) < len(tensors):
+    if len(bare) < len(tensors):  # two names became one, so this is not how they were wrapped
         return
     stems = [stem for form in forms for stem in form.STEMS]
     leads = {
@@ -192,102 +177,27 @@ def _named(tensors: Tensors, keys: tuple[str, ...], forms: Sequence[Names]) -> I
 
 
 def unwrap(content: object, path: Path) -> Tensors:
-    """The state dict inside what a training script saved, wrappers' prefixes removed."""
-    return unwrap_with_remarks(content, path)[0]
+    """The tensors of a file in which no network was recognised, so that it can be said what it is.
 
-
-def unwrap_with_remarks(content: object, path: Path) -> tuple[Tensors, tuple[str, ...]]:
-    """The unwrapped tensors, and a sentence for each choice between several sets of weights."""
-    remarks: list[str] = []
+    Raises ``CheckpointError`` for what is not a dictionary of tensors, wrapped or not.
+    """
     for _ in range(DEPTH):
-        found = _wrappers(content)
-        if not found or not isinstance(content, Mapping):
-            break
-        if len(found) > 1:
-            remarks.append(_remark(found))
-        content = content[found[0]]
-    else:
-        raise CheckpointError(
-            f"{path} holds wrappers in wrappers, more than {DEPTH} deep",
-            remedy="Save model.state_dict().",
-        )
-    return without_prefixes(_state_dict(content, path), path), tuple(remarks)
-
-
-def _wrappers(content: object) -> list[str]:
-    """The keys of ``content`` that hold weights or what wraps them, the best first."""
-    if not isinstance(content, Mapping):
-        return []
-    inner = {key: content.get(key) for key in WRAPPERS}
-    return [key for key, value in inner.items() if isinstance(value, Mapping) and value]
-
-
-def _remark(found: list[str]) -> str:
-    taken, *others = found
-    kind = "averaged weights" if taken in AVERAGED else "weights"
-    also = " and ".join(repr(key) for key in others)
-    return f"the {kind} under {taken!r} were taken; the file also holds {also}"
-
-
-def _state_dict(content: object, path: Path) -> Tensors:
+        inner = [content.get(key) for key in WRAPPERS] if isinstance(content, Mapping) else []
+        content = next((each for each in inner if isinstance(each, Mapping) and each), content)
     if not isinstance(content, Mapping) or not content:
-        kind = type(content).__name__
-        empty = isinstance(content, Mapping)
+        is_empty = isinstance(content, Mapping)
+        held = "an empty dictionary" if is_empty else f"a {type(content).__name__}"
         raise CheckpointError(
-            f"{path} holds {'an empty dictionary' if empty else f'a {kind}'}, "
-            "not a dictionary of tensors",
+            f"{path} holds {held}, not a dictionary of tensors",
             remedy="Save model.state_dict(), not the model.",
         )
-    strangers = [k for k, v in content.items() if not isinstance(v, torch.Tensor)]
+    strangers = [key for key, value in content.items() if not isinstance(value, torch.Tensor)]
     if strangers:
         raise CheckpointError(
-            f"{path} holds {len(strangers)} entries that are no tensors, "
+            f"{path} holds {len(strangers)} entries that are not tensors, "
             f"first {ascii(strangers[0])[:80]}",
             remedy="Save model.state_dict() alone, or under the key 'model'.",
         )
     refuse_count(len(content), path)
     refuse_names(content, path)
     return {name: tensor.detach() for name, tensor in content.items()}
-
-
-def without_prefixes(tensors: Mapping[str, torch.Tensor], path: Path) -> Tensors:
-    """The tensors without the prefixes that wrappers of a model put before every name.
-
-    ``module.`` and ``_orig_mod.`` go wherever they lead a name, ``_orig_mod.`` within one too;
-    ``model.`` and ``net.`` where they lead every name.
-    """
-    names = {name: name for name in tensors}
-    others = [name for name in names if name != AVERAGE_COUNT]
-    if len(others) < len(names) and all(name.startswith("module.") for name in others):
-        del names[AVERAGE_COUNT]
-    before: list[str] = []
-    while before != (before := list(names.values())):
-        names = {name: _bare(bare) for name, bare in names.items()}
-        for prefix in SHARED_PREFIXES:
-            if names and all(bare.startswith(prefix) for bare in names.values()):
-                names = {name: bare[len(prefix) :] for name, bare in names.items()}
-    return _renamed(tensors, names, path)
-
-
-def _bare(name: str) -> str:
-    while name.startswith(PREFIXES):
-        name = name.split(".", 1)[1]
-    return name.replace("._orig_mod.", ".")
-
-
-def _renamed(tensors: Mapping[str, torch.Tensor], names: Mapping[str, str], path: Path) -> Tensors:
-    renamed: Tensors = {}
-    for name, bare in names.items():
-        if bare in renamed:
-            raise CheckpointError(
-                f"{path} holds {bare} twice, with and without a prefix",
-                remedy="Save the state dict of one model.",
-            )
-        renamed[bare] = tensors[name]
-    refuse_names(renamed, path)
-    return renamed
-
-
-def refuse_large(tensors: Mapping[str, Any], size: int, path: Path) -> None:
-    """Raise when the tensors are together larger than files of ``size`` bytes may give."""
-    refuse_views(sum(t.numel() * t.element_size() for t in tensors.values()), size, path)

@@ -12,8 +12,15 @@ from collections.abc import Iterator, Mapping
 import torch
 
 from levit_export.core.errors import CheckpointError
-from levit_export.models.checkpoints.dialect import Choices, Found, Stored, Tensors, renamed
-from levit_export.models.checkpoints.levit_names import NORM, count
+from levit_export.models.checkpoints.dialect import (
+    Choices,
+    Found,
+    Stored,
+    Tensors,
+    renamed,
+    shape_of,
+)
+from levit_export.models.checkpoints.levit import NORM, count
 from levit_export.models.zoo import VitPytorchConfig
 
 NAME = "vit-pytorch"
@@ -129,45 +136,34 @@ def _config(tensors: Tensors) -> VitPytorchConfig:
         for even in range(0, max(1, count(tensors, "backbone.{}.")), 2)
     )
     firsts = [f"backbone.{2 * stage}.layers.0" for stage in range(len(depths))]
-    heads = tuple(_shape(tensors, f"{first}.0.pos_bias.weight", 2)[1] for first in firsts)
+    heads = tuple(shape_of(tensors, f"{first}.0.pos_bias.weight", 2)[1] for first in firsts)
     for prefix, _ in _pairs(depths):  # each table is about to be transposed
-        _shape(tensors, f"{prefix}.0.pos_bias.weight", 2)
+        shape_of(tensors, f"{prefix}.0.pos_bias.weight", 2)
     first = firsts[0]
-    query, dim = _shape(tensors, f"{first}.0.to_q.0.weight", 4)[:2]
-    side = STEM_STRIDE * _root(_shape(tensors, f"{first}.0.pos_bias.weight", 2)[0])
-    distill = tensors.get("distill_head.weight")
+    query, dim = shape_of(tensors, f"{first}.0.to_q.0.weight", 4)[:2]
+    offsets = shape_of(tensors, f"{first}.0.pos_bias.weight", 2)[0]
+    side = STEM_STRIDE * math.isqrt(offsets)
+    if side**2 != STEM_STRIDE**2 * offsets:
+        raise ValueError(f"a bias table of {offsets} offsets is not that of a square grid")
+    distills = "distill_head.weight" in tensors
     return VitPytorchConfig(
-        dims=tuple(_shape(tensors, f"{name}.0.to_q.0.weight", 4)[1] for name in firsts),
+        dims=tuple(shape_of(tensors, f"{name}.0.to_q.0.weight", 4)[1] for name in firsts),
         heads=heads,
         depths=depths,
         key_dim=_times(query, heads[0], "rows of to_q", "heads"),
         value_dim=_times(
-            _shape(tensors, f"{first}.0.to_v.0.weight", 4)[0], heads[0], "rows of to_v", "heads"
+            shape_of(tensors, f"{first}.0.to_v.0.weight", 4)[0], heads[0], "rows of to_v", "heads"
         ),
         mlp_ratio=_times(
-            _shape(tensors, f"{first}.1.net.0.weight", 4)[0], dim, "rows of the MLP", "channels"
+            shape_of(tensors, f"{first}.1.net.0.weight", 4)[0], dim, "rows of the MLP", "channels"
         ),
         image_size=(side, side),
-        classes=_shape(tensors, "mlp_head.weight", 2)[0],
-        distill_classes=None if distill is None else _shape(tensors, "distill_head.weight", 2)[0],
+        classes=shape_of(tensors, "mlp_head.weight", 2)[0],
+        distill_classes=shape_of(tensors, "distill_head.weight", 2)[0] if distills else None,
     )
-
-
-def _shape(tensors: Tensors, name: str, rank: int) -> tuple[int, ...]:
-    shape = tuple(tensors[name].shape)
-    if len(shape) != rank or 0 in shape:
-        raise ValueError(f"{name} is {list(shape)}, expected {rank} dimensions, none of them 0")
-    return shape
 
 
 def _times(whole: int, part: int, wholes: str, parts: str) -> int:
     if whole % part:
         raise ValueError(f"{whole} {wholes} do not divide among {part} {parts}")
     return whole // part
-
-
-def _root(offsets: int) -> int:
-    side = math.isqrt(offsets)
-    if side * side != offsets:
-        raise ValueError(f"a bias table of {offsets} offsets is that of no square grid")
-    return side

@@ -24,7 +24,7 @@ from levit_export.models import checkpoints
 from levit_export.models.architectures.levit import Levit
 from levit_export.models.architectures.random_weights import randomize_
 from levit_export.models.checkpoints import Choices, huggingface, timm
-from levit_export.models.checkpoints.levit_names import Outline
+from levit_export.models.checkpoints.levit import Outline
 from levit_export.models.passes import PASSES, apply_passes
 from levit_export.models.zoo import VARIANTS, LevitConfig, variant
 

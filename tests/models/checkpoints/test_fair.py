@@ -23,7 +23,7 @@ from levit_export.core.errors import (
 from levit_export.models import checkpoints
 from levit_export.models.architectures.levit import Levit
 from levit_export.models.architectures.random_weights import randomize_
-from levit_export.models.checkpoints import Choices, reading
+from levit_export.models.checkpoints import DIALECTS, Choices, limits, reading
 from levit_export.models.zoo import VARIANTS, LevitConfig, variant
 
 Tensors = dict[str, torch.Tensor]
@@ -70,7 +70,7 @@ def test_files(tmp_path: Path, tiny: Tensors, name: str) -> None:
     file = written(tmp_path, tiny, name)
     if name.startswith("safetensors"):
         file.write_bytes(save(tiny))
-    assert same(reading.read_tensors(file), tiny)
+    assert same(reading.read(file, DIALECTS).tensors, tiny)
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_files(tmp_path: Path, tiny: Tensors, name: str) -> None:
 )
 def test_wrappers(tmp_path: Path, tiny: Tensors, wrap: Callable[[Tensors], object]) -> None:
     """Weights are found inside what training scripts save; averaged ones come before others."""
-    assert same(reading.read_tensors(written(tmp_path, wrap(tiny))), tiny)
+    assert same(reading.read(written(tmp_path, wrap(tiny)), DIALECTS).tensors, tiny)
 
 
 def test_training_state_of_the_authors_script(tmp_path: Path, tiny: Tensors) -> None:
@@ -142,7 +142,7 @@ def test_variants_are_recognised_by_shape(tmp_path: Path, known: checkpoints.Var
     assert (found.name, found.dialect) == (known.name, "fair")
     assert found.config == replace(known.config, classes=10)
     assert (found.preprocessing.name, found.preprocessing.crop) == ("fair", (224, 224))
-    assert found.sha256 == reading.sha256_of(tmp_path / "w.safetensors")
+    assert found.sha256 == limits.sha256_of(tmp_path / "w.safetensors")
 
 
 @pytest.mark.parametrize("model", [None, variant("levit_128s")])
@@ -254,7 +254,7 @@ def test_weights_that_are_not_finite(tmp_path: Path, tiny: Tensors, value: float
 def test_whole_module(tmp_path: Path) -> None:
     """A pickled module is refused as unsafe, and the class it asks for is named."""
     with pytest.raises(UnsafeCheckpointError, match="Linear") as raised:
-        reading.read_tensors(written(tmp_path, torch.nn.Linear(2, 2)))
+        checkpoints.load(written(tmp_path, torch.nn.Linear(2, 2)))
     assert "state_dict()" in raised.value.remedy
     assert "weights_only" not in str(raised.value)
 

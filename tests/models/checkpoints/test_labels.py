@@ -12,16 +12,20 @@ from folders import TINY, in_timm, tensors_of, written
 from levit_export.core.errors import CheckpointError, UsageError
 from levit_export.inputs.class_names import control_character, imagenet_labels, imagenet_synsets
 from levit_export.models import checkpoints
-from levit_export.models.checkpoints import Choices, labels
+from levit_export.models.checkpoints import Choices
+from levit_export.models.checkpoints.description import settle_labels
+from levit_export.models.checkpoints.dialect import Settled
 from levit_export.models.zoo import Config, variant
 
 KNOWN: Config = replace(variant("levit_256").config)
 NAMES = ("cat", "dog", "newt", "owl", "yak")
 
 
-def settled(said: dict[str, Any], classes: int = 5, given: tuple[str, ...] = ()) -> labels.Labels:
+def settled(
+    said: dict[str, Any], classes: int = 5, given: tuple[str, ...] = ()
+) -> Settled[tuple[str, ...]]:
     """The names for a network of so many classes."""
-    return labels.settled(replace(TINY, classes=classes), given, said, "w")
+    return settle_labels(replace(TINY, classes=classes), given, said, "w")
 
 
 def test_every_way_to_name_classes() -> None:
@@ -37,7 +41,7 @@ def test_every_way_to_name_classes() -> None:
         {"architecture": "levit_256", "labels": list(NAMES)},
         {"label_names": list(NAMES), "label_descriptions": dict.fromkeys(NAMES, "an animal")},
     ):
-        assert settled(said) == labels.Labels(NAMES), said
+        assert settled(said) == Settled(NAMES), said
 
 
 @pytest.mark.parametrize(
@@ -64,7 +68,7 @@ def test_names_that_do_not_fit(said: dict[str, Any], message: str) -> None:
     """Gaps, doubles, wrong counts and contradictions are refused, and ``--labels`` is the way."""
     with pytest.raises(CheckpointError, match=message):
         settled(said)
-    assert settled(said, given=NAMES).names == NAMES
+    assert settled(said, given=NAMES).value == NAMES
 
 
 @pytest.mark.parametrize(
@@ -106,13 +110,13 @@ def enumerate_text(names: list[str]) -> list[tuple[str, str]]:
 def test_names_of_any_language() -> None:
     """Letters, signs and joined emoji of any language are names."""
     names = ("猫", "собака", "naïve – fish", "👩\u200d🚀", 'a, b; "c"')
-    assert settled({"label_names": list(names)}) == labels.Labels(names)
+    assert settled({"label_names": list(names)}) == Settled(names)
 
 
 def test_padded_names_lose_their_blanks() -> None:
     """Outer blanks are taken off, and a remark says so."""
     found = settled({"label_names": [" cat", "dog", "newt ", "owl", "yak"]})
-    assert found.names == NAMES
+    assert found.value == NAMES
     assert found.remarks == (
         "2 names of classes began or ended with blanks, which were taken off; the first is that "
         "of class 0",
@@ -122,32 +126,30 @@ def test_padded_names_lose_their_blanks() -> None:
 def test_shared_names_are_said() -> None:
     """Several classes of one name stay as they are, as ImageNet's two cranes; a remark tells."""
     found = settled({"label_names": ["crane", "dog", "crane", "owl", "crane"]})
-    assert found.names == ("crane", "dog", "crane", "owl", "crane")
+    assert found.value == ("crane", "dog", "crane", "owl", "crane")
     assert found.remarks == ("3 classes are called crane: 0, 2, 4",)
 
 
 def test_imagenets_names_are_an_assumption() -> None:
     """1000 classes of a known model get ImageNet's names where nothing else is said, as such."""
-    found = labels.settled(KNOWN, (), None, "w")
-    assert found.names == imagenet_labels()
+    found = settle_labels(KNOWN, (), None, "w")
+    assert found.value == imagenet_labels()
     assert "ImageNet's names are assumed" in found.assumptions[0]
     invented = {"id2label": {str(i): f"LABEL_{i}" for i in range(1000)}}
-    assert labels.settled(KNOWN, (), invented, "w") == found
+    assert settle_labels(KNOWN, (), invented, "w") == found
     kept = {"label_names": [f"LABEL_{i}" for i in range(1000)]}  # TimmWrapper writes them so
-    assert labels.settled(KNOWN, (), kept, "w") == found
+    assert settle_labels(KNOWN, (), kept, "w") == found
     own = {"label_names": {str(i): f"part {i}" for i in range(1000)}}
-    assert labels.settled(KNOWN, (), own, "w") == labels.Labels(
-        tuple(f"part {i}" for i in range(1000))
-    )
+    assert settle_labels(KNOWN, (), own, "w") == Settled(tuple(f"part {i}" for i in range(1000)))
     synsets = {"label_names": list(imagenet_synsets())}
-    assert labels.settled(KNOWN, (), synsets, "w") == labels.Labels(imagenet_labels())
+    assert settle_labels(KNOWN, (), synsets, "w") == Settled(imagenet_labels())
 
 
 def test_numbers_where_nothing_is_known() -> None:
     """Any other model has its numbers, and nothing is assumed."""
-    few = labels.settled(replace(KNOWN, classes=3), (), None, "w")
-    assert few == labels.Labels(("0", "1", "2"))
-    assert labels.settled(replace(TINY, classes=1000), (), None, "w").names[:2] == ("0", "1")
+    few = settle_labels(replace(KNOWN, classes=3), (), None, "w")
+    assert few == Settled(("0", "1", "2"))
+    assert settle_labels(replace(TINY, classes=1000), (), None, "w").value[:2] == ("0", "1")
 
 
 def test_a_folder_says_them_whatever_form_its_weights_have(tmp_path: Path) -> None:

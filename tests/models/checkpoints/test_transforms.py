@@ -24,10 +24,10 @@ from PIL import Image
 from levit_export.core.values import Interpolation, Preprocessing, Size
 from levit_export.inputs import preprocessing
 from levit_export.inputs.images.decoding import decode
-from levit_export.models.checkpoints import processors, recipes
+from levit_export.models.checkpoints import processors, timm
 
 RECORD = Path(__file__).parents[3] / "scripts" / "record-transforms"
-READ = {"timm": recipes.timm, "transformers": processors.recipe}
+READ = {"timm": timm.recipe, "transformers": processors.recipe}
 ELSEWHERE = [(16, 16), (24, 24), (224, 224)]
 """Sizes that are tried where the library gives no picture."""
 
@@ -73,7 +73,7 @@ def followed(cell: dict[str, Any], size: Size) -> Preprocessing | None:
     """Our recipe for a network of this size; None where it is refused, by a setting's name."""
     content = content_of(cell)
     try:
-        return READ[cell["library"]](content, size)[0]
+        return READ[cell["library"]](content, size).value
     except (ValueError, TypeError, OverflowError) as error:
         message = str(error)
     inner = content.get("pretrained_cfg", {})

@@ -123,7 +123,7 @@ FIRST = "backbone.0.layers.0.0"
 @pytest.mark.parametrize(
     ("name", "change", "said"),
     [
-        (f"{FIRST}.pos_bias.weight", lambda t: t[:-1], "15 offsets is that of no square grid"),
+        (f"{FIRST}.pos_bias.weight", lambda t: t[:-1], "15 offsets is not that of a square grid"),
         (f"{FIRST}.pos_bias.weight", lambda t: t[:, 0], "expected 2 dimensions"),
         ("backbone.4.layers.0.0.pos_bias.weight", lambda t: t[..., None], "expected 2 dimensions"),
         (f"{FIRST}.pos_bias.weight", lambda t: t[:, :0], "none of them 0"),

@@ -17,7 +17,7 @@ from levit_export.models import checkpoints
 from levit_export.models.architectures import build
 from levit_export.models.architectures.random_weights import randomize_
 from levit_export.models.checkpoints import Choices, huggingface, timm
-from levit_export.models.checkpoints.levit_names import Outline
+from levit_export.models.checkpoints.levit import Outline
 from levit_export.models.preparation import laid_out, rewrite
 from levit_export.models.zoo import LevitConfig, variant
 
