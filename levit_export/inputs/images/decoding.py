@@ -21,13 +21,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from levit_export.core import files
-from levit_export.inputs.images.image_set import UnreadableImageError
+from levit_export.inputs.images.image_set import LARGEST_PIXELS, UnreadableImageError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-LARGEST_PIXELS = 2**26
-"""Pixels of the largest image that is decoded: 8192 x 8192, some 200 MB as RGB."""
 
 _USUAL = (".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 SUFFIXES = frozenset((*_USUAL, ".pgm", ".pnm", ".ppm"))

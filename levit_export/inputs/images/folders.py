@@ -1,4 +1,4 @@
-"""Images in folders. Files are listed, never opened."""
+"""Images in folders, and the class that each folder is. Files are listed, never opened."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ import numpy as np
 
 from levit_export.core import files
 from levit_export.core.errors import DataError
+from levit_export.inputs.class_names import imagenet_labels, imagenet_synsets
 from levit_export.inputs.images.arrays import refuse_out_of_range
-from levit_export.inputs.images.classes import classes_of
 from levit_export.inputs.images.decoding import SUFFIXES, decode
 from levit_export.inputs.images.image_set import UNKNOWN, Entry, ImageSet, Read, listed
 
@@ -24,6 +24,8 @@ LISTS = ("val.txt", "labels.csv")
 """Files with a line ``name index`` (or ``name,index``) for each image; the first found counts."""
 
 INDEX = re.compile(r"-?[0-9]{1,9}")
+SYNSET = re.compile(r"n\d{8}")
+"""ImageNet's names of class folders."""
 
 LARGEST_LIST = 2**28
 """Bytes; ImageNet's own list has 1.7 MB."""
@@ -54,7 +56,7 @@ class _Listing:
 
 
 def open_folder(root: Path, labels: Sequence[str]) -> ImageSet:
-    """The images below ``root``; see ``opening.open_images``. Raises ``DataError``."""
+    """The images below ``root``; see ``images.open_images``. Raises ``DataError``."""
     try:
         for name in LISTS:
             if (root / name).is_file():
@@ -92,7 +94,7 @@ def _is_class_folder(path: Path) -> bool:
 def _by_class(
     root: Path, folders: list[str], labels: Sequence[str], others: Sequence[str]
 ) -> ImageSet:
-    classes, how = classes_of(folders, labels, str(root))
+    classes, how = _classes_of(folders, labels, str(root))
     entries: list[Entry] = []
     strange = list(others)
     for folder in folders:
@@ -111,6 +113,89 @@ def _by_class(
         )
     remarks += _left_out(strange)
     return replace(_image_set(root, entries, str(root), remarks), classes=classes)
+
+
+def _classes_of(
+    folders: Sequence[str], labels: Sequence[str], source: str
+) -> tuple[dict[str, int], str]:
+    """The class of each folder, and a sentence on how it was found.
+
+    In this order: ImageNet's synset ids where the labels are ImageNet's; the model's labels,
+    exactly first, then without case and underscores, then one of the synonyms that a label lists;
+    torchvision's rule, by which the i-th name in sorted order is class i, which needs a folder for
+    each class. Raises ``DataError`` for names that fit none of them: a class that is missing would
+    shift all behind it.
+    """
+    if all(SYNSET.fullmatch(name) for name in folders) and tuple(labels) == imagenet_labels():
+        places = {name: index for index, name in enumerate(imagenet_synsets())}
+        if unknown := [name for name in folders if name not in places]:
+            raise DataError(
+                f"{len(unknown)} class folders of {source} are not classes of ILSVRC2012: "
+                f"{listed(unknown)}",
+                remedy="Move them elsewhere: the model cannot answer with these classes.",
+            )
+        return {name: places[name] for name in folders}, "class folders are ImageNet's synset ids"
+    found = _classes_by_label(folders, labels, source)
+    unknown = [name for name in folders if name not in found]
+    if not unknown:
+        how = "class folders are named as the model's labels"
+        are_numbers = tuple(labels) == tuple(str(i) for i in range(len(labels)))
+        if are_numbers and [found[name] for name in sorted(found)] != sorted(found.values()):
+            how += (
+                "; they are numbers, and sorted as text, as torchvision does, they would be others"
+            )
+        return found, how
+    if found or len(folders) != len(labels):
+        raise DataError(
+            f"{source} has {len(folders)} class folders, the model {len(labels)} classes, and "
+            f"{len(unknown)} folders have no class's name: {listed(unknown)}",
+            remedy=f"Name folders after the model's labels ({listed(list(labels))}), or have one "
+            "for each class in sorted order, empty ones included.",
+        )
+    ordered = {name: index for index, name in enumerate(sorted(folders))}
+    return ordered, "class folders are taken in sorted order, as torchvision takes them"
+
+
+def _classes_by_label(
+    folders: Sequence[str], labels: Sequence[str], source: str
+) -> dict[str, int]:
+    """The class of each folder that is called like one.
+
+    The strictest reading that knows a name counts, so that ``A`` and ``a`` are two classes where
+    the model has both. Raises ``DataError`` where a name gives several classes, and where two
+    folders give the same.
+    """
+
+    def plain(name: str) -> str:
+        return name.strip().lower().replace("_", " ")
+
+    same: dict[str, set[int]] = {}
+    without_case: dict[str, set[int]] = {}
+    synonyms: dict[str, set[int]] = {}
+    for index, label in enumerate(labels):
+        same.setdefault(label, set()).add(index)
+        without_case.setdefault(plain(label), set()).add(index)
+        for part in label.split(","):  # as ImageNet's labels list them
+            synonyms.setdefault(plain(part), set()).add(index)
+    found: dict[str, int] = {}
+    for folder in folders:
+        name = plain(folder)
+        meant = sorted(same.get(folder) or without_case.get(name) or synonyms.get(name) or ())
+        if len(meant) > 1:
+            names = [f"{index} ({labels[index]})" for index in meant]
+            raise DataError(
+                f"folder {folder} of {source} may be one of {len(meant)} classes: {listed(names)}",
+                remedy="Name it exactly as one label, list the images in a labels.csv with the "
+                "numbers of their classes, or give --labels with distinct names.",
+            )
+        for index in meant:
+            if first := [other for other, taken in found.items() if taken == index]:
+                raise DataError(
+                    f"{source} has two folders for class {index}: {first[0]}, {folder}",
+                    remedy="Put their images into one.",
+                )
+            found[folder] = index
+    return found
 
 
 def _walk(root: Path, folder: str = "", *, deep: bool = True) -> _Listing:

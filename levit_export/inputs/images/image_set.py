@@ -1,16 +1,32 @@
-"""The values: what images there are, and which class each is of."""
+"""Images that can be read one by one: what they are, and how they become a model's inputs.
+
+Nothing is decoded before :func:`batches` asks for it. An image that cannot be read is named and
+counted; more than ``MOST_UNREADABLE`` of them are an error.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from math import prod
 from typing import Protocol
 
 import numpy as np
 
+from levit_export.core.errors import DataError
+from levit_export.core.values import Calibration, Preprocessing
+from levit_export.inputs import preprocessing
+
 UNKNOWN = -1
 """The label of an image whose class is not known."""
+
+LARGEST_PIXELS = 2**26
+"""Pixels of the largest image that is decoded or resized to: 8192 x 8192, some 200 MB as RGB."""
+
+MOST_UNREADABLE = 0.1
+"""Share of images that may be left out; above it the data set is not what it claims to be."""
 
 SHOWN = 5
 """Names that a message lists before it counts the rest."""
@@ -94,3 +110,107 @@ def listed(names: list[str]) -> str:
     """The first few of ``names``, and how many there are besides."""
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(names[:SHOWN]) + more
+
+
+# --- inputs ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Inputs ``(n, 3, *crop)`` float32 of those entries that could be read.
+
+    ``rows`` says which place in the image set each input has.
+    """
+
+    rows: tuple[int, ...]
+    inputs: np.ndarray
+    unreadable: tuple[tuple[int, Unreadable], ...]
+
+
+def batches(
+    images: ImageSet, recipe: Preprocessing, groups: Iterable[Sequence[int]]
+) -> Iterator[Batch]:
+    """Read each group of places in ``images``, in ascending order where speed matters.
+
+    Raises ``DataError`` when the store is damaged; single unreadable images are reported.
+    """
+    with images.store.open() as read:
+        for group in groups:
+            inputs, rows, unreadable = [], [], []
+            for row in group:
+                entry = images.entries[row]
+                try:
+                    inputs.append(_input(read, entry, recipe))
+                    rows.append(row)
+                except UnreadableImageError as error:
+                    unreadable.append((row, Unreadable(entry.name, str(error))))
+            shape = (len(inputs), 3, *recipe.crop)
+            stacked = np.stack(inputs) if inputs else np.empty(shape, np.float32)
+            yield Batch(tuple(rows), stacked, tuple(unreadable))
+
+
+def _input(read: Read, entry: Entry, recipe: Preprocessing) -> np.ndarray:
+    pixels = read(entry)
+    height, width = pixels.shape[:2]
+    # Once the shorter side has its size, a strip can have billions of pixels, or none in ``fit``.
+    if not 0 < prod(preprocessing.resized_size(recipe, height, width)) <= LARGEST_PIXELS:
+        raise UnreadableImageError(f"{width} x {height} pixels is too long a strip to be resized")
+    return preprocessing.apply(recipe, pixels)
+
+
+def refuse_too_many(unreadable: Sequence[Unreadable], tried: int, source: str) -> None:
+    """Raise ``DataError`` when more than ``MOST_UNREADABLE`` of ``tried`` could not be read."""
+    if len(unreadable) > MOST_UNREADABLE * tried:
+        raise DataError(
+            f"{len(unreadable)} of {tried} images of {source} cannot be read "
+            f"({listed([str(each) for each in unreadable])})",
+            remedy="Copy the data again, or remove these files; up to "
+            f"{MOST_UNREADABLE:.0%} would be left out and named.",
+        )
+
+
+# --- calibration ----------------------------------------------------------------------------
+
+
+def calibration(images: ImageSet, recipe: Preprocessing, count: int, seed: int = 0) -> Calibration:
+    """Up to ``count`` images, as evenly over the classes as they go, the same for each ``seed``.
+
+    Unreadable images are replaced by the next ones, and named in ``source``. Raises ``DataError``
+    when too many are.
+    """
+    queue = deque(balanced_order(images, seed))
+    inputs: dict[int, np.ndarray] = {}
+    unreadable: list[Unreadable] = []
+    chosen: list[int] = []
+    while queue and len(inputs) < count:
+        taken = [queue.popleft() for _ in range(min(count - len(inputs), len(queue)))]
+        chosen += taken
+        for batch in batches(images, recipe, ([row] for row in sorted(taken))):
+            inputs.update(zip(batch.rows, batch.inputs, strict=True))
+            unreadable += [each for _, each in batch.unreadable]
+    refuse_too_many(unreadable, len(chosen), images.source)
+    source = (
+        f"{len(inputs)} images of {images.source} (seed {seed}, list {images.fingerprint[:12]})"
+    )
+    source = "; ".join((source, *images.remarks))
+    if unreadable:
+        names = listed([str(each) for each in unreadable])
+        source += f"; {len(unreadable)} could not be read: {names}"
+    kept = [row for row in chosen if row in inputs]
+    labels = np.array([images.entries[row].label for row in kept])
+    return Calibration(np.stack([inputs[row] for row in kept]), source, labels)
+
+
+def balanced_order(images: ImageSet, seed: int) -> list[int]:
+    """Every place in ``images`` once: an image of each class, then a second of each, and so on.
+
+    Within a class the order is shuffled, and so are the classes, for a small count takes but some.
+    """
+    generator = np.random.default_rng(seed)
+    classes: dict[int, list[int]] = {}
+    for row, entry in enumerate(images.entries):
+        classes.setdefault(entry.label, []).append(row)
+    shuffled = [generator.permutation(classes[label]).tolist() for label in sorted(classes)]
+    order = [shuffled[place] for place in generator.permutation(len(shuffled))]
+    longest = max(map(len, order), default=0)
+    return [rows[turn] for turn in range(longest) for rows in order if turn < len(rows)]

@@ -11,7 +11,7 @@ from pictures import picture
 
 from levit_export.core.errors import DataError
 from levit_export.inputs.images import calibration, open_images
-from levit_export.inputs.images.calibrating import balanced_order
+from levit_export.inputs.images.image_set import balanced_order
 from levit_export.inputs.preprocessing import RECIPES, apply
 
 RECIPE = RECIPES["digits"]
