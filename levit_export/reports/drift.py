@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from levit_export.checks.drift.values import DriftMap, Row, Stage
+    from levit_export.checks.drift.values import DriftMap, DriftRow, DriftStage
     from levit_export.reports.console import Screen
 
 MARKS = {"fused": "fused away", "missing": "missing", "shape": "other shape"}
@@ -41,14 +41,14 @@ def print_drift(screen: Screen, drift: DriftMap) -> None:
         out.print(Text.assemble((word, f"bold {colour}"), "  ", finding.sentence))
 
 
-def _abreast(stages: Sequence[Stage], width: int) -> Iterator[Sequence[Stage]]:
+def _abreast(stages: Sequence[DriftStage], width: int) -> Iterator[Sequence[DriftStage]]:
     """The columns that fit side by side; the others come in a table below."""
     room = max(1, (width - LINE_HEADS) // COLUMN)
     for start in range(0, len(stages), room):
         yield stages[start : start + room]
 
 
-def _chain(stages: Sequence[Stage]) -> Table:
+def _chain(stages: Sequence[DriftStage]) -> Table:
     """A line for each stage before the files: where it introduces most."""
     table = Table(box=None, pad_edge=False, header_style="dim")
     for heading in ("stage", "against", "introduced", "tolerance", "at"):
@@ -68,7 +68,7 @@ def _chain(stages: Sequence[Stage]) -> Table:
     return table
 
 
-def _map(stages: Sequence[Stage], peaks: dict[str, Row]) -> Table:
+def _map(stages: Sequence[DriftStage], peaks: dict[str, DriftRow]) -> Table:
     """A line for each tap, a column for each file."""
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("tap", no_wrap=True)
@@ -83,12 +83,12 @@ def _map(stages: Sequence[Stage], peaks: dict[str, Row]) -> Table:
     return table
 
 
-def _peaks(drift: DriftMap) -> dict[str, Row]:
+def _peaks(drift: DriftMap) -> dict[str, DriftRow]:
     exact = next((stage for stage in drift.stages if stage.kind == "precision"), None)
     return {} if exact is None else {row.tap: row for row in exact.rows}
 
 
-def _cell(row: Row | None) -> Text:
+def _cell(row: DriftRow | None) -> Text:
     if row is None:
         return Text("–", style="dim")
     if row.status in MARKS:

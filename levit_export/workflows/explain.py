@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from levit_export.checks.drift import provenance
-from levit_export.checks.drift.values import DriftMap, Finding
+from levit_export.checks.drift.values import DriftFinding, DriftMap
 from levit_export.checks.execution import Reference, Row
 from levit_export.checks.parity import OutputParity
 from levit_export.checks.results import ArtifactReport, Explanation
@@ -136,7 +136,7 @@ def _of(drawn: DriftMap) -> list[Explanation]:
     from levit_export.checks.drift.verdict import accumulated
 
     stages = [stage for stage in drawn.stages if stage.kind == "artifact"]
-    findings: list[Finding] = [
+    findings: list[DriftFinding] = [
         accumulated(stage) if finding.clean else finding
         for finding, stage in zip(drawn.findings[1:], stages, strict=True)
     ]

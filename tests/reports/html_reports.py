@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 import gate_reports as made
 import numpy as np
 
-from levit_export.checks.drift.values import DriftMap, Finding, Row, Stage
+from levit_export.checks.drift.values import DriftFinding, DriftMap, DriftRow, DriftStage
 from levit_export.checks.parity import OutputParity, ParityReport
 from levit_export.checks.results import Accuracy, ArtifactReport
 from levit_export.checks.timing import TimingReport
@@ -96,11 +96,13 @@ def drift_of(*names: str) -> DriftMap:
     for at, name in enumerate(names):
         errors = (1e-7, 2e-7, 5e-5 if at == 0 else 2e-7, 3e-7)
         rows = tuple(
-            Row(tap, tap, name, "exceeds" if error > 1e-6 else "ok", error, error, 1e-6)
+            DriftRow(tap, tap, name, "exceeds" if error > 1e-6 else "ok", error, error, 1e-6)
             for tap, error in zip(taps, errors, strict=True)
         )
-        stages.append(Stage(name, "artifact", "the exported program", rows))
-    finding = Finding(names[0], "conversion", names[0], taps[2], taps[2], f"{taps[2]} is at fault")
+        stages.append(DriftStage(name, "artifact", "the exported program", rows))
+    finding = DriftFinding(
+        names[0], "conversion", names[0], taps[2], taps[2], f"{taps[2]} is at fault"
+    )
     return DriftMap("levit_digits", ("noise",), tuple(stages), (finding,))
 
 

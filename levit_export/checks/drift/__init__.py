@@ -7,6 +7,6 @@ there, computed by giving the stage before the values that this stage itself has
 before. The files are those that ship; taps are further outputs of a copy in memory.
 """
 
-from levit_export.checks.drift.values import DriftMap, Finding, Row, Stage, to_json
+from levit_export.checks.drift.values import DriftFinding, DriftMap, DriftRow, DriftStage, to_json
 
-__all__ = ["DriftMap", "Finding", "Row", "Stage", "to_json"]
+__all__ = ["DriftMap", "DriftFinding", "DriftRow", "DriftStage", "to_json"]

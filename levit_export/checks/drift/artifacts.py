@@ -10,7 +10,7 @@ import numpy as np
 from levit_export.checks import weights
 from levit_export.checks.drift.comparing import Comparison
 from levit_export.checks.drift.tolerances import Exact, Yardstick
-from levit_export.checks.drift.values import Stage
+from levit_export.checks.drift.values import DriftStage
 from levit_export.core import constants
 from levit_export.core.errors import LevitExportError
 from levit_export.core.network import value_of_tap
@@ -30,7 +30,7 @@ def stage(
     exact: Exact,
     yardstick: Yardstick,
     tensors: Mapping[str, np.ndarray],
-) -> Stage:
+) -> DriftStage:
     """The rows of a file, and which of the weight ``tensors`` it does not hold.
 
     ``exact`` is the prepared module, which the program was found to be (iii). A file that cannot
@@ -49,8 +49,8 @@ def stage(
             comparison = Comparison(exact, yardstick, fused | _behind_softmax(session, exact))
             _feed(session, exact, comparison, values)
     except LevitExportError as error:
-        return Stage(name, "artifact", AGAINST, failure=str(error))
-    return Stage(name, "artifact", AGAINST, comparison.rows(name), runtime, wrong)
+        return DriftStage(name, "artifact", AGAINST, failure=str(error))
+    return DriftStage(name, "artifact", AGAINST, comparison.rows(name), runtime, wrong)
 
 
 def _inner(exact: Exact) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ import numpy as np
 from levit_export.checks.drift import taps
 from levit_export.checks.drift.comparing import Comparison
 from levit_export.checks.drift.tolerances import Exact, Rounded, Yardstick
-from levit_export.checks.drift.values import Row, Stage
+from levit_export.checks.drift.values import DriftRow, DriftStage
 from levit_export.core.network import Network
 from levit_export.core.values import Calibration, Layout, Prepared
 from levit_export.inputs.samples import Samples
@@ -86,15 +86,15 @@ def _applied(model: Model) -> Iterator[Pass]:
     return (each for each in model.passes if each.name not in model.skip)
 
 
-def checkpoint_stage(model: Model) -> Stage:
+def checkpoint_stage(model: Model) -> DriftStage:
     """(i) Against a fresh build, in float64."""
     fresh = model.exact(model.checkpoint.build())
     live = model.exact(copy.deepcopy(model.module or model.checkpoint.build()))
     against = "a fresh build of the checkpoint"
-    return Stage(CHECKPOINT, "checkpoint", against, _rows(CHECKPOINT, live, fresh))
+    return DriftStage(CHECKPOINT, "checkpoint", against, _rows(CHECKPOINT, live, fresh))
 
 
-def pass_stages(model: Model) -> Iterator[Stage]:
+def pass_stages(model: Model) -> Iterator[DriftStage]:
     """(ii) Each pass against what it was given, in float64."""
     work = copy.deepcopy(model.module or model.checkpoint.build()).double()
     before = model.exact(copy.deepcopy(work))
@@ -105,11 +105,11 @@ def pass_stages(model: Model) -> Iterator[Stage]:
             continue
         after = model.exact(copy.deepcopy(work))
         name = f"pass {each.name}"
-        yield Stage(name, "pass", against, _rows(name, after, before))
+        yield DriftStage(name, "pass", against, _rows(name, after, before))
         before, against = after, name
 
 
-def _rows(stage: str, after: Exact, before: Exact) -> tuple[Row, ...]:
+def _rows(stage: str, after: Exact, before: Exact) -> tuple[DriftRow, ...]:
     """The rows of one module in float64 against another."""
     # Of an attention over one key a pass leaves the values alone, and neither scores nor softmax.
     idle = idle_attentions(before.module, before.blocks)
@@ -122,7 +122,7 @@ def _rows(stage: str, after: Exact, before: Exact) -> tuple[Row, ...]:
 
 def program_stage(
     model: Model, network: Network, exact: Exact, yardstick: Yardstick, name: str = PROGRAM
-) -> Stage:
+) -> DriftStage:
     """(iii) The captured network in float32; ``exact`` is the prepared module."""
     size = network.inputs[0].shape[0] or 1
     comparison: Comparison | None = None
@@ -132,10 +132,10 @@ def program_stage(
         comparison = comparison or Comparison(exact, yardstick, set(exact.names) - set(values))
         comparison.add(index, values)
     rows = () if comparison is None else comparison.rows(name)
-    return Stage(name, "program", "the prepared module", rows)
+    return DriftStage(name, "program", "the prepared module", rows)
 
 
-def precision_stage(exact: Exact, yardstick: Yardstick, keep: Collection[str] = ()) -> Stage:
+def precision_stage(exact: Exact, yardstick: Yardstick, keep: Collection[str] = ()) -> DriftStage:
     """(v) The prepared module as roughly computed as artifacts of a precision are, by PyTorch."""
     kept = f" but for {len(keep)} blocks in float32" if keep else ""
     name = f"{yardstick.precision} in PyTorch{kept}"
@@ -146,7 +146,7 @@ def precision_stage(exact: Exact, yardstick: Yardstick, keep: Collection[str] = 
         introduced, seen = yardstick.introduced[tap], yardstick.ranges[tap]
         largest = accumulated.largest
         rows.append(
-            Row(
+            DriftRow(
                 tap=tap,
                 block=taps.block_of_tap(tap, exact.blocks),
                 stage=name,
@@ -163,7 +163,7 @@ def precision_stage(exact: Exact, yardstick: Yardstick, keep: Collection[str] = 
             )
         )
         before = largest
-    return Stage(name, "precision", "the prepared module in float64", tuple(rows))
+    return DriftStage(name, "precision", "the prepared module in float64", tuple(rows))
 
 
 def prepared(model: Model, layout: Layout = "tokens") -> Prepared:

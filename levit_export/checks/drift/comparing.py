@@ -11,7 +11,7 @@ import torch
 from levit_export.checks.drift import taps
 from levit_export.checks.drift.distances import TINY, Distance, Range
 from levit_export.checks.drift.tolerances import Exact, Yardstick
-from levit_export.checks.drift.values import Row, Status
+from levit_export.checks.drift.values import DriftRow, Status
 
 
 @dataclass
@@ -66,16 +66,16 @@ class Comparison:
             found.accumulated.add(value.reshape(reference.shape), free[name].numpy())
             found.introduced.add(value.reshape(reference.shape), reference)
 
-    def rows(self, stage: str) -> tuple[Row, ...]:
+    def rows(self, stage: str) -> tuple[DriftRow, ...]:
         """The rows, in the network's order."""
-        made: list[Row] = []
+        made: list[DriftRow] = []
         before: float | None = None
         skipped: tuple[str, ...] = ()
         for name in self._exact.names:
             block = taps.block_of_tap(name, self._exact.blocks)
             found = self._found.get(name)
             if found is None:
-                made.append(Row(name, block, stage, "fused"))
+                made.append(DriftRow(name, block, stage, "fused"))
                 skipped += (name,)
                 continue
             row = self._row(name, block, stage, before=before, skipped=skipped)
@@ -91,11 +91,11 @@ class Comparison:
         *,
         before: float | None,
         skipped: tuple[str, ...],
-    ) -> Row:
+    ) -> DriftRow:
         found = self._found[name]
         use = self._use(name, found.introduced)
         accumulated, seen = found.accumulated.largest, found.seen
-        return Row(
+        return DriftRow(
             tap=name,
             block=block,
             stage=stage,

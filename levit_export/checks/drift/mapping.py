@@ -11,7 +11,7 @@ import numpy as np
 from levit_export.checks.drift import artifacts, chain, verdict
 from levit_export.checks.drift.chain import Model
 from levit_export.checks.drift.tolerances import Exact, Yardstick
-from levit_export.checks.drift.values import DriftMap, Finding, Stage
+from levit_export.checks.drift.values import DriftFinding, DriftMap, DriftStage
 from levit_export.checks.drift.verdict import Circumstances
 from levit_export.core.values import Artifact, Calibration, Layout, RunOptions
 from levit_export.formats import target
@@ -48,7 +48,7 @@ class Bench:
             self._yardsticks[key] = Yardstick(self.exact, rounded, precision, answers)
         return self._yardsticks[key]
 
-    def stages(self, known: Mapping[Layout, Network] | None = None) -> Iterator[Stage]:
+    def stages(self, known: Mapping[Layout, Network] | None = None) -> Iterator[DriftStage]:
         """(i) to (iii), the last for each layout. What is not ``known`` is captured."""
         yield chain.checkpoint_stage(self.model)
         yield from chain.pass_stages(self.model)
@@ -58,12 +58,12 @@ class Bench:
             allowed = self.yardstick(FLOAT)
             yield chain.program_stage(self.model, network, self.exact, allowed, name)
 
-    def artifact(self, found: Artifact, run: RunOptions) -> Stage:
+    def artifact(self, found: Artifact, run: RunOptions) -> DriftStage:
         """(iv) of one file."""
         yardstick = self.yardstick(found.precision, found.keep)
         return artifacts.stage(found, run, self.exact, yardstick, self.tensors)
 
-    def judge(self, found: Artifact, stage: Stage, before: Finding) -> Finding:
+    def judge(self, found: Artifact, stage: DriftStage, before: DriftFinding) -> DriftFinding:
         """The verdict on one file."""
         yardstick = self.yardstick(found.precision, found.keep)
         overflowing = frozenset(

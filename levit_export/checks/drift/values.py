@@ -23,7 +23,7 @@ their errors is too much."""
 
 
 @dataclass(frozen=True)
-class Row:
+class DriftRow:
     """One tap in one stage of the chain, over all samples.
 
     ``accumulated`` is the largest ``max|c - r| / max|r|`` of a sample, with r what the stage
@@ -69,7 +69,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Stage:
+class DriftStage:
     """One step of the chain, its rows in the network's order, and what else was found of it.
 
     ``kind`` is ``checkpoint``, ``pass``, ``program``, ``artifact`` or ``precision``; ``against``
@@ -80,20 +80,20 @@ class Stage:
     name: str
     kind: Literal["checkpoint", "pass", "program", "artifact", "precision"]
     against: str
-    rows: tuple[Row, ...] = ()
+    rows: tuple[DriftRow, ...] = ()
     runtime: str = ""
     wrong_weights: tuple[str, ...] = ()
     failure: str = ""
     """Why the stage could not be run, if so."""
 
     @property
-    def first_fault(self) -> Row | None:
+    def first_fault(self) -> DriftRow | None:
         """The first row whose introduced error leaves its tolerance."""
         return next((row for row in self.rows if row.is_fault), None)
 
 
 @dataclass(frozen=True)
-class Finding:
+class DriftFinding:
     """The verdict on an artifact, or on the stages before it: where, which stage, why, what to do.
 
     ``block`` is empty where no block is at fault.
@@ -118,8 +118,8 @@ class DriftMap:
 
     model: str
     samples: tuple[str, ...]
-    stages: tuple[Stage, ...]
-    findings: tuple[Finding, ...]
+    stages: tuple[DriftStage, ...]
+    findings: tuple[DriftFinding, ...]
     notes: tuple[str, ...] = ()
 
     @property

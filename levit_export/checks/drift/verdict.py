@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from levit_export.checks.drift.distances import FLOAT16_MAX
-from levit_export.checks.drift.values import Cause, Finding, Row, Stage
+from levit_export.checks.drift.values import Cause, DriftFinding, DriftRow, DriftStage
 
 ANOTHER_FUNCTION = 16.0
 """A quantised block that uses its tolerance so many times over computes something else; below may
@@ -36,7 +36,7 @@ class Circumstances:
     blocks: Mapping[str, str] | None = None
 
 
-def of_chain(stages: Sequence[Stage]) -> Finding:
+def of_chain(stages: Sequence[DriftStage]) -> DriftFinding:
     """On the stages before any file."""
     for stage in stages:
         fault = stage.first_fault
@@ -55,14 +55,14 @@ def of_chain(stages: Sequence[Stage]) -> Finding:
             name = stage.name.removeprefix("pass ")
             remedy = f"the pass is at fault: export with --skip-pass {name} and report the model"
         sentence = f"{fault.tap} in {stage.name} {said(fault)}; {remedy}"
-        return Finding("model", cause, stage.name, fault.block, fault.tap, sentence)
-    return Finding("model", "none", sentence="checkpoint, passes and program are clean")
+        return DriftFinding("model", cause, stage.name, fault.block, fault.tap, sentence)
+    return DriftFinding("model", "none", sentence="checkpoint, passes and program are clean")
 
 
-def of_artifact(stage: Stage, chain: Finding, about: Circumstances) -> Finding:
+def of_artifact(stage: DriftStage, chain: DriftFinding, about: Circumstances) -> DriftFinding:
     """On a file, given the verdict on the stages before it."""
     if not chain.clean:
-        return Finding(
+        return DriftFinding(
             stage.name,
             chain.cause,
             chain.stage,
@@ -71,7 +71,7 @@ def of_artifact(stage: Stage, chain: Finding, about: Circumstances) -> Finding:
             f"{stage.name} was made of what is wrong already: {chain.sentence}",
         )
     if stage.failure:
-        return Finding(
+        return DriftFinding(
             stage.name, "conversion", stage.name, sentence=f"{stage.name}: {stage.failure}"
         )
     fault = stage.first_fault
@@ -85,7 +85,7 @@ def of_artifact(stage: Stage, chain: Finding, about: Circumstances) -> Finding:
     return _fault(stage, fault, about)
 
 
-def first_wrong(stage: Stage, blocks: Mapping[str, str]) -> tuple[str, str] | None:
+def first_wrong(stage: DriftStage, blocks: Mapping[str, str]) -> tuple[str, str] | None:
     """Block and name of the first tensor, in the network's order, that the file does not hold."""
     named = [(block_of_weight(name, blocks), name) for name in stage.wrong_weights]
     order = list(blocks.values())
@@ -104,7 +104,7 @@ def _is_before(one: str, other: str, about: Circumstances) -> bool:
     return one in order and other in order and order.index(one) < order.index(other)
 
 
-def _weights(stage: Stage, wrong: tuple[str, str], fault: Row | None) -> Finding:
+def _weights(stage: DriftStage, wrong: tuple[str, str], fault: DriftRow | None) -> DriftFinding:
     block, tensor = wrong
     more = len(stage.wrong_weights) - 1
     others = f" (and {more} more tensors)" if more else ""
@@ -114,10 +114,12 @@ def _weights(stage: Stage, wrong: tuple[str, str], fault: Row | None) -> Finding
         f"checkpoint and the passes made it; {seen}; stages {CLEAN} are clean: the weights in the "
         "file are at fault. Export it anew"
     )
-    return Finding(stage.name, "weights", stage.name, block, fault.tap if fault else "", sentence)
+    return DriftFinding(
+        stage.name, "weights", stage.name, block, fault.tap if fault else "", sentence
+    )
 
 
-def _fault(stage: Stage, first: Row, about: Circumstances) -> Finding:
+def _fault(stage: DriftStage, first: DriftRow, about: Circumstances) -> DriftFinding:
     is_quantised = about.precision not in ("fp32", "fp16")
     if is_quantised and _is_borne(stage):
         return _coarse(stage)
@@ -144,14 +146,14 @@ def _fault(stage: Stage, first: Row, about: Circumstances) -> Finding:
             "the file, or run it with another version of the runtime"
         )
     sentence = f"{fault.tap} in {stage.name} {said(fault)}; stages {CLEAN} are clean: {remedy}"
-    return Finding(stage.name, cause, stage.name, fault.block, fault.tap, sentence)
+    return DriftFinding(stage.name, cause, stage.name, fault.block, fault.tap, sentence)
 
 
-def _share(row: Row) -> float:
+def _share(row: DriftRow) -> float:
     return row.of_tolerance or 0.0
 
 
-def _is_borne(stage: Stage) -> bool:
+def _is_borne(stage: DriftStage) -> bool:
     """Whether the answers are what parity accepts, however the blocks share out the error.
 
     Quantisers settle ranges and grids otherwise than the simulation does: blocks may be coarser
@@ -162,18 +164,18 @@ def _is_borne(stage: Stage) -> bool:
     return bool(answers) and max(answers) <= 1 and is_only_coarse
 
 
-def _is_answer(row: Row) -> bool:
+def _is_answer(row: DriftRow) -> bool:
     return row.accumulated_of_tolerance is not None
 
 
-def _guilty(stage: Stage) -> Row:
+def _guilty(stage: DriftStage) -> DriftRow:
     """The fault of a quantised file: the first that no grid explains, else the largest."""
     faults = [row for row in stage.rows if row.is_fault]
     beyond = (r for r in faults if r.status != "exceeds" or _share(r) >= ANOTHER_FUNCTION)
     return next(beyond, max(faults, key=_share))
 
 
-def _coarse(stage: Stage) -> Finding:
+def _coarse(stage: DriftStage) -> DriftFinding:
     faults = [row for row in stage.rows if row.is_fault]
     worst = max(faults, key=_share)
     more = f" (and {len(faults) - 1} more taps)" if len(faults) > 1 else ""
@@ -181,15 +183,15 @@ def _coarse(stage: Stage) -> Finding:
         f"{worst.tap}{more} in {stage.name} {said(worst)}: a coarser grid than simulated, and the "
         "answers bear it"
     )
-    return Finding(stage.name, "none", sentence=sentence)
+    return DriftFinding(stage.name, "none", sentence=sentence)
 
 
-def _is_overflow(fault: Row, about: Circumstances) -> bool:
+def _is_overflow(fault: DriftRow, about: Circumstances) -> bool:
     """Whether float16 itself fails there, in a format that computes in it."""
     return about.half and fault.tap in about.overflowing
 
 
-def said(row: Row) -> str:
+def said(row: DriftRow) -> str:
     """What a faulty row shows, as a predicate."""
     after = f" (since {row.fused_before[0]}, which is fused away)" if row.fused_before else ""
     if row.status == "not-finite":
@@ -204,23 +206,23 @@ def said(row: Row) -> str:
     return f"introduces {what}{introduced:.1e} (tolerance {tolerance:.1e}) on {row.sample}{after}"
 
 
-def _untapped(stage: Stage, fault: Row) -> Finding:
+def _untapped(stage: DriftStage, fault: DriftRow) -> DriftFinding:
     """On a file of other makers: its answers are off, and nothing inside it has a known name."""
     sentence = (
         f"{fault.tap} in {stage.name} is off, and the file has none of the taps: no block can be "
         "named. Export the checkpoint with levit-export, and look at that"
     )
-    return Finding(stage.name, "conversion", stage.name, tap=fault.tap, sentence=sentence)
+    return DriftFinding(stage.name, "conversion", stage.name, tap=fault.tap, sentence=sentence)
 
 
-def _clean(stage: Stage) -> Finding:
+def _clean(stage: DriftStage) -> DriftFinding:
     measured = [row for row in stage.rows if row.of_tolerance is not None]
     if not measured:
-        return Finding(
+        return DriftFinding(
             stage.name, "conversion", stage.name, sentence=f"{stage.name} has none of the taps"
         )
     worst = max(measured, key=lambda row: row.of_tolerance or 0.0)
-    return Finding(
+    return DriftFinding(
         stage.name,
         "none",
         sentence=f"every block of {stage.name} stays within its tolerance; nearest is "
@@ -228,7 +230,7 @@ def _clean(stage: Stage) -> Finding:
     )
 
 
-def accumulated(stage: Stage) -> Finding:
+def accumulated(stage: DriftStage) -> DriftFinding:
     """On an artifact whose answers are too far off although no block is at fault."""
     rows = [row for row in stage.rows if row.introduced is not None]
     answers = [row.accumulated_of_tolerance or 0.0 for row in rows if _is_answer(row)]
@@ -237,7 +239,7 @@ def accumulated(stage: Stage) -> Finding:
             f"drift accuses no block of {stage.name}: its answers are the checkpoint's, within "
             "their tolerance. What failed lies in what the check was held against"
         )
-        return Finding(stage.name, "none", sentence=sentence)
+        return DriftFinding(stage.name, "none", sentence=sentence)
     worst = max(rows, key=lambda row: row.introduced or 0.0)
     last = rows[-1]
     remedy = f"Try a higher precision, or --keep {worst.block}"
@@ -248,4 +250,4 @@ def accumulated(stage: Stage) -> Finding:
         f"{last.accumulated:.1e} at {last.tap}, most of it from {worst.tap} "
         f"({worst.introduced:.1e}). {remedy}"
     )
-    return Finding(stage.name, "accumulation", stage.name, worst.block, worst.tap, sentence)
+    return DriftFinding(stage.name, "accumulation", stage.name, worst.block, worst.tap, sentence)

@@ -20,7 +20,7 @@ from levit_export.reports.html.markup import (
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from levit_export.checks.drift.values import DriftMap, Finding, Row, Stage
+    from levit_export.checks.drift.values import DriftFinding, DriftMap, DriftRow, DriftStage
 
 HEIGHT = 240
 LEGEND_LINE = 15
@@ -69,12 +69,12 @@ def _how(place: str) -> Iterator[object]:
     yield " does, block by block and stage by stage, and puts the map here."
 
 
-def _finding(finding: Finding) -> Markup:
+def _finding(finding: DriftFinding) -> Markup:
     word = wording.verdict("pass" if finding.clean else "fail")
     return element("span", word, f" {finding.sentence}")
 
 
-def _listed(stages: Sequence[Stage]) -> str:
+def _listed(stages: Sequence[DriftStage]) -> str:
     return ", ".join(wording.shortened(stage.name, 40) for stage in stages)
 
 
@@ -83,9 +83,9 @@ def _frame(entries: int) -> drawing.Frame:
     return drawing.Frame(HEIGHT + legend, left=58, top=legend, bottom=52)
 
 
-def _groups(found: DriftMap) -> list[list[Stage]]:
+def _groups(found: DriftMap) -> list[list[DriftStage]]:
     """Artifacts of one precision and of like tolerances: a band has to be right for each line."""
-    groups: list[tuple[str, list[Stage]]] = []
+    groups: list[tuple[str, list[DriftStage]]] = []
     for stage in found.stages:
         if stage.kind != "artifact" or not any(_values(stage.rows, "accumulated")):
             continue
@@ -99,7 +99,7 @@ def _groups(found: DriftMap) -> list[list[Stage]]:
     return [group for _, group in groups]
 
 
-def _alike(one: Stage, other: Stage) -> bool:
+def _alike(one: DriftStage, other: DriftStage) -> bool:
     """Whether no tolerance of the two differs by more than ``ALIKE`` at a tap that both have."""
     known = dict(zip(*_line(one.rows, "tolerance"), strict=True))
     pairs = [
@@ -110,7 +110,7 @@ def _alike(one: Stage, other: Stage) -> bool:
     return all(max(pair) <= ALIKE * min(pair) for pair in pairs)
 
 
-def _said(stages: Sequence[Stage]) -> Iterator[str]:
+def _said(stages: Sequence[DriftStage]) -> Iterator[str]:
     for stage in stages:
         known = [row for row in stage.rows if row.accumulated is not None]
         worst = max(known, key=_size)
@@ -122,11 +122,11 @@ def _said(stages: Sequence[Stage]) -> Iterator[str]:
         )
 
 
-def _size(row: Row) -> float:
+def _size(row: DriftRow) -> float:
     return -math.inf if row.accumulated is None else row.accumulated
 
 
-def _values(rows: Sequence[Row], name: str) -> list[float]:
+def _values(rows: Sequence[DriftRow], name: str) -> list[float]:
     """One figure of every row that has it, 0 where a logarithm does not exist."""
     return [_drawable(getattr(row, name)) or 0.0 for row in rows]
 
@@ -135,7 +135,7 @@ def _drawable(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) and value > 0 else None
 
 
-def _lines(axes: Axes, stages: Sequence[Stage]) -> None:
+def _lines(axes: Axes, stages: Sequence[DriftStage]) -> None:
     axes.set_yscale("log")
     seen: dict[str, int] = {}
     for stage in stages:
@@ -152,12 +152,12 @@ def _lines(axes: Axes, stages: Sequence[Stage]) -> None:
     )
 
 
-def _line(rows: Sequence[Row], name: str) -> tuple[list[int], list[float]]:
+def _line(rows: Sequence[DriftRow], name: str) -> tuple[list[int], list[float]]:
     known = [(at, value) for at, value in enumerate(_values(rows, name)) if value]
     return [at for at, _ in known], [value for _, value in known]
 
 
-def _band(axes: Axes, stages: Sequence[Stage]) -> None:
+def _band(axes: Axes, stages: Sequence[DriftStage]) -> None:
     """Up to the smallest tolerance that any of the stages has at a tap."""
     allowed: dict[int, float] = {}
     for stage in stages:
@@ -173,7 +173,7 @@ def _band(axes: Axes, stages: Sequence[Stage]) -> None:
     axes.set_ylim(bottom, top)
 
 
-def _tap_axis(axes: Axes, rows: Sequence[Row]) -> None:
+def _tap_axis(axes: Axes, rows: Sequence[DriftRow]) -> None:
     """A tick where a stage begins, or at every so many taps where there are no stages."""
     stages = [row.block.partition(".")[0] for row in rows]
     starts = [at for at, stage in enumerate(stages) if at == 0 or stages[at - 1] != stage]
@@ -193,7 +193,7 @@ def _error_axis(axes: Axes) -> None:
     axes.set_ylabel("relative distance (log)")
 
 
-def _figures(stage: Stage) -> Markup:
+def _figures(stage: DriftStage) -> Markup:
     names = ("accumulated", "introduced", "tolerance")
     columns = [Column("tap"), *(Column(name, number=True) for name in names), Column("status")]
     rows = [

@@ -20,7 +20,7 @@ from torch import nn
 from levit_export.checks.drift import chain, verdict
 from levit_export.checks.drift.chain import Model
 from levit_export.checks.drift.mapping import Bench
-from levit_export.checks.drift.values import Finding
+from levit_export.checks.drift.values import DriftFinding
 from levit_export.checks.drift.verdict import block_of_weight
 from levit_export.core.network import Network
 from levit_export.core.values import Artifact, RunOptions
@@ -46,7 +46,7 @@ class Expected:
     stage: str
     causes: tuple[str, ...]
 
-    def is_named_by(self, finding: Finding) -> bool:
+    def is_named_by(self, finding: DriftFinding) -> bool:
         """Whether block, stage and cause are right."""
         named = (finding.block, finding.stage)
         return named == (self.block, self.stage) and finding.cause in self.causes
@@ -60,7 +60,7 @@ class Fault:
     """``run`` injects it, has the drift of it judged, and takes it back."""
 
     expected: Expected
-    run: Callable[[], Finding]
+    run: Callable[[], DriftFinding]
 
 
 # --- files ----------------------------------------------------------------------------------
@@ -144,16 +144,16 @@ class Patient:
 
     artifact: Artifact
     bench: Bench
-    clean: Finding
+    clean: DriftFinding
     weights: dict[str, Weight]
 
     @classmethod
     def of(cls, artifact: Artifact, bench: Bench) -> Patient:
         """The stages before the file are known to be clean."""
-        clean = Finding("model", "none", sentence="clean")
+        clean = DriftFinding("model", "none", sentence="clean")
         return cls(artifact, bench, clean, weights_in(artifact, bench.tensors))
 
-    def judge(self, bench: Bench | None = None) -> Finding:
+    def judge(self, bench: Bench | None = None) -> DriftFinding:
         """Whom the drift of the file as it is now names."""
         held = bench or self.bench
         stage = held.artifact(self.artifact, RunOptions())
@@ -178,7 +178,7 @@ class Patient:
         """A fault of some tensors of one block."""
         (block,) = {self.block_of(name) for name in changes}
 
-        def run() -> Finding:
+        def run() -> DriftFinding:
             before = {name: self.weights[name].read() for name in changes}
             try:
                 for name, change in changes.items():
@@ -193,7 +193,7 @@ class Patient:
     def with_graph(self, kind: str, block: str, edit: Callable[[Artifact], None]) -> Fault:
         """A fault of the graph."""
 
-        def run() -> Finding:
+        def run() -> DriftFinding:
             file = graph_file(self.artifact)
             with restored(file):
                 before = file.read_bytes()
@@ -301,7 +301,7 @@ def weight_faults(patient: Patient) -> Iterator[Fault]:
 def wrong_epsilon(patient: Patient, block: str, names: list[str]) -> Iterator[Fault]:
     """The first BatchNorm of a block fused with an epsilon of 1e-3."""
 
-    def run() -> Finding:
+    def run() -> DriftFinding:
         module = patient.bench.model.checkpoint.build()
         spoil_epsilon(module, path_of(patient.bench.model, block))
         made = chain.rewritten(replace(patient.bench.model, module=module)).state_dict()
@@ -348,7 +348,7 @@ def overflow_faults(patient: Patient) -> Iterator[Fault]:
         )
 
 
-def overflowing(patient: Patient, layer: str, factor: float) -> Finding:
+def overflowing(patient: Patient, layer: str, factor: float) -> DriftFinding:
     """The verdict when a layer, in the checkpoint and in the file, gives ``factor`` times more."""
     model = patient.bench.model
     scaled = replace(
@@ -595,7 +595,7 @@ def stage_faults(model: Model, network: Network) -> Iterator[Fault]:
             yield _of_pass(model, block, "fold_attention_scale", "scale folded twice", path)
 
 
-def _chained(model: Model, network: Network | None) -> Finding:
+def _chained(model: Model, network: Network | None) -> DriftFinding:
     """The verdict on the stages before the files; what comes behind a fault is not run."""
     bench = Bench(model)
     stages = []
@@ -607,7 +607,7 @@ def _chained(model: Model, network: Network | None) -> Finding:
 
 
 def _of_module(model: Model, block: str, kind: str, spoil: Callable[[nn.Module], None]) -> Fault:
-    def run() -> Finding:
+    def run() -> DriftFinding:
         module = model.checkpoint.build()
         with torch.no_grad():
             spoil(module)
@@ -653,7 +653,7 @@ def _of_pass(model: Model, block: str, name: str, kind: str, path: str) -> Fault
                 cast("nn.Linear", layer).weight.data[rows] *= 0.25
         return outcome
 
-    def run() -> Finding:
+    def run() -> DriftFinding:
         passes = tuple(Pass(name, wrong) if each.name == name else each for each in PASSES)
         return _chained(replace(model, passes=passes), None)
 
@@ -661,7 +661,7 @@ def _of_pass(model: Model, block: str, name: str, kind: str, path: str) -> Fault
 
 
 def _of_network(model: Model, network: Network, block: str, path: str) -> Fault:
-    def run() -> Finding:
+    def run() -> DriftFinding:
         name = next(name for name in network.constants if name.startswith(f"{path}."))
         constants = {**network.constants, name: network.constants[name] * np.float32(1.01)}
         return _chained(model, replace(network, constants=constants))

@@ -7,17 +7,17 @@ import math
 from dataclasses import replace
 
 from levit_export.checks.drift import verdict
-from levit_export.checks.drift.values import DriftMap, Finding, Row, Stage, to_json
+from levit_export.checks.drift.values import DriftFinding, DriftMap, DriftRow, DriftStage, to_json
 from levit_export.checks.drift.verdict import Circumstances
 
 BLOCKS = {"a": "stem.0", "b": "stage1.block0.attention", "c": "head"}
-CLEAN = Finding("model", "none")
+CLEAN = DriftFinding("model", "none")
 
 
-def row(tap: str, block: str, *, introduced: float, tolerance: float = 1e-3) -> Row:
+def row(tap: str, block: str, *, introduced: float, tolerance: float = 1e-3) -> DriftRow:
     """A row that uses some of its tolerance."""
     share = introduced / tolerance
-    return Row(
+    return DriftRow(
         tap,
         block,
         "openvino-int8",
@@ -30,9 +30,9 @@ def row(tap: str, block: str, *, introduced: float, tolerance: float = 1e-3) -> 
     )
 
 
-def stage(*rows: Row, wrong: tuple[str, ...] = ()) -> Stage:
+def stage(*rows: DriftRow, wrong: tuple[str, ...] = ()) -> DriftStage:
     """An artifact's stage."""
-    return Stage("openvino-int8", "artifact", "the program", rows, wrong_weights=wrong)
+    return DriftStage("openvino-int8", "artifact", "the program", rows, wrong_weights=wrong)
 
 
 def about(precision: str = "int8", *, half: bool = False, overflowing: str = "") -> Circumstances:
@@ -42,7 +42,7 @@ def about(precision: str = "int8", *, half: bool = False, overflowing: str = "")
 
 def test_json_has_no_infinity() -> None:
     """What JSON cannot hold becomes null, and the verdict is in it."""
-    made = stage(Row("stem.0", "stem.0", "x", "not-finite", introduced=math.inf))
+    made = stage(DriftRow("stem.0", "stem.0", "x", "not-finite", introduced=math.inf))
     content = to_json(DriftMap("m", ("a",), (made,), (CLEAN,)))
     assert json.loads(json.dumps(content, allow_nan=False)) == content
     assert content["stages"][0]["rows"][0]["introduced"] is None
@@ -97,7 +97,7 @@ def test_of_coarse_blocks_the_one_that_no_grid_explains_is_guilty() -> None:
 
 def test_a_file_without_taps_names_no_block() -> None:
     """Of a file from elsewhere only the answers can be held against anything."""
-    fused = Row("stem.0", "stem.0", "x", "fused")
+    fused = DriftRow("stem.0", "stem.0", "x", "fused")
     answer = replace(row("logits", "head", introduced=1.0), accumulated_of_tolerance=9.0)
     finding = verdict.of_artifact(stage(fused, answer), CLEAN, about("fp32"))
     assert (finding.cause, finding.block) == ("conversion", "")
@@ -107,9 +107,9 @@ def test_a_file_without_taps_names_no_block() -> None:
 def test_a_tolerance_below_float32_is_said_to_be() -> None:
     """Where no block is at fault, the remedy fits the precision."""
     answer = replace(row("logits", "head", introduced=1e-7), accumulated_of_tolerance=9.0)
-    fp32 = Stage("onnx-fp32", "artifact", "", (answer,))
+    fp32 = DriftStage("onnx-fp32", "artifact", "", (answer,))
     assert "a tolerance below it cannot be met" in verdict.accumulated(fp32).sentence
-    half = Stage("coreml-fp16", "artifact", "", (answer,))
+    half = DriftStage("coreml-fp16", "artifact", "", (answer,))
     assert "--keep head" in verdict.accumulated(half).sentence
 
 
@@ -139,7 +139,7 @@ def test_the_first_of_weights_and_taps_is_named() -> None:
 
 def test_small_errors_that_are_too_many_say_so() -> None:
     """Where the root mean square gives a block away, that is what the sentence quotes."""
-    found = Row(
+    found = DriftRow(
         "pool", "head", "x", "exceeds",
         introduced=1e-4, tolerance=1e-3, introduced_rms=9e-5, rms_tolerance=1e-5,
         of_tolerance=9.0, sample="noise",
@@ -151,8 +151,8 @@ def test_the_first_stage_is_guilty() -> None:
     """What a pass did is not the program's fault."""
     bad = row("stem.0", "stem.0", introduced=1.0)
     stages = (
-        Stage("pass fuse_batchnorm", "pass", "", (bad,)),
-        Stage("program", "program", "", (bad,)),
+        DriftStage("pass fuse_batchnorm", "pass", "", (bad,)),
+        DriftStage("program", "program", "", (bad,)),
     )
     finding = verdict.of_chain(stages)
     assert (finding.cause, finding.stage) == ("pass", "pass fuse_batchnorm")
