@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from levit_export.core.values import FLOAT16_MAX
 from levit_export.models.evaluate import steps
 
 if TYPE_CHECKING:
     from levit_export.core.values import Prepared
 
-FLOAT16_MAX = 65504.0
 BATCH = 8
 
 

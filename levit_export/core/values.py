@@ -40,6 +40,9 @@ LAID_OUT_AS_MAPS = "lay_out_maps"
 UNIT_ROUNDOFF = {"fp64": 2.0**-53, "fp32": 2.0**-24, "fp16": 2.0**-11}
 """Largest relative error of rounding to nearest: half the spacing of numbers at 1."""
 
+FLOAT16_MAX = 65504.0
+"""The largest number that float16 holds; what is larger becomes infinite."""
+
 PROBABILITIES = "probabilities"
 """The output of a model that ends in the activation of its task, ``logits`` of one that does not.
 """

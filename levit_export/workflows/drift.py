@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from levit_export.checks import claims, execution, reference
-from levit_export.checks.drift import chain, mapping, provenance
+from levit_export.checks.drift import chain, provenance
 from levit_export.checks.drift.tolerances import samples_of, spread
 from levit_export.checks.drift.values import DriftMap
 from levit_export.checks.reference import ModelChoice, _held_out
@@ -83,12 +83,12 @@ def trace(request: DriftRequest, progress: Progress | None = None) -> DriftMap:
     )
     progress.stage("computing the reference")
     with cpu_threads(chain.THREADS):
-        bench = mapping.Bench(model, calibration)
+        bench = chain.Bench(model, calibration)
         runnable = [
             (claims.but_for(a, claims.kept_share(a, bench.tensors, model.blocks)), run)
             for a, run in runnable
         ]
-        drawn = mapping.draw(bench, runnable, progress.stage)
+        drawn = chain.draw(bench, runnable, progress)
     return replace(drawn, notes=tuple(notes))
 
 

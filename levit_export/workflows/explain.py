@@ -110,7 +110,7 @@ def _tried(
 
 
 def _drawn(able: Sequence[tuple[ArtifactReport, Row]], subject: Subject) -> DriftMap:
-    from levit_export.checks.drift import chain, mapping
+    from levit_export.checks.drift import chain
     from levit_export.checks.drift.tolerances import samples_of
     from levit_export.formats.pytorch import cpu_threads
     from levit_export.workflows.drift import accepted
@@ -126,9 +126,9 @@ def _drawn(able: Sequence[tuple[ArtifactReport, Row]], subject: Subject) -> Drif
         layouts=provenance.layouts([row.artifact for _, row in able]),
     )
     with cpu_threads(chain.THREADS):
-        bench = mapping.Bench(model, subject.calibration)
+        bench = chain.Bench(model, subject.calibration)
         rows = [(row.artifact, row.run) for _, row in able]
-        return mapping.draw(bench, rows, known=subject.networks)
+        return chain.draw(bench, rows, known=subject.networks)
 
 
 def _of(drawn: DriftMap) -> list[Explanation]:

@@ -9,4 +9,4 @@ before. The files are those that ship; taps are further outputs of a copy in mem
 
 from levit_export.checks.drift.values import DriftFinding, DriftMap, DriftRow, DriftStage, to_json
 
-__all__ = ["DriftMap", "DriftFinding", "DriftRow", "DriftStage", "to_json"]
+__all__ = ["DriftFinding", "DriftMap", "DriftRow", "DriftStage", "to_json"]

@@ -1,31 +1,48 @@
-"""The stages before any file: the checkpoint's module, each pass, the captured network.
+"""The chain of stages, from the checkpoint's module to the files on disk, and the map of them all.
 
-(i) the module that is exported against one built fresh from the checkpoint's tensors, (ii) each
-pass against the module before it, both in float64, where a rewrite may differ by no more than
-``passes.proof.PROOF_BOUND``; (iii) the captured network in float32 against the prepared module.
+(i) compares the module that is exported with one built fresh from the checkpoint's tensors, and
+(ii) each pass with the module before it. Both run in float64, where a rewrite may differ by no
+more than ``passes.proof.PROOF_BOUND``. (iii) compares the captured network, in float32, with the
+prepared module, and (iv) each file, in its own runtime, with the prepared module as well, because
+(iii) has found the two to be the same. (v) shows what a precision costs in PyTorch alone.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from levit_export.checks.drift import taps
-from levit_export.checks.drift.comparing import Comparison
+from levit_export.checks import weights
+from levit_export.checks.drift import taps, verdict
+from levit_export.checks.drift.compare import Comparison
 from levit_export.checks.drift.tolerances import Exact, Rounded, Yardstick
-from levit_export.checks.drift.values import DriftRow, DriftStage
-from levit_export.core.network import Network
-from levit_export.core.values import Calibration, Layout, Prepared
+from levit_export.checks.drift.values import DriftFinding, DriftMap, DriftRow, DriftStage
+from levit_export.checks.drift.verdict import Circumstances
+from levit_export.core import constants
+from levit_export.core.errors import LevitExportError
+from levit_export.core.network import Network, value_of_tap
+from levit_export.core.progress import Progress, Silent
+from levit_export.core.values import (
+    PROBABILITIES,
+    Artifact,
+    Calibration,
+    Layout,
+    Prepared,
+    RunOptions,
+)
+from levit_export.formats import simulated_quantisation as simulated
+from levit_export.formats import target
 from levit_export.inputs.samples import Samples
 from levit_export.models.architectures.blocks import block_names
 from levit_export.models.architectures.census import idle_attentions
 from levit_export.models.passes import LAY_OUT_MAPS, PASSES
 from levit_export.models.passes.base import NotApplicable, Pass
 from levit_export.models.passes.proof import PROOF_BOUND
+from levit_export.models.preparation import Rewritten, capture, weights_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -135,6 +152,60 @@ def program_stage(
     return DriftStage(name, "program", "the prepared module", rows)
 
 
+def artifact_stage(
+    artifact: Artifact,
+    run: RunOptions,
+    exact: Exact,
+    yardstick: Yardstick,
+    tensors: Mapping[str, np.ndarray],
+) -> DriftStage:
+    """(iv) A file on disk, run by its own runtime with its taps as further outputs.
+
+    ``exact`` is the prepared module. The stage also names those of the weight ``tensors`` that the
+    file does not hold. A file that cannot be read or run is a stage with a ``failure`` and not an
+    error: the chain goes on with the others.
+    """
+    name, against = artifact.id, "the captured network"
+    try:
+        wrong = wrong_weights(artifact, tensors)
+        kind = target(artifact.format)
+        known = set(kind.values(artifact))
+        inner = {tap: value_of_tap(tap) for tap in exact.names if tap not in exact.outputs}
+        values = {tap: value for tap, value in inner.items() if value in known}
+        absent = set(inner) - set(values)
+        with kind.open(artifact, run, tuple(values.values())) as session:
+            given = {spec.name for spec in session.signature.outputs}
+            if PROBABILITIES in given:  # a Core ML classifier keeps its other outputs to itself
+                absent |= set(exact.outputs) - given
+            comparison = Comparison(exact, yardstick, absent)
+            values |= {output: output for output in exact.outputs}
+            taken, index = session.signature.inputs[0].name, 0
+            for inputs, rows in exact.samples.batches(session.signature.batch or 1):
+                found = session.run({taken: inputs})
+                for row in range(rows):
+                    present = {
+                        tap: np.asarray(found[value])[row : row + 1]
+                        for tap, value in values.items()
+                        if value in found and len(found[value]) == len(inputs)
+                    }
+                    comparison.add(index, present)
+                    index += 1
+    except LevitExportError as error:
+        return DriftStage(name, "artifact", against, failure=str(error))
+    return DriftStage(name, "artifact", against, comparison.rows(name), session.runtime, wrong)
+
+
+def wrong_weights(artifact: Artifact, tensors: Mapping[str, np.ndarray]) -> tuple[str, ...]:
+    """Which of ``tensors`` the file does not hold: bit for bit, or on its grid where quantised."""
+    if not tensors:
+        return ()
+    stored = list(target(artifact.format).constants(artifact))
+    digests = constants.fingerprints(tensors, artifact.precision)
+    if artifact.precision in simulated.BITS:
+        digests = weights.settled(tensors, stored, simulated.BITS[artifact.precision])
+    return weights.audit(digests, stored, artifact.precision).missing
+
+
 def precision_stage(exact: Exact, yardstick: Yardstick, keep: Collection[str] = ()) -> DriftStage:
     """(v) The prepared module as roughly computed as artifacts of a precision are, by PyTorch."""
     kept = f" but for {len(keep)} blocks in float32" if keep else ""
@@ -168,8 +239,6 @@ def precision_stage(exact: Exact, yardstick: Yardstick, keep: Collection[str] = 
 
 def prepared(model: Model, layout: Layout = "tokens") -> Prepared:
     """The checkpoint as it is exported; the passes are followed in (ii), not proven once more."""
-    from levit_export.models.preparation import Rewritten, capture
-
     fresh = rewritten(replace(model, module=None))
     if layout == "maps":
         LAY_OUT_MAPS.apply(fresh)
@@ -189,3 +258,87 @@ def rounded(
     images = calibration or Calibration(model.samples.inputs, "the samples themselves")
     paths = [path for path, block in model.blocks.items() if block in keep]
     return Rounded(rewritten(model), precision, images, paths)
+
+
+@dataclass
+class Bench:
+    """A model with all that artifacts of it are held against, each made once when needed."""
+
+    model: Model
+    calibration: Calibration | None = None
+    exact: Exact = field(init=False)
+    tensors: dict[str, np.ndarray] = field(init=False)
+    _yardsticks: dict[tuple[str, frozenset[str]], Yardstick] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        module = rewritten(self.model)
+        tensors = weights_of(module) if self.model.is_ours else {}
+        self.tensors = {name: array.copy() for name, array in tensors.items()}
+        self.exact = self.model.exact(module)
+
+    def yardstick(self, precision: str, keep: Collection[str] = ()) -> Yardstick:
+        """The tolerances of a precision where the blocks ``keep`` stay in float32."""
+        key = precision, frozenset(keep)
+        if key not in self._yardsticks:
+            network = rounded(self.model, precision, self.calibration, keep)
+            answers = self.model.answers.get(precision)
+            self._yardsticks[key] = Yardstick(self.exact, network, precision, answers)
+        return self._yardsticks[key]
+
+    def stages(self, known: Mapping[Layout, Network] | None = None) -> Iterator[DriftStage]:
+        """(i) to (iii), the last for each layout. What is not ``known`` is captured."""
+        yield checkpoint_stage(self.model)
+        yield from pass_stages(self.model)
+        for layout in self.model.layouts:
+            network = (known or {}).get(layout) or prepared(self.model, layout).network
+            name = PROGRAM if layout == "tokens" else f"{PROGRAM} in {layout}"
+            allowed = self.yardstick("fp32")
+            yield program_stage(self.model, network, self.exact, allowed, name)
+
+    def artifact(self, found: Artifact, run: RunOptions) -> DriftStage:
+        """(iv) of one file."""
+        yardstick = self.yardstick(found.precision, found.keep)
+        return artifact_stage(found, run, self.exact, yardstick, self.tensors)
+
+    def judge(self, found: Artifact, stage: DriftStage, before: DriftFinding) -> DriftFinding:
+        """The verdict on one file."""
+        yardstick = self.yardstick(found.precision, found.keep)
+        overflowing = frozenset(
+            tap for tap, distance in yardstick.introduced.items() if np.inf in distance.errors
+        )
+        about = Circumstances(
+            format=found.format,
+            precision=found.precision,
+            half=target(found.format).computes_in_half(found.precision),
+            overflowing=overflowing,
+            blocks=self.model.blocks,
+        )
+        return verdict.of_artifact(stage, before, about)
+
+
+def draw(
+    bench: Bench,
+    found: Sequence[tuple[Artifact, RunOptions]],
+    progress: Progress | None = None,
+    known: Mapping[Layout, Network] | None = None,
+) -> DriftMap:
+    """The map of a model and its artifacts; networks that are ``known`` are not captured again."""
+    progress = progress or Silent()
+    progress.stage("tapping the checkpoint, the passes and the program")
+    stages = list(bench.stages(known))
+    before = verdict.of_chain(stages)
+    findings = [before]
+    for artifact, run in found:
+        progress.stage(f"tapping {artifact.path.name}")
+        stage = bench.artifact(artifact, run)
+        stages.append(stage)
+        findings.append(bench.judge(artifact, stage, before))
+    for precision, keep in dict.fromkeys((a.precision, a.keep) for a, _ in found):
+        yardstick = bench.yardstick(precision, keep)
+        stages.append(precision_stage(bench.exact, yardstick, keep))
+    return DriftMap(
+        bench.model.checkpoint.name,
+        bench.model.samples.names,
+        tuple(stages),
+        tuple(findings),
+    )

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from levit_export.checks.drift.distances import FLOAT16_MAX
 from levit_export.checks.drift.values import Cause, DriftFinding, DriftRow, DriftStage
+from levit_export.core.values import FLOAT16_MAX
 
 ANOTHER_FUNCTION = 16.0
 """A quantised block that uses its tolerance so many times over computes something else; below may

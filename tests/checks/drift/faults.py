@@ -18,8 +18,7 @@ from mutations import SPECIFICATION, Place, coreml_places, edit_specification, o
 from torch import nn
 
 from levit_export.checks.drift import chain, verdict
-from levit_export.checks.drift.chain import Model
-from levit_export.checks.drift.mapping import Bench
+from levit_export.checks.drift.chain import Bench, Model
 from levit_export.checks.drift.values import DriftFinding
 from levit_export.checks.drift.verdict import block_of_weight
 from levit_export.core.network import Network

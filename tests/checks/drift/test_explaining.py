@@ -12,8 +12,7 @@ import subjects
 
 from levit_export.checks import drift
 from levit_export.checks.drift import provenance
-from levit_export.checks.drift.chain import Model
-from levit_export.checks.drift.mapping import Bench
+from levit_export.checks.drift.chain import Bench, Model
 from levit_export.checks.drift.tolerances import samples_of
 from levit_export.checks.execution import Row
 from levit_export.checks.findings import Finding

@@ -14,8 +14,7 @@ from faults import Patient
 
 from levit_export.checks import drift
 from levit_export.checks.drift import chain, provenance
-from levit_export.checks.drift.chain import Model
-from levit_export.checks.drift.mapping import Bench
+from levit_export.checks.drift.chain import Bench, Model
 from levit_export.checks.drift.tolerances import samples_of
 from levit_export.core.values import ExportOptions, RunOptions
 from levit_export.models import checkpoints
@@ -109,7 +108,7 @@ def test_a_classifier_is_not_accused_of_its_softmax() -> None:
     status = {row.tap: row.status for row in stage.rows}
     assert status.pop("logits") == "fused"
     assert set(status.values()) == {"ok"}
-    assert bench().judge(subjects.classifier(), stage, drift.Finding("model", "none")).clean
+    assert bench().judge(subjects.classifier(), stage, drift.DriftFinding("model", "none")).clean
 
 
 def test_a_tap_that_is_gone_is_said_to_be_fused(tmp_path: Path) -> None:
@@ -132,7 +131,7 @@ def test_a_file_that_cannot_be_run_is_a_finding(tmp_path: Path) -> None:
     twin = damaged.path.with_suffix(".bin")
     twin.write_bytes(twin.read_bytes()[:1000])
     stage = bench().artifact(damaged, RunOptions())
-    finding = bench().judge(damaged, stage, drift.Finding("model", "none"))
+    finding = bench().judge(damaged, stage, drift.DriftFinding("model", "none"))
     assert stage.failure
     assert (finding.cause, finding.clean) == ("conversion", False)
 

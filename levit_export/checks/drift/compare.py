@@ -9,8 +9,7 @@ import numpy as np
 import torch
 
 from levit_export.checks.drift import taps
-from levit_export.checks.drift.distances import TINY, Distance, Range
-from levit_export.checks.drift.tolerances import Exact, Yardstick
+from levit_export.checks.drift.tolerances import TINY, Distance, Exact, Range, Yardstick
 from levit_export.checks.drift.values import DriftRow, Status
 
 

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from levit_export.checks import tolerance
-from levit_export.checks.drift.distances import Distance, Range
-from levit_export.checks.drift.tolerances import relative_tolerance, rms_tolerance
+from levit_export.checks.drift.tolerances import Distance, Range, relative_tolerance, rms_tolerance
 
 
 def test_figures_by_hand() -> None:
