@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     )
     from levit_export.reports.report import Report, to_json
     from levit_export.workflows.check import InspectRequest, bench, check
-    from levit_export.workflows.export import ExportRequest, export
+    from levit_export.workflows.export import export
+    from levit_export.workflows.export_plan import ExportRequest
 
 __all__ = [
     "Artifact",
@@ -52,7 +53,7 @@ __all__ = [
 _HOMES = {
     "Artifact": "core.values",
     "ExportOptions": "core.values",
-    "ExportRequest": "workflows.export",
+    "ExportRequest": "workflows.export_plan",
     "InspectRequest": "workflows.check",
     "ModelChoice": "checks.reference",
     "Overrides": "checks.reference",

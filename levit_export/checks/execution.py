@@ -23,6 +23,7 @@ from levit_export.core.errors import (
     MissingDependencyError,
     RuntimeFailedError,
 )
+from levit_export.core.progress import Progress, Silent
 from levit_export.core.values import (
     PROBABILITIES,
     UNIT_ROUNDOFF,
@@ -52,6 +53,9 @@ NO_DIGESTS = (
 OTHER_TENSORS = "the file does not name its passes, and most of what all of them make is not in it"
 MOST = 0.5
 """Share of the tensors whose absence shows that a file was made in another way."""
+
+BASELINE = "PyTorch eager"
+"""What a report calls the model in PyTorch, beside which the artifacts are timed."""
 
 GEMM_CALLS = 10
 SPIN_S = 0.05
@@ -342,15 +346,20 @@ def time_rows(
     *,
     macs: int = 0,
     others: Mapping[str, Session] | None = None,
-    progress: Callable[[], None] = lambda: None,
+    progress: Progress | None = None,
 ) -> tuple[dict[Row, TimingReport], dict[str, TimingReport]]:
     """Latency of every row and of ``others`` (by name), all measured round robin.
 
     ``macs`` of one image, where known, gives the efficiency against the machine's GEMM rate on
     ``threads`` threads, measured just before and just after.
     """
+    progress = progress or Silent()
+    progress.steps(plan.iterations)
     reports: dict[Row, TimingReport] = {}
-    peaks = _peaks(rows, threads)
+    # Peak memory first: the processes that it is measured in would disturb the timing.
+    able = [row for row in rows if target(row.artifact.format).can_time().ok]
+    found = peak_memory.peaks([row.artifact for row in able], threads)
+    peaks = dict(zip(able, found, strict=True))
     with ExitStack() as stack:
         entrants: dict[Row | str, _Entrant] = {}
         for row in rows:
@@ -364,7 +373,8 @@ def time_rows(
             entrants[name] = _Entrant(session, 0.0, batch, _call(session, batch))
         before = _gemm_seconds(threads)
         calls = {key: entrant.call for key, entrant in entrants.items()}
-        seconds = timing.measure(calls, plan, progress=progress, rest=_rest(others or {}, threads))
+        rest = _rest(others or {}, threads)
+        seconds = timing.measure(calls, plan, progress=progress.advance, rest=rest)
         products = before + _gemm_seconds(threads)
     rate = machine.gemm_operations() / float(np.median(products))
     baselines: dict[str, TimingReport] = {}
@@ -375,13 +385,6 @@ def time_rows(
         else:
             baselines[key] = timed
     return reports, baselines
-
-
-def _peaks(rows: Sequence[Row], threads: int) -> dict[Row, int | None]:
-    """Peak memory of every row that can be timed here, measured before the timing."""
-    timed = [row for row in rows if target(row.artifact.format).can_time().ok]
-    found = peak_memory.peaks([row.artifact for row in timed], threads)
-    return dict(zip(timed, found, strict=True))
 
 
 def _rest(others: Mapping[str, Session], threads: int) -> Callable[[Row | str], None]:

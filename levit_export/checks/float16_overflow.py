@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from levit_export.core.values import FLOAT16_MAX
+from levit_export.inputs.samples import in_batches
 from levit_export.models.evaluate import steps
 
 if TYPE_CHECKING:
@@ -23,10 +24,7 @@ def peaks(model: Prepared, inputs: np.ndarray) -> dict[str, float]:
     found: dict[str, float] = {}
     (taken,) = model.signature.inputs
     size = model.signature.batch or BATCH
-    for start in range(0, len(inputs), size):
-        images = inputs[start : start + size]
-        if model.signature.batch:
-            images = np.resize(images, (size, *images.shape[1:]))
+    for images in in_batches(inputs, size):
         for op, results in steps(model.network, {taken.name: images}):
             largest = max(float(r.abs().max()) for r in results)
             found[op.block] = max(found.get(op.block, 0.0), largest)

@@ -15,9 +15,8 @@ from levit_export.cli.verb import Verb
 def doctor(*, as_json: bool) -> int:
     """Say what this machine can export, run and time, and what would help where it cannot."""
     from levit_export.core import machine
-    from levit_export.core.packages import versions
+    from levit_export.core.packages import TOOLCHAIN, versions
     from levit_export.formats import known_targets
-    from levit_export.workflows.export import TOOLCHAIN
 
     abilities = {
         kind.name: {

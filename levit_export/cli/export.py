@@ -127,12 +127,13 @@ def export(ctx: click.Context, /, **_: Any) -> int:
     """
     from levit_export.reports import console
     from levit_export.workflows import export as export_workflow
+    from levit_export.workflows import export_plan
 
     params = ctx.params
     refuse_unwritable({"--json": params["json_file"]}, options.sources(params))
     options.refuse_missing(params)
     request = _request(params)
-    jobs = export_workflow.plan(request)
+    jobs = export_plan.plan(request)
     screen = console.Screen(quiet=params["quiet"])
     if request.choice.is_default:
         screen.notice(
@@ -140,11 +141,11 @@ def export(ctx: click.Context, /, **_: Any) -> int:
             "export your own with --checkpoint FILE (see levit-export models)"
         )
     if params["dry_run"]:
-        export_workflow.rehearse(request)
+        export_plan.rehearse(request)
         present_plan(
             screen,
-            export_workflow.describe(request, jobs),
-            export_workflow.planned(request, jobs),
+            export_plan.describe(request, jobs),
+            export_plan.planned(request, jobs),
             params["json_file"],
         )
         return 0
@@ -161,9 +162,9 @@ def _request(params: dict[str, Any]) -> Any:
     from levit_export.core.errors import UsageError
     from levit_export.core.values import Embedded, ExportOptions
     from levit_export.formats import target
-    from levit_export.workflows import precisions
-    from levit_export.workflows.export import ExportRequest
-    from levit_export.workflows.search import Promise
+    from levit_export.workflows import export_plan
+    from levit_export.workflows.export_plan import ExportRequest
+    from levit_export.workflows.precision_search import Promise
 
     if params["dynamic"] and params["batch"] is not None:
         raise UsageError(
@@ -172,12 +173,12 @@ def _request(params: dict[str, Any]) -> Any:
         )
     names = _formats(params["formats"])
     chosen = {name: target(name).precisions for name in names}
-    wanted = precisions.parse(params["precision"] or params["alias"], chosen)
+    wanted = export_plan.parse_precisions(params["precision"] or params["alias"], chosen)
     keep = dict.fromkeys(chosen, params["keep"])
     layouts = {}
     if params["recipe"] is not None:
         _refuse_beside_recipe(params)
-        recipe = precisions.read_recipe(params["recipe"])
+        recipe = export_plan.read_recipe(params["recipe"])
         names, wanted, keep = list(recipe.precisions), dict(recipe.precisions), dict(recipe.keep)
         layouts = dict(recipe.layouts)
     output: Path | None = params["output"]

@@ -31,6 +31,18 @@ UNUSED = {
 }
 """What a package must not find while it is imported."""
 
+TOOLCHAIN = (
+    "levit-export",
+    "torch",
+    "numpy",
+    "onnx",
+    "onnxsim",
+    "onnxruntime",
+    "openvino",
+    "coremltools",
+)
+"""Packages whose versions a report names."""
+
 
 def collect_garbage_rarely() -> None:
     """Look for garbage in cycles after more objects: importing PyTorch makes a million, to stay.

@@ -71,19 +71,19 @@ class Samples:
         while start < len(self):
             size = batch or 1 + turn % 3
             piece = self.inputs[start : start + size]
-            rows = len(piece)
-            if batch and rows < batch:
-                piece = np.concatenate([piece, np.repeat(piece[-1:], batch - rows, axis=0)])
-            yield np.ascontiguousarray(piece), rows
+            yield np.ascontiguousarray(filled(piece, batch or len(piece))), len(piece)
             start, turn = start + size, turn + 1
 
 
+def filled(inputs: np.ndarray, size: int) -> np.ndarray:
+    """``inputs`` ``(n, ...)`` with n from 1 to ``size`` as a batch: the last row is repeated."""
+    return np.concatenate([inputs, np.repeat(inputs[-1:], size - len(inputs), axis=0)])
+
+
 def in_batches(inputs: np.ndarray, size: int) -> Iterator[np.ndarray]:
-    """``inputs`` in batches of ``size``; the last is filled up by repeating its last row."""
+    """``inputs`` ``(n, ...)`` in batches of ``size``, the last one filled up."""
     for start in range(0, len(inputs), size):
-        piece = inputs[start : start + size]
-        missing = size - len(piece)
-        yield np.concatenate([piece, np.repeat(piece[-1:], missing, axis=0)]) if missing else piece
+        yield filled(inputs[start : start + size], size)
 
 
 def seeded(spec: TensorSpec) -> np.ndarray:

@@ -12,7 +12,7 @@ import numpy as np
 
 from levit_export.checks import claims, execution, parity, reference
 from levit_export.checks.claims import Known
-from levit_export.checks.execution import Reference, Row
+from levit_export.checks.execution import BASELINE, Reference, Row
 from levit_export.checks.findings import Finding
 from levit_export.checks.parity import ParityReport
 from levit_export.checks.reference import ModelChoice, Overrides
@@ -20,7 +20,7 @@ from levit_export.checks.results import ArtifactReport
 from levit_export.checks.timing import TimingPlan, TimingReport
 from levit_export.core import machine
 from levit_export.core.errors import BundleError, DataError, MissingDependencyError, UsageError
-from levit_export.core.packages import versions
+from levit_export.core.packages import TOOLCHAIN, versions
 from levit_export.core.progress import Progress, Silent
 from levit_export.core.values import (
     CALIBRATED,
@@ -36,7 +36,6 @@ from levit_export.formats import target
 from levit_export.reports.report import Report
 from levit_export.storage import export_directory
 from levit_export.storage.located import Located, locate
-from levit_export.workflows.export import BASELINE, TOOLCHAIN
 
 if TYPE_CHECKING:
     from levit_export.checks.drift import DriftMap
@@ -158,14 +157,13 @@ def bench(request: InspectRequest, progress: Progress | None = None) -> Report:
         macs = checkpoint.describe().macs
         others[BASELINE] = reference.eager_session(checkpoint, threads=request.run.threads)
     progress.stage("timing")
-    progress.steps(request.plan.iterations)
     timings, baselines = execution.time_rows(
         [row for _, row in rows],
         request.run.threads,
         request.plan,
         macs=macs,
         others=others,
-        progress=progress.advance,
+        progress=progress,
     )
     skipped = parity.NOT_ASKED
     reports = [

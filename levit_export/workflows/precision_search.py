@@ -1,86 +1,227 @@
-"""``--precision auto``: measure candidates on real files for ``workflows.search``."""
+"""``--precision auto``: find the cheapest precision of a format that keeps a promise on accuracy.
+
+Precisions are tried from the cheapest. Where one loses too much, the blocks that suffer most are
+left in float, most sensitive first, until the promise is kept; how many it takes is bisected. A
+block's sensitivity is the error of the outputs when that block alone is in the low precision.
+
+:func:`find` decides and is pure: the same measurements give the same choice. :func:`search`
+measures each candidate on a real file. Latencies are shown and never decide, because they would
+not repeat.
+"""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from levit_export.checks import parity, reference, timing
 from levit_export.checks.timing import TimingPlan
 from levit_export.core import hashing
-from levit_export.core.errors import UsageError
+from levit_export.core.errors import UnknownNameError, UsageError
 from levit_export.core.progress import Progress
-from levit_export.core.values import CALIBRATED, Artifact, Calibration, Prepared, RunOptions
+from levit_export.core.values import CALIBRATED, Calibration, Prepared, RunOptions
 from levit_export.formats import Job, target
-from levit_export.inputs.samples import Samples
+from levit_export.inputs.samples import Samples, filled
 from levit_export.models.zoo import LOGITS
 from levit_export.reports.report import Candidate, SearchPoint, SearchResult
-from levit_export.workflows import search
-from levit_export.workflows.search import Promise
 
 if TYPE_CHECKING:
     from levit_export.models.checkpoints import Checkpoint
     from levit_export.models.preparation import Forms
 
+AUTO = "auto"
+"""What ``--precision`` calls the precision that a search finds."""
+
+Preference = Literal["latency", "size"]
+
+ORDER: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+    "latency": {
+        "onnx": ("int8", "fp32"),
+        "openvino": ("int8", "fp32"),
+        "coreml": ("int8", "fp16", "fp32"),
+    },
+    "size": {
+        "onnx": ("int8", "w8", "fp16", "fp32"),
+        "openvino": ("w4", "int8", "w8", "fp16", "fp32"),
+        "coreml": ("w4", "w6", "int8", "w8", "fp16", "fp32"),
+    },
+}
+"""Precisions by what they save, the most first. The last is the network itself."""
+
+MOST_KEPT = 0.5
+"""Share of blocks left in float beyond which the next precision is the better answer."""
+
 SENSITIVITY_IMAGES = 16
 """Images that each block is tried on alone; the blocks are only ranked by them."""
+
 BATCH = 16
 QUICK = TimingPlan(warmup=5, iterations=20, budget_s=2.0)
 
 
 @dataclass(frozen=True)
-class Bench:
-    """Everything that a candidate is measured with."""
+class Promise:
+    """At most so many points of top-1 lost on the images, or of agreement where none is labelled.
 
-    forms: Forms
-    images: Calibration
-    answers: np.ndarray
-    run: RunOptions
+    ``prefer`` says what is saved for it.
+    """
+
+    max_drop: float = 0.5
+    prefer: Preference = "latency"
+
+
+def order(kind: str, prefer: Preference) -> tuple[str, ...]:
+    """The precisions to try for a format."""
+    known = ORDER[prefer]
+    if kind not in known:
+        raise UnknownNameError("format to search a precision for", kind, known)
+    return known[kind]
+
+
+def find(
+    precisions: Sequence[str],
+    ranked: Mapping[str, Sequence[str]],
+    measure: Callable[[Candidate], SearchPoint],
+    *,
+    max_drop: float,
+    forced: Mapping[str, Sequence[str]] | None = None,
+    prefer: Preference = "latency",
+) -> SearchResult:
+    """The first of ``precisions`` that loses at most ``max_drop`` points, or the smallest.
+
+    ``ranked`` are the blocks by sensitivity for each precision, the most sensitive first;
+    ``forced`` are those that have to stay in float because they leave its range.
+    """
+    seen: dict[Candidate, SearchPoint] = {}
+
+    def measured(precision: str, count: int) -> SearchPoint:
+        must = tuple((forced or {}).get(precision, ()))
+        rest = [block for block in ranked.get(precision, ()) if block not in must]
+        candidate = Candidate(precision, (*must, *rest[:count]))
+        if candidate not in seen:
+            seen[candidate] = measure(candidate)
+        return seen[candidate]
+
+    kept: list[SearchPoint] = []
+    for precision in precisions:
+        most = int(MOST_KEPT * len(ranked.get(precision, ())))
+        best = _fewest(lambda count, p=precision: measured(p, count), most, max_drop)  # type: ignore[misc]
+        if best is not None:
+            kept.append(best)
+            if prefer == "latency":
+                break
+    if not kept:  # not even the network itself: then it is what there is
+        kept.append(measured(precisions[-1], 0))
+    chosen = kept[0] if prefer == "latency" else min(kept, key=lambda point: point.bytes)
+    return SearchResult(chosen, tuple(seen.values()))
+
+
+def _fewest(
+    measured: Callable[[int], SearchPoint], most: int, max_drop: float
+) -> SearchPoint | None:
+    """The point with the fewest blocks kept that loses little enough; None up to ``most``.
+
+    Doubles the count until the promise is kept, then bisects between the last two.
+    """
+    below, count = -1, 0
+    while measured(count).drop > max_drop:
+        if count >= most:
+            return None
+        below, count = count, min(most, max(1, 2 * count))
+    while count - below > 1:
+        middle = (below + count) // 2
+        if measured(middle).drop > max_drop:
+            below = middle
+        else:
+            count = middle
+    return measured(count)
 
 
 def settle(
-    job: Job,
+    jobs: Sequence[Job],
     forms: Forms,
     images: Calibration | None,
     promise: Promise,
     *,
     run: RunOptions,
     progress: Progress,
-) -> tuple[Job, SearchResult]:
-    """``job`` with the precision and the blocks in float that the search found."""
-    if images is None:
-        raise UsageError(
-            "--precision auto measures accuracy, and there are no images to measure it on",
-            remedy="Give --data DIR with images of the kind that the model will see.",
-        )
-    session = reference.eager_session(forms.checkpoint)
-    answers = parity.collect(session, as_samples(images), batch=BATCH)[LOGITS]
-    bench = Bench(forms, images, answers, run)
-    precisions = search.order(job.format, promise.prefer)
+) -> tuple[list[Job], dict[str, SearchResult]]:
+    """``jobs`` with a precision for each that asks for one, and by format what its search saw."""
+    settled: list[Job] = []
+    searches: dict[str, SearchResult] = {}
+    for job in jobs:
+        if job.options.precision != AUTO:
+            settled.append(job)
+            continue
+        if images is None:
+            raise no_images()
+        found = search(job, forms, images, promise, run=run, progress=progress)
+        searches[job.format] = found
+        settled.append(_with(job, found.chosen.candidate, images))
+    return settled, searches
+
+
+def no_images() -> UsageError:
+    """What is wrong with a search that has nothing to measure accuracy on."""
+    return UsageError(
+        "--precision auto measures accuracy, and there are no images to measure it on",
+        remedy="Give --data DIR with images of the kind that the model will see.",
+    )
+
+
+def search(
+    job: Job,
+    forms: Forms,
+    images: Calibration,
+    promise: Promise,
+    *,
+    run: RunOptions,
+    progress: Progress,
+) -> SearchResult:
+    """Export candidates for ``job``, put the images through each file, and choose one."""
+    from levit_export.checks import float16_overflow
+
+    kind, checkpoint = target(job.format), forms.checkpoint
+    precisions = order(job.format, promise.prefer)
+    shown = as_samples(images)
+    expected = parity.collect(reference.eager_session(checkpoint), shown, batch=BATCH)[LOGITS]
     progress.stage(f"ranking the blocks for {job.format}")
     model = forms.of(job.format, replace(job.options, precision="fp32"))
-    checkpoint = forms.checkpoint
     ranked = {p: rank(model, checkpoint, p, images) for p in precisions if p != "fp32"}
+    # Where a precision computes in float16, blocks that leave its range must stay in float.
+    half = [precision for precision in precisions if kind.computes_in_half(precision)]
+    overflowing = float16_overflow.overflows(model, images.inputs) if half else {}
+    forced = dict.fromkeys(half, tuple(block for block in overflowing if block))
 
     def measure(candidate: Candidate) -> SearchPoint:
         kept = f", {len(candidate.keep)} blocks in float" if candidate.keep else ""
         progress.stage(f"trying {job.format} as {candidate.precision}{kept}")
-        return measured(job, candidate, bench)
+        tried = _with(job, candidate, images)
+        with tempfile.TemporaryDirectory(prefix="levit-export-") as folder:
+            made = tried.write(forms.of(tried.format, tried.options), Path(folder))
+            latency_ms = None
+            with kind.open(made, run) as session:
+                answers = parity.collect(session, shown, batch=BATCH)[LOGITS]
+                if kind.can_time().ok:
+                    batch = made.signature.batch or 1
+                    inputs = {made.signature.inputs[0].name: filled(images.inputs[:batch], batch)}
+                    seconds = timing.measure({"it": lambda: session.run(inputs)}, QUICK)["it"]
+                    latency_ms = 1e3 * float(np.median(seconds))
+            lost = drop(images, expected, answers)
+            return SearchPoint(candidate, lost, hashing.digest(made.files).bytes, latency_ms)
 
-    found = search.find(
+    return find(
         precisions,
         ranked,
         measure,
         max_drop=promise.max_drop,
-        forced=_forced(job.format, model, images, precisions),
+        forced=forced,
         prefer=promise.prefer,
     )
-    return _with(job, found.chosen.candidate, images), found
 
 
 def as_samples(images: Calibration) -> Samples:
@@ -117,45 +258,6 @@ def rank(
         answers = parity.collect(session, as_samples(few), batch=BATCH)[LOGITS]
         errors[block] = float(((answers - exact[LOGITS]) ** 2).mean())
     return tuple(sorted(blocks, key=lambda block: (-errors[block], block)))
-
-
-def _forced(
-    kind: str, model: Prepared, images: Calibration, precisions: Sequence[str]
-) -> Mapping[str, tuple[str, ...]]:
-    """For each precision that computes in float16, the blocks that leave its range."""
-    from levit_export.checks import float16_overflow
-
-    half = [p for p in precisions if target(kind).computes_in_half(p)]
-    found = tuple(float16_overflow.overflows(model, images.inputs)) if half else ()
-    return dict.fromkeys(half, tuple(block for block in found if block))
-
-
-def measured(job: Job, candidate: Candidate, bench: Bench) -> SearchPoint:
-    """Export the candidate and put the images through the file."""
-    with tempfile.TemporaryDirectory(prefix="levit-export-") as folder:
-        tried = _with(job, candidate, bench.images)
-        made = tried.write(bench.forms.of(tried.format, tried.options), Path(folder))
-        kind = target(made.format)
-        with kind.open(made, bench.run) as session:
-            answers = parity.collect(session, as_samples(bench.images), batch=BATCH)
-            latency = _latency(session.run, made, bench) if kind.can_time().ok else None
-        return SearchPoint(
-            candidate,
-            drop(bench.images, bench.answers, answers[LOGITS]),
-            hashing.digest(made.files).bytes,
-            latency,
-        )
-
-
-def _latency(run: object, made: Artifact, bench: Bench) -> float:
-    batch = made.signature.batch or 1
-    inputs = {
-        made.signature.inputs[0].name: np.resize(
-            bench.images.inputs, (batch, *bench.images.inputs.shape[1:])
-        )
-    }
-    seconds = timing.measure({"it": lambda: run(inputs)}, QUICK)["it"]  # type: ignore[operator]
-    return 1e3 * float(np.median(seconds))
 
 
 def drop(images: Calibration, expected: np.ndarray, answers: np.ndarray) -> float:

@@ -285,7 +285,7 @@ def test_bug_is_not_a_failed_check(cli: Cli, monkeypatch: pytest.MonkeyPatch) ->
     def broken(*_: object) -> None:
         raise ZeroDivisionError("oops")
 
-    monkeypatch.setattr("levit_export.workflows.export.plan", broken)
+    monkeypatch.setattr("levit_export.workflows.export_plan.plan", broken)
     result = cli("export")
     assert result.exit_code == 2
     assert "ZeroDivisionError: oops" in result.stderr
@@ -298,7 +298,7 @@ def test_interrupt(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("levit_export.workflows.export.plan", interrupted)
+    monkeypatch.setattr("levit_export.workflows.export_plan.plan", interrupted)
     result = cli("export")
     assert result.exit_code == 130
     assert "interrupted" in result.stderr

@@ -18,7 +18,7 @@ from levit_export.core.errors import UsageError
 from levit_export.models import checkpoints
 from levit_export.models.checkpoints import Checkpoint, Choices
 from levit_export.models.zoo import variant
-from levit_export.workflows.export import ExportRequest, plan
+from levit_export.workflows.export_plan import ExportRequest, plan
 
 DIGITS = variant("levit_digits")
 

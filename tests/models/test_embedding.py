@@ -30,7 +30,7 @@ from levit_export.inputs.samples import Samples
 from levit_export.models import embedding
 from levit_export.models.preparation import prepare
 from levit_export.models.zoo import DISTILL, LOGITS
-from levit_export.workflows.export import ExportRequest, plan
+from levit_export.workflows.export_plan import ExportRequest, plan
 
 FORMATS = ("onnx", "openvino", "coreml")
 RAW, PROBABLE, BOTH = Embedded(True, False), Embedded(False, True), Embedded(True, True)

@@ -6,7 +6,7 @@ import pytest
 
 from levit_export.core.errors import UnknownNameError
 from levit_export.reports.report import Candidate, SearchPoint
-from levit_export.workflows.search import find, order
+from levit_export.workflows.precision_search import find, order
 
 BLOCKS = tuple(f"block{index}" for index in range(8))
 RANKED = {"int8": BLOCKS, "w4": BLOCKS}

@@ -9,10 +9,9 @@ from pathlib import Path
 
 from levit_export.core import files, machine
 from levit_export.core.errors import OutputError, UsageError
-from levit_export.core.packages import versions
+from levit_export.core.packages import TOOLCHAIN, versions
 from levit_export.core.progress import Progress, Silent
 from levit_export.core.values import Verdict, overall
-from levit_export.workflows.export import TOOLCHAIN
 from levit_export.workflows.sweep import running, show
 from levit_export.workflows.sweep.cell import Cell, Result
 from levit_export.workflows.sweep.plan import Plan, read

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from levit_export.core.errors import ManifestError, UnknownNameError, UsageError
-from levit_export.workflows import precisions
+from levit_export.workflows import export_plan
 
 FORMATS = {"onnx": ("fp32", "int8"), "coreml": ("fp16", "int8", "w4")}
 
@@ -27,7 +27,7 @@ FORMATS = {"onnx": ("fp32", "int8"), "coreml": ("fp16", "int8", "w4")}
 )
 def test_parsed(text: str | None, expected: dict[str, tuple[str, ...]]) -> None:
     """One precision is for all formats; pairs are for those that they name, aliases included."""
-    assert precisions.parse(text, FORMATS) == expected
+    assert export_plan.parse_precisions(text, FORMATS) == expected
 
 
 @pytest.mark.parametrize(
@@ -43,16 +43,16 @@ def test_parsed(text: str | None, expected: dict[str, tuple[str, ...]]) -> None:
 def test_refused(text: str, message: str) -> None:
     """What a format cannot do is refused with what it can; half a pair is refused."""
     with pytest.raises(UsageError, match=message):
-        precisions.parse(text, FORMATS)
+        export_plan.parse_precisions(text, FORMATS)
 
 
 def test_unknown_format() -> None:
     """A format that is not exported, or a typo, is refused with the nearest."""
     with pytest.raises(UnknownNameError, match="Did you mean 'onnx'"):
-        precisions.parse("onx=int8", FORMATS)
+        export_plan.parse_precisions("onx=int8", FORMATS)
 
 
 def test_no_recipe(tmp_path: Path) -> None:
     """A folder that is no export directory is no recipe."""
     with pytest.raises(ManifestError):
-        precisions.read_recipe(tmp_path)
+        export_plan.read_recipe(tmp_path)
