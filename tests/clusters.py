@@ -13,10 +13,13 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import levit_export
 from levit_export.core.errors import DataError
 
 START_S = 60
-TESTS = str(Path(__file__).parent)
+TESTS = Path(__file__).parent
+CHECKOUT = Path(levit_export.__file__).parents[1]
+"""Workers must import the package that is under test, wherever another one is installed."""
 
 
 @dataclass(frozen=True)
@@ -66,11 +69,16 @@ def cluster(folder: Path, count: int = 2, *, path: Path | None = None) -> Iterat
 def _process(
     folder: Path, *arguments: str, path: Path | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
+    found = os.pathsep.join(map(str, (path or TESTS, CHECKOUT)))
     with (folder / f"{arguments[0]}.log").open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "distributed.cli.dask_" + arguments[0], *arguments[1:]],
             cwd=folder,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{path or TESTS}"},
+            env={
+                **os.environ,
+                "OMP_NUM_THREADS": "1",
+                "PYTHONPATH": os.pathsep.join(map(str, (path or TESTS, CHECKOUT))),
+            },
             stdout=log,
             stderr=log,
         )

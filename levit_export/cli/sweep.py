@@ -42,7 +42,7 @@ def sweep(ctx: click.Context, /, file: Path, **_: Any) -> int:
     from levit_export.core import machine
     from levit_export.reports import console
     from levit_export.workflows import sweep as sweeping
-    from levit_export.workflows.sweep import show
+    from levit_export.workflows.sweep.report import print_sweep, report_files
 
     params = ctx.params
     refuse_unwritable({"--json": params["json_file"]}, options.sources(params))
@@ -62,7 +62,7 @@ def sweep(ctx: click.Context, /, file: Path, **_: Any) -> int:
     with screen.progress() as progress:
         report = sweeping.sweep(request, progress)
     if not screen.quiet and params["json_file"] != "-":
-        show.print_sweep(screen, report)
+        print_sweep(screen, report)
     if params["json_file"] is not None:
-        write_or_print(show.files(report)["sweep.json"], params["json_file"])
+        write_or_print(report_files(report)["sweep.json"], params["json_file"])
     return status_of(report.verdict, allow_not_run=params["allow_not_run"])

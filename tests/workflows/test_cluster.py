@@ -29,9 +29,10 @@ from levit_export.core.errors import (
 from levit_export.core.values import Preprocessing
 from levit_export.inputs import samples
 from levit_export.inputs.images import open_images
-from levit_export.workflows.cluster import Call, calls, connected, identity, parcel
-from levit_export.workflows.evaluate import EvaluateRequest, evaluate, remote
-from levit_export.workflows.evaluate.predict import Task, Weights
+from levit_export.workflows import cluster
+from levit_export.workflows.cluster import Call, connected, identity, parcel
+from levit_export.workflows.evaluate import EvaluateRequest, evaluate, on_cluster
+from levit_export.workflows.evaluate.predict import Weights, Workload
 
 pytest.importorskip("distributed", reason="Dask is not installed")
 
@@ -118,7 +119,7 @@ def test_a_call_of_one_key_is_made_once(running: Running, tmp_path: Path) -> Non
     wanted = [Call(f"once-{i % 3}", clusters.note, (str(file), str(i % 3))) for i in range(9)]
     with connected(running.address) as found:
         outcomes = list(found.run(wanted))
-    assert sorted(outcome.call.key for outcome in outcomes) == ["once-0", "once-1", "once-2"]
+    assert sorted(call.key for call, _ in outcomes) == ["once-0", "once-1", "once-2"]
     assert sorted(file.read_text().split()) == ["0", "1", "2"]
 
 
@@ -131,7 +132,7 @@ def test_parcels(running: Running, tmp_path: Path) -> None:
         Call(f"p{i}", clusters.note, (str(tmp_path / "notes"), ""), (sent,)) for i in range(8)
     ]
     with connected(running.address) as found:
-        results = [outcome.result for outcome in found.run(wanted)]
+        results = [result for _, result in found.run(wanted)]
     assert results == [["d", "y.bin", "x.bin"]] * 8
 
 
@@ -154,27 +155,27 @@ def test_errors_cross(running: Running) -> None:
         Call("fine", clusters.note, ("/dev/null", "")),
     ]
     with connected(running.address) as found:
-        errors = {outcome.call.key: outcome.error for outcome in found.run(wanted)}
+        errors = {call.key: result for call, result in found.run(wanted)}
     assert isinstance(errors["refused"], DataError)
     assert errors["refused"].what == "such data"
     assert isinstance(errors["crashed"], RuntimeFailedError)
     assert "ZeroDivisionError: by nothing" in errors["crashed"].what
-    assert errors["fine"] is None
+    assert errors["fine"] == []
 
 
 def test_another_checkpoint(running: Running) -> None:
     """What a worker refuses is refused here, as what it is."""
     images = open_images("digits", labels=tuple("0123456789"))
     recipe = Preprocessing("digits", resize=(96, 96), crop=(96, 96))
-    task = Task(images, recipe, 10, (), Weights(ModelChoice(), "0" * 64), ((0,),), 1, 1)
+    task = Workload(images, recipe, 10, (), Weights(ModelChoice(), "0" * 64), ((0,),), 1, 1)
     with pytest.raises(CheckpointError, match="000000"):
-        remote.run(task, running.address)
+        on_cluster.run(task, running.address)
 
 
 @pytest.mark.parametrize("address", ["tcp://127.0.0.1:1", "nonsense://x", "127.0.0.1:1"])
 def test_nobody_answers(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
     """A scheduler that cannot be reached is named, with what an address looks like."""
-    monkeypatch.setattr(calls, "CONNECT_S", 1)
+    monkeypatch.setattr(cluster, "CONNECT_S", 1)
     message = f"no Dask scheduler answers at {address}"
     with pytest.raises(ClusterError, match=message) as caught, connected(address):
         pass
@@ -185,7 +186,7 @@ def test_status_where_nobody_answers(
     monkeypatch: pytest.MonkeyPatch, cli: Cli, folder: Path, tmp_path: Path
 ) -> None:
     """Both verbs end with status 2 and the address, and a sweep has written nothing."""
-    monkeypatch.setattr(calls, "CONNECT_S", 1)
+    monkeypatch.setattr(cluster, "CONNECT_S", 1)
     scheduler = ("--scheduler", "tcp://127.0.0.1:1")
     (tmp_path / "s.toml").write_text('[[models]]\nmodel = "levit_digits"\n')
     for arguments in (("evaluate", folder, "-d", "digits"), ("sweep", tmp_path / "s.toml")):
@@ -198,15 +199,15 @@ def test_status_where_nobody_answers(
 def test_no_workers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A scheduler alone does no work, which is said at once."""
     with clusters.cluster(tmp_path, 0) as found:
-        monkeypatch.setattr(calls, "CONNECT_S", 3)
+        monkeypatch.setattr(cluster, "CONNECT_S", 3)
         with pytest.raises(ClusterError, match="has no workers"), connected(found.address):
             pass
 
 
 def test_the_last_worker_dies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Without any worker the run ends with what is missing, and not never."""
-    monkeypatch.setattr(calls, "PATIENCE_S", 0.1)
-    monkeypatch.setattr(calls, "POLL_S", 0.1)
+    monkeypatch.setattr(cluster, "PATIENCE_S", 0.1)
+    monkeypatch.setattr(cluster, "POLL_S", 0.1)
     with clusters.cluster(tmp_path, 1) as found, connected(found.address) as reached:
         found.workers[0].kill()
         with pytest.raises(ClusterError, match="has had no worker"):
@@ -250,7 +251,7 @@ class Client:
 def test_workers_without_the_package(version: object, found: object, message: str) -> None:
     """A worker that has no levit-export, or one that does not know the question, is refused."""
     with pytest.raises(MissingDependencyError, match=message):
-        calls._refuse_strangers(Client(version, found), "tcp://s:1")  # type: ignore[arg-type]
+        cluster._refuse_strangers(Client(version, found), "tcp://s:1")  # type: ignore[arg-type]
 
 
 def test_a_worker_that_came_later(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -259,9 +260,9 @@ def test_a_worker_that_came_later(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     monkeypatch.setattr("distributed.get_worker", lambda: worker)
     ours = dict(identity())
     file = str(tmp_path / "notes")
-    calls._perform(ours, clusters.note, (file, "done"))
+    cluster._perform(ours, clusters.note, (file, "done"))
     with pytest.raises(MissingDependencyError, match=r"tcp://w:1 has numpy .* here it is 9\.9"):
-        calls._perform({**ours, "numpy": "9.9"}, clusters.note, (file, "not done"))
+        cluster._perform({**ours, "numpy": "9.9"}, clusters.note, (file, "not done"))
     assert Path(file).read_text() == "done\n"
 
 

@@ -42,12 +42,11 @@ from levit_export.storage import export_directory
 from levit_export.workflows.evaluate import (
     EvaluateRequest,
     evaluate,
-    packed_images,
+    on_cluster,
     predict,
     score,
-    workers,
 )
-from levit_export.workflows.evaluate.predict import Answer, Answers, Task, Weights
+from levit_export.workflows.evaluate.predict import Answer, Answers, Weights, Workload
 
 FILE = "onnx-fp32/levit_digits.onnx"
 DIGITS = tuple("0123456789")
@@ -295,9 +294,9 @@ def test_failure_in_one_part() -> None:
     assert merged.answers[0].failure == "no memory"
 
 
-def task(**changes: Any) -> Task:
+def task(**changes: Any) -> Workload:
     """A task without artifacts."""
-    empty = Task(
+    empty = Workload(
         images=open_images("digits", labels=DIGITS),
         recipe=None,  # type: ignore[arg-type]
         classes=10,
@@ -310,7 +309,7 @@ def task(**changes: Any) -> Task:
     return replace(empty, **changes)
 
 
-def never_done(_: Task, __: object, groups: Iterable[object], ___: object) -> Answers:
+def never_done(_: Workload, __: object, groups: Iterable[object], ___: object) -> Answers:
     """What this process does while a worker has not been heard of: take groups, slowly."""
     for _group in groups:
         time.sleep(0.01)
@@ -327,18 +326,18 @@ def never_done(_: Task, __: object, groups: Iterable[object], ___: object) -> An
 )
 def test_crashed_worker(monkeypatch: pytest.MonkeyPatch, code: str, message: str) -> None:
     """A worker that dies is an error with its status and last words, never a hang."""
-    monkeypatch.setattr(workers, "classified", never_done)
+    monkeypatch.setattr(predict, "classified", never_done)
     monkeypatch.setattr(processes, "SERVE", code)
     with pytest.raises(RuntimeFailedError, match=message):
-        workers.run(task(groups=((0,),) * 3000), 2)
+        predict.run(task(groups=((0,),) * 3000), 2)
 
 
 def test_a_worker_that_dies_with_a_group(monkeypatch: pytest.MonkeyPatch) -> None:
     """Images that a dead worker had taken are not left out: it is an error."""
-    monkeypatch.setattr(workers, "_answer", die)
-    own = workers.classified
+    monkeypatch.setattr(predict, "_answer", die)
+    own = predict.classified
 
-    def slowly(task_: Task, entrants: object, groups: Iterable[Any], done: object) -> Answers:
+    def slowly(task_: Workload, entrants: object, groups: Iterable[Any], done: object) -> Answers:
         def late() -> Iterator[Any]:
             for group in groups:
                 time.sleep(0.3)
@@ -346,9 +345,9 @@ def test_a_worker_that_dies_with_a_group(monkeypatch: pytest.MonkeyPatch) -> Non
 
         return own(task_, entrants, late(), done)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(workers, "classified", slowly)
+    monkeypatch.setattr(predict, "classified", slowly)
     with pytest.raises(RuntimeFailedError, match="status 9"):
-        workers.run(task(recipe=SMALL, groups=tuple((i,) for i in range(60))), 2)
+        predict.run(task(recipe=SMALL, groups=tuple((i,) for i in range(60))), 2)
 
 
 def die(_: object) -> None:
@@ -361,12 +360,12 @@ def test_a_worker_that_is_late(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes, "SERVE", "import time; time.sleep(60)")
     seen: list[object] = []
     monkeypatch.setattr(
-        workers,
+        predict,
         "classified",
         lambda _, __, groups, ___: seen.extend(groups) or predict.Answers(np.arange(2), (), ()),
     )
     begun = time.monotonic()
-    assert workers.run(task(), 2).rows.tolist() == [0, 1]
+    assert predict.run(task(), 2).rows.tolist() == [0, 1]
     assert seen == [(0,), (1,)]
     assert time.monotonic() - begun < 50
 
@@ -380,9 +379,9 @@ def test_workers_that_pay(
     """Unasked, others are started by the work that is left, and no more than there are groups."""
     begun: list[object] = []
 
-    monkeypatch.setattr(workers._Heap, "worked_off_by", lambda _, worker: begun.append(worker))
+    monkeypatch.setattr(predict._Heap, "worked_off_by", lambda _, worker: begun.append(worker))
     whole = task(recipe=SMALL, groups=tuple((i,) for i in range(7)))
-    found = workers.run(whole, None, most=most, worth_s=worth_s)
+    found = predict.run(whole, None, most=most, worth_s=worth_s)
     assert len(begun) == expected
     assert found.rows.tolist() == list(range(7))
 
@@ -390,9 +389,9 @@ def test_workers_that_pay(
 def test_workers_that_wait() -> None:
     """Processes started early are taken first, and whichever was not needed is gone as well."""
     whole = task(recipe=SMALL, groups=((0,), (1,), (2,)))
-    with workers.ready(3, ("colorsys", "no_such_package")) as waiting:
+    with predict.ready(3, ("colorsys", "no_such_package")) as waiting:
         pids = {worker.submit(os.getpid).result() for worker in waiting}
-        found = workers.run(whole, 3, waiting=waiting)
+        found = predict.run(whole, 3, waiting=waiting)
         assert waiting[0].submit(os.getpid).result() in pids
     assert found.rows.tolist() == [0, 1, 2]
     for pid in pids:
@@ -416,7 +415,7 @@ def test_what_a_worker_raises(copied: Path, tmp_path: Path) -> None:
 def test_another_checkpoint_in_the_worker() -> None:
     """A worker that finds other weights than the evaluation began with refuses them."""
     with pytest.raises(CheckpointError, match="000000"):
-        predict.answer(task(reference=Weights(ModelChoice(), "0" * 64)))
+        predict.run(task(reference=Weights(ModelChoice(), "0" * 64)), 1)
 
 
 def test_artifact_that_cannot_be_run(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -530,12 +529,12 @@ def test_core_ml(tmp_path: Path) -> None:
     assert any("reference evaluator" in note for note in found.artifacts[0].notes)
 
 
-def test_loads_without_a_readable_image_have_keys_of_their_own(tmp_path: Path) -> None:
-    """Two loads in which nothing can be read are two loads: one's counts are not the other's."""
+def test_chunks_without_a_readable_image_have_keys_of_their_own(tmp_path: Path) -> None:
+    """Two chunks in which nothing can be read are two chunks: one's counts are not the other's."""
     for name in ("a.png", "b.png"):
         (tmp_path / name).touch()
     entries = tuple(Entry(name, -1, place) for place, name in enumerate(("a.png", "b.png")))
     images = ImageSet("broken", entries, store=Files(tmp_path), fingerprint="ab")
-    first, second = packed_images.loads(images, [(0,), (1,)], 1)
-    assert [len(load.unreadable) for load in (first, second)] == [1, 1]
+    first, second = on_cluster.chunks(images, [(0,), (1,)], 1)
+    assert [len(chunk.unreadable) for chunk in (first, second)] == [1, 1]
     assert first.sha256 != second.sha256

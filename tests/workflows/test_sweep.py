@@ -20,7 +20,8 @@ from levit_export.cli.sweep import sweep as verb
 from levit_export.core import files, processes
 from levit_export.core.errors import LevitExportError, PassProofError, UsageError
 from levit_export.core.progress import Silent
-from levit_export.workflows.sweep import SweepRequest, running, sweep
+from levit_export.workflows import sweep as sweeping
+from levit_export.workflows.sweep import SweepRequest, sweep
 from levit_export.workflows.sweep import cell as cell_module
 
 TWO = """
@@ -82,7 +83,7 @@ class Work:
 def work(monkeypatch: pytest.MonkeyPatch) -> Work:
     """No process is started; the test says what each would have found."""
     found = Work()
-    monkeypatch.setattr(running, "_performed", found)
+    monkeypatch.setattr(sweeping, "_performed", found)
     return found
 
 
@@ -359,5 +360,5 @@ def test_on_a_cluster(
     made = tmp_path / "s-sweep" / row["path"]
     assert made.read_bytes() == (real / "s-sweep" / here["path"]).read_bytes()
     assert any("on a cluster" in note for note in there.notes)
-    monkeypatch.setattr(running, "connected", None)
+    monkeypatch.setattr(sweeping, "connected", None)
     assert not sweep(SweepRequest(Path(file), scheduler="tcp://nobody:1")).rows[0].fresh

@@ -3,28 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from levit_export.checks import execution, parity
+from levit_export.checks import execution, parity, reference
 from levit_export.checks.execution import Row
 from levit_export.checks.reference import ModelChoice
 from levit_export.checks.results import Accuracy, ArtifactReport
-from levit_export.core.errors import UsageError
+from levit_export.core.errors import ArtifactError, MissingDependencyError, UsageError
 from levit_export.core.machine import usable_cores
+from levit_export.core.packages import needs
 from levit_export.core.processes import Worker
 from levit_export.core.progress import Progress, Silent
-from levit_export.core.values import RunOptions, Verdict, overall
+from levit_export.core.values import (
+    ModelInfo,
+    Preprocessing,
+    RunOptions,
+    Task,
+    Verdict,
+    overall,
+)
 from levit_export.formats import target
 from levit_export.inputs.images import ImageSet, open_images, refuse_too_many
 from levit_export.reports.report import Report
+from levit_export.storage import export_directory
+from levit_export.storage.located import Located, locate
 from levit_export.workflows.check import build_report
-from levit_export.workflows.evaluate import remote, score, workers
-from levit_export.workflows.evaluate.inputs import Subject, subjects
-from levit_export.workflows.evaluate.predict import Answers, Task
-from levit_export.workflows.evaluate.record import record
+from levit_export.workflows.evaluate import on_cluster, predict, score
+from levit_export.workflows.evaluate.predict import Answers, Weights, Workload
+
+if TYPE_CHECKING:
+    from levit_export.models.checkpoints import Checkpoint
 
 __all__ = ["EvaluateRequest", "evaluate"]
 
@@ -39,6 +50,13 @@ each with LeViT-256 (ONNX and PyTorch, JPEGs), and a small part of that with the
 
 MOST_WORKERS = 8
 """Processes that are started unasked: each holds its own sessions, and perhaps PyTorch."""
+
+NO_REFERENCE = (
+    "agreement was not looked at: it is not known which checkpoint this is an export of; "
+    "add --checkpoint FILE"
+)
+NO_TORCH = "agreement was not looked at: PyTorch is not installed"
+OTHER_RECIPE = "images go through this recipe: {}; not through {}: {}"
 
 
 @dataclass(frozen=True)
@@ -83,14 +101,10 @@ def evaluate(request: EvaluateRequest, progress: Progress | None = None) -> Repo
             "workers are those of the cluster",
             remedy="Give one of them.",
         )
-    with _workers_for(request) as waiting:
-        return _evaluated(request, progress, waiting)
-
-
-def _workers_for(request: EvaluateRequest) -> AbstractContextManager[list[Worker]]:
-    """The processes that were asked for, as far as there is a core for them to start on."""
+    # Processes that were asked for start to import now, as far as there is a core for each.
     others = min((request.workers or 1) - 1, usable_cores())
-    return workers.ready(others, () if request.choice.is_default else ("torch",))
+    with predict.ready(others, () if request.choice.is_default else ("torch",)) as waiting:
+        return _evaluated(request, progress, waiting)
 
 
 def _evaluated(request: EvaluateRequest, progress: Progress, waiting: list[Worker]) -> Report:
@@ -122,7 +136,119 @@ def _evaluated(request: EvaluateRequest, progress: Progress, waiting: list[Worke
     return build_report(reports, [subject.found for subject in all_subjects], verdict=verdict)
 
 
-def _refuse_pointless(subject: Subject, images: ImageSet, request: EvaluateRequest) -> None:
+@dataclass(frozen=True)
+class EvaluationSubject:
+    """One path: its artifacts and ways to execute them, its recipe, classes and reference."""
+
+    found: Located
+    rows: tuple[Row, ...]
+    recipe: Preprocessing
+    labels: tuple[str, ...]
+    reference: Weights | None
+    remarks: tuple[str, ...]
+
+    @property
+    def shared(self) -> tuple[object, ...]:
+        """Subjects of which this is equal see the same inputs and one reference."""
+        sha256 = None if self.reference is None else self.reference.sha256
+        return self.recipe, self.labels, sha256, self.remarks
+
+
+def subjects(
+    paths: Sequence[Path], choice: ModelChoice, run: RunOptions, progress: Progress
+) -> list[EvaluationSubject]:
+    """Everything at ``paths``; a bare artifact needs ``choice``, a directory has its own recipe.
+
+    Raises ``UsageError`` where it does not fit together, ``ArtifactError`` for a directory that
+    was altered.
+    """
+    found = [locate(path) for path in dict.fromkeys(paths)]
+    checkpoint = None
+    if not choice.is_default:
+        if not (torch := needs("torch")).ok:
+            raise MissingDependencyError(
+                f"--checkpoint and --model need PyTorch: {torch.reason}", remedy=torch.fix
+            )
+        progress.stage("reading the checkpoint")
+        checkpoint = reference.load(choice, progress)
+    if checkpoint is not None:
+        _refuse_task(checkpoint.task, checkpoint.source)
+    return [_subject(each, choice, checkpoint, run) for each in found]
+
+
+def _refuse_task(task: Task, of: object) -> None:
+    """Raise for models whose outputs are not one class of several, which is what is counted."""
+    if task != "single-label":
+        raise UsageError(
+            f"evaluate counts how often the class with the largest output is right, and the task "
+            f"of {of} is {task}",
+            remedy="Judge its outputs by a measure of your own; check holds them against PyTorch.",
+        )
+
+
+def _subject(
+    each: Located, choice: ModelChoice, checkpoint: Checkpoint | None, run: RunOptions
+) -> EvaluationSubject:
+    rows = execution.rows(each.artifacts, run)
+    if each.manifest is None:
+        if checkpoint is None:
+            raise UsageError(
+                f"{each.artifacts[0].path} does not say which recipe and classes it has",
+                remedy="Add --checkpoint FILE (or --model levit_digits for the bundled model).",
+            )
+        own = Weights(choice, checkpoint.sha256)
+        return EvaluationSubject(each, rows, checkpoint.preprocessing, checkpoint.labels, own, ())
+    if damage := export_directory.damage(each.folder, each.manifest):
+        raise ArtifactError(
+            f"{each.folder} was altered after it was written: {'; '.join(damage[:3])}",
+            remedy="Copy it again, or export anew.",
+        )
+    info = each.manifest.model
+    _refuse_task(info.task, each.folder)
+    labels = choice.labels or info.labels
+    if len(labels) != len(info.labels):
+        raise UsageError(
+            f"{len(labels)} labels for the {len(info.labels)} classes of {each.folder}",
+            remedy="Give one label on each line, in the order of the classes.",
+        )
+    weights, remarks = _reference(info, choice, checkpoint, each.folder)
+    recipe = choice.preprocessing or info.preprocessing
+    loaded = info.preprocessing if checkpoint is None else checkpoint.preprocessing
+    for other, whose in ((info.preprocessing, "the export's"), (loaded, "the checkpoint's own")):
+        if other != recipe:
+            remarks += (OTHER_RECIPE.format(recipe.in_words(), whose, other.in_words()),)
+    return EvaluationSubject(each, rows, recipe, labels, weights, remarks)
+
+
+def _reference(
+    info: ModelInfo, choice: ModelChoice, checkpoint: Checkpoint | None, folder: Path
+) -> tuple[Weights | None, tuple[str, ...]]:
+    """What a directory is held against: the model that was named, else the bundled one."""
+    if checkpoint is None:
+        if info.checkpoint_sha256 != reference.bundled_sha256():
+            return None, (NO_REFERENCE,)
+        if not needs("torch").ok:
+            return None, (NO_TORCH,)
+        return Weights(ModelChoice(), info.checkpoint_sha256), ()
+    if checkpoint.config.classes != len(info.labels):
+        raise UsageError(
+            f"the checkpoint has {checkpoint.config.classes} classes, the export in {folder} "
+            f"{len(info.labels)}",
+            remedy="Give the checkpoint that was exported.",
+        )
+    if checkpoint.preprocessing.crop != info.preprocessing.crop:
+        ours, theirs = checkpoint.preprocessing.crop, info.preprocessing.crop
+        raise UsageError(
+            f"the checkpoint takes {ours[0]} x {ours[1]} px (height x width), the export in "
+            f"{folder} {theirs[0]} x {theirs[1]}",
+            remedy="Give the --imgsz that it was exported with.",
+        )
+    return Weights(choice, checkpoint.sha256), ()
+
+
+def _refuse_pointless(
+    subject: EvaluationSubject, images: ImageSet, request: EvaluateRequest
+) -> None:
     if subject.reference is not None:
         return
     where = subject.found.folder
@@ -142,10 +268,10 @@ def _refuse_pointless(subject: Subject, images: ImageSet, request: EvaluateReque
 
 def _evaluate(
     rows: Sequence[Row],
-    subject: Subject,
+    subject: EvaluationSubject,
     images: ImageSet,
     request: EvaluateRequest,
-    answers: Callable[[Task], Answers],
+    answers: Callable[[Workload], Answers],
 ) -> list[_Result]:
     """A result for each of ``rows``, which all go with ``subject``'s recipe and reference."""
     runnable, reasons = [], {}
@@ -165,18 +291,18 @@ def _evaluate(
 
 
 def _answers(
-    request: EvaluateRequest, progress: Progress, waiting: list[Worker], task: Task
+    request: EvaluateRequest, progress: Progress, waiting: list[Worker], task: Workload
 ) -> Answers:
     """The answers to ``task``, which are the same wherever they are worked out."""
     progress.stage(f"evaluating on {len(task.images)} images")
     progress.steps(len(task.groups))
     if request.scheduler is not None:
-        return remote.run(task, request.scheduler, progress.advance)
+        return on_cluster.run(task, request.scheduler, progress)
     most = min(MOST_WORKERS, max(1, usable_cores() // request.run.threads))
-    return workers.run(
+    return predict.run(
         task,
         request.workers,
-        progress.advance,
+        progress,
         most=most,
         worth_s=WORTH_A_WORKER,
         waiting=waiting,
@@ -184,13 +310,13 @@ def _answers(
 
 
 def _task(
-    rows: Sequence[Row], subject: Subject, images: ImageSet, request: EvaluateRequest
-) -> Task:
+    rows: Sequence[Row], subject: EvaluationSubject, images: ImageSet, request: EvaluateRequest
+) -> Workload:
     """Groups are as large as the largest batch, so that none is cut short in the middle."""
     sizes = [row.artifact.signature.batch or request.batch for row in rows]
     size = max(request.batch, *sizes)
     places = range(len(images))
-    return Task(
+    return Workload(
         images=images,
         recipe=subject.recipe,
         classes=len(subject.labels),
@@ -203,7 +329,7 @@ def _task(
 
 
 def _judged(
-    answers: Answers, task: Task, subject: Subject, request: EvaluateRequest
+    answers: Answers, task: Workload, subject: EvaluationSubject, request: EvaluateRequest
 ) -> list[_Result]:
     expected = answers.answers[-1] if task.reference is not None else None
     score.refuse_broken(expected)
@@ -227,7 +353,7 @@ def _judged(
 
 
 def _described(
-    subject: Subject, results: Sequence[_Result], *, alone: bool
+    subject: EvaluationSubject, results: Sequence[_Result], *, alone: bool
 ) -> list[ArtifactReport]:
     """What was found out about each row of a subject, written into its directory as well."""
     found = subject.found
@@ -237,7 +363,7 @@ def _described(
         for row, result in zip(subject.rows, results, strict=True):
             path = execution.shown_path(row.artifact, found.folder)
             by_path.setdefault(path, []).append(result.accuracy)
-        unwritten = record(found.folder, by_path)
+        unwritten = score.record(found.folder, by_path)
     reports = []
     for row, result in zip(subject.rows, results, strict=True):
         skipped = parity.NOT_ASKED

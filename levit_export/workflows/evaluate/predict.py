@@ -1,15 +1,23 @@
-"""The unit of work: some images through some sessions, to the classes that these answer.
+"""From images to the classes that artifacts answer, in this process or in several.
 
-A :class:`Task` is plain data and :func:`answer` a pure function of it and of the files it names,
-so that any process may do any part. A group of images is always run in the same batches, whoever
-runs it: how the groups are dealt out cannot change an answer.
+A :class:`Workload` is plain data, and its answers follow from it and from the files it names, so
+that any process may do any part. A group of images is always run in the same batches,
+whoever runs it: how the groups are dealt out cannot change an answer.
+
+:func:`run` takes the groups from one heap. This process is one of those that do: it works from
+the first moment, while the others still import. Nobody is dealt a share; whoever is done takes
+the next group, so none waits for a slower one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from threading import Condition
+from time import perf_counter
 
 import numpy as np
 
@@ -17,10 +25,14 @@ from levit_export.checks import reference
 from levit_export.checks.execution import Row
 from levit_export.checks.reference import ModelChoice
 from levit_export.core.errors import ArtifactError, CheckpointError, RuntimeFailedError
+from levit_export.core.packages import load_early
+from levit_export.core.processes import Worker
+from levit_export.core.progress import Progress, Silent
 from levit_export.core.values import PROBABILITIES, Preprocessing, Session
 from levit_export.formats import target
 from levit_export.inputs import preprocessing
 from levit_export.inputs.images import ImageSet, Unreadable, batches
+from levit_export.inputs.samples import filled
 from levit_export.models.zoo import LOGITS
 
 BEST = 5
@@ -28,6 +40,11 @@ BEST = 5
 
 NOT_A_NUMBER = -1
 """The class of an answer that holds NaN or infinity: that of no image."""
+
+WARM = 2
+"""Groups after which the pace is known; the first one's includes the runtimes' own warming up."""
+
+Group = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -39,7 +56,7 @@ class Weights:
 
 
 @dataclass(frozen=True)
-class Task:
+class Workload:
     """Images to be classified: ``groups`` are places in ``images``.
 
     ``batch`` is for artifacts that leave it open and for the reference.
@@ -86,30 +103,25 @@ class Entrant:
 
 
 @contextmanager
-def entered(task: Task) -> Iterator[tuple[Entrant, ...]]:
+def entered(task: Workload) -> Iterator[tuple[Entrant, ...]]:
     """Open what ``task`` asks: its rows in their order, then the reference where there is one.
 
     Raises ``ArtifactError`` for a file that does not fit the recipe and ``CheckpointError`` where
     the reference is another than when the evaluation began.
     """
-    openings = [_opening(row) for row in task.rows]
-    if task.reference is not None:
-        openings.append(_eager(task.reference))
     with ExitStack() as stack:
-        yield tuple(_entrant(stack, opening, task) for opening in openings)
 
+        def opened(row: Row) -> Session:
+            return stack.enter_context(target(row.artifact.format).open(row.artifact, row.run))
 
-def answer(task: Task, advance: Callable[[], None] = lambda: None) -> Answers:
-    """Classify the images of ``task``; ``advance`` is called after each group.
-
-    Raises what :func:`entered` and :func:`classified` raise.
-    """
-    with entered(task) as entrants:
-        return classified(task, entrants, task.groups, advance)
+        entrants = [_entrant(partial(opened, row), task) for row in task.rows]
+        if (weights := task.reference) is not None:
+            entrants.append(_entrant(partial(_eager, weights, task.threads), task))
+        yield tuple(entrants)
 
 
 def classified(
-    task: Task,
+    task: Workload,
     entrants: Sequence[Entrant],
     groups: Iterable[Sequence[int]],
     advance: Callable[[], None] = lambda: None,
@@ -149,45 +161,88 @@ def merge(parts: Sequence[Answers]) -> Answers:
     return Answers(rows[order], answers, tuple(unreadable))
 
 
-Opening = Callable[[ExitStack, int], Session]
+@contextmanager
+def ready(count: int, imports: Sequence[str]) -> Iterator[list[Worker]]:
+    """``count`` processes that import while this one still finds out what there is to do."""
+    with ExitStack() as stack:
+        waiting = [stack.enter_context(Worker()) for _ in range(count)]
+        for worker in waiting:
+            worker.submit(load_early, tuple(imports))
+        yield waiting
 
 
-def _opening(row: Row) -> Opening:
-    def enter(stack: ExitStack, threads: int) -> Session:
-        del threads  # which the row's own options say
-        return stack.enter_context(target(row.artifact.format).open(row.artifact, row.run))
+def run(
+    task: Workload,
+    workers: int | None,
+    progress: Progress | None = None,
+    *,
+    most: int = 1,
+    worth_s: float = 0.0,
+    waiting: Sequence[Worker] = (),
+) -> Answers:
+    """The answers to ``task``, the same for any number of ``workers``; 1 is this process.
 
-    return enter
+    Processes are taken from those ``waiting`` as long as there are any. With ``workers`` None
+    others are started once the pace is known: one for every ``worth_s`` seconds of work that this
+    process has left, up to ``most`` of all. Raises what a worker raised, and
+    ``RuntimeFailedError`` for one that died with images in its hands.
+    """
+    with ThreadPoolExecutor(max(most, workers or 1)) as threads, ExitStack() as stack:
+        heap = _Heap(task, (progress or Silent()).advance)
+        unused, used = list(waiting), list[Worker]()
+
+        def start(count: int) -> None:
+            for _ in range(min(count, heap.left - 1)):
+                used.append(unused.pop() if unused else stack.enter_context(Worker()))
+                threads.submit(heap.worked_off_by, used[-1])
+
+        def pay(left_s: float) -> None:
+            if workers is None:
+                start(min(most - 1, int(left_s / worth_s)))
+
+        if workers is not None:
+            start(workers - 1)
+        try:
+            with entered(task) as entrants:
+                own = classified(task, entrants, heap.groups(pay), heap.done)
+            return merge([own, *heap.finished()])
+        finally:
+            for worker in used:  # one that took nothing may still import: nobody waits for it
+                worker.kill()
 
 
-def _eager(weights: Weights) -> Opening:
-    def enter(stack: ExitStack, threads: int) -> Session:
-        del stack
-        checkpoint = reference.load(weights.choice)
-        if checkpoint.sha256 != weights.sha256:
-            raise CheckpointError(
-                f"the checkpoint has SHA-256 {checkpoint.sha256[:12]}… here and "
-                f"{weights.sha256[:12]}… where the evaluation began",
-                remedy="Do not change it meanwhile.",
-            )
-        return reference.eager_session(checkpoint, threads=threads)
-
-    return enter
-
-
-def _entrant(stack: ExitStack, opening: Opening, task: Task) -> Entrant:
+def _entrant(opened: Callable[[], Session], task: Workload) -> Entrant:
+    """The session that ``opened`` gives; one that cannot be opened is an entrant that failed."""
     try:
-        session = opening(stack, task.threads)
+        session = opened()
     except RuntimeFailedError as error:
         return Entrant(None, str(error))
-    _refuse_misfit(session, task)
+    spec, size = session.signature.inputs[0], task.recipe.crop
+    if (spec.dtype, spec.shape[1:]) not in (("float32", (3, *size)), ("uint8", (*size, 3))):
+        raise ArtifactError(
+            f"the model takes {spec.dtype} {spec.shape}, and its recipe gives float32 "
+            f"{(3, *size)} or uint8 {(*size, 3)}",
+            remedy="Give the --checkpoint and --imgsz that it was exported with.",
+        )
     return Entrant(session)
+
+
+def _eager(weights: Weights, threads: int) -> Session:
+    """PyTorch on the checkpoint, if it is the one that the evaluation began with."""
+    checkpoint = reference.load(weights.choice)
+    if checkpoint.sha256 != weights.sha256:
+        raise CheckpointError(
+            f"the checkpoint has SHA-256 {checkpoint.sha256[:12]}… here and "
+            f"{weights.sha256[:12]}… where the evaluation began",
+            remedy="Do not change it meanwhile.",
+        )
+    return reference.eager_session(checkpoint, threads=threads)
 
 
 class _Ballot:
     """What one entrant has answered so far."""
 
-    def __init__(self, entrant: Entrant, task: Task) -> None:
+    def __init__(self, entrant: Entrant, task: Workload) -> None:
         self._session = entrant.session
         self._failure = entrant.failure
         self._task = task
@@ -208,18 +263,7 @@ class _Ballot:
         return Answer(best, self._session.runtime if self._session else "", self._failure)
 
 
-def _refuse_misfit(session: Session, task: Task) -> None:
-    spec = session.signature.inputs[0]
-    size = task.recipe.crop
-    if (spec.dtype, spec.shape[1:]) not in (("float32", (3, *size)), ("uint8", (*size, 3))):
-        raise ArtifactError(
-            f"the model takes {spec.dtype} {spec.shape}, and its recipe gives float32 "
-            f"{(3, *size)} or uint8 {(*size, 3)}",
-            remedy="Give the --checkpoint and --imgsz that it was exported with.",
-        )
-
-
-def _best(session: Session, inputs: np.ndarray, task: Task) -> np.ndarray:
+def _best(session: Session, inputs: np.ndarray, task: Workload) -> np.ndarray:
     """The best classes of each of ``inputs``; a fixed batch is filled up with the last image."""
     spec = session.signature.inputs[0]
     size = session.signature.batch or task.batch
@@ -228,9 +272,8 @@ def _best(session: Session, inputs: np.ndarray, task: Task) -> np.ndarray:
     pieces = [np.empty((0, min(BEST, task.classes)), np.int32)]
     for start in range(0, len(inputs), size):
         piece = inputs[start : start + size]
-        missing = size - len(piece) if session.signature.batch else 0
-        filled = np.concatenate([piece, np.repeat(piece[-1:], missing, axis=0)])
-        values = _scores(session.run({spec.name: filled}), len(filled), task.classes)
+        batch = filled(piece, size) if session.signature.batch else piece
+        values = _scores(session.run({spec.name: batch}), len(batch), task.classes)
         pieces.append(_ranked(values[: len(piece)]))
     return np.concatenate(pieces)
 
@@ -254,3 +297,84 @@ def _ranked(values: np.ndarray) -> np.ndarray:
     best = np.argsort(-values.astype(np.float64), axis=1, kind="stable")[:, :BEST]
     best[~np.isfinite(values).all(axis=1)] = NOT_A_NUMBER
     return best.astype(np.int32)
+
+
+class _Heap:
+    """The groups that nobody has taken yet, and what came of those that other processes took."""
+
+    def __init__(self, task: Workload, advance: Callable[[], None]) -> None:
+        self._task = replace(task, groups=())
+        self._groups = list(reversed(task.groups))
+        self._advance = advance
+        self._changed = Condition()
+        self._taken = 0
+        self._parts: list[Answers] = []
+        self._failure: BaseException | None = None
+
+    @property
+    def left(self) -> int:
+        """How many there are."""
+        return len(self._groups)
+
+    def done(self) -> None:
+        """A group is done, here or elsewhere."""
+        with self._changed:
+            self._advance()
+
+    def groups(self, pay: Callable[[float], None]) -> Iterator[Group]:
+        """The groups for this process; ``pay`` is told once what it would take to do the rest."""
+        number = 0
+        while (group := self._take()) is not None:
+            begun = perf_counter()
+            yield group
+            number += 1
+            if number == WARM:
+                pay((perf_counter() - begun) * self.left)
+            if self._failure is not None:
+                raise self._failure
+
+    def worked_off_by(self, worker: Worker) -> None:
+        """Hand ``worker`` a group at a time; in a thread of its own."""
+        try:
+            worker.submit(_enter, self._task).result()
+            while (group := self._take(elsewhere=True)) is not None:
+                part = worker.submit(_answer, group).result()
+                self.done()
+                with self._changed:
+                    self._parts.append(part)
+                    self._changed.notify()
+        except BaseException as error:
+            with self._changed:
+                self._failure = error
+                self._changed.notify()
+
+    def finished(self) -> list[Answers]:
+        """What the others found out, when all that they took is done."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._failure or len(self._parts) == self._taken)
+        if self._failure is not None:
+            raise self._failure
+        return self._parts
+
+    def _take(self, *, elsewhere: bool = False) -> Group | None:
+        with self._changed:
+            if not self._groups:
+                return None
+            self._taken += elsewhere
+            return self._groups.pop()
+
+
+# What a worker does. It keeps the sessions of its task open until it ends.
+
+_entered: list[tuple[Workload, tuple[Entrant, ...]]] = []
+_sessions = ExitStack()
+
+
+def _enter(task: Workload) -> None:
+    _sessions.close()
+    _entered[:] = [(task, _sessions.enter_context(entered(task)))]
+
+
+def _answer(group: Group) -> Answers:
+    ((task, entrants),) = _entered
+    return classified(task, entrants, (group,))

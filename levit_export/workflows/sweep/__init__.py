@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from contextlib import closing
-from dataclasses import dataclass
+import os
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
 from pathlib import Path
+from queue import SimpleQueue
 
 from levit_export.core import files, machine
-from levit_export.core.errors import OutputError, UsageError
+from levit_export.core.errors import DataError, LevitExportError, OutputError, UsageError
 from levit_export.core.packages import TOOLCHAIN, versions
+from levit_export.core.processes import Worker
 from levit_export.core.progress import Progress, Silent
 from levit_export.core.values import Verdict, overall
-from levit_export.workflows.sweep import running, show
-from levit_export.workflows.sweep.cell import Cell, Result
+from levit_export.workflows.cluster import Call, checkpoint_files, connected, parcel, write_files
+from levit_export.workflows.sweep.cell import Cell, CellStore, Result, failure, perform
 from levit_export.workflows.sweep.plan import Plan, read
-from levit_export.workflows.sweep.report import Row, SweepReport
-from levit_export.workflows.sweep.running import Done
-from levit_export.workflows.sweep.store import Store
+from levit_export.workflows.sweep.report import SweepReport, SweepRow, report_files
 
-__all__ = ["Plan", "Row", "SweepReport", "SweepRequest", "plan", "sweep"]
+__all__ = ["Plan", "SweepReport", "SweepRequest", "SweepRow", "plan", "sweep"]
 
 STORE = "store"
+Done = tuple[Cell, Path | None, Result]
+"""A cell, the folder of the store that it has now, and what came of it."""
+
 ALONE = (
     "latency was not measured: {}, and what runs side by side is timed with its neighbours' load"
 )
@@ -63,7 +68,7 @@ def sweep(request: SweepRequest, progress: Progress | None = None) -> SweepRepor
     """
     progress = progress or Silent()
     wanted = plan(request)
-    store = Store(wanted.output / STORE)
+    store = CellStore(wanted.output / STORE)
     store.tidy()
     found: dict[str, Done] = {}
     for cell in wanted.cells:
@@ -72,20 +77,26 @@ def sweep(request: SweepRequest, progress: Progress | None = None) -> SweepRepor
     missing = {cell.key: cell for cell in wanted.cells if cell.key not in found}
     progress.stage(f"{len(missing)} of {len(wanted.cells)} cells to do")
     progress.steps(len(missing))
-    with closing(_done(list(missing.values()), store, request)) as results:
+    to_do = list(missing.values())
+    if to_do and request.scheduler is not None:
+        results = remotely(to_do, store, request.scheduler)
+    else:
+        results = locally(to_do, store, request.workers)
+    with closing(results):
         for done in results:
             found[done[0].key] = done
             progress.advance()
     result = _report(request, wanted, found, fresh=set(missing))
-    _write(result, wanted.output)
+    try:
+        wanted.output.mkdir(parents=True, exist_ok=True)
+        for name, text in report_files(result).items():
+            files.write(wanted.output / name, text)
+    except OSError as error:
+        raise OutputError(
+            f"{wanted.output} cannot be written: {error.strerror or error}",
+            remedy="Check permissions and free space, or give --output another folder.",
+        ) from error
     return result
-
-
-def _done(cells: list[Cell], store: Store, request: SweepRequest) -> Generator[Done, None, None]:
-    if cells and request.scheduler is not None:
-        yield from running.remotely(cells, store, request.scheduler)
-    elif cells:
-        yield from running.locally(cells, store, request.workers)
 
 
 def _report(
@@ -94,8 +105,11 @@ def _report(
     rows = []
     for cell in wanted.cells:
         _, folder, result = found[cell.key]
-        path = _path(folder, result, wanted.output)
-        rows.append(Row(cell, result, path=path, fresh=cell.key in fresh))
+        path = ""  # of the artifact, where there is one
+        if folder is not None and result.artifact is not None:
+            place = folder / result.folder / str(result.artifact["path"])
+            path = place.relative_to(wanted.output).as_posix()
+        rows.append(SweepRow(cell, result, path=path, fresh=cell.key in fresh))
     verdict: Verdict = overall(row.result.verdict for row in rows)
     return SweepReport(
         file=str(request.file),
@@ -108,21 +122,92 @@ def _report(
     )
 
 
-def _path(folder: Path | None, result: Result, output: Path) -> str:
-    """Where the artifact lies, relative to the sweep's folder; empty where there is none."""
-    if folder is None or result.artifact is None:
-        return ""
-    place = folder / result.folder / str(result.artifact["path"])
-    return place.relative_to(output).as_posix()
+def locally(cells: Sequence[Cell], store: CellStore, workers: int) -> Generator[Done, None, None]:
+    """Do ``cells`` in ``workers`` processes, each of which does one after the other.
+
+    So cells of one model share what a process has loaded of it, and a cell that crashes, or eats
+    the memory, takes no other with it: the next one gets a new process. Those that run when the
+    generator is closed, or interrupted, are ended.
+    """
+    idle: SimpleQueue[Worker] = SimpleQueue()
+
+    def one(cell: Cell) -> Done:
+        worker = idle.get()
+        try:
+            with store.staged() as work:
+                return cell, *_kept(store, work, cell, _performed(worker, cell, work))
+        finally:
+            idle.put(worker)
+
+    with ThreadPoolExecutor(workers) as pool, ExitStack() as stack:
+        for _ in range(min(workers, len(cells))):
+            idle.put(stack.enter_context(Worker()))
+        stack.callback(pool.shutdown, wait=False, cancel_futures=True)
+        futures = [pool.submit(one, cell) for cell in cells]
+        for future in as_completed(futures):
+            yield future.result()
 
 
-def _write(result: SweepReport, output: Path) -> None:
+def _performed(worker: Worker, cell: Cell, folder: Path) -> Result:
+    """``perform`` in a process; what it raises is the row's reason."""
     try:
-        output.mkdir(parents=True, exist_ok=True)
-        for name, text in show.files(result).items():
-            files.write(output / name, text)
-    except OSError as error:
-        raise OutputError(
-            f"{output} cannot be written: {error.strerror or error}",
-            remedy="Check permissions and free space, or give --output another folder.",
-        ) from error
+        return worker.submit(_perform_in, cell, folder).result()
+    except LevitExportError as error:
+        return failure(error)
+
+
+def _perform_in(cell: Cell, folder: Path) -> Result:
+    os.chdir(folder)  # where nothing is called digits, or could be imported
+    return perform(cell, folder)
+
+
+def _kept(store: CellStore, work: Path, cell: Cell, result: Result) -> tuple[Path | None, Result]:
+    """Commit what is a result; an error is not, for it may be another one next time."""
+    if result.artifact is None:
+        return None, result
+    return store.commit(work, cell, result), result
+
+
+def remotely(
+    cells: Sequence[Cell], store: CellStore, scheduler: str
+) -> Generator[Done, None, None]:
+    """Do ``cells`` on the Dask cluster at ``scheduler``; what they made travels back here.
+
+    Raises what ``cluster.connected`` raises.
+    """
+
+    def calls() -> Iterator[Call]:
+        for cell in cells:
+            parcels = []
+            if (checkpoint := cell.choice.checkpoint) is not None:
+                try:
+                    parcels.append(parcel(checkpoint_files(checkpoint)))
+                except OSError as error:
+                    raise DataError(
+                        f"{checkpoint} cannot be read: {error}", remedy="Check it."
+                    ) from error
+            yield Call(f"cell-{cell.key}", away, (cell,), tuple(parcels))
+
+    with connected(scheduler) as cluster, closing(cluster.run(calls())) as finished:
+        for call, found in finished:
+            (cell,) = call.arguments
+            if isinstance(found, LevitExportError):
+                yield cell, None, failure(found)
+                continue
+            result, made = found
+            with store.staged() as work:
+                write_files(made, work)
+                yield cell, *_kept(store, work, cell, result)
+
+
+def away(cell: Cell, *folders: Path) -> tuple[Result, Mapping[str, bytes]]:
+    """Do a cell on a worker: what came of it, and the files that it made."""
+    if cell.choice.checkpoint is not None:
+        place = folders[0] / cell.choice.checkpoint.absolute().name
+        cell = replace(cell, choice=replace(cell.choice, checkpoint=place))
+    with files.temporary_folder() as folder:
+        with Worker() as worker:
+            result = _performed(worker, cell, folder)
+        made = [path for path in folder.rglob("*") if path.is_file()]
+        contents = {path.relative_to(folder).as_posix(): files.read_bytes(path) for path in made}
+    return result, contents if result.artifact is not None else {}

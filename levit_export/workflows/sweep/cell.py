@@ -1,25 +1,32 @@
 """The unit of a sweep: one model in one format and precision, exported, checked, evaluated.
 
 A :class:`Cell` is plain data, and its :attr:`Cell.key` a digest of everything that determines its
-result, so that a result can be found again and no cell is done twice.
+result, so that a result can be found again and no cell is done twice. A :class:`CellStore` keeps
+finished cells on disk, each in a folder that is called by its key and written whole.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from levit_export.checks.reference import ModelChoice
 from levit_export.checks.timing import TimingPlan
-from levit_export.core import machine
-from levit_export.core.errors import DataError, LevitExportError
+from levit_export.core import files, hashing, machine, serialisation
+from levit_export.core.errors import DataError, LevitExportError, OutputError
 from levit_export.core.hashing import sha256_of
-from levit_export.core.values import ExportOptions, RunOptions, Verdict, overall
+from levit_export.core.values import ExportOptions, RunOptions, Verdict, files_of, overall
 from levit_export.reports import report
+from levit_export.storage import export_directory
+from levit_export.storage.export_directory import MANIFEST
 from levit_export.workflows.cluster import identity
 
 if TYPE_CHECKING:
@@ -27,6 +34,11 @@ if TYPE_CHECKING:
 
 EXPORT = "export"
 DIGITS = "digits"
+SCHEMA = 1
+"""Of the file ``result.json`` in a store."""
+
+RESULT = "result.json"
+log = logging.getLogger("levit_export")
 
 
 @dataclass(frozen=True)
@@ -242,3 +254,91 @@ def _refuse_other(images: Images) -> None:
             f"{images.path} holds other files here than where the sweep began",
             remedy="On a cluster, images must lie under the same path on every worker.",
         )
+
+
+@dataclass(frozen=True)
+class CellStore:
+    """The folder ``root``: a folder for each finished cell. Several sweeps may share one."""
+
+    root: Path
+
+    def find(self, cell: Cell) -> tuple[Path, Result] | None:
+        """The folder and the result of ``cell``, where it was done before.
+
+        A stored verdict holds for the stored bytes alone: they are hashed before it is believed.
+        """
+        for each in cell.as_good():
+            place = self.root / each.key
+            if place.is_dir() and (result := _sound(place)) is not None:
+                return place, result
+        return None
+
+    @contextmanager
+    def staged(self) -> Iterator[Path]:
+        """A new folder to fill; it disappears again. ``OSError`` becomes ``OutputError``."""
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            with files.temporary_folder(self.root, f"{files.PARTIAL}{os.getpid()}-") as work:
+                yield work
+        except OSError as error:
+            raise OutputError(
+                f"{self.root} cannot be written: {error.strerror or error}",
+                remedy="Check permissions and free space, or give --output another folder.",
+            ) from error
+
+    def commit(self, work: Path, cell: Cell, result: Result) -> Path:
+        """Put a staged folder in its place in one step; what somebody else put there stays."""
+        # What a reader of the store wants to know of a key.
+        described = {"model": cell.label, "artifact": cell.id, "settings": asdict(cell.settings)}
+        content = {"schema": SCHEMA, "cell": described, **serialisation.plain(result)}
+        files.write(work / RESULT, serialisation.to_text(content))
+        place = self.root / cell.key
+        if place.is_dir() and _sound(place) is None:
+            shutil.rmtree(place)
+        work.chmod(0o755)
+        try:
+            os.rename(work, place)  # noqa: PTH104 - replaces no folder that holds something
+        except OSError:
+            if not place.is_dir():
+                raise
+        return place
+
+    def tidy(self) -> None:
+        """Remove what runs that were killed left behind."""
+        for left in files.abandoned(self.root, files.PARTIAL):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _sound(place: Path) -> Result | None:
+    """The result of a finished cell, unless its files are no longer those that it is about."""
+    result = _read(place / RESULT)
+    if result is None or result.artifact is None:
+        return result
+    folder = place / result.folder
+    try:
+        found = hashing.digest(files_of(folder / result.artifact["path"])).sha256
+        changed = [] if found == result.artifact["sha256"] else [str(result.artifact["path"])]
+        if (folder / MANIFEST).exists():
+            changed += export_directory.damage(folder, export_directory.read_manifest(folder))
+    except (OSError, KeyError, TypeError, LevitExportError) as error:
+        changed = [str(error)]
+    if not changed:
+        return result
+    log.warning(
+        "%s was altered after it was checked, and is done again: %s",
+        folder,
+        "; ".join(changed[:3]),
+    )
+    return None
+
+
+def _read(path: Path) -> Result | None:
+    """A stored result; one that cannot be read counts as not there, and is done again."""
+    try:
+        content = serialisation.parse(files.read_text(path), SCHEMA)
+        return serialisation.structure(content, Result, strict=False)
+    except serialisation.OtherSchemaError:
+        return None
+    except (OSError, ValueError) as error:
+        log.warning("%s cannot be read and is done again: %s", path, error)
+        return None

@@ -1,21 +1,30 @@
-"""What a sweep found out, as values and as JSON (schema 1)."""
+"""What a sweep found out: as values, as JSON (schema 1), as Markdown and on a terminal."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from levit_export.core import serialisation
 from levit_export.core.machine import Machine
 from levit_export.core.values import Verdict
+from levit_export.reports.markdown import SPECIAL
 from levit_export.workflows.sweep.cell import Cell, Result
 
+if TYPE_CHECKING:
+    from levit_export.reports.console import Screen
+
 SCHEMA = 1
+NONE = "–"
+HEADINGS = ("model", "artifact", "verdict", "size", "of tolerance", "top-1", "drop", "latency")
+LEFT = 3
+"""The first columns are words, the others figures."""
 
 
 @dataclass(frozen=True)
-class Row:
+class SweepRow:
     """A cell and its result. ``path`` is the artifact's below the sweep's folder.
 
     ``fresh`` says that it was done by this run and not by an earlier one.
@@ -57,7 +66,7 @@ class SweepReport:
     file: str
     output: Path
     verdict: Verdict
-    rows: tuple[Row, ...]
+    rows: tuple[SweepRow, ...]
     notes: tuple[str, ...]
     machine: Machine
     toolchain: Mapping[str, str]
@@ -76,7 +85,7 @@ def to_json(report: SweepReport) -> dict[str, Any]:
     }
 
 
-def _row(row: Row) -> dict[str, Any]:
+def _row(row: SweepRow) -> dict[str, Any]:
     artifact = row.result.artifact or {}
     return {
         "model": row.cell.label,
@@ -96,3 +105,86 @@ def _row(row: Row) -> dict[str, Any]:
         "parameters": None if row.result.model is None else row.result.model["parameters"],
         "fresh": row.fresh,
     }
+
+
+def report_files(report: SweepReport) -> dict[str, str]:
+    """The report's files by name."""
+    return {
+        "sweep.json": serialisation.to_text(to_json(report)),
+        "sweep.md": as_markdown(report),
+    }
+
+
+def as_markdown(report: SweepReport) -> str:
+    """A table with a line for each cell, then the reasons and what was left out."""
+    align = ["---"] * LEFT + ["---:"] * (len(HEADINGS) - LEFT)
+    rows = [[_escaped(cell) for cell in _cells(row)] for row in report.rows]
+    table = "\n".join(f"| {' | '.join(line)} |" for line in (HEADINGS, align, *rows))
+    notes = "\n".join(f"- {_escaped(note)}" for note in _notes(report))
+    return "\n\n".join(filter(None, (f"## {report.verdict}", table, notes))) + "\n"
+
+
+def _escaped(text: str) -> str:
+    """One line that shows ``text`` as it is: no markup, no HTML, no cell or line ended early."""
+    line = " ".join(text.split())
+    plain = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return SPECIAL.sub(r"\\\1", plain)
+
+
+def print_sweep(screen: Screen, report: SweepReport) -> None:
+    """The table, what did not pass and why, the verdict and where it all is."""
+    from rich.markup import escape
+    from rich.table import Table
+    from rich.text import Text
+
+    from levit_export.reports.console import COLOURS
+
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for index, heading in enumerate(HEADINGS):
+        table.add_column(heading, justify="left" if index < LEFT else "right")
+    for row in report.rows:
+        model, artifact, verdict, *figures = map(escape, _cells(row))
+        colour = COLOURS[row.result.verdict]
+        table.add_row(model, artifact, f"[{colour}]{verdict}[/{colour}]", *figures)
+    screen.out.print(table)
+    for note in _notes(report):
+        screen.out.print(Text(note, style="dim"))
+    colour = COLOURS[report.verdict]
+    screen.out.print(
+        f"[{colour}]{report.verdict}[/{colour}]  {escape(str(report.output))}", highlight=False
+    )
+
+
+def _cells(row: SweepRow) -> tuple[str, ...]:
+    """The row's words and figures, a dash for each that is not known."""
+    ratio = None if row.parity is None else row.parity["worst_ratio"]
+    accuracy, timing = row.accuracy, row.timing
+    top1 = drop = latency = NONE
+    if accuracy is not None and accuracy["correct"] is not None:
+        top1 = f"{accuracy['correct']}/{accuracy['images']}"
+    if accuracy is not None and accuracy["drop"] is not None:
+        drop = f"{accuracy['drop']:.2f}"
+    if timing is not None:
+        low, high = timing["median_interval_ms"]
+        noisy = "noisy " if timing["noisy"] else ""
+        latency = f"{noisy}{timing['median_ms']:.2f} ms ({low:.2f}–{high:.2f})"
+    return (
+        row.cell.label,
+        row.cell.id,
+        row.result.verdict,
+        NONE if row.bytes is None else f"{row.bytes / 1e6:.2f} MB",
+        NONE if ratio is None else f"{100 * ratio:.0f} %",
+        top1,
+        drop,
+        latency,
+    )
+
+
+def _notes(report: SweepReport) -> Iterator[str]:
+    for row in report.rows:
+        if row.result.reason:
+            yield f"{row.cell.label} {row.cell.id}: {row.result.reason}"
+    kept = sum(not row.fresh for row in report.rows)
+    if kept:
+        yield f"{kept} of {len(report.rows)} cells were done before and are taken from the store"
+    yield from report.notes
