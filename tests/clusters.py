@@ -69,7 +69,7 @@ def cluster(folder: Path, count: int = 2, *, path: Path | None = None) -> Iterat
 def _process(
     folder: Path, *arguments: str, path: Path | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
-    found = os.pathsep.join(map(str, (path or TESTS, CHECKOUT)))
+    import_path = os.pathsep.join(map(str, (path or TESTS, CHECKOUT)))
     with (folder / f"{arguments[0]}.log").open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "distributed.cli.dask_" + arguments[0], *arguments[1:]],
@@ -77,7 +77,7 @@ def _process(
             env={
                 **os.environ,
                 "OMP_NUM_THREADS": "1",
-                "PYTHONPATH": os.pathsep.join(map(str, (path or TESTS, CHECKOUT))),
+                "PYTHONPATH": import_path,
             },
             stdout=log,
             stderr=log,
