@@ -5,8 +5,8 @@ from __future__ import annotations
 import click
 
 from levit_export._version import __version__
-from levit_export.cli import surroundings
-from levit_export.cli.verb import HELP_NAMES, INTERRUPTED, VerbGroup
+from levit_export.cli import process
+from levit_export.cli.command import HELP_NAMES, INTERRUPTED, VerbGroup
 from levit_export.core.packages import collect_garbage_rarely
 
 __all__ = ["cli", "main"]
@@ -47,7 +47,7 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line and exit."""
-    surroundings.prepare()
+    process.prepare()
     collect_garbage_rarely()
     try:
         status = cli.main(prog_name="levit-export", standalone_mode=False)
@@ -58,4 +58,4 @@ def main() -> None:
         status = INTERRUPTED
     except SystemExit as end:
         status = end.code
-    surroundings.leave(status)
+    process.leave(status)

@@ -8,8 +8,8 @@ from typing import Any
 import click
 
 from levit_export.cli import options
+from levit_export.cli.command import Verb, status_of
 from levit_export.cli.output import present, refuse_unwritable
-from levit_export.cli.verb import Verb, status_of
 
 
 @click.command(cls=Verb)

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from levit_export.cli import options
-from levit_export.cli.verb import Verb
+from levit_export.cli.command import Verb
 
 
 @click.command(cls=Verb)

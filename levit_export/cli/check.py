@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from levit_export.cli import options
+from levit_export.cli.command import Verb, status_of
 from levit_export.cli.output import refuse_unwritable, write_or_print
-from levit_export.cli.verb import Verb, status_of
 
 if TYPE_CHECKING:
     from levit_export.reports.console import Screen
@@ -196,7 +196,7 @@ def _run(
     params: dict[str, Any], screen: Screen, paths: tuple[Path, ...], baseline: Report | None
 ) -> tuple[Report, Path | None]:
     """Check what is at ``paths``, and time it when the baseline's latency is asked about."""
-    from levit_export.cli.places import opened
+    from levit_export.cli.paths import opened
     from levit_export.reports import gate
     from levit_export.workflows import check as check_workflow
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from levit_export.cli import options
+from levit_export.cli.command import STATUS, Verb
 from levit_export.cli.output import refuse_unwritable, write_or_print
-from levit_export.cli.verb import STATUS, Verb
 
 if TYPE_CHECKING:
     from levit_export.checks.drift import DriftMap
@@ -50,7 +50,7 @@ def drift(ctx: click.Context, /, paths: tuple[Path, ...], **_: Any) -> int:
     report.html of an export directory. Exits 1 on a fault.
     """
     from levit_export.checks.drift import to_json
-    from levit_export.cli.places import opened
+    from levit_export.cli.paths import opened
     from levit_export.core import serialisation
     from levit_export.reports import console
     from levit_export.reports.drift import print_drift

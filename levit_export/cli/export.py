@@ -8,8 +8,8 @@ from typing import Any
 import click
 
 from levit_export.cli import options
+from levit_export.cli.command import Verb, status_of
 from levit_export.cli.output import present, present_plan, refuse_unwritable
-from levit_export.cli.verb import Verb, status_of
 from levit_export.models.zoo import AUTO_LAYOUT, LAYOUTS
 
 

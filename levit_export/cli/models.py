@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 import click
 
-from levit_export.cli.verb import Verb
+from levit_export.cli.command import Verb
 
 
 @click.command(cls=Verb)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from levit_export.cli import surroundings
+from levit_export.cli import process
 from levit_export.core import serialisation
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def refuse_unwritable(given: Mapping[str, str | None], sources: Iterable[Path] =
                 remedy="Give each a file of its own.",
             )
         if file == "-":
-            if surroundings.STDOUT in surroundings.closed:
+            if process.STDOUT in process.closed:
                 raise OutputError(
                     f"{option} - is standard output, which is closed", remedy="Give a file."
                 )

@@ -8,8 +8,8 @@ from typing import Any
 import click
 
 from levit_export.cli import options
+from levit_export.cli.command import Verb, status_of
 from levit_export.cli.output import present_plan, refuse_unwritable, write_or_print
-from levit_export.cli.verb import Verb, status_of
 
 
 @click.command(cls=Verb)

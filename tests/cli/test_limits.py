@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 from support import Cli, Exported
 
-from levit_export.cli.verb import Verb
+from levit_export.cli.command import Verb
 from levit_export.core import machine
 from levit_export.core.errors import UsageError
 
@@ -127,8 +127,8 @@ def test_a_dry_run_for_programs(cli: Cli) -> None:
 BUSY = """
 import hashlib, sys, threading
 from pathlib import Path
-from levit_export.cli import surroundings
-surroundings.prepare()
+from levit_export.cli import process
+process.prepare()
 from levit_export.storage import export_directory
 from levit_export.core import files
 out = Path(sys.argv[1], "out")
