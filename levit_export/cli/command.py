@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import logging
 import sys
+import traceback
 from collections.abc import Mapping
 from importlib import import_module
 from typing import Any, cast
@@ -18,6 +20,9 @@ FOR_THE_GROUP = (*HELP_NAMES, "--version")
 
 INTERRUPTED = 130
 """128 + SIGINT, the shell's convention."""
+
+NO_MEMORY = ("allocate memory", "bad_alloc", "out of memory", "start new thread")
+"""How PyTorch and the runtimes say it, who raise it as anything."""
 
 UNDECIDED = 3
 STATUS = {"pass": 0, "fail": 1, "inconclusive": UNDECIDED, "not-run": UNDECIDED}
@@ -34,8 +39,10 @@ class Verb(click.Command):
     def invoke(self, ctx: click.Context) -> Any:
         """Run the callback; map errors on purpose, interrupts and bugs to their exit status."""
         verbose = bool(ctx.params.get("verbose"))
-        if verbose:
-            _show_log()
+        if verbose:  # what other packages said, and was kept from the screen
+            log = logging.getLogger("levit_export")
+            log.setLevel(logging.DEBUG)
+            log.addHandler(logging.StreamHandler(sys.stderr))
         try:
             status = super().invoke(ctx)
         except LevitExportError as error:
@@ -50,10 +57,6 @@ class Verb(click.Command):
             _complain(*_unforeseen(error), verbose=verbose)
             status = 2
         ctx.exit(status or 0)
-
-
-NO_MEMORY = ("allocate memory", "bad_alloc", "out of memory", "start new thread")
-"""How PyTorch and the runtimes say it, who raise it as anything."""
 
 
 def _unforeseen(error: Exception) -> tuple[str, str]:
@@ -125,19 +128,8 @@ class VerbGroup(click.Group):
         return super().resolve_command(ctx, args)
 
 
-def _show_log() -> None:
-    """Write what other packages said, and was kept from the screen, to standard error."""
-    import logging
-
-    log = logging.getLogger("levit_export")
-    log.setLevel(logging.DEBUG)
-    log.addHandler(logging.StreamHandler(sys.stderr))
-
-
 def _complain(what: str, remedy: str, *, verbose: bool) -> None:
     if verbose:
-        import traceback
-
         traceback.print_exc(file=sys.stderr)
     click.echo(f"{click.style('error:', fg='red', bold=True)} {what}", err=True)
     if remedy:

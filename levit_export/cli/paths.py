@@ -17,7 +17,7 @@ SUFFIX = ".zip"
 
 
 @dataclass(frozen=True)
-class Places:
+class OpenedPaths:
     """``paths`` to work on, and for those that are unpacked bundles what to call them."""
 
     paths: tuple[Path, ...]
@@ -65,7 +65,7 @@ class Places:
 
 
 @contextmanager
-def opened(paths: Iterable[Path]) -> Iterator[Places]:
+def opened(paths: Iterable[Path]) -> Iterator[OpenedPaths]:
     """The places of ``paths``. Bundles are verified and unpacked for as long as the block lasts.
 
     Errors that leave the block call them by their names too. Raises ``BundleError``.
@@ -82,7 +82,7 @@ def opened(paths: Iterable[Path]) -> Iterator[Places]:
                 bundles[found[-1]] = path
             else:
                 found.append(path)
-        places = Places(tuple(found), bundles)
+        places = OpenedPaths(tuple(found), bundles)
         try:
             yield places
         except LevitExportError as error:

@@ -1,4 +1,4 @@
-"""What lies around a run: its standard streams, and the signals that end it.
+"""This process: its standard streams, its temporary folder, the signals that end it, and its end.
 
 Exit statuses mean what the table says whatever happens to the streams: a reader that leaves early
 is not a failure, and a disk that is full under standard output does not turn a pass into one.
@@ -49,26 +49,23 @@ class _Unfailing(io.FileIO):
 
 _raw: dict[int, _Unfailing] = {}
 _temporary: list[str] = []
+_status: list[int] = []
+"""What :func:`leave` was told, once it was."""
 
 
 def prepare() -> None:
     """Make this process safe to run, whatever its streams are, and ended within seconds."""
+    # Exit functions are called in reverse order, so the first one to be registered ends it all.
+    atexit.register(_end)
     _open_closed_streams()
     for number, name in ((STDOUT, "stdout"), (STDERR, "stderr")):
         setattr(sys, name, _unfailing(number, getattr(sys, name)))
-    _take_temporary_folder()
-    _end_on_signals()
-
-
-def _take_temporary_folder() -> None:
-    """Let all that is temporary, libraries' own files too, lie in one folder that goes at the end.
-
-    Where no folder can be made, whoever needs one will say so.
-    """
-    with suppress(OSError):
+    # All that is temporary, libraries' own files too, lies in one folder that goes at the end.
+    with suppress(OSError):  # where no folder can be made, whoever needs one will say so
         root = tempfile.mkdtemp(prefix="levit-export-")
         tempfile.tempdir = os.environ["TMPDIR"] = root
         _temporary.append(root)
+    _end_on_signals()
 
 
 def _open_closed_streams() -> None:
@@ -138,18 +135,27 @@ def _remove_temporary() -> None:
 
 
 def leave(status: int | str | None) -> NoReturn:
-    """Exit without taking the interpreter down module by module: 1.5 s where torch is loaded."""
-    if not isinstance(status, int | None):
-        raise SystemExit(status)
-    threading._shutdown()  # type: ignore[attr-defined]  # noqa: SLF001
-    atexit._run_exitfuncs()  # noqa: SLF001
+    """Exit with ``status`` after threads and exit functions, but without taking modules down.
+
+    Taking the interpreter down module by module takes 1.5 s where torch is loaded.
+    """
+    if isinstance(status, int | None):
+        _status[:] = [status or 0]
+    raise SystemExit(status)
+
+
+def _end() -> None:
+    """The last exit function: what was printed goes out, and the process ends at once."""
     _remove_temporary()
+    if not _status:  # ended by an exception or with a text, which Python still has to print
+        return
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):  # closed already
             stream.flush()
+    status = _status[0]
     fault = _raw[STDOUT].fault if STDOUT in _raw else None
     if fault is not None and fault.errno != errno.EPIPE:
         sys.stderr.write(f"error: standard output cannot be written: {fault.strerror}\n")
         sys.stderr.flush()
         status = status or UNWRITABLE
-    os._exit(status or 0)
+    os._exit(status)
