@@ -12,6 +12,7 @@ import subjects
 
 from levit_export.checks import execution
 from levit_export.checks.execution import Reference
+from levit_export.core import constants
 from levit_export.core.errors import DataError, RuntimeFailedError, UsageError
 from levit_export.core.values import (
     PROBABILITIES,
@@ -244,7 +245,7 @@ def test_a_swapped_constant_fails_the_audit() -> None:
     wrong = embedding.constants(other)
     expected = replace(
         reference(RAW),
-        weights={"fp32": execution.weights.fingerprints({**model(RAW).weights, **wrong}, "fp32")},
+        weights={"fp32": constants.fingerprints({**model(RAW).weights, **wrong}, "fp32")},
     )
     report = subjects.judge(artifact("onnx", RAW), expected)
     assert report.verdict == "fail"
