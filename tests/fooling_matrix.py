@@ -25,6 +25,7 @@ import mutate
 import numpy as np
 import subjects
 from click.testing import CliRunner
+from levit_export.workflows.sweep.store import Store
 
 from levit_export.checks.reference import ModelChoice
 from levit_export.cli import cli
@@ -38,7 +39,6 @@ from levit_export.storage.export_directory import Manifest
 from levit_export.workflows import check
 from levit_export.workflows.check import InspectRequest
 from levit_export.workflows.sweep.cell import Cell, Result
-from levit_export.workflows.sweep.store import Store
 
 PRECISIONS = {name: target(name).precisions for name in ("onnx", "openvino", "coreml")}
 CHECKPOINT, OWN = "checkpoint", "golden vectors"

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import subjects
 
-from levit_export.checks import execution
 from levit_export.checks.execution import Reference
 from levit_export.core import constants
 from levit_export.core.errors import DataError, RuntimeFailedError, UsageError
