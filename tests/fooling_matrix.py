@@ -25,7 +25,6 @@ import mutate
 import numpy as np
 import subjects
 from click.testing import CliRunner
-from levit_export.workflows.sweep.store import Store
 
 from levit_export.checks.reference import ModelChoice
 from levit_export.cli import cli
@@ -38,7 +37,7 @@ from levit_export.storage import device_bundle, export_directory
 from levit_export.storage.export_directory import Manifest
 from levit_export.workflows import check
 from levit_export.workflows.check import InspectRequest
-from levit_export.workflows.sweep.cell import Cell, Result
+from levit_export.workflows.sweep.cell import Cell, CellStore, Result
 
 PRECISIONS = {name: target(name).precisions for name in ("onnx", "openvino", "coreml")}
 CHECKPOINT, OWN = "checkpoint", "golden vectors"
@@ -317,7 +316,7 @@ def swapped(kind: str, seed: int) -> Outcome:
     precision = PRECISIONS[kind][seed % len(PRECISIONS[kind])]
     tried = Try(kind, "store", "swapped", precision, seed)
     with tempfile.TemporaryDirectory(prefix="fooling-") as folder:
-        store = Store(Path(folder) / "store")
+        store = CellStore(Path(folder) / "store")
         cell = Cell("levit_digits", ModelChoice("levit_digits"), "bundled", kind, precision)
         with store.staged() as work:
             made, manifest = directory(kind, precision, work / "export")
