@@ -18,6 +18,7 @@ two, ``remedy`` the third, so that a renderer can set them apart.
     ├── TargetError                a writer or a runtime failed
     │   ├── ExportFailedError      the writing of a file
     │   ├── RuntimeFailedError     the runtime that was to execute the artifact
+    │   ├── NotRunError            a runtime, provider or device that did not start (status 3)
     │   └── ArtifactError          a file on disk is not what it claims to be
     │       ├── PackageError       a damaged ``.mlpackage``
     │       └── UnsupportedOpError a Core ML op that the reference evaluator does not know
@@ -114,6 +115,12 @@ class ExportFailedError(TargetError):
 
 class RuntimeFailedError(TargetError):
     """The runtime that was to execute an artifact failed."""
+
+
+class NotRunError(TargetError):
+    """What was asked for does not start here, so nothing was executed and nothing is known."""
+
+    exit_status = 3
 
 
 class ArtifactError(TargetError):

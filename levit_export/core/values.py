@@ -341,11 +341,14 @@ class ExportOptions:
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How a runtime is to execute: CPU threads, OpenVINO's device, Core ML's compute units."""
+    """How a runtime is to execute: CPU threads, OpenVINO's device, Core ML's compute units, and
+    ONNX Runtime's execution providers.
+    """
 
     threads: int = 1
     device: str = "CPU"
     compute_units: tuple[str, ...] = ("cpu_only",)
+    providers: tuple[str, ...] = ("cpu",)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from levit_export.core import constants
 from levit_export.core.errors import (
     ArtifactError,
     ExportFailedError,
+    LevitExportError,
     MissingDependencyError,
     RuntimeFailedError,
     UsageError,
@@ -34,8 +35,10 @@ from levit_export.core.values import (
 )
 from levit_export.formats.metadata import claims_in, keep_in, metadata, passes_in
 from levit_export.formats.onnx import precisions as onnx_precisions
+from levit_export.formats.onnx import providers
 from levit_export.formats.onnx import read as onnx_read
 from levit_export.formats.onnx import simplify as onnx_simplify
+from levit_export.formats.onnx.providers import Provider
 from levit_export.formats.onnx.write import Written
 from levit_export.inputs.samples import seeded
 
@@ -170,8 +173,10 @@ class OnnxTarget:
         yield from (each.numbers for each in onnx_read.contents(onnx.load(artifact.path)))
 
     def runs(self, options: RunOptions) -> tuple[RunOptions, ...]:
-        """Once, on the CPU."""
-        return (options,)
+        """Once for each execution provider."""
+        for text in options.providers:
+            providers.parse(text)
+        return tuple(replace(options, providers=(text,)) for text in options.providers)
 
     def values(self, artifact: Artifact) -> list[str]:
         """What the nodes give."""
@@ -189,8 +194,13 @@ class OnnxTarget:
     def open(
         self, artifact: Artifact, options: RunOptions, taps: Sequence[str] = ()
     ) -> Iterator[OnnxSession]:
-        """Load the file into ONNX Runtime on the CPU with exactly ``options.threads`` threads."""
-        yield OnnxSession(_load(artifact.path, options, taps), artifact.path, taps)
+        """Load the file into ONNX Runtime with exactly ``options.threads`` threads.
+
+        Raises ``NotRunError`` where the provider does not start or does not execute every node.
+        """
+        provider = providers.parse(options.providers[0])
+        session = _load(artifact.path, options, provider, taps)
+        yield OnnxSession(session, artifact.path, provider, taps)
 
 
 def _artifact(
@@ -205,12 +215,18 @@ def _artifact(
 class OnnxSession:
     """An ONNX Runtime session as :class:`levit_export.core.values.Session`."""
 
-    def __init__(self, session: InferenceSession, path: Path, taps: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        session: InferenceSession,
+        path: Path,
+        provider: Provider,
+        taps: Sequence[str] = (),
+    ) -> None:
         import onnxruntime
 
         self._session = session
         self._path = path
-        self._runtime = f"onnxruntime {onnxruntime.__version__} (CPU)"
+        self._runtime = f"onnxruntime {onnxruntime.__version__} ({provider.label})"
         self._signature = Signature(
             tuple(_runtime_spec(v) for v in session.get_inputs()),
             tuple(_runtime_spec(v) for v in session.get_outputs() if v.name not in taps),
@@ -223,7 +239,7 @@ class OnnxSession:
 
     @property
     def runtime(self) -> str:
-        """``onnxruntime 1.31.1 (CPU)``."""
+        """``onnxruntime 1.31.1 (CPU)``, with the provider and its options."""
         return self._runtime
 
     def run(self, inputs: Tensors) -> dict[str, np.ndarray]:
@@ -318,7 +334,9 @@ def _runtime_spec(value: Any) -> TensorSpec:
     return TensorSpec(value.name, shape, _RUNTIME_TYPES[value.type])
 
 
-def _load(path: Path, options: RunOptions, taps: Sequence[str]) -> InferenceSession:
+def _load(
+    path: Path, options: RunOptions, provider: Provider, taps: Sequence[str]
+) -> InferenceSession:
     import onnxruntime
 
     settings = onnxruntime.SessionOptions()
@@ -329,7 +347,9 @@ def _load(path: Path, options: RunOptions, taps: Sequence[str]) -> InferenceSess
     settings.add_session_config_entry("session.force_spinning_stop", "1")
     source = _with_taps(path, taps) if taps else str(path)
     try:
-        return onnxruntime.InferenceSession(source, settings, providers=["CPUExecutionProvider"])
+        return providers.load(source, settings, provider)
+    except LevitExportError:
+        raise
     except Exception as error:
         raise ArtifactError(
             f"ONNX Runtime cannot load {path}: {first_line(error)}",

@@ -1,0 +1,238 @@
+"""ONNX Runtime's execution providers: its own, and those that other packages add as plug-ins.
+
+ONNX Runtime goes on with its CPU kernels where a provider does not start or does not take an
+operator, and says nothing (onnxruntime#23647). Here that is an error: what was asked of one
+provider is never answered by another.
+"""
+
+from __future__ import annotations
+
+import json
+import pkgutil
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from levit_export.core.errors import NotRunError, UnknownNameError, UsageError
+from levit_export.core.quiet import first_line
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession, SessionOptions
+
+CPU = "CPUExecutionProvider"
+OPENVINO = "OpenVINOExecutionProvider"
+SUFFIX = "ExecutionProvider"
+REMOTE = "AzureExecutionProvider"
+"""It sends the inputs to a server, and is listed by every build of ONNX Runtime."""
+
+PLUGINS = "onnxruntime_ep_"
+"""What the packages that bring a provider have their module's name begin with."""
+
+HINT = "INFERENCE_PRECISION_HINT"
+HINTS = {"f32": "fp32", "bf16": "bf16", "f16": "fp16"}
+"""What OpenVINO calls the types that it computes in."""
+
+SHOWN = 3
+"""How many operators are named that another provider took."""
+
+
+@dataclass(frozen=True)
+class Provider:
+    """What ``--provider NAME[,key=value…]`` asks for; ``name`` is the one of ONNX Runtime."""
+
+    name: str
+    options: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """``CPU``, ``OpenVINO INFERENCE_PRECISION_HINT=f32``."""
+        pairs = (f" {key}={value}" for key, value in self.options.items())
+        return self.name.removesuffix(SUFFIX) + "".join(pairs)
+
+
+def parse(text: str) -> Provider:
+    """The provider that ``text`` names, by ONNX Runtime's name for it or by its beginning.
+
+    Raises ``UnknownNameError`` where neither this ONNX Runtime nor an installed package has it.
+    """
+    name, *pairs = re.split(r",(?=\s*[\w.]+\s*=)", text)
+    options = {}
+    for pair in pairs:
+        key, _, value = pair.partition("=")
+        options[key.strip()] = value.strip()
+    if "," in name or not name.strip():
+        raise UsageError(
+            f"--provider {text} is not a name with key=value pairs behind it",
+            remedy="Give one provider with its options, such as "
+            f"openvino,{HINT}=f32; repeat --provider for several.",
+        )
+    wanted = name.strip().lower()
+    if wanted in ("cpu", CPU.lower()):  # without asking ONNX Runtime, which may not be here
+        return Provider(CPU, options)
+    names = {known.lower(): known for known in present()}
+    for known in (wanted, wanted + SUFFIX.lower()):
+        if known in names:
+            return Provider(names[known], options)
+    raise UnknownNameError(
+        "execution provider", name, [known.removesuffix(SUFFIX) for known in names.values()]
+    )
+
+
+def present() -> dict[str, str]:
+    """The providers that this machine has, and why one does not start, or empty.
+
+    Those of plug-ins are registered with ONNX Runtime, which is how it comes to know them.
+    """
+    import onnxruntime
+
+    built_in = dict.fromkeys(onnxruntime.get_available_providers(), "")
+    built_in.pop(REMOTE, None)
+    return {**_plugins(), **built_in}
+
+
+@cache
+def _plugins() -> dict[str, str]:
+    """The providers of installed packages, registered once; and why one does not start, if so."""
+    import onnxruntime
+
+    found = {}
+    for module in pkgutil.iter_modules():
+        if not module.name.startswith(PLUGINS):
+            continue
+        package = import_module(module.name)
+        why = ""
+        try:
+            onnxruntime.register_execution_provider_library(
+                module.name, package.get_library_path()
+            )
+            devices = {device.ep_name for device in onnxruntime.get_ep_devices()}
+        except Exception as error:
+            devices, why = set(), first_line(error)
+        for name in package.get_ep_names():
+            found[name] = why or ("" if name in devices else "it finds no device on this machine")
+    return found
+
+
+def load(source: str | bytes, settings: SessionOptions, provider: Provider) -> InferenceSession:
+    """A session of which ``provider`` executes every node.
+
+    Raises ``NotRunError`` where it does not start, or leaves nodes to another one. What ONNX
+    Runtime raises for a model that it cannot read passes.
+    """
+    import onnxruntime
+
+    if provider.name == CPU:
+        return onnxruntime.InferenceSession(source, settings, providers=[CPU])
+    if why := present().get(provider.name, ""):
+        raise _not_started(provider, why)
+    knows_places = hasattr(onnxruntime.InferenceSession, "get_provider_graph_assignment_info")
+    # Before 1.24 ONNX Runtime could only refuse other providers, and not say what they took.
+    wish = "record_ep_graph_assignment_info" if knows_places else "disable_cpu_ep_fallback"
+    settings.add_session_config_entry(f"session.{wish}", "1")
+    options = _own_options(provider)
+    try:
+        if provider.name in _plugins():
+            settings.add_provider_for_devices([_device(provider)], options)
+            session = onnxruntime.InferenceSession(source, settings, enable_fallback=0)
+        else:
+            session = onnxruntime.InferenceSession(
+                source, settings, providers=[(provider.name, options)], enable_fallback=0
+            )
+    except NotRunError:
+        raise
+    except Exception as error:
+        onnxruntime.InferenceSession(source, providers=[CPU])  # raises where the model is at fault
+        raise _not_started(provider, first_line(error)) from error
+    if knows_places:
+        _refuse_strays(session, provider)
+    return session
+
+
+def arithmetic(provider: Provider) -> str:
+    """What a provider computes float32 in: ``fp32``, or ``bf16`` or ``fp16`` where it is coarser.
+
+    OpenVINO takes the coarsest type that its device is fast in, unless it is told.
+    """
+    if provider.name != OPENVINO:
+        return "fp32"
+    told = str(_properties(provider).get(HINT, ""))
+    if told:
+        return HINTS.get(told.lower(), told.lower())
+    metadata = dict(_device(provider).ep_metadata)
+    able = str(metadata.get("OPTIMIZATION_CAPABILITIES", "")).split()
+    if metadata.get("ov_device") == "CPU":
+        return "bf16" if "BF16" in able else "fp32"
+    return "fp16" if "FP16" in able else "fp32"
+
+
+def is_told(provider: Provider) -> bool:
+    """Whether the user said what the provider is to compute in."""
+    return provider.name == OPENVINO and HINT in _properties(provider)
+
+
+def _device(provider: Provider) -> Any:
+    """The plug-in's device that was asked for with ``device=NAME``; else its first."""
+    import onnxruntime
+
+    devices = [each for each in onnxruntime.get_ep_devices() if each.ep_name == provider.name]
+    wanted = provider.options.get("device", "").upper()
+    for device in devices:
+        if not wanted or dict(device.ep_metadata).get("ov_device", "").upper() == wanted:
+            return device
+    raise _not_started(provider, f"it has no device {wanted!r} on this machine")
+
+
+def _properties(provider: Provider) -> dict[str, Any]:
+    """OpenVINO's own properties, such as the hint: they are in capitals, or in ``load_config``."""
+    given: dict[str, Any] = {}
+    try:
+        for of_device in json.loads(provider.options.get("load_config", "{}")).values():
+            given |= of_device
+    except (ValueError, AttributeError, TypeError) as error:
+        raise UsageError(
+            f"load_config={provider.options['load_config']} of --provider is not a JSON object "
+            "of objects",
+            remedy=f'Give the properties themselves, such as {HINT}=f32, or {{"CPU": {{…}}}}.',
+        ) from error
+    return given | {key: value for key, value in provider.options.items() if key.isupper()}
+
+
+def _own_options(provider: Provider) -> dict[str, str]:
+    """The options as the provider takes them: OpenVINO has its properties in ``load_config``."""
+    options = {key: value for key, value in provider.options.items() if key != "device"}
+    if provider.name != OPENVINO or not (properties := _properties(provider)):
+        return options
+    name = dict(_device(provider).ep_metadata).get("ov_device", "CPU")
+    options = {key: value for key, value in options.items() if not key.isupper()}
+    return {**options, "load_config": json.dumps({name: properties})}
+
+
+def _refuse_strays(session: InferenceSession, provider: Provider) -> None:
+    """Raise where nodes are placed on another provider than the one that was asked for."""
+    strays = [
+        (part.ep_name, node)
+        for part in session.get_provider_graph_assignment_info()
+        if part.ep_name != provider.name
+        for node in part.get_nodes()
+    ]
+    if not strays:
+        return
+    counts = Counter(name.removesuffix(SUFFIX) for name, _ in strays)
+    where = ", ".join(f"{count} on {name}" for name, count in counts.items())
+    named = ", ".join(f"{node.name} ({node.op_type})" for _, node in strays[:SHOWN])
+    raise NotRunError(
+        f"{provider.label} leaves {len(strays)} nodes to other providers ({where}): {named}"
+        f"{', …' if len(strays) > SHOWN else ''}",
+        remedy="Check the provider that executes all of it, or export in another precision.",
+    )
+
+
+def _not_started(provider: Provider, why: str) -> NotRunError:
+    return NotRunError(
+        f"{provider.label} did not start: {why}",
+        remedy="levit-export doctor lists the providers that start here.",
+    )

@@ -1,0 +1,154 @@
+"""ONNX Runtime's execution providers: the one that was asked for executes everything."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import subjects
+from onnx import TensorProto, helper
+
+from levit_export.core.errors import NotRunError, UnknownNameError, UsageError
+from levit_export.core.values import Artifact, ExportOptions, RunOptions
+from levit_export.formats import target
+from levit_export.formats.onnx import providers
+from levit_export.formats.onnx.providers import HINT, OPENVINO, Provider, parse
+
+here = pytest.mark.skipif(
+    providers.present().get(OPENVINO) != "",
+    reason="onnxruntime-ep-openvino is not installed or does not start on this machine",
+)
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """The small model as float32."""
+    folder = tmp_path_factory.mktemp("providers") / "m"
+    return subjects.export(subjects.tiny(), folder, "onnx", ExportOptions())
+
+
+def answers(artifact: Artifact, provider: str) -> np.ndarray:
+    """Logits for eight seeded images, by the provider called ``provider``."""
+    images = np.random.default_rng(0).standard_normal((8, 3, 64, 64)).astype(np.float32)
+    options = RunOptions(providers=(provider,))
+    with target("onnx").open(artifact, options) as session:
+        return np.concatenate([session.run({"input": image[None]})["logits"] for image in images])
+
+
+def distance(found: np.ndarray, expected: np.ndarray) -> float:
+    """Largest error over the largest logit."""
+    return float(np.abs(found - expected).max() / np.abs(expected).max())
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "options"),
+    [
+        ("cpu", "CPUExecutionProvider", {}),
+        ("CPUExecutionProvider", "CPUExecutionProvider", {}),
+        ("cpu, a=1 ,b=x,y", "CPUExecutionProvider", {"a": "1", "b": "x,y"}),
+    ],
+)
+def test_names_and_options(text: str, name: str, options: dict[str, str]) -> None:
+    """A provider is named as ONNX Runtime does or by the beginning; values may hold commas."""
+    assert parse(text) == Provider(name, options)
+
+
+def test_an_unknown_provider() -> None:
+    """A provider that is not here is refused, with those that are."""
+    with pytest.raises(UnknownNameError, match="cuda") as raised:
+        parse("cuda")
+    assert "CPU" in raised.value.remedy
+
+
+@pytest.mark.parametrize("text", ["", "cpu,fast", ",a=1"])
+def test_text_that_is_not_a_provider(text: str) -> None:
+    """What is not a name with pairs is refused, with an example."""
+    with pytest.raises(UsageError, match="--provider") as raised:
+        parse(text)
+    assert f"openvino,{HINT}=f32" in raised.value.remedy
+
+
+def test_each_provider_is_a_row() -> None:
+    """Two providers give two ways to execute, each with one of them."""
+    options = RunOptions(providers=("cpu", "cpu,x=1"))
+    ways = target("onnx").runs(options)
+    assert [way.providers for way in ways] == [("cpu",), ("cpu,x=1",)]
+
+
+@here
+def test_openvino_in_float32(artifact: Artifact) -> None:
+    """OpenVINO's provider gives the CPU's answers where it is told to compute in float32."""
+    told = answers(artifact, f"openvino,{HINT}=f32")
+    assert distance(told, answers(artifact, "cpu")) < 1e-5
+    assert providers.arithmetic(parse(f"openvino,{HINT}=f32")) == "fp32"
+    config = 'openvino,load_config={"CPU": {"INFERENCE_PRECISION_HINT": "f32"}}'
+    np.testing.assert_array_equal(answers(artifact, config), told)
+
+
+@here
+def test_what_openvino_computes_in(artifact: Artifact) -> None:
+    """Its arithmetic is that of its answers: bfloat16 is as far off as no float32 is."""
+    plain, told = parse("openvino"), parse(f"openvino,{HINT}=bf16")
+    assert providers.arithmetic(told) == "bf16"
+    assert (providers.is_told(told), providers.is_told(plain)) == (True, False)
+    is_coarse = distance(answers(artifact, "openvino"), answers(artifact, "cpu")) > 1e-4
+    assert providers.arithmetic(plain) == ("bf16" if is_coarse else "fp32")
+
+
+@here
+def test_the_runtime_names_provider_and_options(artifact: Artifact) -> None:
+    """A report can tell one provider's row from another's."""
+    options = RunOptions(providers=(f"openvino,{HINT}=f32",))
+    with target("onnx").open(artifact, options) as session:
+        assert session.runtime.endswith(f"(OpenVINO {HINT}=f32)")
+
+
+@here
+def test_nodes_on_another_provider(tmp_path: Path) -> None:
+    """Nodes that the provider does not take are counted and named, and nothing is executed."""
+    graph = helper.make_graph(
+        [
+            helper.make_node("Relu", ["x"], ["y"], "rest"),
+            helper.make_node("Det", ["y"], ["z"], "det"),
+        ],
+        "determinant",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 2, 2])],
+        [helper.make_tensor_value_info("z", TensorProto.FLOAT, [1])],
+    )
+    path = tmp_path / "determinant.onnx"
+    opsets = [helper.make_opsetid("", 18)]
+    onnx.save_model(helper.make_model(graph, opset_imports=opsets, ir_version=9), path)
+    with pytest.raises(NotRunError, match=r"leaves \d nodes? to other providers .*on CPU.*det"):
+        providers.load(str(path), onnxruntime.SessionOptions(), parse("openvino"))
+
+
+@here
+def test_a_device_that_is_not_here(artifact: Artifact) -> None:
+    """A device of the provider that this machine lacks is not run, and the device is named."""
+    with pytest.raises(NotRunError, match="no device 'NPU'") as raised:
+        answers(artifact, "openvino,device=npu")
+    assert raised.value.exit_status == 3
+
+
+def test_a_provider_that_does_not_start(
+    artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A plug-in whose library does not load is not run, with the loader's reason."""
+    broken = {"WebGpuExecutionProvider": "libvulkan.so.1 is missing"}
+    monkeypatch.setattr(providers, "_plugins", lambda: broken)
+    with pytest.raises(NotRunError, match=r"WebGpu did not start: libvulkan.so.1 is missing"):
+        answers(replace(artifact), "webgpu")
+
+
+@here
+def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+    """A damaged file is the file's fault, not the provider's."""
+    path = tmp_path / "damaged.onnx"
+    path.write_bytes(b"not a model")
+    with pytest.raises(Exception, match=r"damaged\.onnx") as raised:
+        providers.load(str(path), onnxruntime.SessionOptions(), parse("openvino"))
+    assert not isinstance(raised.value, NotRunError)
