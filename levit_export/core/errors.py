@@ -21,7 +21,7 @@ two, ``remedy`` the third, so that a renderer can set them apart.
     │   ├── NotRunError            a runtime, provider or device that did not start (status 3)
     │   └── ArtifactError          a file on disk is not what it claims to be
     │       ├── PackageError       a damaged ``.mlpackage``
-    │       └── UnsupportedOpError a Core ML op that the reference evaluator does not know
+    │       └── UnsupportedOpError a Core ML package or op that the evaluator does not know
     ├── ClusterError               a Dask cluster that cannot be reached, or was lost
     ├── DataError                  images, labels, golden vectors, saved reports: unusable
     ├── ManifestError              an export directory whose description is missing or wrong
@@ -132,7 +132,7 @@ class PackageError(ArtifactError):
 
 
 class UnsupportedOpError(ArtifactError):
-    """A Core ML op that the reference evaluator does not know."""
+    """A Core ML package of a kind, or with an op, that the reference evaluator does not know."""
 
 
 class ClusterError(LevitExportError):

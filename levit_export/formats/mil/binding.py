@@ -1,9 +1,15 @@
-"""Checks, when a package is loaded, that the evaluator knows an op in just the form it has."""
+"""One op of a program: checked when a package is loaded, computed when it runs.
+
+:func:`bind` makes sure that the evaluator knows an op in just the form it has; :func:`evaluate`
+calls its formula and holds the result to what the program declares.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from levit_export.core.errors import LevitExportError, PackageError, UnsupportedOpError
 from levit_export.formats.mil.elements import (
@@ -14,10 +20,12 @@ from levit_export.formats.mil.elements import (
     TensorType,
     Value,
 )
-from levit_export.formats.mil.operation import Arguments, Like, Named, Op
-from levit_export.formats.mil.table import OPS
+from levit_export.formats.mil.rounding import round_to_half_
+from levit_export.formats.mil.table import OPS, Arguments, Like, Named, Op, Variable
 
-_SUPPORT = "Remove the op from the model, or add its formula to levit_export/formats/mil/table.py."
+SUPPORT = "Remove the op from the model, or add its formula to levit_export/formats/mil/table.py."
+_RAISED = (ValueError, TypeError, IndexError, ArithmeticError, MemoryError)
+"""What a formula, or NumPy in it, raises for arguments that make no sense."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +66,7 @@ class Node:
         found: Arguments = dict(self.context)  # type: ignore[arg-type]
         for parameter, many in self.operands.items():
             given = [values[o.name] if o.constant is None else o.constant for o in many]
-            found[parameter] = given if parameter == self.op.variadic else given[0]
+            found[parameter] = given if parameter in self.op.variadic else given[0]
         return found
 
 
@@ -72,18 +80,17 @@ def bind(
 ) -> Node:
     """The op as a checked :class:`Node`.
 
-    Raises :class:`UnsupportedOpError` for what the evaluator does not know (type, parameter,
-    option, element type) and :class:`PackageError` for what no op can mean.
+    ``type_`` is one of :data:`OPS`. Raises :class:`UnsupportedOpError` for what the evaluator does
+    not know of it (parameter, option, element type) and :class:`PackageError` for what no op can
+    mean.
     """
     label = f"op {type_!r} -> {outputs[0][0] if outputs else ''!r} in {package}"
-    if type_ not in OPS:
-        raise UnsupportedOpError(f"{label} is not known to the evaluator", remedy=_SUPPORT)
     op = OPS[type_]
     given = frozenset(operands)
     if op.unknown(given):
         raise UnsupportedOpError(
             f"{label} has parameters that are not known: {sorted(op.unknown(given))}",
-            remedy=_SUPPORT,
+            remedy=SUPPORT,
         )
     if op.missing(given) or not outputs:
         raise PackageError(
@@ -99,26 +106,84 @@ def bind(
     return node
 
 
+def evaluate(node: Node, values: Mapping[str, Value]) -> tuple[Value, ...]:
+    """The outputs of ``node``, rounded to their declared types.
+
+    Floating-point overflow gives infinity and an invalid operation gives NaN, as in the hardware
+    that is modelled: NumPy's warnings about these are silenced, nothing else is.
+
+    Raises :class:`PackageError` if the op makes no sense for its operands, or if a shape or type
+    differs from the declared one.
+    """
+    try:
+        with np.errstate(over="ignore", under="ignore", divide="ignore", invalid="ignore"):
+            found = node.op.function(**node.arguments(values))
+    except NotImplementedError as error:
+        raise UnsupportedOpError(
+            f"{node.label}: {error} is not evaluated", remedy=SUPPORT
+        ) from error
+    except _RAISED as error:
+        raise PackageError(f"{node.label}: {error}", remedy="Export the model again.") from error
+    results = found if isinstance(found, tuple) else (found,)
+    if len(results) != len(node.outputs):
+        raise PackageError(
+            f"{node.label} gives {len(results)} values, the program declares {len(node.outputs)}",
+            remedy="Export the model again.",
+        )
+    return tuple(
+        _declared(node, result, name, declared)
+        for result, (name, declared) in zip(results, node.outputs, strict=True)
+    )
+
+
+def _declared(node: Node, result: object, name: str, declared: DeclaredType) -> Value:
+    if isinstance(declared, OpaqueType) or declared.element.kind == "s":
+        wanted = str if not isinstance(declared, OpaqueType) else dict
+        if not isinstance(result, wanted):
+            raise _differs(node, name, declared, type(result).__name__)
+        return result
+    array = np.asarray(result)
+    if not declared.admits(array.shape) or array.dtype != declared.element.held_as:
+        raise _differs(node, name, declared, f"{array.dtype}{list(array.shape)}")
+    if declared.element.is_half and not node.op.moves:
+        # A formula gives new arrays, so that rounding in place changes nothing else.
+        round_to_half_(array)
+    return array
+
+
+def _differs(node: Node, name: str, declared: DeclaredType, found: str) -> PackageError:
+    return PackageError(
+        f"{node.label}: output {name!r} is declared as {declared}, computed as {found}",
+        remedy="The package is damaged or was edited; export the model again.",
+    )
+
+
 def _check_parameter(node: Node, parameter: str, many: tuple[Operand, ...]) -> None:
-    """Count, and options against those that the formula knows."""
-    if len(many) != 1 and (parameter != node.op.variadic or not many):
+    """As many values as the formula takes, and of a type that it takes."""
+    if len(many) != 1 and (parameter not in node.op.variadic or not many):
         raise _mismatch(node, f"{len(many)} values for {parameter!r}")
     for operand in many:
-        declared = operand.declared
-        if parameter in node.op.choices:
-            value = operand.constant
-            if not isinstance(value, str):
-                raise _mismatch(node, f"{parameter!r} is not a constant string")
-            if value not in node.op.choices[parameter]:
-                raise UnsupportedOpError(
-                    f"{node.label} has {parameter} {value!r}",
-                    remedy=f"Known are {', '.join(sorted(node.op.choices[parameter]))}.",
-                )
+        if parameter in node.op.choices or parameter in node.op.strings:
+            _check_option(node, parameter, operand.constant)
         elif parameter == node.op.labels:
             if not isinstance(operand.constant, list):
                 raise _mismatch(node, f"{parameter!r} is not a constant list")
-        elif not isinstance(declared, TensorType) or declared.element.kind == "s":
-            raise _mismatch(node, f"{parameter!r} is a {declared}, not a tensor of numbers")
+        elif not isinstance(operand.declared, TensorType) or operand.declared.element.kind == "s":
+            raise _mismatch(
+                node, f"{parameter!r} is a {operand.declared}, not a tensor of numbers"
+            )
+
+
+def _check_option(node: Node, parameter: str, value: Value | None) -> None:
+    """A string that the formula knows, or judges by itself."""
+    if not isinstance(value, str):
+        raise _mismatch(node, f"{parameter!r} is not a constant string")
+    choices = node.op.choices.get(parameter, frozenset({value}))
+    if value not in choices:
+        raise UnsupportedOpError(
+            f"{node.label} has {parameter} {value!r}",
+            remedy=f"Known are {', '.join(sorted(choices))}.",
+        )
 
 
 def _check_kinds(node: Node) -> None:
@@ -138,33 +203,28 @@ def _check_kinds(node: Node) -> None:
 
 
 def _check_results(node: Node) -> None:
-    """Outputs are declared with the element type that the op gives."""
-    result = node.op.result
-    if result is None:
-        return
-    if isinstance(result, Element):
-        expected = [result]
-    elif isinstance(result, Named):
-        expected = [BY_SHORT_NAME[str(node.operands[result.parameter][0].constant)]]
-    else:
-        expected = [
-            _only(node, [_element(node, o) for o in node.operands[name]])
-            for name in _typed_like(node, result)
-        ]
-    if len(expected) == 1:
-        expected *= len(node.outputs)
-    for (name, declared), element in zip(node.outputs, expected, strict=False):
+    """Outputs are declared with the element types that the op gives."""
+    rules = node.op.results
+    for index, (name, declared) in enumerate(node.outputs if rules else ()):
+        rule = rules[min(index, len(rules) - 1)]
+        element = rule if isinstance(rule, Element) else _given_by(node, rule)
         if not isinstance(declared, TensorType) or declared.element != element:
             raise _mismatch(
                 node, f"output {name!r} is {declared}, but the op gives {element.name}"
             )
 
 
-def _typed_like(node: Node, result: Like) -> tuple[str, ...]:
-    return result.names or next((name,) for name in node.op.operands if name in node.operands)
-
-
-def _only(node: Node, elements: list[Element]) -> Element:
+def _given_by(node: Node, rule: Like | Named | Variable) -> Element:
+    if isinstance(rule, Named):
+        named = node.operands.get(rule.parameter)
+        return BY_SHORT_NAME[rule.default if named is None else str(named[0].constant)]
+    if isinstance(rule, Like):
+        name = rule.name or next(name for name in node.op.operands if name in node.operands)
+        decisive = node.operands[name]
+    else:
+        both = [operand for name in rule.names for operand in node.operands[name]]
+        decisive = tuple(o for o in both if o.constant is None) or tuple(both)
+    elements = [_element(node, operand) for operand in decisive]
     if len(set(elements)) != 1:
         raise _mismatch(node, f"operands of types {sorted({e.name for e in elements})} differ")
     return elements[0]

@@ -1,4 +1,4 @@
-"""The weight file of an ML Program: format, bounds, and one tensor at a time.
+"""The weight file of an ML Program: format, bounds, one tensor at a time, packed numbers.
 
 The format is ``MILBlob``'s version 2 (coremltools, ``MILBlob/Blob/StorageFormat.hpp``),
 little-endian, everything at multiples of 64 bytes::
@@ -12,20 +12,25 @@ A program refers to a metadata record by its offset. Reading is our own, and not
 file, and does not know the shape that the program expects.
 
 The file is read once rather than mapped: a mapped file that shrinks kills the process.
+
+Numbers narrower than a byte are packed from the lowest bit of every byte upwards, here and in the
+operands of ``constexpr_lut_to_dense`` (iOS 16).
 """
 
 from __future__ import annotations
 
+import math
 import struct
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from levit_export.core import files
 from levit_export.core.errors import PackageError
 from levit_export.formats.mil.elements import MAX_ELEMENTS, Array, TensorType
-from levit_export.formats.mil.packing import packed_size, unpack
 
 _ALIGNMENT = 64
 _HEADER = struct.Struct("<II56x")
@@ -128,3 +133,29 @@ def decode(data: bytes | memoryview, declared: TensorType) -> Array:
     raw = np.frombuffer(data, dtype=np.dtype(element.name).newbyteorder("<"))
     # Converts float16 to the float32 that holds it, once; a float32 tensor stays a view.
     return raw.reshape(declared.shape).astype(element.held_as, copy=False)
+
+
+def packed_size(bits: int, count: int) -> int:
+    """Bytes that ``count`` numbers of ``bits`` bits take."""
+    return (bits * count + 7) // 8
+
+
+def unpack(
+    data: bytes, bits: int, shape: tuple[int, ...], *, signed: bool = False
+) -> npt.NDArray[Any]:
+    """The numbers in ``data``, of ``shape``: uint8, or int8 (two's complement) if ``signed``.
+
+    Raises ``ValueError`` unless ``data`` is exactly as long as the shape needs.
+    """
+    count = math.prod(shape)
+    expected = packed_size(bits, count)
+    if len(data) != expected:
+        raise ValueError(f"{len(data)} bytes; {count} numbers of {bits} bits take {expected}")
+    raw = np.frombuffer(data, dtype=np.uint8)
+    every_bit = np.unpackbits(raw, count=bits * count, bitorder="little")
+    packed = np.packbits(every_bit.reshape(count, bits), axis=1, bitorder="little")
+    numbers: npt.NDArray[Any] = packed.reshape(shape)
+    if not signed:
+        return numbers
+    # Shifting left puts the sign bit where int8 has it; shifting back repeats it.
+    return np.asarray((numbers << (8 - bits)).astype(np.uint8).view(np.int8) >> (8 - bits))

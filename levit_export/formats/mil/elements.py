@@ -83,20 +83,41 @@ BY_SHORT_NAME = {
 """What the ops ``cast`` and ``quantize`` call the types."""
 
 
+UNKNOWN = -1
+"""A size that only a run decides."""
+
+
 @dataclass(frozen=True)
 class TensorType:
     """Element type and shape that a program declares for a tensor."""
 
     element: Element
     shape: tuple[int, ...]
+    """Sizes; :data:`UNKNOWN` where the program leaves one open."""
+    any_rank: bool = False
+    """Whether the program leaves the number of axes open too; then ``shape`` says nothing."""
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether every tensor of this type has one and the same shape."""
+        return not self.any_rank and UNKNOWN not in self.shape
 
     @property
     def size(self) -> int:
-        """Number of elements (exact, whatever the declared shape)."""
+        """Number of elements (exact, whatever the declared shape) of a fixed type."""
         return math.prod(self.shape)
 
+    def admits(self, shape: tuple[int, ...]) -> bool:
+        """Whether a tensor of ``shape`` is of this type."""
+        if self.any_rank:
+            return True
+        return len(shape) == len(self.shape) and all(
+            declared in (UNKNOWN, n) for declared, n in zip(self.shape, shape, strict=True)
+        )
+
     def __str__(self) -> str:
-        return f"{self.element.name}{list(self.shape)}"
+        sizes = ", ".join("?" if n == UNKNOWN else str(n) for n in self.shape)
+        return f"{self.element.name}[{'...' if self.any_rank else sizes}]"
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 
 from levit_export.core.errors import UnsupportedOpError
-from levit_export.formats.mil.binding import Node, Operand, bind
+from levit_export.formats.mil.binding import SUPPORT, Node, Operand, bind, evaluate
 from levit_export.formats.mil.elements import DeclaredType, TensorType, Value
-from levit_export.formats.mil.evaluation import evaluate
 from levit_export.formats.mil.package import damaged
+from levit_export.formats.mil.table import LEFT_OUT, OPS
 from levit_export.formats.mil.values import Reader
 
-_OPSETS = {"CoreML5": 6, "CoreML6": 7, "CoreML7": 8, "CoreML8": 9}
+_OPSETS = {"CoreML5": 6, "CoreML6": 7, "CoreML7": 8, "CoreML8": 9, "CoreML9": 10}
 """Specification version (6 is iOS 15) by the name of its op set."""
 
 
@@ -91,6 +91,7 @@ def read_graph(function: Any, reader: Reader, *, specification: int) -> Graph:
         min(specification, _OPSETS[function.opset]),
         frozenset(o.name for op in block.operations for o in op.outputs),
     )
+    _check_types(block, reader)
     inputs = {}
     for message in function.inputs:
         declared = reader.declared(message.type, f"input {message.name!r}")
@@ -119,7 +120,7 @@ def _block(function: Any, reader: Reader) -> Any:
     if function.opset not in _OPSETS:
         raise UnsupportedOpError(
             f"{root} uses op set {function.opset!r}",
-            remedy=f"Export for one of {', '.join(_OPSETS)} (iOS 15 to 18).",
+            remedy=f"Export for one of {', '.join(_OPSETS)} (iOS 15 to 26).",
         )
     if list(function.block_specializations) != [function.opset]:
         found = sorted(function.block_specializations)
@@ -128,6 +129,30 @@ def _block(function: Any, reader: Reader) -> Any:
     if block.inputs:
         raise damaged(root, "the block of main has inputs of its own")
     return block
+
+
+def unknown_ops(block: Any) -> Counter[str]:
+    """How many ops of each type the block has that the evaluator does not know."""
+    types = Counter(operation.type for operation in block.operations)
+    return Counter({t: n for t, n in types.items() if t not in OPS and t != "const"})
+
+
+def _check_types(block: Any, reader: Reader) -> None:
+    """Refuse unknown ops all at once: whoever repairs a model wants to know them all."""
+    unknown = unknown_ops(block)
+    if not unknown:
+        return
+    first = next(o for o in block.operations if o.type in unknown)
+    name = first.outputs[0].name if first.outputs else ""
+    listed = ", ".join(
+        f"{type_} ({n}{': ' + LEFT_OUT[type_] if type_ in LEFT_OUT else ''})"
+        for type_, n in unknown.most_common()
+    )
+    raise UnsupportedOpError(
+        f"{reader.package.root} has {sum(unknown.values())} ops that the evaluator does not know, "
+        f"{first.type!r} -> {name!r} the first: {listed}",
+        remedy=SUPPORT,
+    )
 
 
 def _read_operation(message: Any, builder: _Builder) -> None:
@@ -160,10 +185,10 @@ def _read_operation(message: Any, builder: _Builder) -> None:
     values = dict(zip((n for n, _ in outputs), evaluate(node, {}), strict=True))
     builder.constants.update(values)
     spent = sum(
-        builder.bits.get(operand.name, operand.declared.element.bits) * operand.declared.size
+        builder.bits.get(operand.name, operand.declared.element.bits) * np.size(operand.constant)
         for many in node.operands.values()
         for operand in many
-        if isinstance(operand.declared, TensorType)
+        if isinstance(operand.declared, TensorType) and isinstance(operand.constant, np.ndarray)
     )
     for name, value in values.items():
         builder.bits[name] = spent / (value.size or 1) if isinstance(value, np.ndarray) else 0

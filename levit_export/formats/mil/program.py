@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 
 from levit_export.core.constants import Constant
-from levit_export.core.errors import MissingDependencyError, PackageError, UsageError
+from levit_export.core.errors import MissingDependencyError, UnsupportedOpError, UsageError
 from levit_export.core.packages import coremltools
+from levit_export.core.quiet import quiet
+from levit_export.formats.mil.binding import evaluate
 from levit_export.formats.mil.contents import classes, contents
 from levit_export.formats.mil.elements import INT64, DeclaredType, TensorType, Value
-from levit_export.formats.mil.evaluation import evaluate
 from levit_export.formats.mil.features import (
     ArrayFeature,
     Feature,
@@ -31,8 +32,8 @@ from levit_export.formats.mil.package import Package, damaged, open_package
 from levit_export.formats.mil.rounding import round_to_half_
 from levit_export.formats.mil.values import Reader
 
-_SPECIFICATIONS = range(6, 10)
-"""Specification versions of ML Programs for iOS 15 to 18."""
+_SPECIFICATIONS = range(6, 11)
+"""Specification versions of ML Programs for iOS 15 to 18, and for iOS 26, which is 10."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,10 +81,12 @@ class Program:
     def run(self, inputs: Mapping[str, Any], taps: Iterable[str] = ()) -> dict[str, Any]:
         """Evaluate the program.
 
-        ``inputs`` maps every input's name to an array: of the declared shape, float32 or float16
-        where a float is declared; for an image see :func:`levit_export.formats.mil.features.feed`.
-        Returns the outputs, and the values that ``taps`` names, each a NumPy array of the declared
-        element type and shape (a label and a dictionary of probabilities for a classifier).
+        ``inputs`` maps every input's name to an array of the declared shape, or what NumPy makes
+        one of, with numbers that the declared type can hold; to an image, where one is declared:
+        see :func:`levit_export.formats.mil.features.feed`. Returns the outputs, and the values
+        that ``taps`` names, each a NumPy array of the declared element type and shape (a label
+        and a dictionary of probabilities for a classifier; an output without axes comes as
+        ``(1,)``, as from Core ML).
 
         Values are freed when no later op needs them. Raises :class:`UsageError`,
         :class:`DataError` for inputs that do not fit, :class:`PackageError` for a program that
@@ -102,7 +105,13 @@ class Program:
             for name in dead:
                 if name not in wanted:
                     del values[name]
-        return {name: _given_out(values[name], graph.types[name]) for name in wanted}
+        found = {name: _given_out(values[name], graph.types[name]) for name in wanted}
+        # Core ML has no outputs without axes.
+        scalars = {f.name for f in self.outputs if np.shape(found[f.name]) == ()}
+        return {
+            name: value.reshape(1) if name in scalars and isinstance(value, np.ndarray) else value
+            for name, value in found.items()
+        }
 
     def _wanted(self, taps: Iterable[str]) -> dict[str, None]:
         """Names to return, in order: the outputs, then ``taps``."""
@@ -129,11 +138,15 @@ def load(path: str | PathLike[str]) -> Program:
     package = open_package(Path(path))
     model = _parse(package)
     description = model.description
-    if description.functions or list(model.mlProgram.functions) != ["main"]:
-        found = sorted(model.mlProgram.functions)
-        raise damaged(package.root, f"it has the functions {found}; exactly 'main' is evaluated")
+    functions = sorted(model.mlProgram.functions)
+    if description.functions or functions != ["main"]:
+        if not functions:
+            raise damaged(package.root, "its program has no function")
+        raise _unsupported(
+            package, f"it has the functions {functions}; a package with 'main' alone is evaluated"
+        )
     if description.state:
-        raise damaged(package.root, "it keeps state between runs, which is not evaluated")
+        raise _unsupported(package, "it keeps state between runs")
     graph = read_graph(
         model.mlProgram.functions["main"],
         Reader(package),
@@ -158,8 +171,10 @@ def load(path: str | PathLike[str]) -> Program:
 def _parse(package: Package) -> Any:
     """The ``Model`` message of an ML Program."""
     try:
-        # By name, because neither package has type information.
-        messages = coremltools("proto.Model_pb2")
+        # By name, because neither package has type information. coremltools complains of what
+        # it lacks off macOS when it is imported, which says nothing about a package.
+        with quiet("coremltools"):
+            messages = coremltools("proto.Model_pb2")
         decode_error = importlib.import_module("google.protobuf.message").DecodeError
     except ImportError as error:
         raise MissingDependencyError(
@@ -173,13 +188,23 @@ def _parse(package: Package) -> Any:
         raise damaged(package.root, f"the specification cannot be parsed: {error}") from error
     kind = model.WhichOneof("Type")
     if kind != "mlProgram":
-        raise damaged(package.root, f"it holds a model of type {kind}, not an ML Program")
+        if kind is None:
+            raise damaged(package.root, "it holds no model")
+        raise _unsupported(package, f"it holds a model of type {kind}, not an ML Program")
     if model.specificationVersion not in _SPECIFICATIONS:
-        raise PackageError(
+        raise UnsupportedOpError(
             f"{package.root} has specification version {model.specificationVersion}",
-            remedy="Export for iOS 15 to iOS 18 (versions 6 to 9).",
+            remedy="Export for iOS 15 to iOS 26 (versions 6 to 10).",
         )
     return model
+
+
+def _unsupported(package: Package, what: str) -> UnsupportedOpError:
+    """The error for a package that may well be sound, but is of another kind."""
+    return UnsupportedOpError(
+        f"{package.root} is not evaluated: {what}",
+        remedy="Convert the model to one ML Program, with one function and without state.",
+    )
 
 
 def _agree(
@@ -205,10 +230,12 @@ def _fits(feature: ArrayFeature | ImageFeature, declared: DeclaredType) -> bool:
     if not isinstance(declared, TensorType):
         return False
     if isinstance(feature, ImageFeature):
-        return declared.element.kind == "f" and declared.shape == feature.shape
+        return declared.element.kind == "f" and declared.admits(feature.shape)
+    if declared.element.name != feature.dtype:
+        return False
     # The description may leave out an output's shape, and has no tensors without axes.
-    shapes = (declared.shape, declared.shape or (1,), ())
-    return declared.element.name == feature.dtype and feature.shape in shapes
+    scalar = declared.shape == () and feature.shape == (1,)
+    return scalar or feature.shape == () or declared.admits(feature.shape)
 
 
 def _metadata(message: Any) -> dict[str, str]:

@@ -16,6 +16,7 @@ from levit_export.formats.mil.blob import decode
 from levit_export.formats.mil.elements import (
     BY_CODE,
     MAX_ELEMENTS,
+    UNKNOWN,
     Array,
     DeclaredType,
     OpaqueType,
@@ -54,7 +55,7 @@ class Reader:
         )
 
     def tensor_type(self, message: Any, where: str) -> TensorType:
-        """A ``TensorType`` of fixed shape and known element type."""
+        """A ``TensorType`` of known element type; sizes may be left open."""
         element = BY_CODE.get(message.dataType)
         if element is None:
             raise UnsupportedOpError(
@@ -62,18 +63,23 @@ class Reader:
                 "evaluated",
                 remedy=f"Known are {', '.join(e.name for e in BY_CODE.values())}.",
             )
-        if any(d.WhichOneof("dimension") != "constant" for d in message.dimensions):
-            raise UnsupportedOpError(
-                f"{self.package.root}: {where} has a flexible shape",
-                remedy="Convert the model with fixed input shapes.",
-            )
-        shape = tuple(d.constant.size for d in message.dimensions)
+        kinds = [d.WhichOneof("dimension") for d in message.dimensions]
+        if not set(kinds) <= {"constant", "unknown"}:
+            raise damaged(self.package.root, f"{where} has a dimension without a size")
+        shape = tuple(
+            d.constant.size if kind == "constant" else UNKNOWN
+            for d, kind in zip(message.dimensions, kinds, strict=True)
+        )
+        any_rank = any(
+            kind == "unknown" and d.unknown.variadic
+            for d, kind in zip(message.dimensions, kinds, strict=True)
+        )
         if message.rank != len(shape):
             raise damaged(
                 self.package.root, f"{where} has rank {message.rank} but shape {list(shape)}"
             )
-        declared = TensorType(element, shape)
-        if declared.size > MAX_ELEMENTS:
+        declared = TensorType(element, shape, any_rank)
+        if declared.is_fixed and declared.size > MAX_ELEMENTS:
             raise damaged(self.package.root, f"{where} is declared as {declared}, too big")
         return declared
 
@@ -81,6 +87,8 @@ class Reader:
         """A ``Value`` and its type; raises :class:`PackageError`."""
         declared = self.declared(message.type, where)
         held = message.WhichOneof("value")
+        if isinstance(declared, TensorType) and not declared.is_fixed:
+            raise damaged(self.package.root, f"{where} is a constant of type {declared}")
         if held == "blobFileValue" and isinstance(declared, TensorType):
             return self._stored(message.blobFileValue, declared, where), declared
         kind = message.immediateValue.WhichOneof("value") if held == "immediateValue" else None

@@ -41,7 +41,6 @@ _TYPES = {
     "int8": types.int8,
     "bool": types.bool,
 }
-_OPSETS = {6: 6, 7: 7, 8: 8, 9: 9}
 
 
 @dataclass(frozen=True)
@@ -74,9 +73,9 @@ def program(build: Build, specification: int, inputs: Mapping[str, Any]) -> MilP
         f"lambda {', '.join(names)}: build({', '.join(f'{n}={n}' for n in names)})",
         {"build": build},
     )
-    made: MilProgram = mb.program(
-        input_specs=specs, opset_version=ct.target(_OPSETS[specification])
-    )(function)
+    made: MilProgram = mb.program(input_specs=specs, opset_version=ct.target(specification))(
+        function
+    )
     return made
 
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from mil_programs import UNIT, Saved, assert_close, convert, dot_error, mb
 
 from levit_export.formats import mil
-from levit_export.formats.mil.packing import unpack
+from levit_export.formats.mil.blob import unpack
 
 Save = Callable[..., Saved]
 Array = npt.NDArray[Any]

@@ -172,9 +172,9 @@ def test_metadata_that_a_user_sets(saved: Save, tmp_path: Path) -> None:
     assert metadata["description"] == "Nothing below zero"
 
 
-@pytest.mark.parametrize("specification", [6, 7, 8, 9])
+@pytest.mark.parametrize("specification", [6, 7, 8, 9, 10])
 def test_every_op_set_is_accepted(saved: Save, specification: int) -> None:
-    """Programs for iOS 15 to 18 are evaluated."""
+    """Programs for iOS 15 to 18 and for iOS 26 are evaluated."""
     x = np.array([-1.0, 2.0], np.float32)
     found = saved(lambda x: mb.relu(x=x), specification=specification, x=x).output()
     assert found.tolist() == [0.0, 2.0]
@@ -186,8 +186,9 @@ def test_every_op_set_is_accepted(saved: Save, specification: int) -> None:
         ({}, UsageError, "takes .'x'., given .."),
         ({"y": np.zeros((2, 3), np.float32)}, UsageError, "given .'y'."),
         ({"x": np.zeros((3, 2), np.float32)}, DataError, "shape .3, 2., not .2, 3."),
-        ({"x": np.zeros((2, 3))}, DataError, "float64, not float32"),
-        ({"x": np.zeros((2, 3), np.int32)}, DataError, "int32, not float32"),
+        ({"x": np.zeros((2, 3), np.complex64)}, DataError, "complex64, not float32"),
+        ({"x": np.full((2, 3), "1")}, DataError, "<U1, not float32"),
+        (np.zeros((2, 3), np.float32), UsageError, "by name, not as a ndarray"),
         ({"x": [[1, 2], [3]]}, DataError, "not an array"),
     ],
 )
@@ -200,11 +201,55 @@ def test_inputs_that_do_not_fit(
         program.run(inputs)
 
 
-def test_float16_arrays_feed_float32_inputs(saved: Save) -> None:
-    """A float16 array is exact in float32 and hence welcome."""
+@pytest.mark.parametrize(
+    "given",
+    [
+        np.array([-1, 3], np.float16),
+        np.array([-1, 3], np.float64),
+        np.array([-1, 3], np.int64),
+        [-1, 3],
+        torch.tensor([-1, 3]),
+    ],
+)
+def test_numbers_of_other_types_are_converted(saved: Save, given: Any) -> None:
+    """Whatever NumPy makes an array of numbers of feeds a float input."""
     package = saved(lambda x: mb.relu(x=x), x=np.zeros((2,), np.float32))
-    found = mil.load(package.path).run({"x": np.array([-1, 3], np.float16)})
+    found = mil.load(package.path).run({"x": given})
     assert next(iter(found.values())).tolist() == [0, 3]
+
+
+def test_only_whole_numbers_in_range_feed_integers(saved: Save) -> None:
+    """A fraction, or a number that int32 cannot hold, is refused rather than cut."""
+    package = saved(lambda x: mb.add(x=x, y=np.int32(1)), x=np.zeros((2,), np.int32))
+    program = mil.load(package.path)
+    (found,) = program.run({"x": np.array([-1.0, 3.0])}).values()
+    assert found.tolist() == [0, 4]
+    assert found.dtype == np.int32
+    for wrong in ([0.5, 1.0], [0, 2**31], [np.nan, 1.0], [np.inf, 1.0]):
+        with pytest.raises(DataError, match="numbers that int32 cannot hold"):
+            program.run({"x": np.array(wrong)})
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_outputs_without_axes_come_as_core_ml_gives_them(saved: Save, dtype: str) -> None:
+    """Core ML has no scalars: an output of rank 0 has shape ``(1,)``, as a tap it has none."""
+    package = saved(
+        lambda x: mb.identity(x=mb.reduce_sum(x=x, keep_dims=False, name="inner"), name="sum"),
+        x=np.array([1, 2, 3], dtype),
+    )
+    found = mil.load(package.path).run(package.inputs, taps=("inner",))
+    assert found["sum"].tolist() == [6]
+    assert found["sum"].dtype == dtype
+    assert found["inner"].shape == ()
+
+
+def test_loading_says_nothing(saved: Save) -> None:
+    """Whoever only reads a package does not hear what coremltools says at its import."""
+    package = saved(lambda x: mb.relu(x=x), x=np.zeros((2,), np.float32))
+    code = f"import levit_export.mil as mil; mil.load({str(package.path)!r})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == ""
+    assert done.stderr == ""
 
 
 def test_an_unknown_tap_names_the_nearest(packages: dict[str, Path]) -> None:

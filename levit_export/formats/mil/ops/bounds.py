@@ -9,6 +9,9 @@ import numpy as np
 
 from levit_export.formats.mil.elements import MAX_ELEMENTS, Array
 
+IOS17 = 8
+"""Specification version from which ``reshape`` and ``gather`` mean what they mean today."""
+
 
 def bounded(shape: Iterable[int]) -> tuple[int, ...]:
     """``shape`` as a tuple of Python ints, once it is known to be small enough to allocate.

@@ -62,6 +62,79 @@ def power(x: Array, y: Array) -> Array:
     return np.asarray(np.power(x, y))
 
 
+def floor_div(x: Array, y: Array) -> Array:
+    """``floor(x / y)``, towards minus infinity for integers too."""
+    joined(x, y)
+    _no_zero(y)
+    return np.asarray(np.floor_divide(x, y))
+
+
+def mod(x: Array, y: Array) -> Array:
+    """``x - y * floor(x / y)``, which has the sign of ``y``."""
+    joined(x, y)
+    _no_zero(y)
+    return np.asarray(np.mod(x, y))
+
+
+def equal(x: Array, y: Array) -> Array:
+    """``x == y``."""
+    joined(x, y)
+    return np.asarray(x == y)
+
+
+def not_equal(x: Array, y: Array) -> Array:
+    """``x != y``."""
+    joined(x, y)
+    return np.asarray(x != y)
+
+
+def greater(x: Array, y: Array) -> Array:
+    """``x > y``."""
+    joined(x, y)
+    return np.asarray(x > y)
+
+
+def greater_equal(x: Array, y: Array) -> Array:
+    """``x >= y``."""
+    joined(x, y)
+    return np.asarray(x >= y)
+
+
+def less(x: Array, y: Array) -> Array:
+    """``x < y``."""
+    joined(x, y)
+    return np.asarray(x < y)
+
+
+def less_equal(x: Array, y: Array) -> Array:
+    """``x <= y``."""
+    joined(x, y)
+    return np.asarray(x <= y)
+
+
+def logical_and(x: Array, y: Array) -> Array:
+    """``x and y``."""
+    joined(x, y)
+    return np.asarray(np.logical_and(x, y))
+
+
+def logical_or(x: Array, y: Array) -> Array:
+    """``x or y``."""
+    joined(x, y)
+    return np.asarray(np.logical_or(x, y))
+
+
+def logical_xor(x: Array, y: Array) -> Array:
+    """Either ``x`` or ``y``, and not both."""
+    joined(x, y)
+    return np.asarray(np.logical_xor(x, y))
+
+
+def logical_not(x: Array) -> Array:
+    """``not x``."""
+    return np.asarray(np.logical_not(x))
+
+
 def square(x: Array) -> Array:
     """``x * x``."""
     return np.asarray(x * x)
@@ -95,6 +168,81 @@ def rsqrt(x: Array, epsilon: Array) -> Array:
 def inverse(x: Array, epsilon: Array) -> Array:
     """``1 / (x + epsilon)``."""
     return np.asarray(_ONE / (x + epsilon))
+
+
+def sign(x: Array) -> Array:
+    """-1, 0 or 1, as ``x`` is negative, zero or positive."""
+    return np.asarray(np.sign(x))
+
+
+def ceil(x: Array) -> Array:
+    """The least whole number that is not below ``x``."""
+    return np.asarray(np.ceil(x))
+
+
+def floor(x: Array) -> Array:
+    """The greatest whole number that is not above ``x``."""
+    return np.asarray(np.floor(x))
+
+
+def nearest(x: Array) -> Array:
+    """The whole number nearest to ``x``; halves go to the even one."""
+    return np.asarray(np.rint(x))
+
+
+def exp2(x: Array) -> Array:
+    """``2 ** x``."""
+    return np.asarray(np.exp2(x))
+
+
+def sin(x: Array) -> Array:
+    """The sine of ``x`` radians."""
+    return np.asarray(np.sin(x))
+
+
+def cos(x: Array) -> Array:
+    """The cosine of ``x`` radians."""
+    return np.asarray(np.cos(x))
+
+
+def tan(x: Array) -> Array:
+    """The tangent of ``x`` radians."""
+    return np.asarray(np.tan(x))
+
+
+def asin(x: Array) -> Array:
+    """The angle, in radians, whose sine is ``x``."""
+    return np.asarray(np.arcsin(x))
+
+
+def acos(x: Array) -> Array:
+    """The angle, in radians, whose cosine is ``x``."""
+    return np.asarray(np.arccos(x))
+
+
+def atan(x: Array) -> Array:
+    """The angle, in radians, whose tangent is ``x``."""
+    return np.asarray(np.arctan(x))
+
+
+def sinh(x: Array) -> Array:
+    """The hyperbolic sine of ``x``."""
+    return np.asarray(np.sinh(x))
+
+
+def cosh(x: Array) -> Array:
+    """The hyperbolic cosine of ``x``."""
+    return np.asarray(np.cosh(x))
+
+
+def atanh(x: Array) -> Array:
+    """The number whose hyperbolic tangent is ``x``."""
+    return np.asarray(np.arctanh(x))
+
+
+def threshold(x: Array, alpha: Array) -> Array:
+    """``max(x, alpha)`` with a scalar ``alpha``."""
+    return np.asarray(np.maximum(x, _scalar(alpha)))
 
 
 def clip(x: Array, alpha: Array, beta: Array) -> Array:
@@ -133,6 +281,11 @@ def thresholded_relu(x: Array, alpha: Array) -> Array:
     return y
 
 
+def clamped_relu(x: Array, alpha: Array, beta: Array) -> Array:
+    """``min(x, beta)`` where ``x >= 0``, else ``min(alpha * x, beta)``."""
+    return np.asarray(np.minimum(np.where(x >= _ZERO, x, x * _scalar(alpha)), _scalar(beta)))
+
+
 def elu(x: Array, alpha: Array) -> Array:
     """``x`` where ``x > 0``, else ``alpha * (e ** x - 1)``."""
     return np.asarray(np.where(x > _ZERO, x, _scalar(alpha) * np.expm1(np.minimum(x, _ZERO))))
@@ -169,6 +322,24 @@ def silu(x: Array) -> Array:
 def softplus(x: Array) -> Array:
     """``log(1 + e ** x)``."""
     return np.asarray(np.logaddexp(x, _ZERO))
+
+
+def softplus_parametric(x: Array, alpha: Array, beta: Array) -> Array:
+    """``alpha[c] * log(1 + e ** (beta[c] * x[n, c]))``."""
+    if alpha.shape != x.shape[1:2] or beta.shape != x.shape[1:2]:
+        raise ValueError(f"alpha {list(alpha.shape)} should hold one number per channel")
+    a, b = (v.reshape(-1, *(1,) * (x.ndim - 2)) for v in (alpha, beta))
+    return np.asarray(a * np.logaddexp(b * x, _ZERO))
+
+
+def softsign(x: Array) -> Array:
+    """``x / (1 + |x|)``."""
+    return np.asarray(x / (_ONE + np.abs(x)))
+
+
+def scaled_tanh(x: Array, alpha: Array, beta: Array) -> Array:
+    """``alpha * tanh(beta * x)``."""
+    return np.asarray(_scalar(alpha) * np.tanh(_scalar(beta) * x))
 
 
 def tanh(x: Array) -> Array:
@@ -214,6 +385,12 @@ def cast(x: Array, dtype: str) -> Array:
         if not (limits.min <= float(low) and float(high) <= limits.max):
             raise ValueError(f"{dtype} cannot hold the numbers from {low} to {high}")
     return x.astype(target)
+
+
+def _no_zero(y: Array) -> None:
+    """Integers have no infinity that a division by zero could give."""
+    if y.dtype.kind in "iu" and not y.all():
+        raise ValueError("integers are divided by zero")
 
 
 def _scalar(value: Array) -> Array:

@@ -6,12 +6,15 @@ Source: coremltools, MIL op sets ``linear`` and (iOS 18) ``transformers``.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
 from levit_export.formats.mil.elements import Array
 from levit_export.formats.mil.ops.bounds import bounded, flag
 from levit_export.formats.mil.ops.reduce import softmax_along
+
+_LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
 def linear(x: Array, weight: Array, *, bias: Array | None = None) -> Array:
@@ -46,6 +49,22 @@ def matmul(
     batch = np.broadcast_shapes(left.shape[:-2], right.shape[:-2])
     bounded((*batch, *left.shape[-2:-1], *(right.shape[-1:] if right.ndim > 1 else ())))
     return np.asarray(left @ right)
+
+
+def einsum(values: Sequence[Array], equation: str) -> Array:
+    """``z[b, c, h, v] = sum_w x[b, c, h, w] y[b, w, h, v]``, with or without ``b``.
+
+    The only equation that MIL knows, whatever letters it is written in; ``b`` and ``h`` broadcast.
+    """
+    letters = "".join(equation.split())
+    names = dict.fromkeys(c for c in letters if c.isalpha())
+    plain = letters.translate(str.maketrans("".join(names), _LETTERS[: len(names)]))
+    if plain not in ("abcd,adce->abce", "abc,cbd->abd"):
+        raise NotImplementedError(f"einsum of {equation!r}")
+    x, y = values
+    if x.ndim != y.ndim or x.ndim != plain.index(","):
+        raise ValueError(f"{list(x.shape)} and {list(y.shape)} do not fit {equation!r}")
+    return np.ascontiguousarray(matmul(x.swapaxes(-3, -2), y.swapaxes(-3, -2)).swapaxes(-3, -2))
 
 
 def scaled_dot_product_attention(

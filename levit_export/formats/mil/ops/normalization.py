@@ -1,6 +1,6 @@
-"""Batch, instance and layer normalisation.
+"""Batch, instance, layer, L2 and local response normalisation.
 
-Source: coremltools, MIL op set ``normalization``. All three compute
+Source: coremltools, MIL op set ``normalization``. The first three compute
 ``y = gamma * (x - mean) / sqrt(variance + epsilon) + beta`` and differ in what the mean and the
 variance are taken over.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from levit_export.formats.mil.elements import Array
-from levit_export.formats.mil.ops.bounds import axes_of
+from levit_export.formats.mil.ops.bounds import axes_of, integer
 
 _ONE = np.float32(1)
 
@@ -63,6 +63,40 @@ def layer_norm(
     if beta is not None:
         y += _along(beta, x, over)
     return y
+
+
+def l2_norm(x: Array, epsilon: Array) -> Array:
+    """``x / sqrt(sum(x ** 2) + epsilon)``, summed over the last three axes."""
+    if x.ndim < 3:
+        raise ValueError(f"x {list(x.shape)} needs rank 3 or more")
+    return np.asarray(x / np.sqrt(np.sum(x * x, axis=(-3, -2, -1), keepdims=True) + epsilon))
+
+
+def local_response_norm(
+    x: Array,
+    size: Array,
+    *,
+    alpha: Array | None = None,
+    beta: Array | None = None,
+    k: Array | None = None,
+) -> Array:
+    """``x[n, c] / (k + alpha / size * sum_j x[n, j] ** 2) ** beta``.
+
+    ``j`` runs over the ``size`` channels around ``c``, one more before it than after if even.
+    """
+    many = integer(size)
+    if not 1 <= many <= 2**16 or x.ndim < 3:
+        raise ValueError(f"{many} channels of {list(x.shape)} cannot be summed")
+    before, after = many // 2, (many - 1) // 2
+    channels = x.shape[1]
+    total = np.zeros_like(x)
+    for shift in range(max(-before, 1 - channels), min(after, channels - 1) + 1):
+        into = slice(max(0, -shift), channels - max(0, shift))
+        total[:, into] += np.square(x[:, max(0, shift) : channels + min(0, shift)])
+    scale = np.float32(1e-4) if alpha is None else alpha
+    exponent = np.float32(0.75) if beta is None else beta
+    base = (_ONE if k is None else k) + scale / np.float32(many) * total
+    return np.asarray(x / np.power(base, exponent))
 
 
 def _standardised(x: Array, axes: tuple[int, ...], epsilon: Array) -> Array:

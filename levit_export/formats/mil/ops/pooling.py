@@ -1,4 +1,4 @@
-"""Average and maximum pooling.
+"""Average, maximum and L2 pooling.
 
 Source: coremltools, MIL op set ``pool``.
 """
@@ -50,6 +50,23 @@ def max_pool(
     for elements in w.taps(w.padded(x, -np.inf)):
         np.maximum(y, elements, out=y)
     return y
+
+
+def l2_pool(
+    x: Array,
+    kernel_sizes: Array,
+    *,
+    pad_type: str,
+    strides: Array | None = None,
+    pad: Array | None = None,
+    ceil_mode: Array | None = None,
+) -> Array:
+    """The square root of the sum of squares in each window of ``x[n, c, ...]``."""
+    w = _windows(x, kernel_sizes, strides=strides, pad_type=pad_type, pad=pad, ceil_mode=ceil_mode)
+    y = np.zeros(bounded((*x.shape[:2], *w.counts)), dtype=x.dtype)
+    for elements in w.taps(w.padded(x, 0.0)):
+        y += np.square(elements)
+    return np.sqrt(y)
 
 
 def _windows(

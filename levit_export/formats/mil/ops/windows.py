@@ -7,7 +7,7 @@ Shared by convolution and pooling. Source: coremltools, MIL ops ``conv``, ``avg_
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,7 +50,7 @@ class Windows:
             return x
         y = np.full(bounded((*x.shape[: -len(extents)], *extents)), filler, dtype=x.dtype)
         inside = [slice(b, b + n) for b, n in zip(self.before, self.sizes, strict=True)]
-        y[_last(inside)] = x
+        y[last(inside)] = x
         return y
 
     def taps(self, padded: Array) -> Iterator[Array]:
@@ -62,10 +62,10 @@ class Windows:
                     position, self.dilations, self.counts, self.strides, strict=True
                 )
             ]
-            yield padded[_last(met)]
+            yield padded[last(met)]
 
 
-def _last(slices: list[slice]) -> Any:
+def last(slices: Iterable[slice]) -> Any:
     """An index that applies ``slices`` to the last axes."""
     return (..., *slices)
 
@@ -103,16 +103,26 @@ def windows(
         _count(n, e, stride, before=b, after=a, ceil_mode=ceil_mode)
         for n, e, stride, b, a in zip(sizes, reach, s, before, after, strict=True)
     )
+    if ceil_mode:
+        # What a single window covers beyond the end never counts (and may be thousands wide).
+        kernel = tuple(
+            min(k, n + b + a) if count == 1 else k
+            for k, n, b, a, count in zip(kernel, sizes, before, after, counts, strict=True)
+        )
     return Windows(sizes, kernel, s, d, before, after, bounded(counts))
 
 
 def _count(n: int, reach: int, stride: int, *, before: int, after: int, ceil_mode: bool) -> int:
     total = n + before + after
+    if ceil_mode and n > 0 and total < reach <= total + stride - 1:
+        # PyTorch and Core ML give the one window that begins inside and reaches beyond the end.
+        return 1
     count = (total - reach + (stride - 1 if ceil_mode else 0)) // stride + 1
     # A window that starts in the padding after the input is dropped, as PyTorch does.
     if ceil_mode and before + after > 0 and (count - 1) * stride >= n + before:
         count -= 1
-    if total < reach or count < 1 or (count - 1) * stride >= total:
+    # In ceil_mode a window may begin inside and reach beyond the end, even the only one.
+    if (total < reach and not ceil_mode) or count < 1 or (count - 1) * stride >= total:
         raise ValueError(f"no window of {reach} with stride {stride} fits {total} positions")
     return count
 

@@ -1,8 +1,9 @@
-"""Compressed weights: ops that a loader evaluates once.
+"""Quantised activations, and compressed weights, which a loader evaluates once.
 
-Source: coremltools, MIL op sets ``constexpr_ops`` (iOS 16) and ``compression`` (iOS 18). Up to
-iOS 17 the operands are flat and packed, with the dense shape given; since iOS 18 they are tensors
-of sub-byte types, whose shape is known.
+Source: coremltools, MIL op sets ``quantization_ops`` (iOS 17), ``constexpr_ops`` (iOS 16) and
+``compression`` (iOS 18). ``scale`` and ``zero_point`` are scalars, or vectors along ``axis``. Up
+to iOS 17 the operands of compressed weights are flat and packed, with the dense shape given;
+since iOS 18 they are tensors of sub-byte types, whose shape is known.
 """
 
 from __future__ import annotations
@@ -11,10 +12,42 @@ import math
 
 import numpy as np
 
+from levit_export.formats.mil.blob import unpack
 from levit_export.formats.mil.elements import BY_SHORT_NAME, Array
 from levit_export.formats.mil.ops.bounds import axis_of, bounded, integer, integers
-from levit_export.formats.mil.ops.quantization import along
-from levit_export.formats.mil.packing import unpack
+
+
+def quantize(
+    input: Array,
+    scale: Array,
+    output_dtype: str,
+    *,
+    zero_point: Array | None = None,
+    axis: Array | None = None,
+) -> Array:
+    """``clip(round(input / scale) + zero_point)`` to the range of ``output_dtype``.
+
+    Halves round to even.
+    """
+    target = np.dtype(BY_SHORT_NAME[output_dtype].held_as)
+    limits = np.iinfo(target)
+    q = np.asarray(np.rint(input / _along(scale, input, axis)))
+    if zero_point is not None:
+        q += _along(zero_point, input, axis)
+    if np.isnan(q).any():
+        raise ValueError("NaN has no quantised value")
+    return np.clip(q, limits.min, limits.max).astype(target)
+
+
+def dequantize(
+    input: Array, scale: Array, *, zero_point: Array | None = None, axis: Array | None = None
+) -> Array:
+    """``scale * (input - zero_point)``."""
+    x = input.astype(np.float32)
+    if zero_point is not None:
+        x -= _along(zero_point, input, axis)
+    x *= _along(scale, input, axis)
+    return x
 
 
 def constexpr_affine_dequantize(
@@ -22,8 +55,8 @@ def constexpr_affine_dequantize(
 ) -> Array:
     """``scale * (quantized_data - zero_point)``, scalars or vectors along ``axis``."""
     x = quantized_data.astype(np.float32)
-    x -= along(zero_point, quantized_data, axis)
-    x *= along(scale, quantized_data, axis)
+    x -= _along(zero_point, quantized_data, axis)
+    x *= _along(scale, quantized_data, axis)
     return x
 
 
@@ -153,3 +186,16 @@ def _scatter(nonzero_data: Array, mask: Array) -> Array:
 def _check_indices(indices: Array, entries: int) -> None:
     if indices.size and int(indices.max()) >= entries:
         raise ValueError(f"index {int(indices.max())} in a table of {entries}")
+
+
+def _along(values: Array, data: Array, axis: Array | None) -> Array:
+    """``values`` as float32, shaped to broadcast along ``axis`` of ``data`` (or scalar)."""
+    numbers = values.astype(np.float32)
+    if numbers.ndim == 0:
+        return numbers
+    if axis is None or numbers.ndim != 1:
+        raise ValueError(f"values of shape {list(numbers.shape)} need one axis")
+    where = axis_of(integer(axis), data.ndim)
+    if numbers.size != data.shape[where]:
+        raise ValueError(f"{numbers.size} values for an axis of {data.shape[where]}")
+    return numbers.reshape([-1 if a == where else 1 for a in range(data.ndim)])
