@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 from collections.abc import Callable
-from importlib import resources
 from pathlib import Path
 
 import pytest
@@ -54,7 +53,9 @@ def copied(exported: Exported, tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def digits_file() -> Path:
     """The bundled checkpoint's file."""
-    return Path(str(resources.files("levit_export.inputs.data") / "levit_digits.safetensors"))
+    from levit_export.models.zoo import bundled_weights
+
+    return bundled_weights()
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-DATA = ("inputs/data", "storage/device_bundle", "reports")
+DATA = ("inputs/data", "models", "storage/device_bundle", "reports")
 """Folders of the package that hold files which are no Python."""
 
 
@@ -49,7 +49,7 @@ def test_the_wheel_holds_every_module_and_the_data(wheel: zipfile.ZipFile) -> No
     }
     packed = {name for name in wheel.namelist() if ".dist-info/" not in name}
     assert packed == sources
-    assert "levit_export/inputs/data/levit_digits.safetensors" in packed
+    assert "levit_export/models/levit_digits.safetensors" in packed
 
 
 def test_the_wheel_gives_the_command(wheel: zipfile.ZipFile) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shlex
-from importlib import resources
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from support import Exported
 
 from levit_export.cli import cli
+from levit_export.models.zoo import bundled_weights
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md"]
@@ -65,8 +65,8 @@ def test_an_export_of_the_readme_is_accepted(
 ) -> None:
     """With files of those names beside it, every export of the README gets through a dry run."""
     monkeypatch.chdir(tmp_path)
-    weights = resources.files("levit_export.inputs.data") / "levit_digits.safetensors"
-    tensors = load_file(str(weights))
+    weights = bundled_weights()
+    tensors = load_file(weights)
     torch.save(tensors, "levit_256.pth")
     Path("my.safetensors").write_bytes(weights.read_bytes())
     Path("classes.txt").write_text("".join(f"digit {i}\n" for i in range(10)))

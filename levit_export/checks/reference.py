@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,7 +32,7 @@ from levit_export.core.values import (
     Tolerances,
 )
 from levit_export.inputs import samples
-from levit_export.models.zoo import LOGITS
+from levit_export.models.zoo import LOGITS, bundled_weights
 
 if TYPE_CHECKING:
     from torch import nn
@@ -44,7 +43,6 @@ if TYPE_CHECKING:
     from levit_export.models.checkpoints import Checkpoint, Choices
     from levit_export.models.zoo import Variant
 
-BUNDLED = "levit_digits.safetensors"
 DIGITS = "held-out UCI digits"
 REFERENCE_BATCH = 16
 SHOWN_REAL = 16
@@ -414,5 +412,4 @@ def _held_out(checkpoint: Checkpoint) -> Samples | None:
 @cache
 def bundled_sha256() -> str:
     """Hash of the bundled weights. Its images belong to them, and to no others of their shape."""
-    with resources.as_file(resources.files("levit_export.inputs.data") / BUNDLED) as path:
-        return hashing.sha256_of(path)
+    return hashing.sha256_of(bundled_weights())

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from importlib import resources
 from math import isqrt
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from levit_export.core.errors import UnknownNameError, UsageError
@@ -394,6 +396,15 @@ VARIANTS: tuple[Variant, ...] = (
     _grafted("resnet50_3_deit_3", 3, 3, parameters="15.1M", macs="4515M", top1=80.1),
     _grafted("resnet50", 4, 0, parameters="25.5M", macs="4119M", top1=78.4),
 )
+
+
+def bundled_weights() -> Path:
+    """The file of ``levit_digits``, the model that travels with the package.
+
+    Its licence is in ``LICENSE-levit_digits.md`` beside it. The package is not read out of an
+    archive: other libraries open the file by its path.
+    """
+    return Path(str(resources.files("levit_export.models") / "levit_digits.safetensors"))
 
 
 def variant(name: str) -> Variant:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,7 @@ from levit_export.checks.reference import ModelChoice
 from levit_export.core.errors import UsageError
 from levit_export.models import checkpoints
 from levit_export.models.checkpoints import Checkpoint, Choices
-from levit_export.models.zoo import variant
+from levit_export.models.zoo import bundled_weights, variant
 from levit_export.workflows.export_plan import ExportRequest, plan
 
 DIGITS = variant("levit_digits")
@@ -26,7 +25,7 @@ DIGITS = variant("levit_digits")
 @pytest.fixture(scope="module")
 def bundled_file() -> Path:
     """The bundled weights as a file."""
-    return Path(str(resources.files("levit_export.inputs.data") / "levit_digits.safetensors"))
+    return bundled_weights()
 
 
 def trained_otherwise(bundled_file: Path, folder: Path) -> Checkpoint:

@@ -1,1 +1,1 @@
-"""Package data: the bundled model's weights and its held-out and calibration images."""
+"""Package data: the digits, held out and for calibration, and the names of ImageNet's classes."""

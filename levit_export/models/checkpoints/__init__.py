@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from importlib import resources
 from pathlib import Path
 
 import torch
@@ -50,6 +49,7 @@ from levit_export.models.zoo import (
     LevitConfig,
     Variant,
     VitPytorchConfig,
+    bundled_weights,
     size_in_words,
     variant_of,
 )
@@ -323,9 +323,7 @@ def _described(config: Config) -> str:
 
 def bundled(choices: Choices | None = None) -> Checkpoint:
     """The digits model that travels with the package."""
-    file = resources.files("levit_export.inputs.data") / "levit_digits.safetensors"
-    with resources.as_file(file) as path:
-        found = load(path, replace(choices or Choices(), model=VARIANTS[0]))
+    found = load(bundled_weights(), replace(choices or Choices(), model=VARIANTS[0]))
     return replace(found, assumptions=())  # of its own weights all of it is known
 
 

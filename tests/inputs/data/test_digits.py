@@ -19,9 +19,9 @@ from torch import nn
 from levit_export.inputs.preprocessing import RECIPES, apply
 from levit_export.models.architectures.layers import Residual
 from levit_export.models.architectures.levit import Levit
-from levit_export.models.zoo import variant
+from levit_export.models.zoo import bundled_weights, variant
 
-DATA = resources.files("levit_export") / "data"
+DATA = resources.files("levit_export.inputs.data")
 SCRIPT = Path(__file__).resolve().parents[3] / "scripts" / "train-digits"
 CLASSES = 10
 
@@ -29,7 +29,7 @@ CLASSES = 10
 @pytest.fixture(scope="module")
 def weights() -> bytes:
     """The bundled checkpoint's bytes."""
-    return (DATA / "levit_digits.safetensors").read_bytes()
+    return bundled_weights().read_bytes()
 
 
 @pytest.fixture(scope="module")
