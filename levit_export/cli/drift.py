@@ -53,7 +53,6 @@ def drift(ctx: click.Context, /, paths: tuple[Path, ...], **_: Any) -> int:
     from levit_export.cli.paths import opened
     from levit_export.core import serialisation
     from levit_export.reports import console
-    from levit_export.reports.drift import print_drift
     from levit_export.workflows import check
     from levit_export.workflows import drift as drifting
 
@@ -78,7 +77,7 @@ def drift(ctx: click.Context, /, paths: tuple[Path, ...], **_: Any) -> int:
     if page is not None:
         write_or_print(page, params["html"])
     if not screen.quiet and params["json_file"] != "-":
-        print_drift(screen, found)
+        console.print_drift(screen, found)
     if params["json_file"] is not None:
         write_or_print(serialisation.to_text(to_json(found)), params["json_file"])
     return STATUS[found.verdict]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -15,14 +15,14 @@ from rich.table import Table
 from rich.text import Text
 
 from levit_export.checks.results import ArtifactReport
-from levit_export.checks.timing import TimingReport
 from levit_export.core.progress import Silent
 from levit_export.core.values import Availability
 from levit_export.models.zoo import size_in_words
-from levit_export.reports import accuracy
-from levit_export.reports.report import Report, SearchResult
+from levit_export.reports import figures
+from levit_export.reports.report import Report, SearchResult, labels
 
 if TYPE_CHECKING:
+    from levit_export.checks.drift.values import DriftMap, DriftRow, DriftStage
     from levit_export.core.machine import Machine
     from levit_export.models.zoo import Variant
 
@@ -36,7 +36,14 @@ EVIDENCE = (
 )
 """What a ``yes`` of ``doctor`` rests on."""
 
-MOST_PERCENT = 1e6
+TAPS = {"fused": "fused away", "missing": "missing", "shape": "other shape"}
+LINE_HEADS, COLUMN = 40, 19
+"""Characters of a tap and its peak, and of a cell with the space beside it."""
+
+LEGEND = (
+    "each cell: error introduced at the tap / accumulated up to it, relative to the largest "
+    "value; peak: largest |x| of the exact network"
+)
 
 COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow", "not-run": "yellow"}
 
@@ -140,7 +147,7 @@ def _notes(report: Report) -> Iterator[str]:
         if artifact.timing is not None and artifact.timing.verdict == "not-run":
             yield f"{artifact.id}: not timed: {artifact.timing.reason}"
         yield from (f"{artifact.id}: {note}" for note in artifact.notes)
-    yield from accuracy.notes(report)
+    yield from figures.accuracy_notes(report)
     outputs = [output for artifact in report.artifacts for output in artifact.parity.outputs]
     if any(output.tolerance.origin == "given" for output in outputs):
         yield "held against a tolerance that was given (--atol, --rtol), not the derived one"
@@ -180,96 +187,37 @@ def _passes(report: Report) -> Table:
 
 def _artifacts(report: Report) -> Table:
     """A row for each artifact, then the baselines; columns only for what was looked at."""
-    columns = list(_columns(report))
+    columns = list(figures.columns(report, counts=True))
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("artifact", no_wrap=True)
-    for heading, _, _ in columns:
-        table.add_column(heading, justify="left" if heading == "parity" else "right")
-    ids = [artifact.id for artifact in report.artifacts]
-    for artifact in report.artifacts:
-        unique = ids.count(artifact.id) == 1
-        name = artifact.id if unique else f"{artifact.id} {escape(artifact.path)}"
-        table.add_row(name, *(cell(artifact) for _, cell, _ in columns))
+    for column in columns:
+        is_words = column.heading == figures.PARITY
+        table.add_column(column.heading, justify="left" if is_words else "right")
+    for label, artifact in zip(labels(report.artifacts), report.artifacts, strict=True):
+        cells = [_cell(c.heading, c.of_artifact(artifact), artifact) for c in columns]
+        table.add_row(Text(label), *cells)
     for name, timing in report.baselines.items():
-        table.add_row(f"[dim]{name}[/dim]", *(cell(timing) for _, _, cell in columns))
+        noisy = {figures.LATENCY} if timing.noisy else set()
+        cells = [
+            Text.assemble(*[("noisy ", "yellow")] * (c.heading in noisy), c.of_baseline(timing))
+            for c in columns
+        ]
+        table.add_row(Text(name, style="dim"), *cells)
     return table
 
 
-Column = tuple[str, Callable[[ArtifactReport], str], Callable[[TimingReport], str]]
-
-
-def _columns(report: Report) -> Iterator[Column]:
-    """Heading, the cell of an artifact, the cell of a baseline."""
-
-    def nothing(_: TimingReport) -> str:
-        return ""
-
-    if not _only_timed(report):
-        yield "parity", _verdict_cell, nothing
-        yield "max rel error", _error_cell, nothing
-        yield "of tolerance", _share_cell, nothing
-    if any(a.parity.weights and not a.parity.weights.unread for a in report.artifacts):
-        yield "weights", _weights_cell, nothing
-    if any(a.accuracy for a in report.artifacts):
-        yield "top-1", _accuracy_cell, nothing
-        for heading, cell in accuracy.columns(report):
-            yield heading, cell, nothing
-    yield "size", lambda a: f"{a.bytes / 1e6:.2f} MB" if a.bytes else "–", nothing
-    if report.baselines or any(a.timing for a in report.artifacts):
-        yield "latency", lambda a: _latency_cell(a.timing), _latency_cell
-        yield "memory", lambda a: _memory_cell(a.timing), nothing
-        yield "GEMM share", lambda a: _efficiency_cell(a.timing), _efficiency_cell
-
-
-def _verdict_cell(artifact: ArtifactReport) -> str:
-    verdict = artifact.parity.verdict
-    fault = artifact.parity.fault
-    words = f"{verdict} ({fault})" if fault else verdict
-    return f"[{COLOURS[verdict]}]{words}[/{COLOURS[verdict]}]"
-
-
-def _error_cell(artifact: ArtifactReport) -> str:
-    worst = artifact.parity.max_rel
-    return "–" if worst is None else f"{worst:.1e}"
-
-
-def _share_cell(artifact: ArtifactReport) -> str:
-    outputs = artifact.parity.outputs
-    if not outputs:
-        return "–"
-    percent = 100 * max(output.worst_ratio for output in outputs)
-    return f"{percent:.0f} %" if percent < MOST_PERCENT else f"> {MOST_PERCENT:.0e} %"
-
-
-def _weights_cell(artifact: ArtifactReport) -> str:
-    audit = artifact.parity.weights
-    if audit is None or audit.unread:
-        return "–"
-    return f"{audit.tensors - len(audit.missing)}/{audit.tensors}"
-
-
-def _accuracy_cell(artifact: ArtifactReport) -> str:
-    found = artifact.accuracy
-    return "–" if found is None or found.correct is None else f"{found.correct}/{found.images}"
-
-
-def _latency_cell(timing: TimingReport | None) -> str:
-    if timing is None:
-        return "–"
-    if timing.verdict == "not-run":
-        return "[yellow]not run[/yellow]"
-    low, high = timing.interval_ms()
-    noisy = "[yellow]noisy[/yellow] " if timing.noisy else ""
-    return f"{noisy}{timing.median_ms:.2f} ms ({low:.2f}–{high:.2f})"
-
-
-def _memory_cell(timing: TimingReport | None) -> str:
-    peak = None if timing is None else timing.peak_bytes
-    return "–" if peak is None else f"{peak / 2**20:.0f} MiB"
-
-
-def _efficiency_cell(timing: TimingReport | None) -> str:
-    return "–" if timing is None or timing.efficiency is None else f"{timing.efficiency:.2f}"
+def _cell(heading: str, words: str, artifact: ArtifactReport) -> Text:
+    """The cell in the colour that its column gives it."""
+    timing, accuracy = artifact.timing, artifact.accuracy
+    if heading == figures.PARITY:
+        return Text(words, style=COLOURS[artifact.parity.verdict])
+    if heading == figures.DROP and accuracy is not None and accuracy.exceeded:
+        return Text(words, style="red")
+    if heading == figures.LATENCY and timing is not None:
+        if timing.verdict == "not-run":
+            return Text(words, style="yellow")
+        return Text.assemble(*[("noisy ", "yellow")] * timing.noisy, words)
+    return Text(words)
 
 
 def _search(kind: str, found: SearchResult) -> Table:
@@ -281,10 +229,12 @@ def _search(kind: str, found: SearchResult) -> Table:
         keep = point.candidate.keep
         table.add_row(
             point.candidate.precision,
-            f"{len(keep)}: {', '.join(keep[:2])}{' …' if len(keep) > 2 else ''}" if keep else "–",
+            f"{len(keep)}: {', '.join(keep[:2])}{' …' if len(keep) > 2 else ''}"
+            if keep
+            else figures.NONE,
             f"{point.drop:.2f}",
-            f"{point.bytes / 1e6:.2f} MB",
-            "–" if point.latency_ms is None else f"{point.latency_ms:.2f} ms",
+            figures.size(point.bytes),
+            figures.milliseconds(point.latency_ms),
             "[green]chosen[/green]" if point == found.chosen else "",
         )
     return table
@@ -334,11 +284,7 @@ def print_doctor(
 ) -> None:
     """What can be exported, run and timed here, and what would help where it cannot."""
     out = screen.out
-    out.print(
-        f"{machine.processor}, {machine.cores} cores, {machine.memory / 2**30:.0f} GiB, "
-        f"{machine.system}, Python {machine.python}",
-        highlight=False,
-    )
+    out.print(figures.machine(machine), highlight=False, markup=False)
     table = Table(box=None, pad_edge=False, header_style="dim")
     for heading in ("format", "export", "run", "time"):
         table.add_column(heading)
@@ -354,3 +300,98 @@ def _ability_cell(available: Availability) -> str:
         by = f" ({escape(available.reason)})" if available.reason else ""
         return f"[green]yes[/green]{by}"
     return f"[yellow]no[/yellow]: {escape(f'{available.reason}; {available.fix}')}"
+
+
+def print_drift(screen: Screen, drift: DriftMap) -> None:
+    """The chain before the files, the map of the files, and who is at fault."""
+    out = screen.out
+    samples = f"{len(drift.samples)} samples: {', '.join(drift.samples)}"
+    out.print(f"[bold]{drift.model}[/bold]  [dim]{samples}[/dim]", highlight=False)
+    before = [s for s in drift.stages if s.kind in ("checkpoint", "pass", "program")]
+    after = [s for s in drift.stages if s.kind == "artifact"]
+    rounded = [s for s in drift.stages if s.kind == "precision" and not s.name.startswith("fp32")]
+    out.print(_drift_chain(before))
+    for stages in _abreast([*after, *rounded], out.width):
+        out.print(_drift_map(stages, _peaks(drift)))
+    out.print(Text(LEGEND, style="dim"))
+    for line in _drift_notes(drift):
+        out.print(Text(line, style="dim"))
+    for finding in drift.findings:
+        colour, word = ("green", "clean") if finding.clean else ("red", finding.cause)
+        out.print(Text.assemble((word, f"bold {colour}"), "  ", finding.sentence))
+
+
+def _abreast(stages: Sequence[DriftStage], width: int) -> Iterator[Sequence[DriftStage]]:
+    """The columns that fit side by side; the others come in a table below."""
+    room = max(1, (width - LINE_HEADS) // COLUMN)
+    for start in range(0, len(stages), room):
+        yield stages[start : start + room]
+
+
+def _drift_chain(stages: Sequence[DriftStage]) -> Table:
+    """A line for each stage before the files: where it introduces most."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for heading in ("stage", "against", "introduced", "tolerance", "at"):
+        table.add_column(heading)
+    for stage in stages:
+        worst = max(stage.rows, key=lambda row: row.of_tolerance or 0.0)
+        fault = stage.first_fault or worst
+        style = "red" if stage.first_fault else ""
+        table.add_row(
+            stage.name,
+            stage.against,
+            figures.error(fault.introduced),
+            figures.error(fault.tolerance),
+            fault.tap,
+            style=style,
+        )
+    return table
+
+
+def _drift_map(stages: Sequence[DriftStage], peaks: dict[str, DriftRow]) -> Table:
+    """A line for each tap, a column for each file."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("tap", no_wrap=True)
+    table.add_column("peak", justify="right")
+    for stage in stages:
+        table.add_column(stage.name, justify="right")
+    rows = [{row.tap: row for row in stage.rows} for stage in stages]
+    for tap in dict.fromkeys(row.tap for stage in stages for row in stage.rows):
+        peak = peaks.get(tap)
+        cells = (_tap_cell(found.get(tap)) for found in rows)
+        table.add_row(
+            tap,
+            "" if peak is None else figures.NONE if peak.peak is None else f"{peak.peak:.3g}",
+            *cells,
+        )
+    return table
+
+
+def _peaks(drift: DriftMap) -> dict[str, DriftRow]:
+    exact = next((stage for stage in drift.stages if stage.kind == "precision"), None)
+    return {} if exact is None else {row.tap: row for row in exact.rows}
+
+
+def _tap_cell(row: DriftRow | None) -> Text:
+    if row is None:
+        return Text("–", style="dim")
+    if row.status in TAPS:
+        return Text(TAPS[row.status], style="dim" if row.status == "fused" else "red")
+    if row.not_finite:
+        return Text(f"{row.not_finite} not finite", style="red" if row.is_fault else "yellow")
+    text = f"{figures.error(row.introduced)} / {figures.error(row.accumulated)}"
+    return Text(text, style="red" if row.is_fault else "")
+
+
+def _drift_notes(drift: DriftMap) -> Iterator[str]:
+    yield from drift.notes
+    for stage in drift.stages:
+        if stage.failure:
+            yield f"{stage.name}: {stage.failure}"
+        fused = [row.tap for row in stage.rows if row.status == "fused"]
+        if fused:
+            more = f" and {len(fused) - 5} more" if len(fused) > 5 else ""
+            yield f"{stage.name}: fused away: {', '.join(fused[:5])}{more}"
+    runtimes = dict.fromkeys(stage.runtime for stage in drift.stages if stage.runtime)
+    if runtimes:
+        yield f"run on {', '.join(runtimes)}"

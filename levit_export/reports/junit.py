@@ -5,15 +5,12 @@ There is no standard; this keeps to what the schema of Jenkins' xUnit plugin (ju
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from xml.etree import ElementTree as ET
 
+from levit_export.reports.figures import printable
 from levit_export.reports.gate import Check
-
-NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-"""Characters that XML 1.0 cannot hold, not even escaped."""
 
 
 def render(suite: str, checks: Sequence[Check], vouched: str = "") -> str:
@@ -31,10 +28,10 @@ def render(suite: str, checks: Sequence[Check], vouched: str = "") -> str:
     }
     root = ET.Element("testsuites", {"name": "levit-export check", **totals})
     skipped = {"skipped": str(counts["not-run"] + counts["inconclusive"])}
-    cases = ET.SubElement(root, "testsuite", {"name": _text(suite), **totals, **skipped})
+    cases = ET.SubElement(root, "testsuite", {"name": printable(suite), **totals, **skipped})
     if vouched:
         properties = ET.SubElement(cases, "properties")
-        ET.SubElement(properties, "property", {"name": "vouched for", "value": _text(vouched)})
+        ET.SubElement(properties, "property", {"name": "vouched for", "value": printable(vouched)})
     for check in checks:
         cases.append(_case(suite, check))
     ET.indent(root)
@@ -43,19 +40,17 @@ def render(suite: str, checks: Sequence[Check], vouched: str = "") -> str:
 
 
 def _case(suite: str, check: Check) -> ET.Element:
-    name = {"classname": _text(f"{suite}.{check.artifact}"), "name": _text(check.name)}
+    name = {"classname": printable(f"{suite}.{check.artifact}"), "name": printable(check.name)}
     case = ET.Element("testcase", name)
-    reason = _text(check.reason)
+    reason = printable(check.reason)
     if check.verdict == "fail":
-        failure = ET.SubElement(case, "failure", {"type": _text(check.name), "message": reason})
-        failure.text = _text(f"{check.path}: {check.reason}")
+        failure = ET.SubElement(
+            case, "failure", {"type": printable(check.name), "message": reason}
+        )
+        failure.text = printable(f"{check.path}: {check.reason}")
     elif check.verdict != "pass":
         message = reason if check.verdict == "not-run" else f"{check.verdict}: {reason}"
         ET.SubElement(case, "skipped", {"message": message})
     elif reason:
         ET.SubElement(case, "system-out").text = reason
     return case
-
-
-def _text(text: str) -> str:
-    return NOT_XML.sub("\N{REPLACEMENT CHARACTER}", text)

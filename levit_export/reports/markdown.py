@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
-from levit_export.checks.results import ArtifactReport
 from levit_export.core.values import Verdict
+from levit_export.reports import figures
 from levit_export.reports.gate import Check
 from levit_export.reports.report import Report, labels
 
@@ -53,17 +53,15 @@ def _table(report: Report, checks: Sequence[Check]) -> Iterator[str]:
     for label in dict.fromkeys([*known, *(check.artifact for check in checks)]):
         verdicts = (answers.get((label, name)) for name in names)
         cells = [MARKS[verdict] if verdict else "" for verdict in verdicts]
-        yield _row([_escape(label), *cells, *_figures(known.get(label))])
-
-
-def _figures(artifact: ArtifactReport | None) -> tuple[str, str, str]:
-    if artifact is None:
-        return "", "", ""
-    outputs, timing = artifact.parity.outputs, artifact.timing
-    share = f"{100 * max(o.worst_ratio for o in outputs):.0f} %" if outputs else ""
-    size = f"{artifact.bytes / 1e6:.2f} MB" if artifact.bytes else ""
-    timed = timing is not None and timing.verdict == "pass"
-    return share, size, f"{timing.median_ms:.2f} ms" if timing is not None and timed else ""
+        artifact, latency = known.get(label), None
+        if artifact is not None and artifact.timing is not None and artifact.timing.seconds:
+            latency = artifact.timing.median_ms
+        if artifact is None:
+            cells += [""] * 3
+        else:
+            cells += [figures.of_tolerance(artifact), figures.size(artifact.bytes)]
+            cells += [figures.milliseconds(latency)]
+        yield _row([_escape(label), *cells])
 
 
 def _reasons(checks: Sequence[Check]) -> Iterator[str]:

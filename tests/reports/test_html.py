@@ -130,9 +130,9 @@ def test_columns_only_for_what_was_looked_at() -> None:
     assert head == [
         "artifact",
         "parity",
+        "max rel error",
         "of tolerance",
-        "max rel. error",
-        "weights found",
+        "weights",
         "size",
     ]
     assert sections(page) == ["artifacts", "latency", "drift", "flips", "environment"]

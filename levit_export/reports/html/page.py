@@ -1,40 +1,110 @@
-"""The page: verdict first, then what it rests on."""
+"""What the page shows, gathered from a report for the template beside this file.
+
+Everything that a report holds (names of files and classes, reasons of a runtime) is text from
+elsewhere. The template escapes each value that is not a drawing of ours or our own style sheet.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import base64
+import io
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib import resources
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from levit_export.reports.gate import Check, of_report
-from levit_export.reports.html import wording
-from levit_export.reports.html.artifacts import artifacts
-from levit_export.reports.html.drift import drift as drift_section
-from levit_export.reports.html.flips import Pixels, flips
-from levit_export.reports.html.latency import latency
-from levit_export.reports.html.markup import Markup, bullets, definitions, element, join
-from levit_export.reports.html.surroundings import environment, ledger, searches
-from levit_export.reports.html.tradeoff import tradeoff
-from levit_export.reports.report import Report
+import jinja2
+import numpy as np
+from markupsafe import Markup
+
+from levit_export.checks.parity import ParityReport
+from levit_export.checks.results import ArtifactReport
+from levit_export.checks.timing import NOISY, TimingReport
+from levit_export.core.values import Verdict
+from levit_export.reports import figures
+from levit_export.reports.gate import of_report
+from levit_export.reports.html import plots
+from levit_export.reports.report import Report, labels
 
 if TYPE_CHECKING:
-    from levit_export.checks.drift.values import DriftMap
+    from levit_export.checks.drift.values import DriftFinding, DriftMap
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 """Nothing is fetched and nothing is run, whatever the page might hold."""
 
-TITLES = {
+MARKS: dict[Verdict, str] = {"pass": "✓", "fail": "✗", "inconclusive": "?", "not-run": "○"}
+COUNTED = {
     "pass": "passed",
     "fail": "failed",
     "inconclusive": "inconclusive",
     "not-run": "could not be checked",
 }
+LATENCY = f"{figures.LATENCY} (95 %)"
+MOST_OF_A_PATH = 60
+"""Characters of a path in the table; the list of files has all of it."""
 
-
-FOOTER = (
-    "Made by levit-export. report.json has it all. This page and the directory that it lies in "
-    "vouch for themselves: a checkpoint or a signature tells whose they are."
+STRIPS = (
+    "Each dot is one call, from the first round at the bottom of its strip to the last at the "
+    "top; the bar spans the middle half, its stroke is the median."
 )
+SIDE = 112
+"""Pixels that a picture is reduced to on its longer side; smaller ones are kept as they are."""
+
+MOST_PICTURES = 24
+"""Samples with changed answers that are shown; the rest are counted."""
+
+Pixels = Mapping[str, np.ndarray]
+"""The uint8 image ``(H, W)`` or ``(H, W, 3)`` behind a sample, by the sample's name."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table whose first column heads its rows; numbers stand on the right, ``in_words`` left."""
+
+    caption: str
+    headings: tuple[str, ...]
+    rows: Sequence[Sequence[object]]
+    in_words: Collection[str]
+
+
+@dataclass(frozen=True)
+class ArtifactRow:
+    """A row of the table of artifacts; a baseline has no parity."""
+
+    name: str
+    place: str
+    cells: tuple[str, ...]
+    parity: ParityReport | None
+    noisy: bool
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What an artifact answers on a sample; ``output`` is named where there are several."""
+
+    label: str
+    name: str
+    decided: bool
+    output: str
+
+
+@dataclass(frozen=True)
+class Card:
+    """A sample with changed answers: its picture as an address, PyTorch's answer, the others."""
+
+    name: str
+    picture: str
+    expected: str
+    answers: tuple[Answer, ...]
+
+
+@dataclass(frozen=True)
+class ChangedAnswers:
+    """The section of the samples whose best class changed."""
+
+    words: str
+    cards: tuple[Card, ...] = ()
+    notes: tuple[str, ...] = field(default=())
 
 
 def page(report: Report, *, drift: DriftMap | None = None, pixels: Pixels | None = None) -> str:
@@ -42,115 +112,326 @@ def page(report: Report, *, drift: DriftMap | None = None, pixels: Pixels | None
 
     Without matplotlib the page has no plots and says how to get them.
     """
-    sections = (
-        artifacts(report),
-        tradeoff(report),
-        latency(report),
-        drift_section(drift, _place(report)),
-        flips(report, pixels or {}),
-        ledger(report),
-        searches(report),
-        environment(report),
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("levit_export.reports", "html"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=_printable,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
-    body = element(
-        "body",
-        element("header", *_header(report, drift)),
-        element("main", join((part for part in sections if part), "\n")),
-        element("footer", element("p", FOOTER)),
-    )
-    return f"<!doctype html>\n{element('html', _head(report), body, attributes={'lang': 'en'})}\n"
+    return environment.get_template("page.html.j2").render(_context(report, drift, pixels or {}))
 
 
-def _head(report: Report) -> Markup:
+def _printable(value: object) -> object:
+    """A value without the characters that no page can hold; what is HTML already stays."""
+    return figures.printable(value) if type(value) is str else value
+
+
+def _context(report: Report, drift: DriftMap | None, pixels: Pixels) -> dict[str, Any]:
+    """Every name that the template uses."""
     style = (resources.files(__package__) / "report.css").read_text(encoding="utf-8")
-    policy = {"http-equiv": "Content-Security-Policy", "content": POLICY}
-    return element(
-        "head",
-        element("meta", attributes={"charset": "utf-8"}),
-        element("meta", attributes=policy),
-        element(
-            "meta",
-            attributes={"name": "viewport", "content": "width=device-width, initial-scale=1"},
+    columns = list(figures.columns(report))
+    headings = [LATENCY if c.heading == figures.LATENCY else c.heading for c in columns]
+    asked = any(artifact.parity.was_asked for artifact in report.artifacts)
+    checks = of_report(report.artifacts) if asked else ()
+    timings = [
+        (label, artifact.timing)
+        for label, artifact in zip(labels(report.artifacts), report.artifacts, strict=True)
+        if artifact.timing is not None
+    ]
+    timed = {name: t for name, t in (*timings, *report.baselines.items()) if t.seconds}
+    first = next(iter(timed.values()), None)
+    accuracies = [
+        a.accuracy for a in report.artifacts if a.accuracy and a.accuracy.top1 is not None
+    ]
+    return {
+        "report": report,
+        "drift": drift,
+        "policy": POLICY,
+        "style": Markup(style),  # noqa: S704 - ours
+        "marks": MARKS,
+        "words": figures.WORDS,
+        "name": "levit-export" if report.model is None else report.model.name,
+        "sentence": _sentence(report),
+        "wrong": [check for check in checks if check.verdict != "pass"],
+        "faults": [] if drift is None else _faults(report, drift),
+        "asked": asked,
+        "headings": ["artifact", *headings],
+        "latency_heading": LATENCY,
+        "rows": list(_rows(report, columns)),
+        "remarks": _remarks(report),
+        "files": Table(
+            "Files of the artifacts",
+            ("file", "bytes", "SHA-256"),
+            [
+                (path, figures.count(size), sha256)
+                for path, size, sha256 in dict.fromkeys(
+                    (a.path, a.bytes, a.sha256) for a in report.artifacts
+                )
+            ],
+            ("file", "SHA-256"),
         ),
-        element("meta", attributes={"name": "color-scheme", "content": "light dark"}),
-        element("title", f"{_name(report)}: {wording.WORDS[report.verdict]}"),
-        element("style", Markup(style)),
-    )
-
-
-def _place(report: Report) -> str:
-    return "" if report.output is None else str(report.output)
-
-
-def _name(report: Report) -> str:
-    return "levit-export" if report.model is None else report.model.name
-
-
-def _header(report: Report, drift: DriftMap | None) -> Iterator[Markup]:
-    checks = of_report(report.artifacts)
-    title = element("span", _name(report), kind="name")
-    yield element("h1", wording.verdict(report.verdict), " ", title)
-    yield element("p", _sentence(report), kind="lead")
-    wrong = [check for check in checks if check.verdict != "pass"]
-    if wrong and not _only_measured(report):
-        yield _reasons(wrong)
-    if drift is not None and (faults := list(_faults(report, drift))):
-        yield bullets(faults)
-    if report.model is not None:
-        yield definitions(_model(report))
-        if report.model.doubt:
-            yield bullets([report.model.doubt])
-
-
-def _faults(report: Report, drift: DriftMap) -> Iterator[Markup]:
-    """What drift found and the reasons above do not say, such as of files that changed since."""
-    told = {(a.drift.stage, a.drift.tap) for a in report.artifacts if a.drift is not None}
-    for finding in drift.findings:
-        if not finding.clean and (finding.stage, finding.tap) not in told:
-            word = wording.verdict("fail")
-            yield element(
-                "span", element("b", finding.subject), " drift ", word, f": {finding.sentence}"
-            )
+        "is_timed": any(column.heading == figures.LATENCY for column in columns),
+        "tradeoff": plots.tradeoff(report),
+        "classified": bool(accuracies),
+        "referenced": any(a.reference_correct is not None for a in accuracies),
+        "strips": plots.latency(timed, STRIPS) if timed else None,
+        "strips_explanation": STRIPS,
+        "threads": 0 if first is None else first.threads,
+        "batch": 0 if first is None else first.batch,
+        "any_noisy": any(timing.noisy for timing in timed.values()),
+        "noisy_percent": f"{100 * NOISY:.0f}",
+        "untimed": [(label, t.reason) for label, t in timings if t.verdict == "not-run"],
+        "latencies": _latencies(timed),
+        "maps": [] if drift is None else plots.drift(drift),
+        "found": [] if drift is None else [each for each in drift.findings if each.sentence],
+        "taps": [] if drift is None else list(_taps(drift)),
+        "flips": _flips(report, pixels),
+        "passes": _passes(report),
+        "searches": list(_searches(report)),
+        "environment": list(_environment(report)),
+    }
 
 
 def _sentence(report: Report) -> str:
     verdicts = [artifact.parity.verdict for artifact in report.artifacts]
     if not verdicts:
         return "There is no artifact."
-    if _only_measured(report):
+    if not any(artifact.parity.was_asked for artifact in report.artifacts):
         return "This run only measured: parity was not asked for."
     if set(verdicts) == {"pass"}:
         every = (
             "The artifact gives" if len(verdicts) == 1 else f"All {len(verdicts)} artifacts give"
         )
         return f"{every} PyTorch's answers, as nearly as rounding allows."
-    counts = {kind: verdicts.count(kind) for kind in TITLES if kind in verdicts}
-    said = ", ".join(f"{count} {TITLES[kind]}" for kind, count in counts.items())
+    said = ", ".join(
+        f"{verdicts.count(kind)} {words}" for kind, words in COUNTED.items() if kind in verdicts
+    )
     return f"Of {len(verdicts)} artifacts {said}."
 
 
-def _only_measured(report: Report) -> bool:
-    return not any(artifact.parity.was_asked for artifact in report.artifacts)
+def _faults(report: Report, drift: DriftMap) -> list[DriftFinding]:
+    """What drift found and the reasons above do not say, such as of files that changed since."""
+    told = {(a.drift.stage, a.drift.tap) for a in report.artifacts if a.drift is not None}
+    return [f for f in drift.findings if not f.clean and (f.stage, f.tap) not in told]
 
 
-def _reasons(checks: list[Check]) -> Markup:
-    """A list, not a table: on a telephone the reason has to be read without scrolling."""
-    return bullets(
-        element(
-            "span",
-            element("b", check.artifact),
-            f" {check.name} ",
-            wording.verdict(check.verdict),
-            f": {check.reason}",
+def _rows(report: Report, columns: Sequence[figures.Column]) -> Iterator[ArtifactRow]:
+    """One row for each artifact, then the baselines."""
+    for label, artifact in zip(labels(report.artifacts), report.artifacts, strict=True):
+        name, _, place = label.partition(" ")
+        yield ArtifactRow(
+            name,
+            figures.shortened(place, MOST_OF_A_PATH),
+            tuple(column.of_artifact(artifact) for column in columns),
+            artifact.parity,
+            artifact.timing is not None
+            and bool(artifact.timing.seconds)
+            and artifact.timing.noisy,
         )
-        for check in checks
+    for name, timing in report.baselines.items():
+        cells = tuple(column.of_baseline(timing) for column in columns)
+        yield ArtifactRow(name, "", cells, None, bool(timing.seconds) and timing.noisy)
+
+
+def _remarks(report: Report) -> list[tuple[str, str]]:
+    """What the table has no room for, each once with the names of the artifacts concerned."""
+    concerned: dict[str, list[str]] = {}
+    for label, artifact in zip(labels(report.artifacts), report.artifacts, strict=True):
+        for remark in _remarks_on(artifact):
+            concerned.setdefault(remark, []).append(figures.shortened(label, MOST_OF_A_PATH))
+    everyone = len(report.artifacts)
+    return [
+        (remark, "all" if 1 < everyone == len(names) else ", ".join(names))
+        for remark, names in concerned.items()
+    ]
+
+
+def _remarks_on(artifact: ArtifactReport) -> Iterator[str]:
+    accuracy = artifact.accuracy
+    if artifact.parity.verdict == "pass" and artifact.parity.reason:
+        yield artifact.parity.reason
+    if any(output.tolerance.origin == "given" for output in artifact.parity.outputs):
+        yield "held against a tolerance that was given, not the derived one"
+    yield from artifact.notes
+    if accuracy is not None:
+        yield f"accuracy on {accuracy.images} images of {accuracy.dataset}"
+        yield from accuracy.remarks
+        if accuracy.skipped:
+            yield f"{accuracy.skipped} images could not be read and are left out"
+
+
+def _latencies(timed: Mapping[str, TimingReport]) -> Table:
+    headings = ("measured", "median", "95 % interval", "p10", "p90", "calls", "load", "noisy")
+    rows = [
+        (
+            label,
+            f"{found.median_ms:.3f} ms",
+            "{:.3f}–{:.3f} ms".format(*found.interval_ms()),
+            f"{found.quantile_ms(0.1):.3f} ms",
+            f"{found.quantile_ms(0.9):.3f} ms",
+            len(found.seconds),
+            f"{1e3 * found.load_s:.0f} ms" if found.load_s else figures.NONE,
+            "yes" if found.noisy else "no",
+        )
+        for label, found in timed.items()
+    ]
+    return Table("Latency in figures", headings, rows, ("measured",))
+
+
+def _taps(drift: DriftMap) -> Iterator[tuple[Table | None, str]]:
+    """Every stage's figures, and why it could not be run if so."""
+    headings = ("tap", "accumulated", "introduced", "tolerance", "status")
+    for stage in drift.stages:
+        rows = [
+            (
+                row.tap,
+                figures.error(row.accumulated),
+                figures.error(row.introduced),
+                figures.error(row.tolerance),
+                row.status,
+            )
+            for row in stage.rows
+        ]
+        shown = Table(f"{stage.name} against {stage.against}", headings, rows, ("tap", "status"))
+        yield (shown if rows else None), stage.failure
+
+
+def _flips(report: Report, pixels: Pixels) -> ChangedAnswers | None:
+    """A card for each sample that flipped anywhere; None where no answer was compared."""
+    outputs = [output for artifact in report.artifacts for output in artifact.parity.outputs]
+    if not outputs:
+        return None
+    found: dict[str, list[tuple[str, str, Any]]] = {}
+    for label, artifact in zip(labels(report.artifacts), report.artifacts, strict=True):
+        for output in artifact.parity.outputs:
+            for flip in output.flipped:
+                found.setdefault(flip.sample, []).append((label, output.name, flip))
+    decided = sum(output.decided_flips for output in outputs)
+    undecided = sum(output.undecided_flips for output in outputs)
+    if not decided + undecided and not found:
+        most = max(artifact.parity.samples for artifact in report.artifacts)
+        words = f"No artifact changes PyTorch's best class on any of {most} samples."
+        return ChangedAnswers(words)
+    words = (
+        f"{undecided} undecided: PyTorch itself is so near a tie there that rounding explains "
+        "another best class."
     )
+    if decided:
+        words += f" {decided} decided: rounding does not explain them, and they are failures."
+    classes = () if report.model is None else report.model.labels
+    cards = []
+    for name, items in list(found.items())[:MOST_PICTURES]:
+        one_output = len({output for _, output, _ in items}) == 1
+        answers = tuple(
+            Answer(
+                label,
+                _class(flip.artifact_class, classes),
+                flip.decided,
+                "" if one_output else output,
+            )
+            for label, output, flip in items
+        )
+        expected = dict.fromkeys(_class(flip.reference_class, classes) for _, _, flip in items)
+        picture = _picture(pixels[name]) if name in pixels else ""
+        cards.append(Card(name, picture, " / ".join(expected), answers))
+    notes = []
+    if len(found) > MOST_PICTURES:
+        notes.append(f"{len(found) - MOST_PICTURES} more samples are in report.json.")
+    unlisted = decided + undecided - sum(len(items) for items in found.values())
+    if unlisted > 0:
+        notes.append(f"Of {unlisted} changed answers it is not known on which samples.")
+    return ChangedAnswers(words, tuple(cards), tuple(notes))
 
 
-def _model(report: Report) -> Iterator[tuple[object, object]]:
+def _class(number: int, classes: Sequence[str]) -> str:
+    if 0 <= number < len(classes) and classes[number]:
+        return figures.shortened(classes[number], 48)
+    return f"class {number}"
+
+
+def _picture(pixels: np.ndarray) -> str:
+    """The address of a small PNG that holds the picture itself."""
+    from PIL import Image
+
+    image = Image.fromarray(np.ascontiguousarray(pixels))
+    image.thumbnail((SIDE, SIDE))
+    out = io.BytesIO()
+    image.save(out, format="PNG", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}"
+
+
+def _passes(report: Report) -> Table:
+    """What every pass matched, its proof, and what it changed."""
+    headings = (
+        *("pass", "status", "matches", "float64 error", "operators", "parameters", "weights"),
+    )
+    rows: list[Sequence[object]] = []
+    for record in report.passes:
+        if record.status != "applied":
+            status = f"{record.status}: {record.reason}" if record.reason else record.status
+            rows.append((record.name, status, *[figures.NONE] * 5))
+            continue
+        rows.append(
+            (
+                record.name,
+                record.status,
+                record.matches,
+                figures.error(record.error),
+                " → ".join(figures.count(number) for number in record.nodes),
+                " → ".join(figures.count(number) for number in record.parameters),
+                f"{record.bytes_added / 1e6:+.2f} MB",
+            )
+        )
+    return Table("Passes: before → after", headings, rows, ("pass", "status"))
+
+
+def _searches(report: Report) -> Iterator[Table]:
+    """What each search for a precision measured, in that order."""
+    headings = (
+        *("precision", "drop in points", "size", "latency", "chosen", "blocks kept in float"),
+    )
+    for name, found in report.searches.items():
+        rows = [
+            (
+                point.candidate.precision,
+                f"{point.drop:.2f}",
+                figures.size(point.bytes),
+                figures.milliseconds(point.latency_ms),
+                "chosen" if point == found.chosen else "",
+                ", ".join(point.candidate.keep) or "none",
+            )
+            for point in found.points
+        ]
+        in_words = ("precision", "chosen", "blocks kept in float")
+        yield Table(f"Candidates for {name}", headings, rows, in_words)
+
+
+def _environment(report: Report) -> Iterator[tuple[str, object]]:
+    """Model, machine, runtimes and versions."""
     model = report.model
     if model is not None:
-        yield "parameters", f"{model.parameters / 1e6:.2f} M"
-        yield "multiply-adds", f"{model.macs / 1e6:.0f} M an image"
-        yield "heads", model.heads
-        yield "classes", len(model.labels)
+        yield "checkpoint", model.checkpoint
+        yield "checkpoint SHA-256", model.checkpoint_sha256
+        yield "dialect", model.dialect
+        yield "preprocessing", model.preprocessing.in_words()
+        if model.licence:
+            yield "licence", model.licence
+        yield from (("remark", remark) for remark in model.remarks)
+        yield from (("assumption", assumption) for assumption in model.assumptions)
+    instructions = ", ".join(report.machine.instructions)
+    yield (
+        "machine",
+        f"{figures.machine(report.machine)}{f'; {instructions}' if instructions else ''}",
+    )
+    checked = {a.parity.runtime for a in report.artifacts if a.parity.runtime}
+    if checked:
+        yield "checked on", ", ".join(sorted(checked))
+    timed = {a.timing.runtime for a in report.artifacts if a.timing and a.timing.seconds}
+    if timed:
+        yield "timed on", ", ".join(sorted(timed))
+    yield "versions", ", ".join(f"{name} {known}" for name, known in report.toolchain.items())
+    if report.output is not None:
+        yield "written to", report.output

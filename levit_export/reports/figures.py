@@ -1,0 +1,236 @@
+"""How figures are written: units, digits, and what stands where nothing is known.
+
+The console, the Markdown summary and the page all take their figures, and the columns of their
+tables of artifacts, from here. Which colour or sign a cell has is decided where it is shown.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from levit_export.checks.results import Accuracy, ArtifactReport
+from levit_export.checks.timing import TimingReport
+from levit_export.core.machine import Machine
+from levit_export.core.values import Verdict
+from levit_export.reports.report import Report
+
+NONE = "–"
+MOST_PERCENT = 1e6
+"""A larger share is no share any more: it is only bounded."""
+
+WORDS: dict[Verdict, str] = {
+    "pass": "pass",
+    "fail": "fail",
+    "inconclusive": "inconclusive",
+    "not-run": "not run",
+}
+NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+"""Characters that neither XML 1.0 nor HTML can hold, not even escaped."""
+
+
+def printable(text: str) -> str:
+    """``text`` with the characters replaced that no XML and no page can hold."""
+    return NOT_XML.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def shortened(text: str, most: int) -> str:
+    """One line of at most ``most`` characters, cut in the middle: names differ at the ends."""
+    line = " ".join(printable(text).split())
+    if len(line) <= most:
+        return line
+    head = (most - 1) // 2
+    return f"{line[:head]}…{line[len(line) - (most - 1 - head) :]}"
+
+
+def size(count: int) -> str:
+    """Bytes in megabytes of 10**6."""
+    return f"{count / 1e6:.2f} MB" if count else NONE
+
+
+def error(value: float | None) -> str:
+    """A relative error with two digits."""
+    return NONE if value is None or not math.isfinite(value) else f"{value:.1e}"
+
+
+def share(value: float) -> str:
+    """A share as percent."""
+    percent = 100 * value
+    return f"{percent:.0f} %" if percent < MOST_PERCENT else f"> {MOST_PERCENT:.0e} %"
+
+
+def milliseconds(value: float | None) -> str:
+    """Latency with three significant digits."""
+    if value is None:
+        return NONE
+    if value >= 100:
+        return f"{value:.0f} ms"
+    return f"{value:.1f} ms" if value >= 10 else f"{value:.2f} ms"
+
+
+def count(value: int) -> str:
+    """A whole number with a thin space between thousands."""
+    return f"{value:,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
+
+
+def machine(found: Machine) -> str:
+    """Processor, cores, memory, system and Python in one line."""
+    return (
+        f"{found.processor}, {found.cores} cores, {found.memory / 2**30:.0f} GiB, "
+        f"{found.system}, Python {found.python}"
+    )
+
+
+def latency(timing: TimingReport | None) -> str:
+    """The median and its 95 % interval."""
+    if timing is None:
+        return NONE
+    if not timing.seconds:
+        return WORDS["not-run"]
+    low, high = timing.interval_ms()
+    return f"{timing.median_ms:.2f} ms ({low:.2f}–{high:.2f})"
+
+
+def of_tolerance(artifact: ArtifactReport) -> str:
+    """The largest share that an output uses of what its tolerance allows."""
+    outputs = artifact.parity.outputs
+    return share(max(output.worst_ratio for output in outputs)) if outputs else NONE
+
+
+@dataclass(frozen=True)
+class Column:
+    """A heading, the cell of an artifact, and that of a baseline, which is no artifact."""
+
+    heading: str
+    of_artifact: Callable[[ArtifactReport], str]
+    of_baseline: Callable[[TimingReport], str] = lambda _: ""
+
+
+PARITY, LATENCY, DROP = "parity", "latency", "drop"
+"""Headings of the columns that are not figures alone, or are judged."""
+
+
+def columns(report: Report, *, counts: bool = False) -> Iterator[Column]:
+    """The columns of a table of artifacts: those of what was looked at in this run.
+
+    With ``counts`` right answers are counted, and the intervals are left to what evaluates: few
+    images were classified on the way of an export, and there is little room on a terminal.
+    """
+    found = report.artifacts
+    accuracies = [artifact.accuracy for artifact in found if artifact.accuracy]
+    if any(artifact.parity.was_asked for artifact in found):
+        yield Column(PARITY, _verdict)
+        yield Column("max rel error", lambda a: error(a.parity.max_rel))
+        yield Column("of tolerance", of_tolerance)
+    if any(a.parity.weights and not a.parity.weights.unread for a in found):
+        yield Column("weights", _weights)
+    if counts and accuracies:
+        yield Column("top-1", lambda a: _accuracy(a, _counted))
+    known = [a for a in accuracies if a.runtime or not counts]
+    for heading, cell in ACCURACY.items():
+        if any(cell(accuracy) is not None for accuracy in known):
+            yield Column(heading, lambda a, cell=cell: _accuracy(a, cell))  # type: ignore[misc]
+    yield Column("size", lambda a: size(a.bytes))
+    if report.baselines or any(artifact.timing for artifact in found):
+        yield Column(LATENCY, lambda a: latency(a.timing), latency)
+        yield Column("memory", lambda a: _memory(a.timing))
+        yield Column("GEMM share", lambda a: _efficiency(a.timing), _efficiency)
+
+
+def _verdict(artifact: ArtifactReport) -> str:
+    found, fault = artifact.parity.verdict, artifact.parity.fault
+    return f"{found} ({fault})" if fault else found
+
+
+def _weights(artifact: ArtifactReport) -> str:
+    audit = artifact.parity.weights
+    if audit is None or audit.unread:
+        return NONE
+    return f"{audit.tensors - len(audit.missing)}/{audit.tensors}"
+
+
+def _memory(timing: TimingReport | None) -> str:
+    peak = None if timing is None else timing.peak_bytes
+    return NONE if peak is None else f"{peak / 2**20:.0f} MiB"
+
+
+def _efficiency(timing: TimingReport | None) -> str:
+    known = None if timing is None else timing.efficiency
+    return NONE if known is None else f"{known:.2f}"
+
+
+def _accuracy(artifact: ArtifactReport, cell: Callable[[Accuracy], str | None]) -> str:
+    known = None if artifact.accuracy is None else cell(artifact.accuracy)
+    return NONE if known is None else known
+
+
+def _counted(accuracy: Accuracy) -> str | None:
+    return None if accuracy.correct is None else f"{accuracy.correct}/{accuracy.images}"
+
+
+def _percent(value: float | None, interval: tuple[float, float] | None) -> str | None:
+    if value is None:
+        return None
+    return f"{value:.2f} %" + (
+        "" if interval is None else f" ({interval[0]:.1f}–{interval[1]:.1f})"
+    )
+
+
+def _agreement(accuracy: Accuracy) -> str | None:
+    value, interval = accuracy.agreement, accuracy.agreement_interval
+    return _percent(
+        None if value is None else 100 * value,
+        None if interval is None else (100 * interval[0], 100 * interval[1]),
+    )
+
+
+def _flips(accuracy: Accuracy) -> str | None:
+    if accuracy.flips is None:
+        return None
+    is_split = accuracy.flips and accuracy.lost is not None
+    return f"{accuracy.flips}" + (f" (-{accuracy.lost} +{accuracy.gained})" if is_split else "")
+
+
+def _drop(accuracy: Accuracy) -> str | None:
+    if accuracy.drop is None:
+        return None
+    limit = "" if accuracy.max_drop is None else f" of {accuracy.max_drop:g}"
+    return f"{accuracy.drop:.2f}{limit}{' exceeded' if accuracy.exceeded else ''}"
+
+
+ACCURACY: dict[str, Callable[[Accuracy], str | None]] = {
+    "top-1 (95 %)": lambda a: _percent(a.top1, a.top1_interval),
+    "top-5": lambda a: _percent(a.top5, None),
+    "agreement (95 %)": _agreement,
+    "flips": _flips,
+    "McNemar p": lambda a: None if a.mcnemar_p is None else f"{a.mcnemar_p:.2g}",
+    DROP: _drop,
+}
+"""What is shown of the images that were classified; None where it is not known."""
+
+
+def accuracy_notes(report: Report) -> Iterator[str]:
+    """On which images, what was left out of them, and how to read the columns."""
+    # An export counts answers on its way and names no runtime; only evaluate does.
+    found = [a.accuracy for a in report.artifacts if a.accuracy and a.accuracy.runtime]
+    yield from dict.fromkeys(line for accuracy in found for line in _images(accuracy))
+    if found:
+        yield f"evaluated on {', '.join(sorted({accuracy.runtime for accuracy in found}))}"
+    if any(accuracy.lost is not None for accuracy in found):
+        yield (
+            "flips: other top-1 than PyTorch's (-right before, +right now); McNemar p: of as "
+            "uneven a split by chance; drop: points of top-1 below PyTorch's"
+        )
+    elif any(accuracy.drop is not None for accuracy in found):
+        yield "flips: other top-1 than PyTorch's; drop: 100 less the agreement, in points"
+
+
+def _images(accuracy: Accuracy) -> Iterator[str]:
+    yield f"{accuracy.images} images of {accuracy.dataset} (list {accuracy.fingerprint[:12]})"
+    yield from accuracy.remarks
+    if accuracy.skipped:
+        more = accuracy.skipped - len(accuracy.skipped_names)
+        names = "; ".join(accuracy.skipped_names) + (f"; and {more} more" if more else "")
+        yield f"{accuracy.skipped} images could not be read and are left out: {names}"
