@@ -23,6 +23,7 @@ from levit_export.core.quiet import first_line
 from levit_export.core.values import (
     CALIBRATED,
     UNIT_ROUNDOFF,
+    Arithmetic,
     Artifact,
     Availability,
     ExportOptions,
@@ -89,6 +90,11 @@ class FakeTarget:
     def runs(self, options: RunOptions) -> tuple[RunOptions, ...]:
         """Once."""
         return (options,)
+
+    def arithmetic(self, options: RunOptions) -> Arithmetic:
+        """Float32."""
+        del options
+        return Arithmetic()
 
     def values(self, artifact: Artifact) -> list[str]:
         """The names of all values that operators give."""

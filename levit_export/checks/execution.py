@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,6 +21,7 @@ from levit_export.core.errors import (
     ArtifactError,
     DataError,
     MissingDependencyError,
+    NotRunError,
     RuntimeFailedError,
 )
 from levit_export.core.progress import Progress, Silent
@@ -183,6 +184,17 @@ class Row:
     run: RunOptions
 
 
+def judged_as(row: Row) -> str:
+    """The precision by whose tolerance a row's answers are judged.
+
+    It is the artifact's own, or what its runtime computes in where that is coarser and accepted.
+    """
+    precision = row.artifact.precision
+    computed = target(row.artifact.format).arithmetic(row.run)
+    is_coarser = UNIT_ROUNDOFF[computed.type] > UNIT_ROUNDOFF.get(precision, 1.0)
+    return computed.type if computed.is_accepted and is_coarser else precision
+
+
 def rows(artifacts: Sequence[Artifact], options: RunOptions) -> tuple[Row, ...]:
     """Every artifact, once for each way that ``options`` ask its target to execute it."""
     return tuple(
@@ -211,7 +223,16 @@ def check(
     available = kind.can_run()
     if not available.ok:
         return parity.not_run(f"{available.reason}: {available.fix}"), None
-    with kind.open(row.artifact, row.run) as session:
+    judged = judged_as(row)
+    if judged not in reference.tolerances:
+        return parity.not_run(
+            f"no tolerance for answers in {judged} is known: add --checkpoint FILE"
+        ), None
+    with ExitStack() as stack:
+        try:
+            session = stack.enter_context(kind.open(row.artifact, row.run))
+        except NotRunError as error:
+            return parity.not_run(str(error)), None
         expected = reference.matching(session.signature)
         try:
             outputs = parity.collect(session, expected.samples)
@@ -223,14 +244,33 @@ def check(
             expected.outputs,
             outputs,
             expected.samples,
-            expected.tolerances[row.artifact.precision],
+            expected.tolerances[judged],
             expected=expected.signature,
             runtime=session.runtime,
             doubt=expected.doubt,
         )
+    if report.verdict == "fail":
+        report = report.joined(*_in_float32(row, reference))
     artifact = row.artifact
     digests = expected.weights.get(artifact.id, expected.weights.get(artifact.precision, {}))
     return parity.with_weights(report, _audit(artifact, digests)).joined(*untrue), accuracy
+
+
+def _in_float32(row: Row, reference: Reference) -> Iterator[Finding]:
+    """That answers which fail are right where the runtime is told to compute in float32."""
+    computed = target(row.artifact.format).arithmetic(row.run)
+    if computed.type == "fp32" or computed.is_accepted or computed.exact is None:
+        return
+    exact, _ = check(replace(row, run=computed.exact), replace(reference, images=None))
+    if all(finding.part != "answers" or finding.verdict == "pass" for finding in exact.findings):
+        yield Finding(
+            "coarser-arithmetic",
+            {
+                "error": max(output.max_rel for output in exact.outputs),
+                "type": computed.type,
+                "remedy": computed.remedy,
+            },
+        )
 
 
 def computes_in_half(artifact: Artifact) -> bool:
@@ -364,10 +404,13 @@ def time_rows(
         entrants: dict[Row | str, _Entrant] = {}
         for row in rows:
             available = target(row.artifact.format).can_time()
-            if available.ok:
-                entrants[row] = _enter(stack, row)
-            else:
+            if not available.ok:
                 reports[row] = timing.not_timed(available.reason)
+                continue
+            try:
+                entrants[row] = _enter(stack, row)
+            except NotRunError as error:
+                reports[row] = timing.not_timed(str(error))
         batch = next((entrant.batch for entrant in entrants.values()), 1)
         for name, session in (others or {}).items():
             entrants[name] = _Entrant(session, 0.0, batch, _call(session, batch))

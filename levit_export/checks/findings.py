@@ -101,6 +101,12 @@ KINDS: Mapping[str, Kind] = {
     "contradiction": Kind("claims", "fail", "{text}"),
     "unlisted-files": Kind("claims", "inconclusive", "{text}"),
     # --- hints at a cause ------------------------------------------------------------------------
+    "coarser-arithmetic": Kind(
+        "hint",
+        "pass",
+        "the file is right in float32 (relative error {error:.1e}); by default this runtime "
+        "computes in {type} on this processor: {remedy}",
+    ),
     "float16-overflow": Kind(
         "hint",
         "pass",

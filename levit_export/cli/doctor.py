@@ -17,6 +17,7 @@ def doctor(*, as_json: bool) -> int:
     from levit_export.core import machine
     from levit_export.core.packages import TOOLCHAIN, versions
     from levit_export.formats import known_targets
+    from levit_export.formats.onnx import providers
 
     abilities = {
         kind.name: {
@@ -26,10 +27,12 @@ def doctor(*, as_json: bool) -> int:
         }
         for kind in known_targets()
     }
+    executed = providers.present() if abilities["onnx"]["run"].ok else {}
     if as_json:
         content = {
             "machine": asdict(machine.describe()),
             "toolchain": versions(TOOLCHAIN),
+            "execution_providers": executed,
             "targets": {
                 name: {ability: asdict(found) for ability, found in able.items()}
                 for name, able in abilities.items()
@@ -40,6 +43,10 @@ def doctor(*, as_json: bool) -> int:
     from levit_export.reports import console
 
     console.print_doctor(
-        console.Screen(quiet=False), machine.describe(), versions(TOOLCHAIN), abilities
+        console.Screen(quiet=False),
+        machine.describe(),
+        versions(TOOLCHAIN),
+        abilities,
+        executed,
     )
     return 0

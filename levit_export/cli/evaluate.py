@@ -58,13 +58,7 @@ from levit_export.cli.output import present, refuse_unwritable
     show_default=True,
     help="CPU threads of each worker.",
 )
-@click.option("--device", default="CPU", show_default=True, help="OpenVINO's device.")
-@click.option(
-    "--compute-units",
-    default="cpu_only",
-    show_default=True,
-    help="Core ML's, on macOS: cpu_only, cpu_and_ne, cpu_and_gpu, all; comma-separated.",
-)
+@options.runtime_options
 @options.output_options
 @click.pass_context
 def evaluate(ctx: click.Context, /, paths: tuple[Path, ...], **_: Any) -> int:

@@ -151,15 +151,29 @@ def parity_options(command: CommandT) -> CommandT:
 
 
 def run_options(command: CommandT) -> CommandT:
-    """How runtimes execute."""
+    """How runtimes execute, and on how many threads."""
     return _all(
         click.option("--threads", type=POSITIVE, help="CPU threads.  [default: all cores]"),
+        runtime_options,
+    )(command)
+
+
+def runtime_options(command: CommandT) -> CommandT:
+    """What each runtime executes on."""
+    return _all(
         click.option("--device", default="CPU", show_default=True, help="OpenVINO's device."),
         click.option(
             "--compute-units",
             default="cpu_only",
             show_default=True,
             help="Core ML's, on macOS: cpu_only, cpu_and_ne, cpu_and_gpu, all; comma-separated.",
+        ),
+        click.option(
+            "--provider",
+            "providers",
+            multiple=True,
+            metavar="NAME[,KEY=VALUE…]",
+            help="ONNX Runtime's execution provider; may be repeated.  [default: cpu]",
         ),
     )(command)
 
@@ -281,7 +295,10 @@ def run(params: dict[str, Any]) -> RunOptions:
         refuse_threads(params["threads"])
     units = tuple(unit.strip().lower() for unit in params["compute_units"].split(","))
     return RunOptions(
-        threads=params["threads"] or usable_cores(), device=params["device"], compute_units=units
+        threads=params["threads"] or usable_cores(),
+        device=params["device"],
+        compute_units=units,
+        providers=params["providers"] or ("cpu",),
     )
 
 

@@ -37,7 +37,7 @@ Layout = Literal["tokens", "maps"]
 LAID_OUT_AS_MAPS = "lay_out_maps"
 """The pass that makes maps of tokens; a file in maps names it among its passes."""
 
-UNIT_ROUNDOFF = {"fp64": 2.0**-53, "fp32": 2.0**-24, "fp16": 2.0**-11}
+UNIT_ROUNDOFF = {"fp64": 2.0**-53, "fp32": 2.0**-24, "fp16": 2.0**-11, "bf16": 2.0**-8}
 """Largest relative error of rounding to nearest: half the spacing of numbers at 1."""
 
 FLOAT16_MAX = 65504.0
@@ -343,12 +343,32 @@ class ExportOptions:
 class RunOptions:
     """How a runtime is to execute: CPU threads, OpenVINO's device, Core ML's compute units, and
     ONNX Runtime's execution providers.
+
+    ``by_default`` leaves it to the runtime what it computes float32 in, which some processors have
+    something coarser for; ``also_by_default`` asks for that way beside the exact one, where it is
+    another.
     """
 
     threads: int = 1
     device: str = "CPU"
     compute_units: tuple[str, ...] = ("cpu_only",)
     providers: tuple[str, ...] = ("cpu",)
+    by_default: bool = False
+    also_by_default: bool = False
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """What a runtime computes float32 numbers in: ``fp32``, or the coarser ``bf16`` or ``fp16``.
+
+    ``is_accepted`` says whether answers are to be judged as that; else they have to be as near as
+    float32 is, and ``exact`` is how to have it compute in float32, in options and in ``remedy``.
+    """
+
+    type: str = "fp32"
+    is_accepted: bool = True
+    exact: RunOptions | None = None
+    remedy: str = ""
 
 
 @dataclass(frozen=True)
@@ -460,6 +480,9 @@ class Target(Protocol):
 
     def runs(self, options: RunOptions) -> tuple[RunOptions, ...]:
         """The ways to execute an artifact that ``options`` ask for, each a row of the report."""
+
+    def arithmetic(self, options: RunOptions) -> Arithmetic:
+        """What the runtime computes float32 in when it executes as one of :meth:`runs`."""
 
     def values(self, artifact: Artifact) -> Collection[str]:
         """The names of the inner values that :meth:`open` takes as taps."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -15,18 +15,26 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from levit_export.core.errors import RuntimeFailedError
 from levit_export.core.values import Signature, Tensors
 
-Arithmetic = Literal["fp64", "fp32", "fp16"]
-_DTYPES = {"fp64": torch.float64, "fp32": torch.float32, "fp16": torch.float32}
+FloatType = Literal["fp64", "fp32", "fp16", "bf16"]
+_DTYPES = {
+    "fp64": torch.float64,
+    "fp32": torch.float32,
+    "fp16": torch.float32,
+    "bf16": torch.float32,
+}
 
 
-class _RoundToHalf(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Rounds what every operator returns to float16 values, which stay stored as float32.
+class _Rounding(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Rounds what every operator returns by ``rounded``; it stays stored as float32.
 
-    This is how a float16 program behaves that accumulates in float32 and rounds each op's result.
-    ``resting`` counts the parts of the network in progress that stay in float32.
+    This is how a program of 16-bit numbers behaves that accumulates in float32 and rounds each
+    op's result. ``resting`` counts the parts of the network in progress that stay in float32.
     """
 
-    resting = 0
+    def __init__(self, rounded: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.rounded = rounded
+        self.resting = 0
 
     def enter(self, *_: Any) -> None:
         """A part that stays in float32 begins."""
@@ -40,7 +48,7 @@ class _RoundToHalf(TorchDispatchMode):  # type: ignore[no-untyped-call]
         result = func(*args, **(kwargs or {}))
         is_float = isinstance(result, torch.Tensor) and result.dtype is torch.float32
         if is_float and not self.resting:
-            return to_half(result)
+            return self.rounded(result)
         return result
 
 
@@ -58,11 +66,19 @@ def to_half(x: torch.Tensor) -> torch.Tensor:
     return torch.where(torch.isfinite(rounded), rounded, wide)
 
 
-class EagerSession:
-    """A module, run in float64, in float32, or in float32 rounded to float16 at every operator.
+def to_bfloat16(x: torch.Tensor) -> torch.Tensor:
+    """``x`` rounded as bfloat16 rounds, whose range is float32's."""
+    return x.to(torch.bfloat16).to(torch.float32)
 
-    ``module`` becomes the session's own: it is converted in place. ``fp16`` rounds the weights as
-    well, and leaves the parts at the paths ``keep`` in float32. Any batch is accepted.
+
+_ROUNDED = {"fp16": to_half, "bf16": to_bfloat16}
+
+
+class EagerSession:
+    """A module, run in float64, in float32, or rounded to 16 bits at every operator.
+
+    ``module`` becomes the session's own: it is converted in place. ``fp16`` and ``bf16`` round the
+    weights as well, and leave the parts at the paths ``keep`` in float32. Any batch is accepted.
     """
 
     def __init__(
@@ -70,27 +86,28 @@ class EagerSession:
         module: nn.Module,
         signature: Signature,
         *,
-        arithmetic: Arithmetic = "fp32",
+        arithmetic: FloatType = "fp32",
         threads: int | None = None,
         keep: Collection[str] = (),
     ) -> None:
         self._module = module.eval().to(_DTYPES[arithmetic])
-        self._rounding = _RoundToHalf()  # type: ignore[no-untyped-call]
-        if arithmetic == "fp16":
-            self._round_weights(keep)
+        self._rounding: _Rounding | None = None
+        if arithmetic in _ROUNDED:
+            self._rounding = _Rounding(_ROUNDED[arithmetic])
+            self._round_weights(self._rounding, keep)
         self._arithmetic = arithmetic
         self._threads = threads
         self._signature = signature
 
-    def _round_weights(self, keep: Collection[str]) -> None:
+    def _round_weights(self, rounding: _Rounding, keep: Collection[str]) -> None:
         kept = tuple(f"{path}." for path in keep)
         for name, tensor in (*self._module.named_parameters(), *self._module.named_buffers()):
             if tensor.is_floating_point() and not (kept and name.startswith(kept)):
-                tensor.data = to_half(tensor.data)
+                tensor.data = rounding.rounded(tensor.data)
         for path in keep:
             part = self._module.get_submodule(path)
-            part.register_forward_pre_hook(self._rounding.enter)
-            part.register_forward_hook(self._rounding.leave)
+            part.register_forward_pre_hook(rounding.enter)
+            part.register_forward_hook(rounding.leave)
 
     @property
     def signature(self) -> Signature:
@@ -108,11 +125,11 @@ class EagerSession:
         try:
             with torch.inference_mode(), cpu_threads(self._threads):
                 value = tensor.to(_DTYPES[self._arithmetic])
-                if self._arithmetic == "fp16":
-                    with self._rounding:
-                        outputs = self._module(to_half(value))
-                else:
+                if self._rounding is None:
                     outputs = self._module(value)
+                else:
+                    with self._rounding:
+                        outputs = self._module(self._rounding.rounded(value))
         except RuntimeError as error:
             raise RuntimeFailedError(
                 f"PyTorch could not run the model on shape {tuple(tensor.shape)}: {error}",

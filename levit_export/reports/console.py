@@ -281,8 +281,12 @@ def print_doctor(
     machine: Machine,
     toolchain: Mapping[str, str],
     abilities: Mapping[str, Mapping[str, Availability]],
+    providers: Mapping[str, str],
 ) -> None:
-    """What can be exported, run and timed here, and what would help where it cannot."""
+    """What can be exported, run and timed here, and what would help where it cannot.
+
+    ``providers`` are ONNX Runtime's, each with the reason why it does not start, if so.
+    """
     out = screen.out
     out.print(figures.machine(machine), highlight=False, markup=False)
     table = Table(box=None, pad_edge=False, header_style="dim")
@@ -291,6 +295,11 @@ def print_doctor(
     for name, able in abilities.items():
         table.add_row(name, *(_ability_cell(able[a]) for a in ("export", "run", "time")))
     out.print(table)
+    if providers:
+        said = (
+            f"{name} (does not start: {why})" if why else name for name, why in providers.items()
+        )
+        out.print(Text(f"execution providers of ONNX Runtime: {', '.join(said)}"), highlight=False)
     out.print(Text("  ".join(f"{k} {v}" for k, v in toolchain.items()), style="dim"))
     out.print(Text(EVIDENCE, style="dim"))
 

@@ -42,6 +42,12 @@ if TYPE_CHECKING:
 
 __all__ = ["ExportRequest", "Shared", "export"]
 
+COMPUTED_IN_BFLOAT16 = ("fp32", "fp16")
+"""Precisions of OpenVINO that a processor with AMX computes in bfloat16 unless it is told.
+
+Their tolerance belongs to the directory wherever it was written: it may be checked there.
+"""
+
 PACKAGES = {
     "onnx": ("onnx", "onnxruntime"),
     "openvino": ("openvino",),
@@ -184,6 +190,8 @@ def _with_tolerances(
     for job in jobs:  # for each precision the blocks that all of its artifacts leave in float
         blocks = frozenset(job.options.keep)
         kept[job.options.precision] = kept.get(job.options.precision, blocks) & blocks
+        if job.format == "openvino" and job.options.precision in COMPUTED_IN_BFLOAT16:
+            kept.setdefault("bf16", frozenset())
     return reference.with_tolerances(
         plain,
         set(kept),

@@ -31,6 +31,7 @@ from levit_export.core.quiet import first_line, quiet
 from levit_export.core.values import (
     CALIBRATED,
     PROBABILITIES,
+    Arithmetic,
     Artifact,
     Availability,
     ExportOptions,
@@ -218,6 +219,11 @@ class CoremlTarget:
         with quiet(*LOGGERS):
             program = mil.load(artifact.path)
         yield from (each.numbers for each in program.contents)
+
+    def arithmetic(self, options: RunOptions) -> Arithmetic:
+        """Float32: a package says itself what is float16."""
+        del options
+        return Arithmetic()
 
     def values(self, artifact: Artifact) -> tuple[str, ...]:
         """The names of all inner values, in the program's order: what ``open`` takes as taps."""

@@ -24,6 +24,7 @@ from levit_export.core.quiet import first_line
 from levit_export.core.values import (
     CALIBRATED,
     UNIT_ROUNDOFF,
+    Arithmetic,
     Artifact,
     Availability,
     ExportOptions,
@@ -177,6 +178,18 @@ class OnnxTarget:
         for text in options.providers:
             providers.parse(text)
         return tuple(replace(options, providers=(text,)) for text in options.providers)
+
+    def arithmetic(self, options: RunOptions) -> Arithmetic:
+        """Float32, but for OpenVINO's provider on processors that are faster in less."""
+        (text,) = options.providers
+        provider = providers.parse(text)
+        hint = f"{providers.HINT}=f32"
+        return Arithmetic(
+            providers.arithmetic(provider),
+            is_accepted=providers.is_told(provider),
+            exact=replace(options, providers=(f"{text},{hint}",)),
+            remedy=f"give {hint} behind the provider's name",
+        )
 
     def values(self, artifact: Artifact) -> list[str]:
         """What the nodes give."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from levit_export.core.errors import (
 from levit_export.core.packages import needs
 from levit_export.core.quiet import first_line, last_line, quiet
 from levit_export.core.values import (
+    Arithmetic,
     Artifact,
     Availability,
     ExportOptions,
@@ -39,6 +41,10 @@ if TYPE_CHECKING:
 SECTION = PREFIX.rstrip(".")
 """Where in ``rt_info`` the metadata lives."""
 
+
+HINT = "INFERENCE_PRECISION_HINT"
+TYPES = {"bf16": "bf16", "f16": "fp16", "f32": "fp32"}
+"""What OpenVINO calls the types that it computes in."""
 
 OLDEST_RUNTIME = "OpenVINO 2023.2 and later"
 """The first that knows opset 13, whose operators are written
@@ -121,12 +127,29 @@ class OpenvinoTarget:
         yield from (each.numbers for each in openvino_read.contents(graph))
 
     def runs(self, options: RunOptions) -> tuple[RunOptions, ...]:
-        """Once, on ``options.device``, which must be one that OpenVINO sees."""
-        if options.device.upper() != RunOptions().device:
-            openvino = packages.openvino()
+        """On ``options.device``, which must be one that OpenVINO sees, in float32.
 
-            _refuse_absent(openvino.Core(), options.device)
-        return (options,)
+        With ``also_by_default`` once more as OpenVINO computes unless it is told, where that is
+        coarser: in bfloat16 where the processor has AMX (openvino#28032, #27795).
+        """
+        if options.device.upper() != RunOptions().device:
+            _refuse_absent(packages.openvino().Core(), options.device)
+        exact = replace(options, also_by_default=False)
+        default = replace(exact, by_default=True)
+        if options.also_by_default and self.arithmetic(default).type != "fp32":
+            return exact, default
+        return (exact,)
+
+    def arithmetic(self, options: RunOptions) -> Arithmetic:
+        """Float32, which is asked for; ``by_default`` what OpenVINO takes the device for."""
+        if not options.by_default:
+            return Arithmetic()
+        hint = packages.openvino().Core().get_property(options.device.upper(), HINT)
+        return Arithmetic(
+            TYPES.get(hint.get_type_name(), "fp32"),
+            exact=replace(options, by_default=False),
+            remedy=f"compile it with {HINT} f32",
+        )
 
     def values(self, artifact: Artifact) -> list[str]:
         """What the operators give, by their friendly names."""
@@ -136,9 +159,14 @@ class OpenvinoTarget:
         return [n.get_friendly_name() for n in nodes if n.get_type_name() not in ends]
 
     def remarks(self, artifact: Artifact, options: RunOptions) -> tuple[str, ...]:
-        """None: what is checked is what ships."""
-        del artifact, options
-        return ()
+        """That OpenVINO computes in less than float32 here unless it is told, where it does."""
+        del artifact
+        if not options.by_default:
+            return ()
+        computed = self.arithmetic(options)
+        return (
+            f"OpenVINO computes float32 in {computed.type} here, unless you {computed.remedy}",
+        )
 
     @contextmanager
     def open(
@@ -146,8 +174,8 @@ class OpenvinoTarget:
     ) -> Iterator[OpenvinoSession]:
         """Compile the file for ``options.device``.
 
-        ``INFERENCE_PRECISION_HINT`` is float32: on some processors OpenVINO would compute a
-        float32 file in bfloat16 or float16 otherwise (openvino#28032, #27795).
+        ``INFERENCE_PRECISION_HINT`` is float32, but for ``by_default``: on some processors
+        OpenVINO would compute a float32 file in bfloat16 or float16 (openvino#28032, #27795).
         """
         openvino = packages.openvino()
 
@@ -156,10 +184,9 @@ class OpenvinoTarget:
         _refuse_absent(core, device)
         graph = _read(core, artifact.path)
         _add_taps(graph, taps, artifact.path)
-        settings: dict[str, Any] = {
-            "INFERENCE_PRECISION_HINT": "f32",
-            "PERFORMANCE_HINT": "LATENCY",
-        }
+        settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
+        if not options.by_default:
+            settings[HINT] = "f32"
         if device == "CPU":
             settings |= {"INFERENCE_NUM_THREADS": options.threads, "NUM_STREAMS": 1}
         try:
@@ -169,20 +196,23 @@ class OpenvinoTarget:
                 f"OpenVINO cannot compile {artifact.path} for {device}: {last_line(error)}",
                 remedy="Try --device CPU, or export anew.",
             ) from error
-        yield OpenvinoSession(compiled, artifact.path, device, taps)
+        how = device
+        if options.by_default:
+            how = f"{device}, by default in {self.arithmetic(options).type}"
+        yield OpenvinoSession(compiled, artifact.path, how, taps)
 
 
 class OpenvinoSession:
     """A compiled model as :class:`levit_export.core.values.Session`."""
 
     def __init__(
-        self, compiled: openvino.CompiledModel, path: Path, device: str, taps: Sequence[str]
+        self, compiled: openvino.CompiledModel, path: Path, how: str, taps: Sequence[str]
     ) -> None:
         openvino = packages.openvino()
 
         self._request = compiled.create_infer_request()
         self._path = path
-        self._runtime = f"openvino {openvino.__version__.split('-')[0]} ({device})"
+        self._runtime = f"openvino {openvino.__version__.split('-')[0]} ({how})"
         self._names = [_any_name(output) for output in compiled.outputs]
         self._signature = _signature(compiled, hidden=taps)
 
