@@ -22,7 +22,7 @@ from levit_export.core import hashing
 from levit_export.core.values import Preprocessing
 from levit_export.inputs import preprocessing
 from levit_export.storage import export_directory
-from levit_export.storage.device_bundle.images import picture
+from levit_export.storage.device_bundle.golden import picture
 from levit_export.workflows.sweep.plan import read
 
 RECIPE = Preprocessing(

@@ -1,5 +1,11 @@
 """Write a bundle whole or not at all, and read one that nobody has to trust.
 
+A bundle is a zip in the one form that :func:`_pack` writes: stored entries one after the other
+from the first byte on, no comments, no extra fields, no gaps, one date, no Zip64. Compressed bytes
+would depend on the version of zlib, and compression is what bombs are made of. The standard
+library's ``zipfile`` writes and parses it. It is lenient where two readers may see two contents,
+so :func:`_opened` refuses all that ``_pack`` would not have written.
+
 Reading checks everything in place before anything is unpacked: the zip's structure, names, hashes,
 both descriptions and the headers of the golden arrays.
 """
@@ -8,23 +14,29 @@ from __future__ import annotations
 
 import io
 import os
+import stat
+import struct
 import time
-import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from hashlib import sha256
 from pathlib import Path
 from typing import BinaryIO
 
 from levit_export.core import files
 from levit_export.core.errors import BundleError, ManifestError, OutputError, UsageError
-from levit_export.core.hashing import FileEntry
+from levit_export.core.hashing import FileEntry, blocks, entry_of_blocks, file_entry
 from levit_export.storage import export_directory
-from levit_export.storage.device_bundle import arrays, contents, description, names, storage
+from levit_export.storage.device_bundle import contents, description, golden
 from levit_export.storage.device_bundle.contents import REQUIRED, Source
-from levit_export.storage.device_bundle.description import DESCRIPTION, SUMS, UNLISTED, Description
-from levit_export.storage.device_bundle.storage import CHUNK, Entry
+from levit_export.storage.device_bundle.description import (
+    DESCRIPTION,
+    NAME_BYTES,
+    SUMS,
+    UNLISTED,
+    Description,
+)
 from levit_export.storage.export_directory import GOLDEN, MANIFEST, Manifest
 
 EPOCH = "SOURCE_DATE_EPOCH"
@@ -33,6 +45,36 @@ FIRST_DATE, LAST_DATE = 315532800, 4354819198
 
 TEXT_LIMIT = 8 << 20
 """Most bytes of a description or a list of hashes that are read into memory."""
+
+ENTRIES_LIMIT = 10_000
+SIZE_LIMIT = 2_000_000_000
+"""Below what ``zipfile`` writes without Zip64, 2**31 - 1 bytes."""
+
+LOCAL, CENTRAL = 30, 46
+"""Bytes of a header in front of an entry and of a record in the directory, without the name."""
+
+END = struct.Struct("<4s4H2IH")
+"""The record at the very end of a zip."""
+
+Moment = tuple[int, int, int, int, int, int]
+FIELDS = {
+    "flag_bits": "is encrypted or has other flags",
+    "compress_type": "is compressed",
+    "compress_size": "is compressed",
+    "extra": "has extra fields",
+    "comment": "has a comment",
+    "external_attr": "is a link, a folder or a device, or has another mode than 0644",
+    "date_time": "has another date than the first",
+    "header_offset": "overlaps another or leaves a gap",
+    "create_system": "was not made as by Unix",
+    "create_version": "has another version",
+    "extract_version": "has another version",
+    "reserved": "has another version",
+    "volume": "lies on another disk",
+    "internal_attr": "has internal attributes",
+}
+"""Everything that a directory says of an entry beside name, size and checksum, and what is wrong
+with one of which it says something else than ``_pack`` would."""
 
 
 def write(
@@ -50,7 +92,7 @@ def write(
     page without an ONNX file, ``OutputError`` when ``output`` cannot be written; what was there
     before stays then.
     """
-    stamp = _stamp(os.environ.get(EPOCH))
+    moment = _moment(os.environ.get(EPOCH))
     manifest = export_directory.read_manifest(folder)
     if damaged := export_directory.damage(folder, manifest):
         raise BundleError(
@@ -60,16 +102,20 @@ def write(
     chosen = contents.choose(manifest, formats, allow_failed=allow_failed)
     _refuse_place(folder, output)
     sources, described = contents.collect(folder, chosen, library)
-    ordered = _describe(sources, described)
+    hashes = {name: file_entry(source) for name, source in sources.items()}
+    text = description.encode(replace(described, files=hashes))
+    sums = description.sums({**hashes, DESCRIPTION: file_entry(text)})
+    # The two that describe the others come first, then the others by name.
+    ordered = {DESCRIPTION: text, SUMS: sums, **{name: sources[name] for name in sorted(sources)}}
     for name in ordered:
-        if reason := names.problem(name):
+        if reason := description.name_problem(name):
             raise BundleError(f"the name {name!r} {reason}", remedy="Rename the model or sample.")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         with files.replacing(output) as file:
-            entries = [(name, _opener(source)) for name, source in ordered.items()]
-            storage.write(file, entries, stamp)
-            _examine(file)
+            _pack(file, ordered, moment)
+            with _opened(file) as zipped:
+                _examine(zipped)
     except OSError as error:
         raise OutputError(
             f"{output} cannot be written: {error.strerror or error}",
@@ -78,14 +124,13 @@ def write(
     return output
 
 
-def _stamp(given: str | None) -> int:
-    """DOS date and time of ``SOURCE_DATE_EPOCH``, in UTC; the first that exists without it."""
+def _moment(given: str | None) -> Moment:
+    """``SOURCE_DATE_EPOCH`` as date and time in UTC; the first that a zip can say without it."""
     try:
         seconds = int(given) if given else FIRST_DATE
         if not given or (given.isascii() and given.isdigit() and seconds <= LAST_DATE):
-            moment = time.gmtime(max(seconds, FIRST_DATE))
-            date = moment.tm_year - 1980 << 9 | moment.tm_mon << 5 | moment.tm_mday
-            return date << 16 | moment.tm_hour << 11 | moment.tm_min << 5 | moment.tm_sec // 2
+            at = time.gmtime(max(seconds, FIRST_DATE))
+            return at.tm_year, at.tm_mon, at.tm_mday, at.tm_hour, at.tm_min, at.tm_sec
     except ValueError:
         pass
     raise UsageError(
@@ -101,48 +146,48 @@ def _refuse_place(folder: Path, output: Path) -> None:
             f"{output} lies inside the export directory", remedy="Give -o a file outside it."
         )
     if output.is_symlink() or (output.exists() and not output.is_file()):
-        raise OutputError(f"{output} exists and is no file", remedy="Give -o another file.")
+        raise OutputError(f"{output} exists and is not a file", remedy="Give -o another file.")
     if output.exists():
         with files.open_regular(output) as file:
-            start = file.read(storage.LOCAL.size + len(DESCRIPTION))
+            start = file.read(LOCAL + len(DESCRIPTION))
         if start and not (start.startswith(b"PK\3\4") and start.endswith(DESCRIPTION.encode())):
             raise OutputError(
-                f"{output} exists and is no bundle", remedy="Move it, or give -o another file."
+                f"{output} exists and is not a bundle", remedy="Move it, or give -o another file."
             )
 
 
-def _describe(sources: Mapping[str, Source], described: Description) -> dict[str, Source]:
-    """Every file in its order: the two that describe the others, then the others by name."""
-    hashes = {name: _hashed(source) for name, source in sources.items()}
-    text = description.encode(replace(described, files=hashes))
-    entry = FileEntry(sha256(text).hexdigest(), len(text))
-    first = {DESCRIPTION: text, SUMS: description.sums({**hashes, DESCRIPTION: entry})}
-    return {**first, **{name: sources[name] for name in sorted(sources)}}
+def _entry(name: str, moment: Moment) -> zipfile.ZipInfo:
+    """A stored regular file of mode 0644, whatever system writes it."""
+    info = zipfile.ZipInfo(name, moment)
+    info.create_system = 3  # Unix; on Windows zipfile would say Windows
+    info.external_attr = (stat.S_IFREG | 0o644) << 16
+    return info
 
 
-def _hashed(source: Source) -> FileEntry:
-    if isinstance(source, bytes):
-        return FileEntry(sha256(source).hexdigest(), len(source))
-    digest, size = sha256(), 0
-    with files.open_regular(source) as file:
-        for chunk in iter(lambda: file.read(CHUNK), b""):
-            digest.update(chunk)
-            size += len(chunk)
-    return FileEntry(digest.hexdigest(), size)
-
-
-def _opener(source: Source) -> Callable[[], BinaryIO]:
-    if isinstance(source, bytes):
-        return lambda: io.BytesIO(source)
-    return lambda: files.open_regular(source)
+def _pack(file: BinaryIO, sources: Mapping[str, Source], moment: Moment) -> None:
+    """Write every source, in this order, to an empty seekable ``file``."""
+    with zipfile.ZipFile(file, "w") as zipped:
+        for name, source in sources.items():
+            opened = (
+                io.BytesIO(source) if isinstance(source, bytes) else files.open_regular(source)
+            )
+            with opened as content, zipped.open(_entry(name, moment), "w") as out:
+                for block in blocks(content):
+                    out.write(block)
+                    if file.tell() > SIZE_LIMIT:
+                        raise BundleError(
+                            f"the bundle would exceed {SIZE_LIMIT} bytes",
+                            remedy="Bundle fewer formats: --format NAME.",
+                        )
 
 
 @contextmanager
 def open_bundle(path: Path) -> Iterator[Path]:
     """Verify the bundle at ``path``, unpack it into a temporary folder and give that.
 
-    The folder is an export directory that ``bundle.read_manifest`` reads, and disappears with the
-    block. Raises ``BundleError`` before anything is unpacked when the file is not a whole bundle.
+    The folder is an export directory that ``export_directory.read_manifest`` reads, and disappears
+    with the block. Raises ``BundleError`` before anything is unpacked when the file is not a whole
+    bundle.
     """
     with files.temporary_folder(prefix="levit-bundle-") as folder:
         unpack(path, folder)
@@ -152,10 +197,10 @@ def open_bundle(path: Path) -> Iterator[Path]:
 def unpack(path: Path, folder: Path) -> Manifest:
     """Verify the bundle at ``path`` and write its files below the empty ``folder``."""
     try:
-        with files.open_regular(path) as file:
-            entries, manifest = _examine(file)
-            for entry, wanted in entries:
-                _extract(file, entry, wanted, folder / entry.name)
+        with files.open_regular(path) as file, _opened(file) as zipped:
+            found, manifest = _examine(zipped)
+            for name, wanted in found.items():
+                _extract(zipped, name, wanted, folder / name)
     except ManifestError as error:
         raise BundleError(f"{path}: {error.what}", remedy=error.remedy) from error
     except OSError as error:
@@ -166,69 +211,106 @@ def unpack(path: Path, folder: Path) -> Manifest:
     return manifest
 
 
-def _examine(file: BinaryIO) -> tuple[list[tuple[Entry, FileEntry]], Manifest]:
-    """Check all that can be checked of a bundle; nothing is written anywhere."""
-    entries = {entry.name: entry for entry in _listed(file)}
-    found = {name: _measure(file, entry) for name, entry in entries.items()}
-    described = description.decode(_text(file, entries, DESCRIPTION))
-    _compare(found, described)
-    listed = {**described.files, DESCRIPTION: found[DESCRIPTION]}
-    if _text(file, entries, SUMS) != description.sums(listed):
-        raise _damaged(f"{SUMS} does not list the files of {DESCRIPTION}")
-    manifest = _manifest(_text(file, entries, MANIFEST))
-    _refuse_inconsistent(manifest, described)
-    for name, entry in entries.items():
-        if name.endswith(".npy"):
-            file.seek(entry.data)
-            arrays.check(name, file.read(min(entry.size, arrays.PREFIX)), entry.size)
-    return [(entry, found[name]) for name, entry in entries.items()], manifest
+def _opened(file: BinaryIO) -> zipfile.ZipFile:
+    """The zip in a seekable ``file``, of which every byte is as ``_pack`` would write it.
 
-
-def _listed(file: BinaryIO) -> tuple[Entry, ...]:
-    """The entries, their names portable, distinct and in order."""
-    entries = storage.read(file)
-    present = [entry.name for entry in entries]
-    for name in present:
-        if reason := names.problem(name):
+    Raises ``BundleError``; reads no content.
+    """
+    start, size = _directory(file)
+    try:
+        zipped = zipfile.ZipFile(file)
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error) as error:
+        raise _refused(f"has a directory that cannot be read: {error}") from error
+    place, names = 0, 0
+    for info in zipped.infolist():
+        # zipfile cuts a name at its first NUL and keeps what it said.
+        name = info.orig_filename
+        wanted = _entry(name, zipped.infolist()[0].date_time)
+        wanted.flag_bits = 0 if name.isascii() else 0x800
+        wanted.compress_size, wanted.header_offset = info.file_size, place
+        for field, words in FIELDS.items():
+            if getattr(info, field) != getattr(wanted, field):
+                raise _refused(f"has an entry, {name[:80]!r}, that {words}")
+        if reason := description.name_problem(name):
             raise _damaged(f"the entry {name[:80]!r} {reason}")
-    for clash in names.clashes(present):
+        header = info.FileHeader()
+        file.seek(place)
+        if file.read(len(header)) != header:
+            raise _refused(f"describes {name!r} in two different ways")
+        place += len(header) + info.file_size
+        names += len(name.encode())
+    if (place, len(zipped.infolist()) * CENTRAL + names) != (start, size):
+        raise _refused("holds other data than its entries")
+    return zipped
+
+
+def _directory(file: BinaryIO) -> tuple[int, int]:
+    """Where the directory starts and how many bytes it has, by the record at the end.
+
+    ``zipfile`` would look for that record, believe no count in it, and read a directory of any
+    size into memory.
+    """
+    length = file.seek(0, os.SEEK_END)
+    if not END.size <= length <= SIZE_LIMIT + ENTRIES_LIMIT * (CENTRAL + NAME_BYTES):
+        raise _refused(f"has {length} bytes, which no bundle has")
+    file.seek(length - END.size)
+    signature, disk, first, here, count, size, start, comment = END.unpack(file.read(END.size))
+    if signature != b"PK\5\6" or comment:
+        raise _refused("does not end in a zip directory: truncated, or followed by other data")
+    if disk or first or here != count or not 0 < count <= ENTRIES_LIMIT:
+        raise _refused(f"says that it holds {count} entries on {disk + 1} disks")
+    if start + size + END.size != length or size > count * (CENTRAL + NAME_BYTES):
+        raise _refused("has its directory in another place than it says")
+    # Where zipfile finds this, it reads the directory of Zip64 that it points to instead.
+    file.seek(max(length - END.size - 20, 0))
+    if file.read(4) == b"PK\6\7":
+        raise _refused("has a second directory, of Zip64")
+    return start, size
+
+
+def _examine(zipped: zipfile.ZipFile) -> tuple[dict[str, FileEntry], Manifest]:
+    """Check all that can be checked of a bundle; nothing is written anywhere."""
+    present = zipped.namelist()
+    for clash in description.name_clashes(present):
         raise _damaged(clash)
     if missing := [name for name in (*UNLISTED, *REQUIRED) if name not in present]:
         raise _damaged(f"{missing[0]} is missing")
     if present != [*UNLISTED, *sorted(present[len(UNLISTED) :])]:
         raise _damaged("its entries are not in order")
-    return entries
+    found = {name: entry_of_blocks(_content(zipped, name)) for name in present}
+    described = description.decode(_text(zipped, DESCRIPTION))
+    _compare(found, described)
+    sums = description.sums({**described.files, DESCRIPTION: found[DESCRIPTION]})
+    if _text(zipped, SUMS) != sums:
+        raise _damaged(f"{SUMS} does not list the files of {DESCRIPTION}")
+    manifest = export_directory.decode(_text(zipped, MANIFEST), Path(MANIFEST))
+    _refuse_inconsistent(manifest, described)
+    for name in present:
+        if name.endswith(".npy"):
+            with zipped.open(name) as content:
+                golden.check_array(name, content.read(golden.NPY_PREFIX), found[name].bytes)
+    return found, manifest
 
 
-def _pieces(file: BinaryIO, entry: Entry) -> Iterator[bytes]:
-    file.seek(entry.data)
-    left = entry.size
-    while left:
-        chunk = file.read(min(CHUNK, left))
-        if not chunk:
-            raise _damaged(f"{entry.name} ends early")
-        left -= len(chunk)
-        yield chunk
+def _content(zipped: zipfile.ZipFile, name: str) -> Iterator[bytes]:
+    """What an entry holds, piece by piece; its checksum is compared at the end."""
+    try:
+        with zipped.open(name) as content:
+            yield from blocks(content)  # type: ignore[arg-type]
+    except (zipfile.BadZipFile, EOFError) as error:
+        raise _damaged(f"{name} cannot be read: {error}") from error
 
 
-def _measure(file: BinaryIO, entry: Entry) -> FileEntry:
-    digest, crc = sha256(), 0
-    for chunk in _pieces(file, entry):
-        digest.update(chunk)
-        crc = zlib.crc32(chunk, crc)
-    if crc != entry.crc:
-        raise _damaged(f"{entry.name} does not have the checksum that the zip says")
-    return FileEntry(digest.hexdigest(), entry.size)
-
-
-def _text(file: BinaryIO, entries: Mapping[str, Entry], name: str) -> bytes:
-    if entries[name].size > TEXT_LIMIT:
-        raise _damaged(f"{name} has {entries[name].size} bytes, more than {TEXT_LIMIT}")
-    return b"".join(_pieces(file, entries[name]))
+def _text(zipped: zipfile.ZipFile, name: str) -> bytes:
+    size = zipped.getinfo(name).file_size
+    if size > TEXT_LIMIT:
+        raise _damaged(f"{name} has {size} bytes, more than {TEXT_LIMIT}")
+    return b"".join(_content(zipped, name))
 
 
 def _compare(found: Mapping[str, FileEntry], described: Description) -> None:
-    present = set(found) - set(UNLISTED)
+    """Raise where a file is missing, strange or altered."""
+    present = found.keys() - set(UNLISTED)
     for name in sorted(described.files.keys() - present):
         raise _damaged(f"{name} is missing")
     for name in sorted(present - described.files.keys()):
@@ -236,10 +318,6 @@ def _compare(found: Mapping[str, FileEntry], described: Description) -> None:
     for name in sorted(present):
         if found[name] != described.files[name]:
             raise _damaged(f"{name} is not the file that {DESCRIPTION} describes")
-
-
-def _manifest(raw: bytes) -> Manifest:
-    return export_directory.decode(raw, Path(MANIFEST))
 
 
 def _refuse_inconsistent(manifest: Manifest, described: Description) -> None:
@@ -257,19 +335,25 @@ def _refuse_inconsistent(manifest: Manifest, described: Description) -> None:
             raise _damaged(f"{name} is missing")
 
 
-def _extract(file: BinaryIO, entry: Entry, wanted: FileEntry, path: Path) -> None:
+def _extract(zipped: zipfile.ZipFile, name: str, wanted: FileEntry, path: Path) -> None:
     """Write one file, hashed again: the zip may have changed since it was examined."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    digest = sha256()
     with path.open("xb") as out:
-        for chunk in _pieces(file, entry):
-            digest.update(chunk)
-            out.write(chunk)
-    if digest.hexdigest() != wanted.sha256:
-        raise _damaged(f"{entry.name} changed while it was read")
+        for block in _content(zipped, name):
+            out.write(block)
+    if file_entry(path) != wanted:
+        raise _damaged(f"{name} changed while it was read")
 
 
 def _damaged(what: str) -> BundleError:
     return BundleError(
         what, remedy="Do not use this bundle: copy it again, or make it anew from the export."
+    )
+
+
+def _refused(what: str) -> BundleError:
+    return BundleError(
+        f"the file {what}",
+        remedy="Copy the bundle again as levit-export wrote it; zips packed by other programs "
+        "are not read, but their unpacked folder can be checked.",
     )

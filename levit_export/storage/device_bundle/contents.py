@@ -14,9 +14,9 @@ from levit_export.core.errors import BundleError, UnknownNameError
 from levit_export.core.values import overall
 from levit_export.inputs.samples import Samples, held_out_digits
 from levit_export.storage import export_directory
-from levit_export.storage.device_bundle import arrays, images, model_card, web
+from levit_export.storage.device_bundle import golden, model_card, web
 from levit_export.storage.device_bundle.description import Description
-from levit_export.storage.device_bundle.images import GoldenImage
+from levit_export.storage.device_bundle.golden import GoldenImage
 from levit_export.storage.export_directory import GOLDEN, LABELS, MANIFEST, Manifest
 
 Source = bytes | Path
@@ -75,16 +75,16 @@ def collect(
     """
     has_page = library is not None
     samples, outputs = export_directory.read_golden(folder, manifest)
-    golden = images.collect(manifest, samples)
+    images = golden.collect(manifest, samples)
     described = Description(
-        {}, {name: image.entry for name, image in golden.items()}, manifest.model.preprocessing
+        {}, {name: image.entry for name, image in images.items()}, manifest.model.preprocessing
     )
     generated = {
         MANIFEST: export_directory.encode(manifest).encode(),
-        **images.files(golden),
+        **golden.files(images),
         **_for_simple_readers(manifest, samples, outputs),
         **_programs(manifest),
-        **_licences(manifest, golden, has_page=has_page),
+        **_licences(manifest, images, has_page=has_page),
         **(web.files(manifest, library) if library is not None else {}),
     }
     sources: dict[str, Source] = {name: folder / name for name in manifest.files}
@@ -94,7 +94,7 @@ def collect(
                 f"the export already holds another {name}", remedy="Rename that output or sample."
             )
         sources[name] = content
-    sources["README.md"] = model_card.render(manifest, golden, has_page=has_page).encode()
+    sources["README.md"] = model_card.render(manifest, images, has_page=has_page).encode()
     return sources, described
 
 
@@ -108,12 +108,12 @@ def _for_simple_readers(
     recipe = manifest.model.preprocessing
     files = {
         f"{GOLDEN}/samples.txt": "".join(f"{name}\n" for name in samples.names).encode(),
-        f"{GOLDEN}/normalisation.npy": arrays.encode(np.array([recipe.mean, recipe.std])),
+        f"{GOLDEN}/normalisation.npy": golden.encode_array(np.array([recipe.mean, recipe.std])),
     }
     for precision in sorted({artifact.precision for artifact in manifest.artifacts}):
         for output, tolerance in manifest.golden.tolerances[precision].items():
             allowed = np.broadcast_to(tolerance.allowed(outputs[output]), len(samples))
-            files[f"{GOLDEN}/allowed/{precision}/{output}.npy"] = arrays.encode(allowed)
+            files[f"{GOLDEN}/allowed/{precision}/{output}.npy"] = golden.encode_array(allowed)
     return files
 
 
@@ -130,12 +130,12 @@ def _programs(manifest: Manifest) -> dict[str, bytes]:
 
 
 def _licences(
-    manifest: Manifest, golden: Mapping[str, GoldenImage], *, has_page: bool
+    manifest: Manifest, images: Mapping[str, GoldenImage], *, has_page: bool
 ) -> dict[str, bytes]:
     """The programs' licence, what is known of the weights', and that of bundled images."""
     apache = resources.files("levit_export.storage.device_bundle.licences") / "Apache-2.0.txt"
     files = {"licences/Apache-2.0.txt": apache.read_bytes()}
-    has_digits = _holds_digits(golden)
+    has_digits = _holds_digits(images)
     if has_digits:
         digits = resources.files("levit_export.inputs.data") / "LICENSE-digits.md"
         files["licences/digits.md"] = digits.read_bytes()
@@ -144,10 +144,10 @@ def _licences(
     return files
 
 
-def _holds_digits(golden: Mapping[str, GoldenImage]) -> bool:
+def _holds_digits(images: Mapping[str, GoldenImage]) -> bool:
     """Whether an image is one of the UCI digits that travel with this package."""
     known = {image.tobytes() for image in held_out_digits()[0]}
-    return any(image.pixels.tobytes() in known for image in golden.values())
+    return any(image.pixels.tobytes() in known for image in images.values())
 
 
 REQUIRED = (MANIFEST, LABELS, "README.md", "LICENCES.md", "verify.py")

@@ -1,13 +1,16 @@
-"""``bundle.json``: what a bundle holds, in the one spelling that is accepted."""
+"""``bundle.json``: what a bundle holds, in the one spelling that is accepted.
+
+Which names its files may have is said here too: those that mean the same file on every system.
+"""
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 
+from levit_export.core import serialisation
 from levit_export.core.errors import BundleError
 from levit_export.core.hashing import FileEntry
 from levit_export.core.values import Preprocessing
@@ -20,6 +23,18 @@ UNLISTED = (DESCRIPTION, SUMS)
 """They come first in the zip; the first cannot hold its own hash, nor the second the first's."""
 
 HASH = re.compile(r"[0-9a-f]{64}")
+
+COMPONENT_BYTES = 255
+NAME_BYTES = 1024
+FORBIDDEN = re.compile(
+    r'[\x00-\x1f\x7f-\x9f\\:*?"<>|\u200b-\u200f\u2028-\u202f\u2060-\u206f\ufeff]'
+)
+"""Control and direction characters, the other separator, and what Windows keeps for itself."""
+
+DEVICES = re.compile(
+    r"(con|prn|aux|nul|conin\$|conout\$|com[0-9¹²³]|lpt[0-9¹²³])(\..*)?", re.IGNORECASE
+)
+"""What Windows opens as a device whatever follows the dot."""
 
 
 @dataclass(frozen=True)
@@ -47,12 +62,11 @@ def encode(description: Description) -> bytes:
     content = {
         "format": FORMAT,
         "schema": SCHEMA,
-        "files": {name: vars(entry) for name, entry in description.files.items()},
-        "images": {name: vars(entry) for name, entry in description.images.items()},
-        "preprocessing": {"words": recipe.in_words(), "numbers": asdict(recipe)},
+        "files": description.files,
+        "images": description.images,
+        "preprocessing": {"words": recipe.in_words(), "numbers": recipe},
     }
-    text = json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    return (text + "\n").encode()
+    return serialisation.to_text(content, canonical=True).encode()
 
 
 def decode(raw: bytes) -> Description:
@@ -62,53 +76,32 @@ def decode(raw: bytes) -> Description:
     type that only looks right.
     """
     try:
-        content = json.loads(raw)
-        _refuse_schema(content)
-        description = Description(
-            {name: _file(entry) for name, entry in content["files"].items()},
-            {name: _image(entry) for name, entry in content["images"].items()},
-            _recipe(content["preprocessing"]["numbers"]),
-        )
+        content = serialisation.parse(raw, SCHEMA)
+        if content.get("format") != FORMAT:
+            raise _malformed(f"its format is not {FORMAT!r}")
+        known = {
+            "files": content["files"],
+            "images": content["images"],
+            "preprocessing": content["preprocessing"]["numbers"],
+        }
+        description = serialisation.structure(known, Description, strict=True)
         is_canonical = encode(description) == raw
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except serialisation.OtherSchemaError as error:
+        raise BundleError(
+            f"{DESCRIPTION} {error}",
+            remedy="Use the version of levit-export that wrote the bundle.",
+        ) from error
+    except (ValueError, TypeError, KeyError, OverflowError) as error:
         raise _malformed(f"{type(error).__name__}: {str(error)[:200]}") from error
     if not is_canonical:
         raise _malformed("it says more than, or something else than, this version understands")
+    for name, file in description.files.items():
+        if not HASH.fullmatch(file.sha256) or file.bytes < 0:
+            raise _malformed(f"{name} does not have a SHA-256 and a size")
+    for name, image in description.images.items():
+        if image.row is not None and image.row < 0:
+            raise _malformed(f"the image {name} has the row {image.row}")
     return description
-
-
-def _refuse_schema(content: Any) -> None:
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise _malformed(f"its format is not {FORMAT!r}")
-    schema = content.get("schema")
-    if type(schema) is not int or schema != SCHEMA:
-        raise BundleError(
-            f"{DESCRIPTION} has schema {str(schema)[:40]}, this version reads {SCHEMA}",
-            remedy="Use the version of levit-export that wrote the bundle.",
-        )
-
-
-def _file(entry: Any) -> FileEntry:
-    digest, size = entry["sha256"], entry["bytes"]
-    if not HASH.fullmatch(digest) or type(size) is not int or size < 0:
-        raise ValueError(f"{entry!r} is no SHA-256 and size")
-    return FileEntry(digest, size)
-
-
-def _image(entry: Any) -> ImageEntry:
-    row, resized = entry["row"], entry["resized"]
-    if type(resized) is not bool or not (row is None or (type(row) is int and row >= 0)):
-        raise ValueError(f"{entry!r} describes no image")
-    return ImageEntry(row, resized)
-
-
-def _recipe(numbers: Any) -> Preprocessing:
-    import cattrs
-
-    try:
-        return cattrs.structure(numbers, Preprocessing)
-    except Exception as error:
-        raise ValueError(f"{str(numbers)[:80]} is no recipe") from error
 
 
 def sums(files: Mapping[str, FileEntry]) -> bytes:
@@ -122,3 +115,55 @@ def _malformed(detail: str) -> BundleError:
         f"{DESCRIPTION} does not describe a bundle: {detail}",
         remedy="Copy the bundle again, or make it anew with levit-export bundle.",
     )
+
+
+def name_problem(name: str) -> str:
+    """Why ``name`` is not a portable relative POSIX path, or empty."""
+    try:
+        size = len(name.encode())
+    except UnicodeEncodeError:
+        return "is not Unicode"
+    if not name or name.startswith("/"):
+        return "is empty or absolute"
+    if FORBIDDEN.search(name):
+        return "has a character that is not portable"
+    if size > NAME_BYTES:
+        return f"is longer than {NAME_BYTES} bytes"
+    if unicodedata.normalize("NFC", name) != name:
+        return "is not in Unicode's composed form"
+    return next(filter(None, map(_component_problem, name.split("/"))), "")
+
+
+def _component_problem(part: str) -> str:
+    """The same of what stands between two slashes."""
+    if part in {"", ".", ".."}:
+        return f"has the component {part!r}"
+    if part != part.strip(" ") or part.endswith("."):
+        return "has a component that starts or ends in a space, or ends in a dot"
+    if DEVICES.fullmatch(part):
+        return f"has the component {part!r}, a device on Windows"
+    if len(part.encode()) > COMPONENT_BYTES:
+        return f"has a component longer than {COMPONENT_BYTES} bytes"
+    return ""
+
+
+def name_clashes(names: Iterable[str]) -> Iterator[str]:
+    """Names that some system takes for another of ``names``, or for its folder."""
+    seen: dict[str, str] = {}
+    folders: dict[str, str] = {}
+    for name in names:
+        key = _key(name)
+        if key in seen or key in folders:
+            yield f"{name!r} and {seen.get(key) or folders[key]!r} are one file on some systems"
+        seen[key] = name
+        parts = name.split("/")
+        for length in range(1, len(parts)):
+            folder = "/".join(parts[:length])
+            other = folders.setdefault(_key(folder), folder)
+            if other != folder or _key(folder) in seen:
+                yield f"{name!r} lies in a folder that is another entry on some systems"
+
+
+def _key(name: str) -> str:
+    """What a file system that ignores case makes of ``name``."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFKC", name).casefold())

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from levit_export.core.values import Tolerance, applied
 from levit_export.storage.device_bundle import web
 from levit_export.storage.device_bundle.description import SCHEMA
-from levit_export.storage.device_bundle.images import GoldenImage
+from levit_export.storage.device_bundle.golden import GoldenImage
 from levit_export.storage.export_directory import Manifest
 
 RUNTIMES = {"onnx": "ONNX Runtime", "openvino": "OpenVINO", "coreml": "Core ML"}

@@ -1,4 +1,4 @@
-"""Damage bundles at random. ``python tests/packaging/mutate.py BUNDLE.zip 10000`` runs it by hand.
+"""Damage bundles at random; by hand: ``python …/device_bundle/mutate.py BUNDLE.zip 10000``.
 
 A third of the mutants are altered bytes; a third are zips whose records lie; a third are whole
 zips with right hashes whose names or descriptions were altered, as somebody would who means harm.
@@ -9,12 +9,14 @@ from __future__ import annotations
 import io
 import json
 import random
+import stat
 import struct
 import sys
 import tempfile
+import warnings
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -22,7 +24,7 @@ from typing import Any
 
 from levit_export.core.errors import LevitExportError
 from levit_export.core.hashing import FileEntry
-from levit_export.storage.device_bundle import archive, description, storage
+from levit_export.storage.device_bundle import archive, description
 
 Contents = list[tuple[str, bytes]]
 NAMES = (
@@ -68,15 +70,18 @@ def contents(raw: bytes) -> Contents:
         return [(info.filename, file.read(info)) for info in file.infolist()]
 
 
-def pack(entries: Sequence[tuple[str, bytes]], stamp: int = 0x21 << 16) -> bytes:
-    """A well-formed zip of ``entries``, whatever they are."""
+def pack(entries: Sequence[tuple[str, bytes]]) -> bytes:
+    """A well-formed zip of ``entries`` in the form of bundles, whatever their names are."""
     file = io.BytesIO()
-    storage.write(file, [(name, _opener(content)) for name, content in entries], stamp)
+    with zipfile.ZipFile(file, "w") as zipped, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of names that come twice
+        for name, content in entries:
+            info = zipfile.ZipInfo("x")
+            info.filename = name  # as it is, where the constructor would cut it at a NUL
+            info.create_system = 3
+            info.external_attr = (stat.S_IFREG | 0o644) << 16
+            zipped.writestr(info, content)
     return file.getvalue()
-
-
-def _opener(content: bytes) -> Callable[[], io.BytesIO]:
-    return lambda: io.BytesIO(content)
 
 
 def vouched(entries: Contents) -> Contents:

@@ -191,7 +191,7 @@ def test_an_earlier_bundle_stays(export: Path, tmp_path: Path, zipped: Path) -> 
     output.parent.mkdir()
     shutil.copy(zipped, output)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("levit_export.storage.device_bundle.storage.SIZE_LIMIT", 100_000)
+        patch.setattr("levit_export.storage.device_bundle.archive.SIZE_LIMIT", 100_000)
         with pytest.raises(BundleError, match="exceed"):
             device_bundle.write(export, output)
     assert output.read_bytes() == zipped.read_bytes()
@@ -204,11 +204,11 @@ def test_places_that_are_refused(export: Path, tmp_path: Path) -> None:
     """A bundle is not put inside its export, and replaces neither folders nor other files."""
     with pytest.raises(OutputError, match="inside the export"):
         device_bundle.write(export, export / "b.zip")
-    with pytest.raises(OutputError, match="is no file"):
+    with pytest.raises(OutputError, match="is not a file"):
         device_bundle.write(export, tmp_path)
     other = tmp_path / "thesis.zip"
     other.write_bytes(b"PK\3\4 my thesis, and some more of it to fill a header" * 3)
-    with pytest.raises(OutputError, match="is no bundle"):
+    with pytest.raises(OutputError, match="is not a bundle"):
         device_bundle.write(export, other)
     assert other.read_bytes().startswith(b"PK\3\4 my thesis")
 
@@ -225,10 +225,10 @@ def test_images_are_the_pixels(unpacked: Path) -> None:
 
 def test_grey_png(tmp_path: Path) -> None:
     """A grey image of more than one deflate block is written as a grey PNG."""
-    from levit_export.storage.device_bundle import png
+    from levit_export.storage.device_bundle.golden import encode_png
 
     pixels = np.random.default_rng(0).integers(0, 256, (300, 400), dtype=np.uint8)
-    (tmp_path / "grey.png").write_bytes(png.encode(pixels))
+    (tmp_path / "grey.png").write_bytes(encode_png(pixels))
     with Image.open(tmp_path / "grey.png") as image:
         assert image.mode == "L"
         np.testing.assert_array_equal(np.asarray(image), pixels)

@@ -27,9 +27,9 @@ from levit_export.core.errors import DownloadError
 from levit_export.inputs import preprocessing, samples
 from levit_export.inputs.images.decoding import decode
 from levit_export.storage import device_bundle, export_directory
-from levit_export.storage.device_bundle import arrays, png
+from levit_export.storage.device_bundle import golden
 from levit_export.storage.device_bundle import web as page_files
-from levit_export.storage.device_bundle.images import picture
+from levit_export.storage.device_bundle.golden import picture
 from levit_export.storage.device_bundle.web import library
 
 pytestmark = pytest.mark.skipif(
@@ -189,7 +189,7 @@ def altered_cropped(folder: Path) -> None:
     path = folder / "golden/cropped/resize-landscape.npy"
     pixels = np.load(path)
     pixels[3, 4, 1] ^= 1
-    replace(path, arrays.encode(pixels))
+    replace(path, golden.encode_array(pixels))
 
 
 def altered_input(folder: Path) -> None:
@@ -198,14 +198,14 @@ def altered_input(folder: Path) -> None:
     inputs = np.load(path)
     row = export_directory.read_manifest(folder).golden.samples.index("gradient")
     inputs[row, 0, 5, 5] = np.nextafter(inputs[row, 0, 5, 5], np.float32(9))
-    replace(path, arrays.encode(inputs))
+    replace(path, golden.encode_array(inputs))
 
 
 def altered_image(folder: Path) -> None:
     """One level in one pixel of a PNG."""
     pixels = np.load(folder / "golden/pixels/gradient.npy")
     pixels[0, 0, 0] ^= 1
-    replace(folder / "golden/images/gradient.png", png.encode(pixels))
+    replace(folder / "golden/images/gradient.png", golden.encode_png(pixels))
 
 
 def altered_reference(folder: Path) -> None:
@@ -213,14 +213,14 @@ def altered_reference(folder: Path) -> None:
     logits = np.load(folder / "golden/logits.npy")
     allowed = np.load(folder / "golden/allowed/fp32/logits.npy")
     logits[-1, 0] += 2 * allowed[-1]
-    replace(folder / "golden/logits.npy", arrays.encode(logits))
+    replace(folder / "golden/logits.npy", golden.encode_array(logits))
 
 
 def not_a_number(folder: Path) -> None:
     """NaN among PyTorch's answers."""
     logits = np.load(folder / "golden/logits.npy")
     logits[0, 0] = np.nan
-    replace(folder / "golden/logits.npy", arrays.encode(logits))
+    replace(folder / "golden/logits.npy", golden.encode_array(logits))
 
 
 def replace(path: Path, content: bytes) -> None:

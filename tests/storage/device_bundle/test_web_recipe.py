@@ -16,7 +16,7 @@ from tiny_exports import RESIZES, named
 from levit_export.core.errors import DataError
 from levit_export.core.values import Preprocessing
 from levit_export.inputs import preprocessing
-from levit_export.storage.device_bundle.images import picture
+from levit_export.storage.device_bundle.golden import picture
 
 NODE = shutil.which("node")
 SIZES = ((1, 1), (7, 90), (20, 20), (21, 20), (37, 53), (64, 33), (120, 41), (90, 79))
