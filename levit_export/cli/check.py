@@ -107,13 +107,13 @@ def check(ctx: click.Context, /, paths: tuple[Path, ...], **_: Any) -> int:
     needs --checkpoint. With --baseline, each is held against an earlier report as well.
     """
     from levit_export.core.errors import LevitExportError
-    from levit_export.reports import annotations
+    from levit_export.reports import ci
 
     try:
         return _check(ctx.params, paths)
     except LevitExportError as error:
         if _in_github_actions():
-            click.echo(annotations.annotation("error", str(error), title="levit-export"), err=True)
+            click.echo(ci.annotation("error", str(error), title="levit-export"), err=True)
         raise
 
 
@@ -268,7 +268,7 @@ def _present(
 ) -> None:
     """The report and the gate's answers: on the screen, and in every form that was asked for."""
     from levit_export.core import serialisation
-    from levit_export.reports import junit, markdown
+    from levit_export.reports import ci
     from levit_export.reports.console import print_report
     from levit_export.reports.report import to_json
 
@@ -284,9 +284,9 @@ def _present(
         write_or_print(serialisation.to_text(content), params["json_file"])
     if params["junit"] is not None:
         vouched = "" if report.vouching is None else report.vouching.sentence
-        write_or_print(junit.render(title, checks, vouched), params["junit"])
+        write_or_print(ci.junit(title, checks, vouched), params["junit"])
     if params["markdown"] is not None:
-        text = markdown.render(title, report, checks)
+        text = ci.markdown(title, report, checks)
         is_shared = _is_step_summary(params["markdown"])
         write_or_print(text, params["markdown"], append=is_shared)
 
@@ -316,8 +316,8 @@ def _in_github_actions() -> bool:
 
 def _annotate(checks: Sequence[Check], folder: Path | None) -> None:
     """On standard error, which the runner reads too; standard output may hold a report."""
-    from levit_export.reports import annotations
+    from levit_export.reports import ci
 
     if _in_github_actions():
-        for line in annotations.of_checks(checks, folder):
+        for line in ci.annotate(checks, folder):
             click.echo(line, err=True)

@@ -7,7 +7,7 @@ from pathlib import PurePosixPath
 
 import pytest
 
-from levit_export.reports import annotations
+from levit_export.reports import ci
 from levit_export.reports.gate import Check
 
 COMMAND = re.compile(r"::(?P<level>\w+)(?: (?P<properties>[^:]*))?::(?P<message>.*)", re.DOTALL)
@@ -42,17 +42,17 @@ def test_exact_lines() -> None:
         Check("coreml-fp16", "b/m.mlpackage", "parity", "not-run", "no Mac"),
         Check("coreml-fp16", "b/m.mlpackage", "presence", "pass", "new"),
     )
-    assert list(annotations.of_checks(checks, PurePosixPath("out"))) == [
+    assert list(ci.annotate(checks, PurePosixPath("out"))) == [
         "::error file=out/a/m.onnx,title=onnx-fp32%3A parity::logits: too far",
         "::warning file=out/b/m.mlpackage,title=coreml-fp16%3A parity::no Mac",
     ]
-    assert next(annotations.of_checks(checks)).startswith("::error file=a/m.onnx,")
+    assert next(ci.annotate(checks)).startswith("::error file=a/m.onnx,")
 
 
 @pytest.mark.parametrize("text", [HOSTILE, "a\nb", "%0A", "::set-output name=x::y", "ä, 中"])
 def test_escaping(text: str) -> None:
     """Any text arrives as it was, on one line, in a message and in a property."""
-    line = annotations.annotation("error", text, file=text, title=text)
+    line = ci.annotation("error", text, file=text, title=text)
     assert "\n" not in line
     assert "\r" not in line
     assert parsed(line) == ("error", {"file": text, "title": text}, text)
@@ -60,11 +60,11 @@ def test_escaping(text: str) -> None:
 
 def test_escaped_characters() -> None:
     """Messages escape percent and line ends; properties colons and commas as well."""
-    line = annotations.annotation("error", "a%b:c,d\r\n", file="a%b:c,d\r\n")
+    line = ci.annotation("error", "a%b:c,d\r\n", file="a%b:c,d\r\n")
     assert line == "::error file=a%25b%3Ac%2Cd%0D%0A::a%25b:c,d%0D%0A"
 
 
 def test_without_properties() -> None:
     """A command without properties, or with empty ones, has no blank before its colons."""
-    assert annotations.annotation("error", "x") == "::error::x"
-    assert annotations.annotation("error", "x", file="") == "::error::x"
+    assert ci.annotation("error", "x") == "::error::x"
+    assert ci.annotation("error", "x", file="") == "::error::x"

@@ -266,9 +266,12 @@ def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
     """The doctor says what is possible, and for the rest the reason and the remedy as given."""
     absent = Availability(ok=False, reason="torch not installed", fix="pip install 'x[onnx]'")
     abilities = {"onnx": {"export": absent, "run": Availability(ok=True), "time": absent}}
-    console.print_doctor(console.Screen(quiet=False), MACHINE, {"torch": "2.13"}, abilities)
+    providers = {"CPUExecutionProvider": "", "CUDAExecutionProvider": "no GPU"}
+    screen = console.Screen(quiet=False)
+    console.print_doctor(screen, MACHINE, {"torch": "2.13"}, abilities, providers)
     text = capsys.readouterr().out
     assert "A CPU, 2 cores, 8 GiB" in text
     assert "yes" in row_of(text, "onnx ")
     assert text.count("torch not installed; pip install 'x[onnx]'") == 2
+    assert "CPUExecutionProvider, CUDAExecutionProvider (does not start: no GPU)" in text
     assert "torch 2.13" in text

@@ -9,7 +9,7 @@ from xml.sax import handler, parseString
 
 import pytest
 
-from levit_export.reports import junit
+from levit_export.reports import ci
 from levit_export.reports.gate import Check
 
 CHECKS = (
@@ -53,7 +53,7 @@ def violations(element: ET.Element) -> Iterable[str]:
 
 def test_every_check_is_a_case() -> None:
     """The file has a case for each check, with its verdict and its reason sentence."""
-    root = ET.fromstring(junit.render("levit_digits", CHECKS))
+    root = ET.fromstring(ci.junit("levit_digits", CHECKS))
     cases = list(root.iter("testcase"))
     assert [(case.get("classname"), case.get("name")) for case in cases] == [
         (f"levit_digits.{check.artifact}", check.name) for check in CHECKS
@@ -70,7 +70,7 @@ def test_every_check_is_a_case() -> None:
 
 def test_counts() -> None:
     """The totals are those of the cases."""
-    root = ET.fromstring(junit.render("levit_digits", CHECKS))
+    root = ET.fromstring(ci.junit("levit_digits", CHECKS))
     (suite,) = root
     for element in (root, suite):
         numbers = {name: element.get(name) for name in ("tests", "failures", "errors")}
@@ -80,9 +80,9 @@ def test_counts() -> None:
 
 def test_the_usual_schema() -> None:
     """Nothing is written that the schema of Jenkins' plugin does not allow."""
-    assert list(violations(ET.fromstring(junit.render("s", CHECKS)))) == []
-    assert list(violations(ET.fromstring(junit.render("s", ())))) == []
-    assert list(violations(ET.fromstring(junit.render("s", CHECKS, "itself")))) == []
+    assert list(violations(ET.fromstring(ci.junit("s", CHECKS)))) == []
+    assert list(violations(ET.fromstring(ci.junit("s", ())))) == []
+    assert list(violations(ET.fromstring(ci.junit("s", CHECKS, "itself")))) == []
 
 
 def test_the_schema_itself() -> None:
@@ -91,7 +91,7 @@ def test_the_schema_itself() -> None:
     if not schema:
         pytest.skip("JUNIT_XSD does not name a junit-10.xsd")
     xmlschema = pytest.importorskip("xmlschema", reason="xmlschema is not installed")
-    xmlschema.XMLSchema(schema).validate(junit.render("s", CHECKS, "itself"))
+    xmlschema.XMLSchema(schema).validate(ci.junit("s", CHECKS, "itself"))
 
 
 class _Texts(handler.ContentHandler):
@@ -115,7 +115,7 @@ class _Texts(handler.ContentHandler):
 def test_any_reason_is_xml(reason: str) -> None:
     """Whatever a runtime says, another parser reads the file; what XML cannot hold is replaced."""
     check = Check(f"onnx{reason}", reason, reason, "fail", reason)
-    text = junit.render(reason, [check])
+    text = ci.junit(reason, [check])
     texts = _Texts()
     parseString(text.encode("utf-8"), texts)  # noqa: S317 - it was written here
     (failure,) = ET.fromstring(text).iter("failure")

@@ -9,7 +9,7 @@ import pytest
 from gate_reports import artifact, report_of, timed, unrun
 from markdown_it import MarkdownIt
 
-from levit_export.reports import gate, markdown
+from levit_export.reports import ci, gate
 from levit_export.reports.gate import Check, Slack
 from levit_export.reports.report import Report
 
@@ -35,7 +35,7 @@ def tables(text: str) -> list[list[list[str]]]:
 def page(found: Report, *more: Check) -> str:
     """The summary of a report with its checks."""
     checks = (*gate.of_report(found.artifacts), *more)
-    return markdown.render("levit_digits", replace(found, verdict=gate.verdict_of(checks)), checks)
+    return ci.markdown("levit_digits", replace(found, verdict=gate.verdict_of(checks)), checks)
 
 
 def test_a_pass() -> None:
@@ -89,7 +89,7 @@ def test_an_artifact_that_only_the_baseline_has() -> None:
 def test_any_reason_is_shown_as_it_is(reason: str) -> None:
     """Nothing that a runtime says is markup, HTML or the end of a cell."""
     check = Check(reason, "p", reason, "fail", reason)
-    text = markdown.render(reason, report_of(artifact()), [check])
+    text = ci.markdown(reason, report_of(artifact()), [check])
     _, reasons = tables(text)
     assert reasons[1] == [reason, reason, "❌ fail", reason]
 
@@ -97,5 +97,5 @@ def test_any_reason_is_shown_as_it_is(reason: str) -> None:
 def test_lines_of_a_reason_are_joined() -> None:
     """A reason of several lines stays in its cell."""
     check = Check("a", "p", "parity", "fail", "one\r\n\n| two")
-    _, reasons = tables(markdown.render("t", report_of(artifact()), [check]))
+    _, reasons = tables(ci.markdown("t", report_of(artifact()), [check]))
     assert reasons[1][3] == "one | two"

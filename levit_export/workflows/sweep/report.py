@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from levit_export.core import serialisation
 from levit_export.core.machine import Machine
 from levit_export.core.values import Verdict
-from levit_export.reports.markdown import SPECIAL
+from levit_export.reports import ci
 from levit_export.workflows.sweep.cell import Cell, Result
 
 if TYPE_CHECKING:
@@ -118,17 +118,10 @@ def report_files(report: SweepReport) -> dict[str, str]:
 def as_markdown(report: SweepReport) -> str:
     """A table with a line for each cell, then the reasons and what was left out."""
     align = ["---"] * LEFT + ["---:"] * (len(HEADINGS) - LEFT)
-    rows = [[_escaped(cell) for cell in _cells(row)] for row in report.rows]
+    rows = [[ci.escape(cell) for cell in _cells(row)] for row in report.rows]
     table = "\n".join(f"| {' | '.join(line)} |" for line in (HEADINGS, align, *rows))
-    notes = "\n".join(f"- {_escaped(note)}" for note in _notes(report))
+    notes = "\n".join(f"- {ci.escape(note)}" for note in _notes(report))
     return "\n\n".join(filter(None, (f"## {report.verdict}", table, notes))) + "\n"
-
-
-def _escaped(text: str) -> str:
-    """One line that shows ``text`` as it is: no markup, no HTML, no cell or line ended early."""
-    line = " ".join(text.split())
-    plain = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return SPECIAL.sub(r"\\\1", plain)
 
 
 def print_sweep(screen: Screen, report: SweepReport) -> None:

@@ -22,7 +22,7 @@ from levit_export.models.published import Transfer
 from levit_export.storage import device_bundle
 from levit_export.storage.device_bundle import web
 from levit_export.storage.device_bundle.web import library
-from levit_export.storage.device_bundle.web.library import Package
+from levit_export.storage.device_bundle.web.library import NpmPackage
 
 CONTENTS = {name: f"stands for {name}".encode() for name in library.FILES}
 ENTRIES = {
@@ -55,7 +55,7 @@ def unpacked_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def registry(tmp_path: Path) -> Path:
     """A folder laid out as the npm registry is, with the stand-in's tarball."""
-    tarball(tmp_path / "registry" / "onnxruntime-web" / "-" / Package().name)
+    tarball(tmp_path / "registry" / "onnxruntime-web" / "-" / NpmPackage().name)
     return tmp_path / "registry"
 
 
@@ -67,7 +67,7 @@ def fetching(registry: Path, tmp_path: Path) -> Callable[..., dict[str, bytes]]:
     transfer = Transfer(tmp_path / "cache", attempts=1)
 
     def find(address: str, *, offline: bool = False) -> dict[str, bytes]:
-        package = Package(address, integrity, ENTRIES)
+        package = NpmPackage(address, integrity, ENTRIES)
         return library.find(offline=offline, transfer=transfer, package=package)
 
     return find
@@ -168,7 +168,7 @@ def test_a_damaged_cache_is_mended(
     fetching: Callable[..., dict[str, bytes]], registry: Path, tmp_path: Path
 ) -> None:
     """A tarball that was altered in the cache is fetched again, and offline not taken."""
-    cached = tmp_path / "cache" / Package().name
+    cached = tmp_path / "cache" / NpmPackage().name
     cached.parent.mkdir()
     cached.write_bytes(b"damaged")
     with pytest.raises(DownloadError, match="is damaged in the cache"):
@@ -211,9 +211,9 @@ def test_a_registry_that_lacks_it(
 def test_the_address_of_the_registry() -> None:
     """It is npm's own, or what the environment names, with or without a slash at its end."""
     path = f"/onnxruntime-web/-/onnxruntime-web-{library.VERSION}.tgz"
-    assert Package.from_environment({}).url == f"https://registry.npmjs.org{path}"
+    assert NpmPackage.from_environment({}).url == f"https://registry.npmjs.org{path}"
     mirror = {"LEVIT_EXPORT_NPM_URL": "https://mirror.example/npm/"}
-    assert Package.from_environment(mirror).url == f"https://mirror.example/npm{path}"
+    assert NpmPackage.from_environment(mirror).url == f"https://mirror.example/npm{path}"
 
 
 # The command line

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from importlib import resources
 
 from levit_export.core.errors import UsageError
-from levit_export.storage.device_bundle.web.library import VERSION
 from levit_export.storage.export_directory import Manifest
 
 FOLDER = "web"
@@ -28,25 +27,6 @@ PAGE = (
     "npy.js",
     "recipe.js",
     "style.css",
-)
-
-CARD = (
-    "## In the browser\n\n"
-    "```console\n"
-    "$ python -m http.server 8000 --bind 127.0.0.1      # then open http://127.0.0.1:8000/web/\n"
-    "```\n\n"
-    "The page runs the ONNX file on onnxruntime-web "
-    f"{VERSION} (WebAssembly, one thread), shows the top classes of an image with the latency, "
-    "and checks the golden vectors in that browser. Everything it needs is in this folder; "
-    "nothing leaves the device. Any static web server will do."
-)
-"""What the model card says of the page."""
-
-LICENCE_LINES = (
-    f"- The page in `{FOLDER}/`: part of levit-export, Apache-2.0, `licences/Apache-2.0.txt`.",
-    f"- `{RUNTIME}/`: onnxruntime-web {VERSION}, Copyright (c) Microsoft Corporation, MIT, "
-    f"`{LICENCE}`; ThirdPartyNotices.txt of github.com/microsoft/onnxruntime names what is "
-    "compiled into it.",
 )
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from levit_export.core import files
 from levit_export.core.errors import LevitExportError, UsageError, WrongHashError
-from levit_export.core.hashing import FileEntry
+from levit_export.core.hashing import FileEntry, blocks
 from levit_export.core.progress import Progress, Silent
 from levit_export.models.published.download import (
     KnownFile,
@@ -47,11 +47,10 @@ FILES = {
 NPM_URL = "https://registry.npmjs.org"
 NPM_VARIABLE = "LEVIT_EXPORT_NPM_URL"
 BY_HAND = f"npm pack onnxruntime-web@{VERSION}, unpack it, and give the folder with --ort-web DIR"
-BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
-class Package:
+class NpmPackage:
     """The npm package: its address below ``registry``, and its hash as npm writes it."""
 
     registry: str = NPM_URL
@@ -59,7 +58,7 @@ class Package:
     files: Mapping[str, FileEntry] = field(default_factory=lambda: FILES)
 
     @classmethod
-    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Package:
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> NpmPackage:
         """``LEVIT_EXPORT_NPM_URL`` names another registry, as ``npm config get registry`` does."""
         return cls((environment.get(NPM_VARIABLE) or NPM_URL).rstrip("/"))
 
@@ -80,7 +79,7 @@ def find(
     offline: bool = False,
     progress: Progress | None = None,
     transfer: Transfer | None = None,
-    package: Package | None = None,
+    package: NpmPackage | None = None,
 ) -> dict[str, bytes]:
     """The library's files by name, their hashes checked.
 
@@ -89,7 +88,7 @@ def find(
     ``DownloadError`` and ``WrongHashError`` when the tarball cannot be had, and ``OutputError``
     when the cache cannot be written.
     """
-    package = package or Package.from_environment()
+    package = package or NpmPackage.from_environment()
     if folder is not None:
         return _of_folder(folder, package)
     transfer = transfer or Transfer.from_environment()
@@ -106,7 +105,7 @@ def find(
         return _of_tarball(path, package)
 
 
-def _of_folder(folder: Path, package: Package) -> dict[str, bytes]:
+def _of_folder(folder: Path, package: NpmPackage) -> dict[str, bytes]:
     """From ``folder/dist``, or from ``folder`` if that is the package's ``dist`` itself."""
     dist = folder / "dist" if (folder / "dist").is_dir() else folder
 
@@ -119,7 +118,7 @@ def _of_folder(folder: Path, package: Package) -> dict[str, bytes]:
     return _checked(package, lambda name: files.read_bytes(dist / name), refuse)
 
 
-def _of_tarball(path: Path, package: Package) -> dict[str, bytes]:
+def _of_tarball(path: Path, package: NpmPackage) -> dict[str, bytes]:
     def refuse(name: str, problem: str) -> LevitExportError:
         return WrongHashError(f"{name} of {path} {problem}", remedy=f"Or: {BY_HAND}.")
 
@@ -137,7 +136,7 @@ def _of_tarball(path: Path, package: Package) -> dict[str, bytes]:
 
 
 def _checked(
-    package: Package,
+    package: NpmPackage,
     read: Callable[[str], bytes],
     refuse: Callable[[str, str], LevitExportError],
 ) -> dict[str, bytes]:
@@ -159,6 +158,6 @@ def integrity_of(path: Path) -> str:
     """SHA-512 of a file as npm writes it: ``sha512-`` and Base64."""
     digest = hashlib.sha512()
     with files.open_regular(path) as file:
-        while block := file.read(BLOCK):
+        for block in blocks(file):
             digest.update(block)
     return f"sha512-{b64encode(digest.digest()).decode()}"
