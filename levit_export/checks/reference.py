@@ -386,14 +386,7 @@ def rounded_session(
             f"the tolerance of {precision} follows from the images that calibrated it",
             remedy="Give them with --data.",
         )
-    module = checkpoint.build()
-    ranges = None
-    if precision in CALIBRATED and calibration is not None:
-        ranges = simulated.ranges_of(module, calibration)
-    kept = tuple(f"{path}." for path in paths)
-    simulated.quantise_(
-        module, precision, ranges, only=lambda path: not (kept and f"{path}.".startswith(kept))
-    )
+    module = simulated.quantise_all_but_(checkpoint.build(), precision, calibration, paths)
     return session_of(checkpoint, module, threads=threads)
 
 

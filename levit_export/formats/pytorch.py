@@ -24,7 +24,7 @@ _DTYPES = {
 }
 
 
-class _Rounding(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class RoundedOperators(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Rounds what every operator returns by ``rounded``; it stays stored as float32.
 
     This is how a program of 16-bit numbers behaves that accumulates in float32 and rounds each
@@ -74,6 +74,25 @@ def to_bfloat16(x: torch.Tensor) -> torch.Tensor:
 _ROUNDED = {"fp16": to_half, "bf16": to_bfloat16}
 
 
+def round_(
+    module: nn.Module, rounded: Callable[[torch.Tensor], torch.Tensor], keep: Collection[str] = ()
+) -> RoundedOperators:
+    """Round the weights of ``module`` in place, but for the parts at the paths ``keep``.
+
+    Under the mode that is returned its operators are rounded too, again but for those parts.
+    """
+    rounding = RoundedOperators(rounded)
+    kept = tuple(f"{path}." for path in keep)
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if tensor.is_floating_point() and not name.startswith(kept):
+            tensor.data = rounded(tensor.data)
+    for path, part in module.named_modules():
+        if path in keep:
+            part.register_forward_pre_hook(rounding.enter)
+            part.register_forward_hook(rounding.leave)
+    return rounding
+
+
 class EagerSession:
     """A module, run in float64, in float32, or rounded to 16 bits at every operator.
 
@@ -91,23 +110,12 @@ class EagerSession:
         keep: Collection[str] = (),
     ) -> None:
         self._module = module.eval().to(_DTYPES[arithmetic])
-        self._rounding: _Rounding | None = None
+        self._rounding: RoundedOperators | None = None
         if arithmetic in _ROUNDED:
-            self._rounding = _Rounding(_ROUNDED[arithmetic])
-            self._round_weights(self._rounding, keep)
+            self._rounding = round_(self._module, _ROUNDED[arithmetic], keep)
         self._arithmetic = arithmetic
         self._threads = threads
         self._signature = signature
-
-    def _round_weights(self, rounding: _Rounding, keep: Collection[str]) -> None:
-        kept = tuple(f"{path}." for path in keep)
-        for name, tensor in (*self._module.named_parameters(), *self._module.named_buffers()):
-            if tensor.is_floating_point() and not (kept and name.startswith(kept)):
-                tensor.data = rounding.rounded(tensor.data)
-        for path in keep:
-            part = self._module.get_submodule(path)
-            part.register_forward_pre_hook(rounding.enter)
-            part.register_forward_hook(rounding.leave)
 
     @property
     def signature(self) -> Signature:

@@ -9,13 +9,13 @@ What lies outside is clipped, as it is in the artifact.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
-from levit_export.core.values import Calibration
+from levit_export.core.values import CALIBRATED, Calibration
 
 BITS = {"int8": 7, "w8": 8, "w6": 6, "w4": 4}
 """Bits of a weight in each precision that stores whole numbers. With 8-bit activations, products
@@ -79,6 +79,23 @@ def ranges_of(module: nn.Module, calibration: Calibration) -> Ranges:
         for hook in hooks:
             hook.remove()
     return found
+
+
+def quantise_all_but_(
+    module: nn.Module,
+    precision: str,
+    calibration: Calibration | None,
+    keep: Collection[str] = (),
+) -> nn.Module:
+    """:func:`quantise_` with the parts at the paths ``keep`` left in float.
+
+    Where the precision quantises activations, the images of ``calibration`` give their ranges.
+    """
+    ranges = None
+    if precision in CALIBRATED and calibration is not None:
+        ranges = ranges_of(module, calibration)
+    kept = tuple(f"{path}." for path in keep)
+    return quantise_(module, precision, ranges, only=lambda path: not f"{path}.".startswith(kept))
 
 
 def _layers(module: nn.Module) -> list[tuple[str, Layer]]:

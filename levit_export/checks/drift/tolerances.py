@@ -39,13 +39,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from levit_export.checks import tolerance
 from levit_export.checks.drift import taps
 from levit_export.core.values import FLOAT16_MAX, UNIT_ROUNDOFF, Calibration
 from levit_export.formats import simulated_quantisation as simulated
-from levit_export.formats.pytorch import to_half
+from levit_export.formats.pytorch import round_, to_half
 from levit_export.inputs.samples import Samples
 
 if TYPE_CHECKING:
@@ -174,27 +173,13 @@ def rms_tolerance(found: Distance, precision: str) -> np.ndarray:
     return result
 
 
-class _Half(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Rounds what every operator returns to float16, which turns what is too large into infinity.
+def to_float16(x: torch.Tensor) -> torch.Tensor:
+    """``x`` as float16 holds it: what is too large becomes infinite.
 
-    (That of ``targets.eager`` may not: there it measures rounding, here overflow has to show.)
-    ``resting`` counts the parts of the network in progress that stay in float32.
+    (``formats.pytorch.to_half`` has no end to its range: there rounding is measured, here overflow
+    has to show.)
     """
-
-    resting = 0
-
-    def enter(self, *_: Any) -> None:
-        """A part that stays in float32 begins."""
-        self.resting += 1
-
-    def leave(self, *_: Any) -> None:
-        """It ends."""
-        self.resting -= 1
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        is_float = isinstance(result, torch.Tensor) and result.dtype is torch.float32
-        return result.half().float() if is_float and not self.resting else result
+    return x.half().float()
 
 
 class Rounded:
@@ -213,26 +198,11 @@ class Rounded:
         self.module = module.float()
         self.half = precision == "fp16"
         self.keep = frozenset(keep)
-        self._rounding = _Half()  # type: ignore[no-untyped-call]
+        self._rounding: AbstractContextManager[Any] = nullcontext()
         if self.half:
-            self._round_weights()
+            self._rounding = round_(self.module, to_float16, self.keep)
         if precision in simulated.BITS:
-            ranges = None
-            if precision == "int8" and calibration is not None:
-                ranges = simulated.ranges_of(module, calibration)
-            simulated.quantise_(module, precision, ranges, only=lambda p: not self._keeps(p))
-
-    def _keeps(self, path: str) -> bool:
-        return f"{path}.".startswith(tuple(f"{kept}." for kept in self.keep))
-
-    def _round_weights(self) -> None:
-        for name, tensor in (*self.module.named_parameters(), *self.module.named_buffers()):
-            if tensor.is_floating_point() and not self._keeps(name):
-                tensor.data = tensor.data.half().float()
-        for path, part in self.module.named_modules():
-            if path in self.keep:
-                part.register_forward_pre_hook(self._rounding.enter)
-                part.register_forward_hook(self._rounding.leave)
+            simulated.quantise_all_but_(self.module, precision, calibration, self.keep)
 
     def run(
         self,
@@ -242,9 +212,8 @@ class Rounded:
         given: Mapping[str, torch.Tensor] | None = None,
     ) -> taps.Values:
         """Every tap and output, as ``taps.run``."""
-        x = image.half().float() if self.half else image.float()
-        rounding: AbstractContextManager[Any] = self._rounding if self.half else nullcontext()
-        with rounding:
+        x = to_float16(image) if self.half else image.float()
+        with self._rounding:
             return taps.run(self.module, blocks, x, outputs, given)
 
     def stored(self, values: Mapping[str, torch.Tensor], blocks: Mapping[str, str]) -> taps.Values:
