@@ -53,7 +53,6 @@ def drift(ctx: click.Context, /, paths: tuple[Path, ...], **_: Any) -> int:
     from levit_export.cli.paths import opened
     from levit_export.core import serialisation
     from levit_export.reports import console
-    from levit_export.workflows import check
     from levit_export.workflows import drift as drifting
 
     params = ctx.params
@@ -71,7 +70,7 @@ def drift(ctx: click.Context, /, paths: tuple[Path, ...], **_: Any) -> int:
             data=params["data"],
         )
         found = drifting.trace(request, progress)
-        page = None if params["html"] is None else check.page(places.paths, found)
+        page = None if params["html"] is None else drifting.page(places.paths, found)
         if page is None and len(paths) == 1 and not places.bundles:
             _redraw(screen, paths[0], found)
     if page is not None:
@@ -87,13 +86,13 @@ def _redraw(screen: Screen, path: Path, found: DriftMap) -> None:
     """Put the map into the report of an export directory; a failure there is not an error."""
     from levit_export.core.errors import LevitExportError
     from levit_export.storage.export_directory import MANIFEST, PAGE
-    from levit_export.workflows import check
+    from levit_export.workflows import drift as drifting
 
     if path.suffix == ".mlpackage" or not (path / MANIFEST).is_file():
         return
     page = path / PAGE
     try:
-        write_or_print(check.page((path,), found), str(page))
+        write_or_print(drifting.page((path,), found), str(page))
     except LevitExportError as error:
         screen.notice(f"the map is not in {page}: {error.what}")
     else:

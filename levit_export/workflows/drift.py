@@ -1,20 +1,21 @@
-"""``drift`` as a function: from paths to a map."""
+"""``drift`` as a function: from paths to a map, and the map in the page for people."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from levit_export.checks import claims, execution, reference
+from levit_export.checks import claims, execution, parity, reference
 from levit_export.checks.drift import chain, provenance
 from levit_export.checks.drift.tolerances import samples_of, spread
 from levit_export.checks.drift.values import DriftMap
 from levit_export.checks.reference import ModelChoice, _held_out
-from levit_export.core.errors import MissingDependencyError
+from levit_export.core.errors import DataError, MissingDependencyError
 from levit_export.core.packages import needs
 from levit_export.core.progress import Progress, Silent
 from levit_export.core.values import CALIBRATED, Artifact, Calibration, RunOptions, Tolerances
@@ -23,6 +24,7 @@ from levit_export.formats.pytorch import cpu_threads
 from levit_export.inputs import samples
 from levit_export.storage import export_directory
 from levit_export.storage.located import locate
+from levit_export.workflows.check import build_report
 
 if TYPE_CHECKING:
     from levit_export.inputs.samples import Samples
@@ -141,3 +143,30 @@ def accepted(
             relative = tolerance.allowed(outputs[name]) / largest
             found.setdefault(precision, {})[name] = relative[chosen]
     return found
+
+
+def page(paths: Sequence[Path], drawn: DriftMap) -> str:
+    """A report for people with the map ``drawn`` of what is at ``paths``.
+
+    It is that of an export directory, as it was saved, or one that knows no more than the map.
+    Raises ``DataError`` where a directory's ``report.json`` cannot be read.
+    """
+    from levit_export.reports import html
+    from levit_export.reports.report import read_report
+
+    found = [locate(path) for path in dict.fromkeys(paths)]
+    alone = found[0] if len(found) == 1 else None
+    if alone is not None and alone.manifest is not None:
+        saved = read_report(alone.folder / export_directory.REPORT)
+        pixels: Mapping[str, np.ndarray] = {}
+        with suppress(DataError):  # a page without the pictures behind the samples says so
+            pixels = export_directory.read_golden(alone.folder, alone.manifest)[0].pixels
+        return html.page(saved, drift=drawn, pixels=pixels)
+    folder = None if alone is None else alone.folder
+    skipped = parity.NOT_ASKED
+    reports = [
+        execution.describe(row, folder, skipped, None, None)
+        for each in found
+        for row in execution.rows(each.artifacts, RunOptions())
+    ]
+    return html.page(build_report(reports, found, verdict=drawn.verdict), drift=drawn)

@@ -1,0 +1,268 @@
+"""What artifacts on disk are held against, and what is wrong with what they say of themselves.
+
+An export directory brings golden vectors; where a model is named, a fresh reference takes their
+place. What a file says is compared with what its graph is, and with what is known from elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from levit_export.checks import claims, execution, reference
+from levit_export.checks.claims import Known
+from levit_export.checks.execution import Reference
+from levit_export.checks.reference import ModelChoice
+from levit_export.core.errors import MissingDependencyError, UsageError
+from levit_export.core.progress import Progress
+from levit_export.core.values import CALIBRATED, Artifact, Embedded, Signature
+from levit_export.formats import target
+from levit_export.storage import export_directory
+from levit_export.storage.located import Located
+
+if TYPE_CHECKING:
+    from levit_export.models.checkpoints import Checkpoint
+    from levit_export.storage.export_directory import Manifest
+    from levit_export.workflows.check import InspectRequest
+
+
+@dataclass
+class CheckedModel:
+    """The model that artifacts are held against, loaded and computed once for all of them."""
+
+    request: InspectRequest
+    progress: Progress
+    _loaded: Checkpoint | None = field(default=None, init=False)
+    _made: dict[object, Reference] = field(default_factory=dict, init=False)
+    _tensors: dict[object, dict[str, np.ndarray]] = field(default_factory=dict, init=False)
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """What the request names."""
+        if self._loaded is None:
+            self.progress.stage("computing the reference")
+            self._loaded = reference.load(self.request.choice, self.progress)
+        return self._loaded
+
+    def reference(self, keep: Mapping[str, tuple[str, ...]]) -> Reference:
+        """The answers, and tolerances for the precisions in ``keep`` and their blocks in float."""
+        key = tuple(sorted(keep.items()))
+        if key not in self._made:
+            request = self.request
+            data, count = request.data, request.calibration_images
+            self._made[key] = reference.make(
+                self.checkpoint,
+                self.checkpoint.describe(),
+                set(keep),
+                seed=request.seed,
+                overrides=request.overrides,
+                calibration=reference.calibration(
+                    self.checkpoint, data, count=count, seed=request.seed
+                )
+                if keep.keys() & set(CALIBRATED)
+                else None,
+                keep={precision: blocks for precision, blocks in keep.items() if blocks},
+            )
+        return self._made[key]
+
+    def weights(self, passes: frozenset[str], *, raw: bool) -> dict[str, np.ndarray]:
+        """The tensors that the passes make; with ``raw`` those that normalise pixels as well."""
+        from levit_export.models.passes import PASSES
+        from levit_export.models.preparation import capture, rewrite
+
+        if (passes, raw) not in self._tensors:
+            skip = [each.name for each in PASSES if each.name not in passes]
+            rewritten = rewrite(self.checkpoint, skip=skip)
+            made = capture(rewritten, 1, Embedded(preprocessing=raw))
+            self._tensors[passes, raw] = dict(made.weights)
+        return self._tensors[passes, raw]
+
+
+@dataclass(frozen=True)
+class HeldAgainst:
+    """What artifacts are held against, and what is wrong with what they say.
+
+    ``suspects`` are artifacts as their files have them, where that is not as it was said.
+    """
+
+    reference: Reference
+    claims: Mapping[Artifact, tuple[str, ...]] = field(default_factory=dict)
+    suspects: Mapping[Artifact, Artifact] = field(default_factory=dict)
+
+
+def held_against(each: Located, model: CheckedModel) -> HeldAgainst:
+    """Golden vectors where there are any and no model was named, else a fresh reference."""
+    manifest, request = each.manifest, model.request
+    read: dict[Artifact, Artifact] = {}  # each artifact as its file has it
+    for artifact in each.artifacts:
+        # What cannot be read here is left to the audit of its weights, which then fails as well.
+        with suppress(MissingDependencyError):
+            read[artifact] = target(artifact.format).inspect(artifact.path)
+    disputed: list[str] = []
+    kept: dict[Artifact, float] = {}
+    suspects: dict[Artifact, Artifact] = {}
+    if manifest is not None and request.choice.is_default:
+        _refuse_idle(request.choice, each.folder)
+        known = _said(manifest)
+        expected = _golden(each.folder, manifest, request)
+        kept = {artifact: 1.0 for artifact in each.artifacts if artifact.keep}
+    else:
+        from levit_export.models.architectures.blocks import block_names  # which needs torch
+
+        checkpoint = model.checkpoint
+        said = None if manifest is None else _said(manifest)
+        known = _of_checkpoint(checkpoint, request.choice, said)
+        if said is not None:
+            disputed += claims.differing(said, known)
+        tensors = _weights(model, each, read)
+        blocks = block_names(checkpoint.config)
+        kept = {a: claims.kept_share(a, tensors, blocks) for a in each.artifacts if a.keep}
+        if manifest is None:
+            suspects = {a: claims.but_for(a, share) for a, share in kept.items()}
+        held = [suspects.get(artifact, artifact) for artifact in each.artifacts]
+        expected = _fresh(model, held, read, tensors, blocks)
+    found: dict[Artifact, tuple[str, ...]] = {}
+    for artifact in each.artifacts:
+        seen = read.get(artifact)
+        words = tuple(disputed)
+        if seen is not None:
+            precisions = {} if manifest is None else {"the manifest": artifact.precision}
+            if request.precision:
+                precisions["--precision"] = request.precision
+            here = replace(
+                known,
+                signature=_interface(known, seen, artifact),
+                precisions=precisions,
+                keep=None if manifest is None else artifact.keep,
+            )
+            share = kept.get(artifact, 0.0)
+            words += claims.contradictions(seen, here, kept=share)
+            if not share and seen.precision in expected.tolerances:
+                suspects[artifact] = replace(artifact, precision=seen.precision)
+        found[artifact] = words
+    return HeldAgainst(expected, found, suspects)
+
+
+def _said(manifest: Manifest) -> Known:
+    return Known(
+        "the manifest",
+        manifest.model.labels,
+        manifest.model.preprocessing,
+        manifest.embedded,
+        manifest.signature,
+    )
+
+
+def _of_checkpoint(checkpoint: Checkpoint, choice: ModelChoice, said: Known | None) -> Known:
+    """What a checkpoint says of the model; what is beside the network is known from a manifest."""
+    numbers = tuple(str(index) for index in range(len(checkpoint.labels)))
+    was_assumed = any("names are assumed" in each for each in checkpoint.assumptions)
+    return Known(
+        "the checkpoint",
+        checkpoint.labels,
+        checkpoint.preprocessing,
+        None if said is None else said.embedded,
+        None if said is None else said.signature,
+        are_assumed=not choice.labels and (was_assumed or checkpoint.labels == numbers),
+    )
+
+
+def _interface(known: Known, seen: Artifact, artifact: Artifact) -> Signature | None:
+    """The signature that a file of ours has; others may call their input as they like."""
+    if known.signature is not None or artifact.claims is None:
+        return known.signature
+    (taken,) = seen.signature.inputs[:1]
+    name = "image" if taken.dtype == "uint8" else "input"
+    return Signature((replace(taken, name=name),), ())
+
+
+def _golden(folder: Path, manifest: Manifest, request: InspectRequest) -> Reference:
+    """The reference that travels with a directory."""
+    samples, outputs = export_directory.read_golden(folder, manifest)
+    return Reference(
+        signature=manifest.signature,
+        samples=samples,
+        outputs=outputs,
+        weights=manifest.golden.weights,
+        tolerances={
+            precision: request.overrides.apply(tolerance)
+            for precision, tolerance in manifest.golden.tolerances.items()
+        },
+        doubt=manifest.golden.doubt,
+        preprocessing=manifest.model.preprocessing,
+        task=manifest.model.task,
+    )
+
+
+def _fresh(
+    model: CheckedModel,
+    held: Sequence[Artifact],
+    read: Mapping[Artifact, Artifact],
+    tensors: Mapping[str, np.ndarray],
+    blocks: Mapping[str, str],
+) -> Reference:
+    """A reference of the checkpoint with the weights that the artifacts must hold.
+
+    There is a tolerance for what each artifact is said to be, and for what its graph is.
+    """
+    from levit_export.models.preparation import fingerprint
+
+    measured = [replace(a, precision=read[a].precision) for a in held if a in read]
+    keep: dict[str, tuple[str, ...]] = {a.precision: () for a in measured}
+    for precision in {a.precision for a in held}:  # the blocks that all of them leave in float
+        sets = (frozenset(a.keep) for a in held if a.precision == precision)
+        keep[precision] = tuple(sorted(frozenset.intersection(*sets)))
+    run = replace(model.request.run, also_by_default=True)
+    for row in execution.rows([*held, *measured], run):  # what their runtimes compute in
+        keep.setdefault(execution.judged_as(row), ())
+    made = model.reference(keep)
+    every = dict.fromkeys((*held, *measured))
+    digests = {p: d for p, d in fingerprint(tensors).items() if p in made.tolerances}
+    expected = replace(made, weights=digests)
+    return reference.with_quantised_weights(expected, tensors, every, blocks)
+
+
+def _refuse_idle(choice: ModelChoice, folder: Path) -> None:
+    """Raise for words about a checkpoint where none is read."""
+    said = {
+        "--labels": bool(choice.labels),
+        "--preprocessing": choice.preprocessing is not None,
+        "--imgsz": choice.image_size is not None,
+        "--activation": choice.activation is not None,
+        "--resize-bias": choice.resize_bias,
+    }
+    if idle := [name for name, is_said in said.items() if is_said]:
+        raise UsageError(
+            f"{' and '.join(idle)} would change nothing: {folder} is held against its own golden "
+            "vectors",
+            remedy="Leave it out, or add the --checkpoint that was exported.",
+        )
+
+
+def _weights(
+    model: CheckedModel, each: Located, read: Mapping[Artifact, Artifact]
+) -> dict[str, np.ndarray]:
+    """The weights that the artifacts must hold, rewritten by the passes they name.
+
+    Files that name none are taken to be made by all of them, which the audit then confirms or
+    finds to be wrong. None for files that name other passes than one another.
+    """
+    from levit_export.models.passes import LAY_OUT_MAPS, PASSES
+
+    every = frozenset(each.name for each in PASSES)
+    # Tensors are found whatever their layout is.
+    sets = {
+        every if artifact.passes is None else frozenset(artifact.passes) - {LAY_OUT_MAPS.name}
+        for artifact in each.artifacts
+    }
+    if len(sets) != 1:
+        return {}
+    # Formats that normalise take pixels; a directory's artifacts all take the same.
+    first = each.artifacts[0]
+    raw = read.get(first, first).signature.inputs[0].dtype == "uint8"
+    return model.weights(sets.pop(), raw=raw)
