@@ -141,7 +141,9 @@ def as_probabilities(reference: Reference, names: Collection[str]) -> Reference:
     tolerances = {}
     for precision, of_output in reference.tolerances.items():
         tolerance = of_output[LOGITS]
-        allowed = tolerance.allowed(logits) * slope / p.max(axis=1) + _roundoff(precision)
+        # Quantised models answer in float16 at the coarsest.
+        roundoff = UNIT_ROUNDOFF.get(precision, UNIT_ROUNDOFF["fp16"])
+        allowed = tolerance.allowed(logits) * slope / p.max(axis=1) + roundoff
         bound = replace(tolerance, atol=0.0, rtol=tuple(allowed.tolist()))
         tolerances[precision] = {**of_output, PROBABILITIES: bound}
     outputs = tuple(
@@ -169,11 +171,6 @@ def _only(reference: Reference, names: Collection[str]) -> Reference:
             for precision, of_output in reference.tolerances.items()
         },
     )
-
-
-def _roundoff(precision: str) -> float:
-    """The roundoff of the answer's type; quantised models answer in float16 at the coarsest."""
-    return UNIT_ROUNDOFF.get(precision, UNIT_ROUNDOFF["fp16"])
 
 
 @dataclass(frozen=True)
@@ -273,31 +270,6 @@ def _in_float32(row: Row, reference: Reference) -> Iterator[Finding]:
         )
 
 
-def computes_in_half(artifact: Artifact) -> bool:
-    """Whether values that float16 does not hold are lost in this artifact."""
-    return target(artifact.format).computes_in_half(artifact.precision)
-
-
-def with_overflows(
-    report: ParityReport, artifact: Artifact, overflows: Mapping[str, float]
-) -> ParityReport:
-    """``report`` of a failed float16 artifact with the block whose values float16 does not hold.
-
-    ``overflows`` are the blocks of the float32 network that have such values, and how large.
-    """
-    found = {block: peak for block, peak in overflows.items() if block not in artifact.keep}
-    if not found:
-        return report
-    block, peak = next(iter(found.items()))
-    values: dict[str, float | str] = {
-        "block": block,
-        "peak": peak,
-        "more": f" (and {len(found) - 1} more blocks)" if len(found) > 1 else "",
-        "format": artifact.format,
-    }
-    return report.joined(Finding("float16-overflow", values))
-
-
 def _audit(artifact: Artifact, digests: Mapping[str, str]) -> WeightAudit:
     """The tensors of ``digests`` looked for in an artifact.
 
@@ -327,7 +299,9 @@ def describe(
     """What was found out about an artifact; its path is relative to ``folder``, if given."""
     artifact = row.artifact
     entry = hashing.digest(artifact.files)
-    remarks = () if parity_report.verdict == "not-run" else _remarks(row)
+    remarks: tuple[str, ...] = ()
+    if parity_report.verdict != "not-run":
+        remarks = target(artifact.format).remarks(artifact, row.run)
     return ArtifactReport(
         format=artifact.format,
         precision=artifact.precision,
@@ -345,10 +319,6 @@ def shown_path(artifact: Artifact, folder: Path | None) -> str:
     """The artifact's path below ``folder``, or as it was given where several folders are shown."""
     path = artifact.path if folder is None else artifact.path.relative_to(folder)
     return path.as_posix()
-
-
-def _remarks(row: Row) -> tuple[str, ...]:
-    return target(row.artifact.format).remarks(row.artifact, row.run)
 
 
 def _accuracy(session: Session, reference: Reference) -> Accuracy | None:
@@ -370,7 +340,7 @@ def _accuracy(session: Session, reference: Reference) -> Accuracy | None:
 
 
 @dataclass(frozen=True)
-class _Entrant:
+class _TimedSession:
     """A session that takes part in a timed run."""
 
     session: Session
@@ -401,22 +371,35 @@ def time_rows(
     found = peak_memory.peaks([row.artifact for row in able], threads)
     peaks = dict(zip(able, found, strict=True))
     with ExitStack() as stack:
-        entrants: dict[Row | str, _Entrant] = {}
+        entrants: dict[Row | str, _TimedSession] = {}
         for row in rows:
             available = target(row.artifact.format).can_time()
             if not available.ok:
                 reports[row] = timing.not_timed(available.reason)
                 continue
+            kind, start = target(row.artifact.format), perf_counter()
             try:
-                entrants[row] = _enter(stack, row)
+                session = stack.enter_context(kind.open(row.artifact, row.run))
             except NotRunError as error:
                 reports[row] = timing.not_timed(str(error))
+                continue
+            load_s, batch = perf_counter() - start, session.signature.batch or 1
+            entrants[row] = _TimedSession(session, load_s, batch, _call(session, batch))
         batch = next((entrant.batch for entrant in entrants.values()), 1)
         for name, session in (others or {}).items():
-            entrants[name] = _Entrant(session, 0.0, batch, _call(session, batch))
+            entrants[name] = _TimedSession(session, 0.0, batch, _call(session, batch))
         before = _gemm_seconds(threads)
         calls = {key: entrant.call for key, entrant in entrants.items()}
-        rest = _rest(others or {}, threads)
+
+        def rest(key: Row | str) -> None:
+            """Wait after a call of PyTorch on several threads until they sleep.
+
+            Without it LeViT-128S took ONNX Runtime 6.1 ms on two threads after PyTorch, and 4.8 ms
+            after another session of ONNX Runtime; after 30 ms both took 4.9 ms.
+            """
+            if threads > 1 and key in (others or {}):
+                sleep(SPIN_S)
+
         seconds = timing.measure(calls, plan, progress=progress.advance, rest=rest)
         products = before + _gemm_seconds(threads)
     rate = machine.gemm_operations() / float(np.median(products))
@@ -430,15 +413,6 @@ def time_rows(
     return reports, baselines
 
 
-def _rest(others: Mapping[str, Session], threads: int) -> Callable[[Row | str], None]:
-    """Wait after a call of PyTorch on several threads until they sleep.
-
-    Without it LeViT-128S took ONNX Runtime 6.1 ms on two threads after PyTorch, and 4.8 ms after
-    another session of ONNX Runtime; after 30 ms both took 4.9 ms.
-    """
-    return lambda key: sleep(SPIN_S) if threads > 1 and key in others else None
-
-
 def _gemm_seconds(threads: int) -> tuple[float, ...]:
     """Not in the rounds: a BLAS keeps its threads spinning, which would slow the next session."""
     multiply = machine.gemm(threads)
@@ -446,14 +420,6 @@ def _gemm_seconds(threads: int) -> tuple[float, ...]:
     seconds = timing.series(multiply, GEMM_CALLS)
     sleep(SPIN_S)
     return seconds
-
-
-def _enter(stack: ExitStack, row: Row) -> _Entrant:
-    start = perf_counter()
-    session = stack.enter_context(target(row.artifact.format).open(row.artifact, row.run))
-    load_s = perf_counter() - start
-    batch = session.signature.batch or 1
-    return _Entrant(session, load_s, batch, _call(session, batch))
 
 
 def _call(session: Session, batch: int) -> Callable[[], object]:
@@ -465,7 +431,7 @@ def _call(session: Session, batch: int) -> Callable[[], object]:
 
 
 def _timed(
-    entrant: _Entrant,
+    entrant: _TimedSession,
     seconds: tuple[float, ...],
     threads: int,
     *,

@@ -118,7 +118,7 @@ def check(ctx: click.Context, /, paths: tuple[Path, ...], **_: Any) -> int:
 
 
 def _check(params: dict[str, Any], paths: tuple[Path, ...]) -> int:
-    from levit_export.reports import console, gate
+    from levit_export.reports import ci, console, gate
     from levit_export.reports.report import read_report
 
     _refuse(params, paths)
@@ -134,7 +134,10 @@ def _check(params: dict[str, Any], paths: tuple[Path, ...]) -> int:
         checks += gate.compare(report, baseline, slack)
     report = replace(report, verdict=gate.verdict_of(checks))
     _present(screen, params, report, checks)
-    _annotate(checks, folder)
+    if _in_github_actions():
+        # On standard error, which the runner reads too; standard output may hold a report.
+        for line in ci.annotate(checks, folder):
+            click.echo(line, err=True)
     return status_of(report.verdict, allow_not_run=params["allow_not_run"])
 
 
@@ -219,12 +222,15 @@ def _run(
                 gate.refuse_other_model(report, baseline)
             if baseline is None or params["latency_slack"] is None or report.verdict == "fail":
                 return report, places.folder
-            timed = gate.confirmed(
-                lambda: _joined(report, places.renamed(check_workflow.bench(request, progress))),
-                baseline,
-                _slack(params),
-            )
-            return timed, places.folder
+
+            def timed() -> Report:
+                """The report, with the latencies of its artifacts."""
+                found = places.renamed(check_workflow.bench(request, progress))
+                rows = zip(report.artifacts, found.artifacts, strict=True)
+                artifacts = tuple(replace(each, timing=other.timing) for each, other in rows)
+                return replace(report, artifacts=artifacts, baselines=found.baselines)
+
+            return gate.confirmed(timed, baseline, _slack(params)), places.folder
 
 
 def _vouching(params: dict[str, Any], paths: tuple[Path, ...]) -> Vouching:
@@ -237,13 +243,6 @@ def _vouching(params: dict[str, Any], paths: tuple[Path, ...]) -> Vouching:
         signers = [signing.verify(path, key=key, authority=authority) for path in paths]
         return Vouching("signature", signers[0])
     return Vouching("itself" if options.model_choice(params).is_default else "checkpoint")
-
-
-def _joined(report: Report, timed: Report) -> Report:
-    """The report of a check, joined by the latencies of the same artifacts."""
-    rows = zip(report.artifacts, timed.artifacts, strict=True)
-    artifacts = tuple(replace(found, timing=other.timing) for found, other in rows)
-    return replace(report, artifacts=artifacts, baselines=timed.baselines)
 
 
 def _recheck(
@@ -287,7 +286,11 @@ def _present(
         write_or_print(ci.junit(title, checks, vouched), params["junit"])
     if params["markdown"] is not None:
         text = ci.markdown(title, report, checks)
-        is_shared = _is_step_summary(params["markdown"])
+        # The steps of a GitHub job share one summary, so it is appended to.
+        summary = os.environ.get(SUMMARY)
+        is_shared = (
+            bool(summary) and Path(params["markdown"]).absolute() == Path(str(summary)).absolute()
+        )
         write_or_print(text, params["markdown"], append=is_shared)
 
 
@@ -304,20 +307,5 @@ def _print_baseline(screen: Screen, checks: Sequence[Check]) -> None:
         screen.out.print(line, highlight=False)
 
 
-def _is_step_summary(destination: str) -> bool:
-    """The steps of a GitHub job share one summary, so it is appended to."""
-    summary = os.environ.get(SUMMARY)
-    return bool(summary) and Path(destination).absolute() == Path(str(summary)).absolute()
-
-
 def _in_github_actions() -> bool:
     return os.environ.get("GITHUB_ACTIONS") == "true"
-
-
-def _annotate(checks: Sequence[Check], folder: Path | None) -> None:
-    """On standard error, which the runner reads too; standard output may hold a report."""
-    from levit_export.reports import ci
-
-    if _in_github_actions():
-        for line in ci.annotate(checks, folder):
-            click.echo(line, err=True)

@@ -161,7 +161,7 @@ def export(ctx: click.Context, /, **_: Any) -> int:
 def _request(params: dict[str, Any]) -> Any:
     from levit_export.core.errors import UsageError
     from levit_export.core.values import Embedded, ExportOptions
-    from levit_export.formats import target
+    from levit_export.formats import TARGETS, target
     from levit_export.workflows import export_plan
     from levit_export.workflows.export_plan import ExportRequest
     from levit_export.workflows.precision_search import Promise
@@ -171,13 +171,22 @@ def _request(params: dict[str, Any]) -> Any:
             f"--dynamic and --batch {params['batch']} contradict each other",
             remedy="Give one of them.",
         )
-    names = _formats(params["formats"])
+    names = options.comma_separated(params["formats"])
+    if "all" in (name.lower() for name in names):
+        names = [kind.name for kind in TARGETS]
+    names = list(dict.fromkeys(target(name).name for name in names))
     chosen = {name: target(name).precisions for name in names}
     wanted = export_plan.parse_precisions(params["precision"] or params["alias"], chosen)
     keep = dict.fromkeys(chosen, params["keep"])
     layouts = {}
     if params["recipe"] is not None:
-        _refuse_beside_recipe(params)
+        beside = [f"--{name}" for name in ("precision", "keep") if params[name]]
+        beside += ["--layout"] * (params["layout"] != AUTO_LAYOUT)
+        if beside:
+            raise UsageError(
+                f"--recipe and {' and '.join(beside)} contradict each other",
+                remedy="Give one of them.",
+            )
         recipe = export_plan.read_recipe(params["recipe"])
         names, wanted, keep = list(recipe.precisions), dict(recipe.precisions), dict(recipe.keep)
         layouts = dict(recipe.layouts)
@@ -209,25 +218,3 @@ def _request(params: dict[str, Any]) -> Any:
         calibration_images=params["num_samples"],
         output=output,
     )
-
-
-def _refuse_beside_recipe(params: dict[str, Any]) -> None:
-    from levit_export.core.errors import UsageError
-
-    beside = [f"--{name}" for name in ("precision", "keep") if params[name]]
-    beside += ["--layout"] * (params["layout"] != AUTO_LAYOUT)
-    if beside:
-        raise UsageError(
-            f"--recipe and {' and '.join(beside)} contradict each other",
-            remedy="Give one of them.",
-        )
-
-
-def _formats(given: tuple[str, ...]) -> list[str]:
-    """The formats that ``--format`` names, each by its own name."""
-    from levit_export.formats import TARGETS, target
-
-    names = options.comma_separated(given)
-    if "all" in (name.lower() for name in names):
-        return [kind.name for kind in TARGETS]
-    return list(dict.fromkeys(target(name).name for name in names))

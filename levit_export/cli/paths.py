@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from levit_export.checks.findings import Finding
     from levit_export.checks.results import ArtifactReport
     from levit_export.reports.report import Report
 
@@ -36,21 +35,21 @@ class OpenedPaths:
 
     def _renamed(self, artifact: ArtifactReport) -> ArtifactReport:
         parity, timing, drift = artifact.parity, artifact.timing, artifact.drift
+        findings = []
+        for found in parity.findings:
+            values = {
+                name: self.named(value) if isinstance(value, str) else value
+                for name, value in found.values.items()
+            }
+            findings.append(replace(found, values=values))
         return replace(
             artifact,
             path=self.named(artifact.path),
             notes=tuple(map(self.named, artifact.notes)),
-            parity=replace(parity, findings=tuple(map(self._found, parity.findings))),
+            parity=replace(parity, findings=tuple(findings)),
             timing=None if timing is None else replace(timing, reason=self.named(timing.reason)),
             drift=None if drift is None else replace(drift, sentence=self.named(drift.sentence)),
         )
-
-    def _found(self, finding: Finding) -> Finding:
-        values = {
-            name: self.named(value) if isinstance(value, str) else value
-            for name, value in finding.values.items()
-        }
-        return replace(finding, values=values)
 
     @property
     def folder(self) -> Path | None:

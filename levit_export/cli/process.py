@@ -59,7 +59,15 @@ def prepare() -> None:
     atexit.register(_end)
     _open_closed_streams()
     for number, name in ((STDOUT, "stdout"), (STDERR, "stderr")):
-        setattr(sys, name, _unfailing(number, getattr(sys, name)))
+        stream: TextIO | None = getattr(sys, name)
+        _raw[number] = raw = _Unfailing(number, "wb", closefd=False)
+        unfailing = io.TextIOWrapper(
+            io.BufferedWriter(raw),
+            encoding=getattr(stream, "encoding", None) or "utf-8",
+            errors=getattr(stream, "errors", None) or "backslashreplace",
+            line_buffering=number == STDERR or raw.isatty(),
+        )
+        setattr(sys, name, unfailing)
     # All that is temporary, libraries' own files too, lies in one folder that goes at the end.
     with suppress(OSError):  # where no folder can be made, whoever needs one will say so
         root = tempfile.mkdtemp(prefix="levit-export-")
@@ -81,16 +89,6 @@ def _open_closed_streams() -> None:
                 os.close(handle)
             # Children inherit standard streams, and would meet the same.
             os.set_inheritable(number, True)
-
-
-def _unfailing(number: int, stream: TextIO | None) -> TextIO:
-    _raw[number] = raw = _Unfailing(number, "wb", closefd=False)
-    return io.TextIOWrapper(
-        io.BufferedWriter(raw),
-        encoding=getattr(stream, "encoding", None) or "utf-8",
-        errors=getattr(stream, "errors", None) or "backslashreplace",
-        line_buffering=number == STDERR or raw.isatty(),
-    )
 
 
 def _end_on_signals() -> None:

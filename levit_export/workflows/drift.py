@@ -18,7 +18,7 @@ from levit_export.checks.reference import ModelChoice, _held_out
 from levit_export.core.errors import DataError, MissingDependencyError
 from levit_export.core.packages import needs
 from levit_export.core.progress import Progress, Silent
-from levit_export.core.values import CALIBRATED, Artifact, Calibration, RunOptions, Tolerances
+from levit_export.core.values import CALIBRATED, Artifact, RunOptions, Tolerances
 from levit_export.formats import target
 from levit_export.formats.pytorch import cpu_threads
 from levit_export.inputs import samples
@@ -74,9 +74,14 @@ def trace(request: DriftRequest, progress: Progress | None = None) -> DriftMap:
     )
     notes = [
         *provenance.damage(found),
-        *_left_out([artifact for artifact, _ in rows]),
-        *_uncalibrated(artifacts, calibration),
+        *(f"{a.id} cannot be run here and was left out" for a, _ in rows if not _can_run(a)),
     ]
+    concerned = [artifact.id for artifact in artifacts if artifact.precision in CALIBRATED]
+    if concerned and calibration is None:
+        notes.append(
+            f"{', '.join(concerned)}: the images that settled the ranges were not given (--data); "
+            "the tolerances rest on the range of the samples"
+        )
     model = replace(
         _model(request, found, checkpoint),
         skip=provenance.skipped(found),
@@ -96,21 +101,6 @@ def trace(request: DriftRequest, progress: Progress | None = None) -> DriftMap:
 
 def _can_run(artifact: Artifact) -> bool:
     return target(artifact.format).can_run().ok
-
-
-def _left_out(artifacts: Sequence[Artifact]) -> list[str]:
-    return [f"{a.id} cannot be run here and was left out" for a in artifacts if not _can_run(a)]
-
-
-def _uncalibrated(artifacts: Sequence[Artifact], images: Calibration | None) -> list[str]:
-    """What a reader of tolerances of quantised activations has to know."""
-    concerned = [artifact.id for artifact in artifacts if artifact.precision in CALIBRATED]
-    if images is not None or not concerned:
-        return []
-    return [
-        f"{', '.join(concerned)}: the images that settled the ranges were not given (--data); the "
-        "tolerances rest on the range of the samples"
-    ]
 
 
 def _model(request: DriftRequest, found: Sequence[Located], checkpoint: Checkpoint) -> chain.Model:

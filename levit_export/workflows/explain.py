@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 from levit_export.checks.drift import provenance
 from levit_export.checks.drift.values import DriftFinding, DriftMap
 from levit_export.checks.execution import Reference, Row
-from levit_export.checks.parity import OutputParity
 from levit_export.checks.results import ArtifactReport, Explanation
 from levit_export.core.errors import LevitExportError, MissingDependencyError
 from levit_export.core.packages import needs
@@ -77,8 +76,17 @@ def explained(
     drawn: DriftMap | None = None
     if able:
         (progress or Silent()).stage("looking for the block at fault")
-        drawn, failure = _tried(able, subject)
-        explanations = [Explanation(failure)] * len(able) if drawn is None else _of(drawn)
+        try:
+            drawn = _drawn(able, subject())
+            explanations = _of(drawn)
+        except LevitExportError as error:
+            explanations = [Explanation(f"{NOT_LOOKED}: {error}")] * len(able)
+        except Exception as error:  # a bug here must not cost the verdict
+            sentence = (
+                f"{NOT_LOOKED}: unexpected {type(error).__name__}: {error}. This is a bug in "
+                "levit-export; please report it with the output of levit-export drift -v"
+            )
+            explanations = [Explanation(sentence)] * len(able)
         said |= {id(r): e for (r, _), e in zip(able, explanations, strict=True)}
     return tuple(replace(r, drift=said[id(r)]) if id(r) in said else r for r in reports), drawn
 
@@ -92,21 +100,6 @@ def _obstacle(artifact: Artifact) -> str:
     except LevitExportError as error:
         return str(error)
     return "" if artifact.path.exists() else "the file is gone"
-
-
-def _tried(
-    able: Sequence[tuple[ArtifactReport, Row]], subject: Callable[[], Subject]
-) -> tuple[DriftMap | None, str]:
-    """The map, or why there is none."""
-    try:
-        return _drawn(able, subject()), ""
-    except LevitExportError as error:
-        return None, f"{NOT_LOOKED}: {error}"
-    except Exception as error:  # a bug here must not cost the verdict
-        return None, (
-            f"{NOT_LOOKED}: unexpected {type(error).__name__}: {error}. This is a bug in "
-            "levit-export; please report it with the output of levit-export drift -v"
-        )
 
 
 def _drawn(able: Sequence[tuple[ArtifactReport, Row]], subject: Subject) -> DriftMap:
@@ -147,20 +140,16 @@ def telling(reports: Sequence[ArtifactReport], count: int) -> list[int]:
     """The samples, of ``count``, on which the artifacts use most of their tolerance."""
     worst = [0.0] * count
     for output in (output for report in reports for output in report.parity.outputs):
-        for sample, share in enumerate(_shares(output)[:count]):
-            worst[sample] = max(worst[sample], share)
+        rtol = output.tolerance.rtol
+        measured = zip(output.errors, output.scales, strict=True)
+        for sample, (error, scale) in enumerate(measured):
+            if sample >= count:
+                break
+            allowed = output.tolerance.atol + rtol[sample if len(rtol) > 1 else 0] * scale
+            share = error / allowed if allowed else math.inf
+            # NaN compares with nothing, and an answer that holds it tells most of all.
+            worst[sample] = max(worst[sample], share if math.isfinite(share) else math.inf)
     if not any(worst):
         step = max(1, count // SAMPLES)
         return list(range(0, count, step))[:SAMPLES]
     return sorted(sorted(range(count), key=lambda sample: -worst[sample])[:SAMPLES])
-
-
-def _shares(output: OutputParity) -> list[float]:
-    """How much of its tolerance an output used on each sample; infinite where not a number."""
-    rtol = output.tolerance.rtol
-    shares = []
-    for sample, (error, scale) in enumerate(zip(output.errors, output.scales, strict=True)):
-        allowed = output.tolerance.atol + rtol[sample if len(rtol) > 1 else 0] * scale
-        share = error / allowed if allowed else math.inf
-        shares.append(share if math.isfinite(share) else math.inf)
-    return shares

@@ -225,6 +225,8 @@ def _checked(
     Checks run side by side, because runtimes let go of the interpreter. A failure of float16 is
     followed to the block whose values left its range.
     """
+    from levit_export.checks import float16_overflow  # which needs torch
+
     rows = execution.rows(artifacts, request.run)
     if not request.check:
         return {row: (parity.not_run("--no-check"), None) for row in rows}
@@ -232,15 +234,11 @@ def _checked(
     at_a_time = max(1, machine.usable_cores() // request.run.threads)
     with ThreadPoolExecutor(at_a_time) as pool:
         found = list(pool.map(lambda row: execution.check(row, expected), rows))
-    checked: Checked = {}
-    for row, (judged, accuracy) in zip(rows, found, strict=True):
-        if judged.verdict == "fail" and execution.computes_in_half(row.artifact):
-            from levit_export.checks import float16_overflow
-
-            overflows = float16_overflow.overflows(model, expected.samples.inputs)
-            judged = execution.with_overflows(judged, row.artifact, overflows)  # noqa: PLW2901
-        checked[row] = judged, accuracy
-    return checked
+    inputs = expected.samples.inputs
+    return {
+        row: (float16_overflow.explained(judged, row.artifact, model, inputs), accuracy)
+        for row, (judged, accuracy) in zip(rows, found, strict=True)
+    }
 
 
 def _timed(

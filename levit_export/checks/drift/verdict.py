@@ -125,7 +125,7 @@ def _fault(stage: DriftStage, first: DriftRow, about: Circumstances) -> DriftFin
         return _coarse(stage)
     fault = _guilty(stage) if is_quantised else first
     cause: Cause = "conversion"
-    if _is_overflow(fault, about):
+    if about.half and fault.tap in about.overflowing:  # float16 itself fails there
         cause = "precision"
         remedy = (
             f"{fault.block} leaves the range of float16, which ends at {FLOAT16_MAX:.0f}: keep "
@@ -184,11 +184,6 @@ def _coarse(stage: DriftStage) -> DriftFinding:
         "answers bear it"
     )
     return DriftFinding(stage.name, "none", sentence=sentence)
-
-
-def _is_overflow(fault: DriftRow, about: Circumstances) -> bool:
-    """Whether float16 itself fails there, in a format that computes in it."""
-    return about.half and fault.tap in about.overflowing
 
 
 def said(row: DriftRow) -> str:

@@ -283,7 +283,19 @@ def _evaluate(
             reasons[row] = f"{available.reason}: {available.fix}"
     if not runnable:
         return [_Result("not-run", reasons[row]) for row in rows]
-    task = _task(runnable, subject, images, request)
+    # Groups are as large as the largest batch, so that none is cut short in the middle.
+    sizes = [row.artifact.signature.batch or request.batch for row in runnable]
+    size, places = max(request.batch, *sizes), range(len(images))
+    task = Workload(
+        images=images,
+        recipe=subject.recipe,
+        classes=len(subject.labels),
+        rows=tuple(runnable),
+        reference=subject.reference,
+        groups=tuple(tuple(places[start : start + size]) for start in places[::size]),
+        batch=request.batch,
+        threads=request.run.threads,
+    )
     found = answers(task)
     refuse_too_many([each for _, each in found.unreadable], len(images), images.source)
     judged = dict(zip(runnable, _judged(found, task, subject, request), strict=True))
@@ -306,25 +318,6 @@ def _answers(
         most=most,
         worth_s=WORTH_A_WORKER,
         waiting=waiting,
-    )
-
-
-def _task(
-    rows: Sequence[Row], subject: EvaluationSubject, images: ImageSet, request: EvaluateRequest
-) -> Workload:
-    """Groups are as large as the largest batch, so that none is cut short in the middle."""
-    sizes = [row.artifact.signature.batch or request.batch for row in rows]
-    size = max(request.batch, *sizes)
-    places = range(len(images))
-    return Workload(
-        images=images,
-        recipe=subject.recipe,
-        classes=len(subject.labels),
-        rows=tuple(rows),
-        reference=subject.reference,
-        groups=tuple(tuple(places[start : start + size]) for start in places[::size]),
-        batch=request.batch,
-        threads=request.run.threads,
     )
 
 

@@ -188,7 +188,14 @@ def perform(cell: Cell, folder: Path) -> Result:
     from levit_export.workflows import export
 
     for images in filter(None, (cell.data, cell.calibration)):
-        _refuse_other(images)
+        if images_at(images.path).sha256 != images.sha256:
+            raise DataError(
+                f"{images.path} holds other files here than where the sweep began",
+                remedy="On a cluster, images must lie under the same path on every worker.",
+            )
+    calibration = None  # the bundled model brings its own images
+    if cell.calibration is not None and cell.calibration.path != DIGITS:
+        calibration = Path(cell.calibration.path)
     settings = cell.settings
     run = RunOptions(threads=settings.threads)
     found = export.export(
@@ -201,7 +208,7 @@ def perform(cell: Cell, folder: Path) -> Result:
             bench=cell.timed,
             run=run,
             plan=TimingPlan(warmup=settings.warmup, iterations=settings.iterations),
-            data=_path(cell.calibration),
+            data=calibration,
             calibration_images=settings.calibration_images,
             output=folder / EXPORT,
         ),
@@ -240,20 +247,6 @@ def _evaluated(cell: Cell, result: Result, place: Path) -> Result:
         reason="; ".join(filter(None, reasons)),
         artifact={**(result.artifact or {}), "accuracy": entry["accuracy"]},
     )
-
-
-def _path(images: Images | None) -> Path | None:
-    """What an export takes for calibration; the bundled model brings its own."""
-    return None if images is None or images.path == DIGITS else Path(images.path)
-
-
-def _refuse_other(images: Images) -> None:
-    """Raise where the images are not those that the sweep began with."""
-    if images_at(images.path).sha256 != images.sha256:
-        raise DataError(
-            f"{images.path} holds other files here than where the sweep began",
-            remedy="On a cluster, images must lie under the same path on every worker.",
-        )
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from levit_export.models.zoo import parse_size
 from levit_export.workflows.sweep.cell import DIGITS, Cell, Images, Settings, images_at, weights_of
 
 if TYPE_CHECKING:
-    from levit_export.core.values import Size
+    pass
 
 
 if sys.version_info >= (3, 11):
@@ -133,12 +133,8 @@ def read(file: Path, *, output: Path | None = None, timed: bool = True) -> Plan:
         cells += found
         left_out += without
     _refuse_same_names(cells, file)
-    place = (output or top.path("output") or _beside(file)).absolute()
+    place = (output or top.path("output") or file.with_name(f"{file.stem}-sweep")).absolute()
     return Plan(file, place, tuple(cells), tuple(left_out))
-
-
-def _beside(file: Path) -> Path:
-    return file.with_name(f"{file.stem}-sweep")
 
 
 def _parsed(file: Path) -> dict[str, Any]:
@@ -185,7 +181,9 @@ def _cells(
     source = {key: table if key in table.content else top for key in WHICH}
     formats = _formats(source["formats"])
     wanted, left_out = _precisions(source["precisions"], formats)
-    name = table.value("name", str) or _name(choice)
+    name = table.value("name", str)
+    if not name:
+        name = choice.checkpoint.stem if choice.checkpoint is not None else str(choice.model)
     data, calibration = (_images(source[key], key) for key in ("data", "calibration"))
     cells = [
         Cell(
@@ -220,25 +218,20 @@ def _choice(table: _Table) -> ModelChoice:
             f"{table.where} does not say which model",
             remedy='Give model = "levit_digits", or a checkpoint.',
         )
-    recipe = table.path("preprocessing")
+    recipe, image_size = table.path("preprocessing"), None
+    if "imgsz" in table.content:
+        try:
+            image_size = parse_size(str(table.content["imgsz"]))
+        except ValueError:
+            raise table.wrong(
+                "imgsz", 'a side such as 224, or height x width: "128x512"'
+            ) from None
     return replace(
         choice,
-        image_size=_image_size(table) if "imgsz" in table.content else None,
+        image_size=image_size,
         labels=tuple(table.names("labels") or ()),
         preprocessing=None if recipe is None else preprocessing.read(recipe),
     )
-
-
-def _image_size(table: _Table) -> Size:
-    given = table.content["imgsz"]
-    try:
-        return parse_size(str(given))
-    except ValueError:
-        raise table.wrong("imgsz", 'a side such as 224, or height x width: "128x512"') from None
-
-
-def _name(choice: ModelChoice) -> str:
-    return choice.checkpoint.stem if choice.checkpoint is not None else str(choice.model)
 
 
 def _formats(table: _Table) -> list[str]:
