@@ -10,7 +10,7 @@ from time import perf_counter, sleep
 
 import numpy as np
 
-from levit_export.checks import parity, peak_memory, timing, weights
+from levit_export.checks import parity, peak_memory, timing, tolerance, weights
 from levit_export.checks.findings import Finding
 from levit_export.checks.parity import ParityReport
 from levit_export.checks.results import Accuracy, ArtifactReport
@@ -27,7 +27,6 @@ from levit_export.core.errors import (
 from levit_export.core.progress import Progress, Silent
 from levit_export.core.values import (
     PROBABILITIES,
-    UNIT_ROUNDOFF,
     Artifact,
     Fingerprints,
     Preprocessing,
@@ -140,11 +139,9 @@ def as_probabilities(reference: Reference, names: Collection[str]) -> Reference:
         p, slope = np.exp(z) / np.exp(z).sum(axis=1, keepdims=True), 1 / 2
     tolerances = {}
     for precision, of_output in reference.tolerances.items():
-        tolerance = of_output[LOGITS]
-        # Quantised models answer in float16 at the coarsest.
-        roundoff = UNIT_ROUNDOFF.get(precision, UNIT_ROUNDOFF["fp16"])
-        allowed = tolerance.allowed(logits) * slope / p.max(axis=1) + roundoff
-        bound = replace(tolerance, atol=0.0, rtol=tuple(allowed.tolist()))
+        given = of_output[LOGITS]
+        allowed = given.allowed(logits) * slope / p.max(axis=1) + tolerance.roundoff_of(precision)
+        bound = replace(given, atol=0.0, rtol=tuple(allowed.tolist()))
         tolerances[precision] = {**of_output, PROBABILITIES: bound}
     outputs = tuple(
         replace(spec, name=PROBABILITIES) if spec.name == LOGITS else spec
@@ -249,6 +246,7 @@ def check(
     if report.verdict == "fail":
         report = report.joined(*_in_float32(row, reference))
     artifact = row.artifact
+    # A quantised file has digests of its own, for each quantiser settles its grids differently.
     digests = expected.weights.get(artifact.id, expected.weights.get(artifact.precision, {}))
     return parity.with_weights(report, _audit(artifact, digests)).joined(*untrue), accuracy
 
@@ -284,6 +282,7 @@ def _audit(artifact: Artifact, digests: Mapping[str, str]) -> WeightAudit:
         found = weights.audit(digests, stored, artifact.precision)
     except (MissingDependencyError, ArtifactError) as error:
         return WeightAudit(len(digests), unread=str(error), answers_only=is_foreign)
+    # The passes decide which tensors there are, so a file that names none may hold others.
     if artifact.passes is None and len(found.missing) > MOST * found.tensors:
         return WeightAudit(len(digests), unread=OTHER_TENSORS, answers_only=is_foreign)
     return found
@@ -385,9 +384,11 @@ def time_rows(
                 continue
             load_s, batch = perf_counter() - start, session.signature.batch or 1
             entrants[row] = _TimedSession(session, load_s, batch, _call(session, batch))
+        # PyTorch takes any batch, and is timed with that of the files it stands beside.
         batch = next((entrant.batch for entrant in entrants.values()), 1)
         for name, session in (others or {}).items():
             entrants[name] = _TimedSession(session, 0.0, batch, _call(session, batch))
+        # Measured before and after, because the machine's speed drifts during a run.
         before = _gemm_seconds(threads)
         calls = {key: entrant.call for key, entrant in entrants.items()}
 
@@ -400,7 +401,7 @@ def time_rows(
             if threads > 1 and key in (others or {}):
                 sleep(SPIN_S)
 
-        seconds = timing.measure(calls, plan, progress=progress.advance, rest=rest)
+        seconds = timing.measure(calls, plan, progress=progress, rest=rest)
         products = before + _gemm_seconds(threads)
     rate = machine.gemm_operations() / float(np.median(products))
     baselines: dict[str, TimingReport] = {}

@@ -366,6 +366,7 @@ def _compare_output(
     unfit = _unfit(name, reference, candidate, samples)
     if unfit is not None:
         return _incomparable(name, tolerance), [unfit]
+    # In float64, so that what is measured is the artifact's rounding and not this function's.
     r = reference.reshape(len(reference), -1).astype(np.float64)
     c = candidate.reshape(len(candidate), -1).astype(np.float64)
     errors, scales = np.abs(c - r).max(axis=1), np.abs(r).max(axis=1)
@@ -374,6 +375,7 @@ def _compare_output(
     decides = _decides(spreads, scales, allowed)
     flipped = _flips(r, c, _used(errors, allowed), allowed, samples.names)
     decided = sum(flip.decided for flip in flipped)
+    # Rows that decide nothing take no part in the means.
     mean_abs, cosine, snr_db = _distances(r[decides], c[decides])
     output = OutputParity(
         name=name,
@@ -480,6 +482,7 @@ def _distances(r: np.ndarray, c: np.ndarray) -> tuple[float, float, float]:
 
 def _agreement(r: np.ndarray, c: np.ndarray, k: int) -> float:
     """Share of rows whose k best classes are the same set in both."""
+    # A stable sort, so that equal scores have one order in both.
     k = min(k, r.shape[1])
     best_r = np.sort(np.argsort(-r, axis=1, kind="stable")[:, :k], axis=1)
     best_c = np.sort(np.argsort(-c, axis=1, kind="stable")[:, :k], axis=1)
@@ -507,7 +510,7 @@ def _flips(
     found = []
     for row in np.flatnonzero(before != after):
         best, second = np.sort(r[row])[::-1][:2]
-        elsewhere = np.delete(shares, row)
+        elsewhere = np.delete(shares, row)  # the row's own error always explains its own flip
         if not np.isfinite(allowed[row]):
             found.append(Flip(names[row], int(before[row]), int(after[row]), decided=False))
             continue

@@ -25,6 +25,7 @@ def peaks(artifacts: Sequence[Artifact], threads: int) -> list[int | None]:
     return [None if isinstance(each, LevitExportError) else each for each in found]
 
 
+# This module imports little, for all of it counts in the process that is measured.
 def measure(name: str, path: Path, threads: int) -> int:
     """Load the artifact of format ``name`` in this process, run it once, and say what it took."""
     import numpy as np

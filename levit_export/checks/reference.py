@@ -277,7 +277,7 @@ class Answered:
 
 def answered(checkpoint: Checkpoint, *, seed: int = 0, threads: int | None = None) -> Answered:
     """What a fresh build of the checkpoint answers."""
-    images = _held_out(checkpoint)
+    images = held_out(checkpoint)
     inputs = samples.make(checkpoint.preprocessing, seed=seed)
     if images is not None:
         inputs = inputs.joined(images.first(SHOWN_REAL))
@@ -310,7 +310,7 @@ def with_tolerances(
 
     tolerances = {}
     for precision in sorted(precisions):
-        rounded = plain.outputs
+        rounded = plain.outputs  # float32 is itself the rounded form of float64
         if precision != "fp32":
             kept = (keep or {}).get(precision, ())
             other = rounded_session(
@@ -394,7 +394,7 @@ def _answers(session: EagerSession, inputs: Samples) -> dict[str, np.ndarray]:
     return parity.collect(session, inputs, batch=REFERENCE_BATCH)
 
 
-def _held_out(checkpoint: Checkpoint) -> Samples | None:
+def held_out(checkpoint: Checkpoint) -> Samples | None:
     """The real images that belong to the model, or None."""
     if checkpoint.sha256 != bundled_sha256():
         return None

@@ -15,6 +15,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from levit_export.core.progress import Progress
 from levit_export.core.values import Verdict
 
 KeyT = TypeVar("KeyT")
@@ -94,7 +95,7 @@ def measure(
     plan: TimingPlan,
     *,
     clock: Callable[[], float] = perf_counter,
-    progress: Callable[[], None] = lambda: None,
+    progress: Progress | None = None,
     rest: Callable[[KeyT], None] = lambda _: None,
 ) -> dict[KeyT, tuple[float, ...]]:
     """Seconds of every call, ``{name: (rounds,)}``, measured round robin after warming up.
@@ -102,6 +103,7 @@ def measure(
     ``rest`` is called with each name once it was timed, and may wait until the session's threads
     sleep: OpenMP's go on spinning, and would take the cores from the next session.
     """
+    # A slow model gets fewer rounds, not a longer run; fewer than ``FEWEST`` would say nothing.
     end = clock() + plan.budget_s
     for call in calls.values():
         _warm_up(call, plan.warmup, plan.budget_s / len(calls) / 2, clock)
@@ -110,10 +112,11 @@ def measure(
         if done >= FEWEST and clock() > end:
             break
         for name, call in calls.items():
-            call()
+            call()  # not timed: it brings the session's weights back into the caches
             seconds[name] += series(call, 1, clock=clock)
             rest(name)
-        progress()
+        if progress is not None:
+            progress.advance()
     return {name: tuple(values) for name, values in seconds.items()}
 
 

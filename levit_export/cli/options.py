@@ -63,6 +63,7 @@ class ImageSize(click.ParamType[tuple[int, int]]):
         return size
 
 
+# Decorators are applied from the last to the first, and click lists options in that order.
 def _all(*options: Callable[[CommandT], CommandT]) -> Callable[[CommandT], CommandT]:
     def decorate(command: CommandT) -> CommandT:
         for option in reversed(options):
@@ -196,6 +197,7 @@ def output_options(command: CommandT) -> CommandT:
 
 
 DIGITS = "digits"
+
 SOURCES = (
     "checkpoint",
     "labels",

@@ -89,6 +89,7 @@ def refuse_unwritable(given: Mapping[str, str | None], sources: Iterable[Path] =
                 f"{option} {file} {reason}",
                 remedy="Give a file in a folder that exists, or - for standard output.",
             )
+        # A pipe or a device takes several reports one after the other; a file would keep the last.
         if file == "-" or files.is_replaced(Path(file)):
             taken[place] = option
 

@@ -25,6 +25,7 @@ class OpenedPaths:
     def named(self, text: str) -> str:
         """``text`` with the bundles in place of the folders they were unpacked into."""
         for folder, bundle in self.bundles.items():
+            # On macOS the temporary folder is a link, and libraries name what it leads to.
             for spelling in {str(folder.resolve()), str(folder)}:
                 text = text.replace(spelling, str(bundle))
         return text

@@ -39,7 +39,7 @@ class _Unfailing(io.FileIO):
 
     def write(self, data: Any) -> int:
         """Write, or note why not and go on."""
-        if self.fault is None:
+        if self.fault is None:  # later text would come after a hole
             try:
                 return super().write(data) or 0
             except OSError as error:
@@ -101,7 +101,7 @@ def _end_on_signals() -> None:
     if os.name != "posix":
         return
     heard, told = os.pipe()
-    os.set_blocking(told, False)
+    os.set_blocking(told, False)  # a handler must not wait, whoever reads
     for name in ENDING:
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # nohup

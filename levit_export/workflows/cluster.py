@@ -29,6 +29,7 @@ from levit_export.core.errors import (
     MissingDependencyError,
     RuntimeFailedError,
 )
+from levit_export.core.packages import TOOLCHAIN
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -41,18 +42,7 @@ POLL_S = 2.0
 AHEAD = 2
 """Calls that wait at each of a worker's threads, so that it never waits for the next."""
 
-PACKAGES = (
-    "levit-export",
-    "torch",
-    "numpy",
-    "pillow",
-    "onnx",
-    "onnxsim",
-    "onnxruntime",
-    "openvino",
-    "coremltools",
-    "nncf",
-)
+PACKAGES = (*TOOLCHAIN, "pillow", "nncf")
 """What decides an answer or an artifact; workers must have what the client has."""
 
 SAME = "Install the same versions on all workers, or run without --scheduler."

@@ -14,7 +14,7 @@ from levit_export.checks import claims, execution, parity, reference
 from levit_export.checks.drift import chain, provenance
 from levit_export.checks.drift.tolerances import samples_of, spread
 from levit_export.checks.drift.values import DriftMap
-from levit_export.checks.reference import ModelChoice, _held_out
+from levit_export.checks.reference import ModelChoice, held_out
 from levit_export.core.errors import DataError, MissingDependencyError
 from levit_export.core.packages import needs
 from levit_export.core.progress import Progress, Silent
@@ -67,6 +67,7 @@ def trace(request: DriftRequest, progress: Progress | None = None) -> DriftMap:
     progress.stage("reading the checkpoint")
     checkpoint = reference.load(provenance.choice_of(request.choice, found), progress)
     provenance.refuse_another(found, checkpoint)
+    # A format may be executed in several ways, and each has its own stage.
     rows = [(row.artifact, row.run) for row in execution.rows(artifacts, request.run)]
     runnable = [(artifact, run) for artifact, run in rows if _can_run(artifact)]
     calibration = reference.calibration(
@@ -108,7 +109,7 @@ def _model(request: DriftRequest, found: Sequence[Located], checkpoint: Checkpoi
     manifest = found[0].manifest
     if manifest is None:
         inputs = samples.make(checkpoint.preprocessing, seed=request.seed)
-        if (images := _held_out(checkpoint)) is not None:
+        if (images := held_out(checkpoint)) is not None:
             inputs = inputs.joined(images.first(reference.SHOWN_REAL))
         return chain.Model(checkpoint, samples_of(inputs, _spread(inputs, request)))
     inputs, outputs = export_directory.read_golden(found[0].folder, manifest)

@@ -109,6 +109,7 @@ def _drawn(able: Sequence[tuple[ArtifactReport, Row]], subject: Subject) -> Drif
     from levit_export.workflows.drift import accepted
 
     expected = subject.expected
+    # A few samples tell where a fault is.
     chosen = telling([report for report, _ in able], len(expected.samples))
     model = chain.Model(
         subject.checkpoint,
@@ -129,6 +130,7 @@ def _of(drawn: DriftMap) -> list[Explanation]:
     from levit_export.checks.drift.verdict import accumulated
 
     stages = [stage for stage in drawn.stages if stage.kind == "artifact"]
+    # The first finding is about the chain before any file.
     findings: list[DriftFinding] = [
         accumulated(stage) if finding.clean else finding
         for finding, stage in zip(drawn.findings[1:], stages, strict=True)

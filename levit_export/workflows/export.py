@@ -104,7 +104,7 @@ def export(
     refuse(request, jobs, checkpoint)
     jobs, images = calibrated(jobs, checkpoint, request)
     output = request.output or Path("exported", checkpoint.name)
-    refuse_output(output)
+    refuse_output(output)  # again, for the default place is known only now
     with export_directory.staged(output) as stage, _beside() as beside:
         # The checkpoint, loaded again, answers in the other thread while the passes are proven.
         threads = max(1, machine.usable_cores() // 2)
@@ -118,6 +118,7 @@ def export(
         forms = shared.once(key, prepare)
         with cpu_threads(threads):
             forms.prove()
+        # Now, while PyTorch computes in the other thread.
         with quiet():
             load_early([package for job in jobs for package in PACKAGES.get(job.format, ())])
         jobs, searches = precision_search.settle(
@@ -156,6 +157,7 @@ def export(
             networks={each.layout: each.network for each in models},
         )
         found, drawn = explain.of_run(found, list(checked), subject, progress)
+        # An export that failed is kept where it can be looked at, and replaces no good one.
         final = failed(output) if found.verdict == "fail" else output
         found = replace(found, searches=searches, output=final)
         _write(stage.path, model, expected, artifacts, found, drawn=drawn)

@@ -93,7 +93,7 @@ def parse_precisions(
         name, equals, precision = (piece.strip().lower() for piece in part.partition("="))
         if not equals or not precision:
             raise UsageError(
-                f"--precision {text} has a part {part!r} that is no FORMAT=PRECISION",
+                f"--precision {text} has a part {part!r} that is not of the form FORMAT=PRECISION",
                 remedy="Give one precision, or pairs such as onnx=int8,coreml=fp16.",
             )
         name = FORMAT_ALIASES.get(name, name)
@@ -150,6 +150,7 @@ def read_recipe(path: Path) -> Recipe:
 
 def plan(request: ExportRequest) -> list[Job]:
     """The artifacts that a request stands for, each known to be possible here."""
+    # A format may be named twice, and by several names.
     kinds = dict.fromkeys(target(name).name for name in request.formats)
     jobs = [
         _job(name, precision, request)
@@ -187,6 +188,7 @@ def _job(name: str, precision: str, request: ExportRequest) -> Job:
         )
     layout = request.layouts.get((kind.name, precision), request.options.layout)
     options = replace(request.options, precision=precision, layout=layout)
+    # ``refuse`` has to see that there will be images, which are read with the checkpoint.
     if precision in CALIBRATED and (request.data is not None or request.choice.is_digits):
         options = replace(options, calibration=TO_BE_READ)
     if precision == AUTO:
@@ -325,7 +327,7 @@ def rehearse(request: ExportRequest) -> None:
         from levit_export.models.published import parse
 
         parse(choice.model or "")
-        choice = replace(choice, offline=True)
+        choice = replace(choice, offline=True)  # a rehearsal downloads nothing
     try:
         checkpoint = reference.load(choice)
     except DownloadError:

@@ -110,6 +110,7 @@ def held_against(each: Located, model: CheckedModel) -> HeldAgainst:
         _refuse_idle(request.choice, each.folder)
         known = _said(manifest)
         expected = _golden(each.folder, manifest, request)
+        # Without the checkpoint nobody can tell how much is in float: all of it may be.
         kept = {artifact: 1.0 for artifact in each.artifacts if artifact.keep}
     else:
         from levit_export.models.architectures.blocks import block_names  # which needs torch

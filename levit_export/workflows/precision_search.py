@@ -127,6 +127,7 @@ def _fewest(
 
     Doubles the count until the promise is kept, then bisects between the last two.
     """
+    # The fewest first: each block in float costs what the precision was to save.
     below, count = -1, 0
     while measured(count).drop > max_drop:
         if count >= most:
@@ -245,6 +246,7 @@ def rank(
     few = replace(images, inputs=images.inputs[:SENSITIVITY_IMAGES], labels=None)
     exact = parity.collect(reference.eager_session(checkpoint), as_samples(few), batch=BATCH)
     inputs = simulated.ranges_of(checkpoint.build(), images) if precision in CALIBRATED else None
+    # One block at a time, for there are too many sets of blocks to try.
     errors: dict[str, float] = {}
     for block in blocks:
         paths = tuple(path for path, name in model.blocks.items() if name == block)

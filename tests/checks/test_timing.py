@@ -10,6 +10,7 @@ import pytest
 
 from levit_export.checks import timing
 from levit_export.checks.timing import TimingPlan, TimingReport
+from levit_export.core.progress import Silent
 
 
 class Clock:
@@ -60,11 +61,19 @@ def test_sessions_are_interleaved() -> None:
     clock = Clock()
     calls = {name: clock.work(name, steady(1)) for name in "abc"}
     rounds: list[int] = []
+
+    class Counting(Silent):
+        """Notes how many calls there were when a round was done."""
+
+        def advance(self) -> None:
+            """A round is done."""
+            rounds.append(len(clock.calls))
+
     timing.measure(
         calls,
         TimingPlan(warmup=0, iterations=2),
         clock=clock,
-        progress=lambda: rounds.append(len(clock.calls)),
+        progress=Counting(),
     )
     assert "".join(clock.calls) == "aabbcc" * 2
     assert rounds == [6, 12]

@@ -116,7 +116,7 @@ def test_paths_are_relative_to_the_file(tmp_path: Path, digits_file: Path) -> No
         ('[[models]]\ncheckpoint = "no.pth"\n', "no.pth does not exist", "relative"),
         ("[[models]]\nimgsz = 96\n", "model 1 does not say which model", "levit_digits"),
         (DIGITS + DIGITS, "two models called 'levit_digits'", "name"),
-        ("x = \n", "{file} is no TOML", "line"),
+        ("x = \n", "{file} is not TOML", "line"),
     ],
 )
 def test_mistakes(tmp_path: Path, text: str, what: str, remedy: str) -> None:

@@ -105,6 +105,7 @@ def _applied(model: Model) -> Iterator[Pass]:
 
 def checkpoint_stage(model: Model) -> DriftStage:
     """(i) Against a fresh build, in float64."""
+    # ``Exact`` converts what it is given to float64, and the live module is somebody else's.
     fresh = model.exact(model.checkpoint.build())
     live = model.exact(copy.deepcopy(model.module or model.checkpoint.build()))
     against = "a fresh build of the checkpoint"
@@ -120,6 +121,7 @@ def pass_stages(model: Model) -> Iterator[DriftStage]:
     for each in (*_applied(model), *laid_out):
         if isinstance(each.apply(work), NotApplicable):
             continue
+        # A copy, for the next pass rewrites ``work`` in place.
         after = model.exact(copy.deepcopy(work))
         name = f"pass {each.name}"
         yield DriftStage(name, "pass", against, _rows(name, after, before))
@@ -144,6 +146,7 @@ def program_stage(
     size = network.inputs[0].shape[0] or 1
     comparison: Comparison | None = None
     for index in range(len(model.samples)):
+        # A network of a fixed batch takes the sample several times, and its first row counts.
         image = exact.image(index).float().expand(size, -1, -1, -1).numpy()
         values = {tap: value[:1] for tap, value in taps.of_network(network, image).items()}
         comparison = comparison or Comparison(exact, yardstick, set(exact.names) - set(values))
@@ -273,6 +276,7 @@ class Bench:
     def __post_init__(self) -> None:
         module = rewritten(self.model)
         tensors = weights_of(module) if self.model.is_ours else {}
+        # Copies, for ``Exact`` converts the module, whose memory these arrays share, to float64.
         self.tensors = {name: array.copy() for name, array in tensors.items()}
         self.exact = self.model.exact(module)
 

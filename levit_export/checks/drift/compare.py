@@ -57,6 +57,7 @@ class Comparison:
                 found.is_misshapen = True
                 continue
             if not np.isfinite(value).all():
+                # What is not finite makes all that follows so too: only the first tap is at fault.
                 found.is_inherited |= is_broken
                 is_broken = True
                 found.accumulated.add_failure(1)
@@ -138,6 +139,7 @@ class Comparison:
             rms = self._allowed.rms[name][: errors.size]
         with np.errstate(invalid="ignore"):  # an infinite error of an infinite allowance
             spread_shares = np.where(np.isinf(rms), 0.0, spreads / np.maximum(rms, TINY))
+        # A sample uses up whichever of its two tolerances is used more.
         shares = np.maximum(errors / np.maximum(rtol, TINY), spread_shares)
         worst = int(shares.argmax())
         figures = (a[worst] for a in (shares, rtol, spreads, rms))

@@ -41,6 +41,7 @@ def choice_of(choice: ModelChoice, found: Sequence[Located]) -> ModelChoice:
 
 
 def _said(info: ModelInfo) -> ModelChoice:
+    # What ``checkpoints.randomised`` writes as the source of weights that it makes.
     seeded = re.fullmatch(r"random weights, seed (\d+)", info.checkpoint)
     if seeded:
         height, width = info.config["image_size"]

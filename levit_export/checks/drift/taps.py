@@ -71,7 +71,7 @@ class Tapping(TorchFunctionMode):
     def leave(self, block: str, value: torch.Tensor) -> torch.Tensor:
         """The module has returned ``value``."""
         self._open.pop()
-        if block in HEADS:
+        if block in HEADS:  # its value is seen as an output of the model
             return value
         return self.tap(out_of(block), value)
 

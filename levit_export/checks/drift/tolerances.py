@@ -324,6 +324,8 @@ class Yardstick:
             self.ranges.setdefault(name, Range()).add(value.numpy())
         freely = rounded.run(exact.blocks, image, exact.outputs)
         _measure(self.accumulated, freely, truth)
+        # Both are led by the values that the artifact could hold, so that what they differ by at a
+        # tap arose since the tap before.
         storable = rounded.stored(truth, exact.blocks)
         led = rounded.run(exact.blocks, image, exact.outputs, storable)
         again = exact.led(index, {name: value.double() for name, value in storable.items()})

@@ -117,6 +117,7 @@ def _evaluated(request: EvaluateRequest, progress: Progress, waiting: list[Worke
         _refuse_pointless(subject, data[subject.labels], request)
     answers = partial(_answers, request, progress, waiting)
     results: dict[tuple[int, Row], _Result] = {}
+    # Paths of one recipe and one reference go through the images together, which are decoded once.
     for shared in dict.fromkeys(subject.shared for subject in all_subjects):
         members = [(i, s) for i, s in enumerate(all_subjects) if s.shared == shared]
         rows = [(i, row) for i, subject in members for row in subject.rows]

@@ -230,6 +230,7 @@ def _described(content: Content) -> bytes:
 
 
 _LOCK = threading.Lock()
+# All chunks of an evaluation need the same sessions, so they stay open between calls.
 _HELD: dict[str, tuple[ExitStack, tuple[Entrant, ...]]] = {}
 """In a worker: the sessions of the last setup, by its digest."""
 

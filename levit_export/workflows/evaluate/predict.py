@@ -146,7 +146,7 @@ def classified(
 def merge(parts: Sequence[Answers]) -> Answers:
     """The answers of several tasks on different images as one, in the order of the images."""
     rows = np.concatenate([part.rows for part in parts])
-    order = np.argsort(rows)
+    order = np.argsort(rows)  # parts come in the order in which they were done
     answers = tuple(
         Answer(
             np.concatenate([each.best for each in of_one])[order]
@@ -328,7 +328,7 @@ class _Heap:
             begun = perf_counter()
             yield group
             number += 1
-            if number == WARM:
+            if number == WARM:  # the group just done shows the pace
                 pay((perf_counter() - begun) * self.left)
             if self._failure is not None:
                 raise self._failure
@@ -343,7 +343,7 @@ class _Heap:
                 with self._changed:
                     self._parts.append(part)
                     self._changed.notify()
-        except BaseException as error:
+        except BaseException as error:  # raised where the answers are put together
             with self._changed:
                 self._failure = error
                 self._changed.notify()

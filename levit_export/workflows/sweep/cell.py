@@ -90,6 +90,7 @@ class Cell:
     @property
     def key(self) -> str:
         """SHA-256 of everything that determines the result; paths and labels do not."""
+        # ``weights`` says what lies at the path of the checkpoint, wherever that is.
         choice = replace(self.choice, checkpoint=None, offline=False)
         parts: dict[str, object] = {
             "weights": self.weights,
@@ -100,7 +101,7 @@ class Cell:
             "calibration": self.calibration and self.calibration.sha256,
             "identity": sorted(identity().items()),
         }
-        if self.timed:
+        if self.timed:  # a latency is one of this machine
             here = machine.describe()
             parts["timed"] = here.processor, here.cores
         return hashlib.sha256(repr(parts).encode()).hexdigest()
@@ -288,7 +289,7 @@ class CellStore:
         place = self.root / cell.key
         if place.is_dir() and _sound(place) is None:
             shutil.rmtree(place)
-        work.chmod(0o755)
+        work.chmod(0o755)  # temporary folders are their owner's alone
         try:
             os.rename(work, place)  # noqa: PTH104 - replaces no folder that holds something
         except OSError:

@@ -146,7 +146,7 @@ def _parsed(file: Path) -> dict[str, Any]:
             f"{file} cannot be read: {error.strerror or error}", remedy="Give a TOML file."
         ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise UsageError(f"{file} is no TOML: {error}", remedy="Correct that line.") from error
+        raise UsageError(f"{file} is not TOML: {error}", remedy="Correct that line.") from error
     return content
 
 
