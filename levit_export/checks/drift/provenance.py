@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from levit_export.checks.reference import ModelChoice
 from levit_export.core.errors import LevitExportError, UsageError
-from levit_export.core.values import PROBABILITIES, Artifact, Layout
+from levit_export.core.values import LAID_OUT_AS_MAPS, PROBABILITIES, Artifact, Layout
 from levit_export.formats import target
 from levit_export.models.zoo import LOGITS
 from levit_export.storage import export_directory
@@ -18,9 +18,6 @@ if TYPE_CHECKING:
     from levit_export.core.values import ModelInfo
     from levit_export.models.checkpoints import Checkpoint
     from levit_export.storage.located import Located
-
-MAPS = "lay_out_maps"
-"""The pass of ``passes.lay_out_maps``, which is not imported here: check runs without torch."""
 
 
 def choice_of(choice: ModelChoice, found: Sequence[Located]) -> ModelChoice:
@@ -118,7 +115,7 @@ def layouts(artifacts: Sequence[Artifact]) -> tuple[Layout, ...]:
         passes: tuple[str, ...] | None = None
         with suppress(LevitExportError):  # of a damaged file the stage that runs it tells
             passes = target(artifact.format).inspect(artifact.path).passes
-        found["maps" if MAPS in (passes or ()) else "tokens"] = None
+        found["maps" if LAID_OUT_AS_MAPS in (passes or ()) else "tokens"] = None
     return tuple(sorted(found, reverse=True)) or ("tokens",)
 
 

@@ -184,7 +184,7 @@ def _shared() -> export.Shared:
 def perform(cell: Cell, folder: Path) -> Result:
     """Do the work of ``cell`` in this process, into ``folder``.
 
-    Raises what ``pipeline.export`` and ``evaluation.evaluate`` raise.
+    Raises what ``export.export`` and ``evaluate.evaluate`` raise.
     """
     from levit_export.workflows import export
 
