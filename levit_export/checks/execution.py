@@ -27,6 +27,7 @@ from levit_export.core.errors import (
 from levit_export.core.progress import Progress, Silent
 from levit_export.core.values import (
     PROBABILITIES,
+    UNIT_ROUNDOFF,
     Artifact,
     Fingerprints,
     Preprocessing,
