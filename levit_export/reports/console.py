@@ -132,17 +132,23 @@ def print_report(screen: Screen, report: Report) -> None:
     out.print(_artifacts(report))
     for line in _notes(report):
         out.print(Text(line, style="dim"))
-    _print_verdict(out, report)
+    colour = COLOURS[report.verdict]
+    where = f"  {escape(str(report.output))}" if report.output else ""
+    out.print(f"[bold {colour}]{report.verdict}[/bold {colour}]{where}", highlight=False)
+    if report.output is not None:
+        verb = "check" if report.verdict == "fail" else "bench"
+        out.print(f"next: levit-export {verb} {escape(str(report.output))}", highlight=False)
 
 
 def _notes(report: Report) -> Iterator[str]:
     """What the table has no room for: reasons, remarks, where it was checked and how timed."""
+    was_asked = any(artifact.parity.was_asked for artifact in report.artifacts)
     for artifact in report.artifacts:
         if artifact.parity.verdict != "not-run" and artifact.parity.reason:
             yield f"{artifact.id}: {artifact.parity.reason}"
             if artifact.drift is not None and artifact.parity.verdict == "fail":
                 yield f"{artifact.id}: drift: {artifact.drift.sentence}"
-        elif artifact.parity.reason and not _only_timed(report):
+        elif artifact.parity.reason and was_asked:
             yield f"{artifact.id}: not checked: {artifact.parity.reason}"
         if artifact.timing is not None and artifact.timing.verdict == "not-run":
             yield f"{artifact.id}: not timed: {artifact.timing.reason}"
@@ -160,11 +166,6 @@ def _notes(report: Report) -> Iterator[str]:
             f"timed interleaved, {timed[0].threads} threads, batch {timed[0].batch}: median and "
             "its 95 % interval; GEMM share 1 is the rate at which this machine multiplies matrices"
         )
-
-
-def _only_timed(report: Report) -> bool:
-    """Whether parity was not asked for at all."""
-    return not any(a.parity.was_asked for a in report.artifacts)
 
 
 def _passes(report: Report) -> Table:
@@ -240,16 +241,6 @@ def _search(kind: str, found: SearchResult) -> Table:
     return table
 
 
-def _print_verdict(out: Console, report: Report) -> None:
-    colour = COLOURS[report.verdict]
-    where = f"  {escape(str(report.output))}" if report.output else ""
-    out.print(f"[bold {colour}]{report.verdict}[/bold {colour}]{where}", highlight=False)
-    if report.output is None:
-        return
-    verb = "check" if report.verdict == "fail" else "bench"
-    out.print(f"next: levit-export {verb} {escape(str(report.output))}", highlight=False)
-
-
 def print_plan(screen: Screen, lines: Sequence[str]) -> None:
     """What an export would do, a line each."""
     for line in lines:
@@ -320,21 +311,19 @@ def print_drift(screen: Screen, drift: DriftMap) -> None:
     after = [s for s in drift.stages if s.kind == "artifact"]
     rounded = [s for s in drift.stages if s.kind == "precision" and not s.name.startswith("fp32")]
     out.print(_drift_chain(before))
-    for stages in _abreast([*after, *rounded], out.width):
-        out.print(_drift_map(stages, _peaks(drift)))
+    exact = next((stage for stage in drift.stages if stage.kind == "precision"), None)
+    peaks = {} if exact is None else {row.tap: row for row in exact.rows}
+    shown = [*after, *rounded]
+    room = max(1, (out.width - LINE_HEADS) // COLUMN)
+    for start in range(0, len(shown), room):
+        # Columns that do not fit side by side come in a table below.
+        out.print(_drift_map(shown[start : start + room], peaks))
     out.print(Text(LEGEND, style="dim"))
     for line in _drift_notes(drift):
         out.print(Text(line, style="dim"))
     for finding in drift.findings:
         colour, word = ("green", "clean") if finding.clean else ("red", finding.cause)
         out.print(Text.assemble((word, f"bold {colour}"), "  ", finding.sentence))
-
-
-def _abreast(stages: Sequence[DriftStage], width: int) -> Iterator[Sequence[DriftStage]]:
-    """The columns that fit side by side; the others come in a table below."""
-    room = max(1, (width - LINE_HEADS) // COLUMN)
-    for start in range(0, len(stages), room):
-        yield stages[start : start + room]
 
 
 def _drift_chain(stages: Sequence[DriftStage]) -> Table:
@@ -374,11 +363,6 @@ def _drift_map(stages: Sequence[DriftStage], peaks: dict[str, DriftRow]) -> Tabl
             *cells,
         )
     return table
-
-
-def _peaks(drift: DriftMap) -> dict[str, DriftRow]:
-    exact = next((stage for stage in drift.stages if stage.kind == "precision"), None)
-    return {} if exact is None else {row.tap: row for row in exact.rows}
 
 
 def _tap_cell(row: DriftRow | None) -> Text:

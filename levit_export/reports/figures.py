@@ -52,7 +52,8 @@ def size(count: int) -> str:
 
 def error(value: float | None) -> str:
     """A relative error with two digits."""
-    return NONE if value is None or not math.isfinite(value) else f"{value:.1e}"
+    # An infinite error is known; what is not a number is not.
+    return NONE if value is None or math.isnan(value) else f"{value:.1e}"
 
 
 def share(value: float) -> str:

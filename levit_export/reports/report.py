@@ -251,15 +251,15 @@ def _finding_of_json(value: Any, _: Any) -> Finding:
     """From kind and values; its part, verdict and sentence follow from the kind."""
     found = Finding(
         value["kind"],
-        {name: _number_or_text(held) for name, held in value["values"].items()},
+        {
+            # What JSON has no number for was written as null.
+            name: held if isinstance(held, str) else math.nan if held is None else float(held)
+            for name, held in value["values"].items()
+        },
         str(value["output"]),
     )
     found.sentence  # noqa: B018 -- an unknown kind or a missing value is damage, found here
     return found
-
-
-def _number_or_text(held: Any) -> float | str:
-    return held if isinstance(held, str) else math.nan if held is None else float(held)
 
 
 def _timing_of_json(value: Any, _: Any) -> TimingReport:

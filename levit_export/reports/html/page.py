@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ from markupsafe import Markup
 
 from levit_export.checks.parity import ParityReport
 from levit_export.checks.results import ArtifactReport
-from levit_export.checks.timing import NOISY, TimingReport
+from levit_export.checks.timing import NOISY
 from levit_export.core.values import Verdict
 from levit_export.reports import figures
 from levit_export.reports.gate import of_report
@@ -55,16 +55,6 @@ MOST_PICTURES = 24
 
 Pixels = Mapping[str, np.ndarray]
 """The uint8 image ``(H, W)`` or ``(H, W, 3)`` behind a sample, by the sample's name."""
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table whose first column heads its rows; numbers stand on the right, ``in_words`` left."""
-
-    caption: str
-    headings: tuple[str, ...]
-    rows: Sequence[Sequence[object]]
-    in_words: Collection[str]
 
 
 @dataclass(frozen=True)
@@ -104,7 +94,7 @@ class ChangedAnswers:
 
     words: str
     cards: tuple[Card, ...] = ()
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
 
 
 def page(report: Report, *, drift: DriftMap | None = None, pixels: Pixels | None = None) -> str:
@@ -120,6 +110,12 @@ def page(report: Report, *, drift: DriftMap | None = None, pixels: Pixels | None
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
+    )
+    environment.filters.update(
+        error=figures.error,
+        size=figures.size,
+        count=figures.count,
+        milliseconds=figures.milliseconds,
     )
     return environment.get_template("page.html.j2").render(_context(report, drift, pixels or {}))
 
@@ -153,6 +149,7 @@ def _context(report: Report, drift: DriftMap | None, pixels: Pixels) -> dict[str
         "style": Markup(style),  # noqa: S704 - ours
         "marks": MARKS,
         "words": figures.WORDS,
+        "none_known": figures.NONE,
         "name": "levit-export" if report.model is None else report.model.name,
         "sentence": _sentence(report),
         "wrong": [check for check in checks if check.verdict != "pass"],
@@ -162,17 +159,6 @@ def _context(report: Report, drift: DriftMap | None, pixels: Pixels) -> dict[str
         "latency_heading": LATENCY,
         "rows": list(_rows(report, columns)),
         "remarks": _remarks(report),
-        "files": Table(
-            "Files of the artifacts",
-            ("file", "bytes", "SHA-256"),
-            [
-                (path, figures.count(size), sha256)
-                for path, size, sha256 in dict.fromkeys(
-                    (a.path, a.bytes, a.sha256) for a in report.artifacts
-                )
-            ],
-            ("file", "SHA-256"),
-        ),
         "is_timed": any(column.heading == figures.LATENCY for column in columns),
         "tradeoff": plots.tradeoff(report),
         "classified": bool(accuracies),
@@ -184,13 +170,10 @@ def _context(report: Report, drift: DriftMap | None, pixels: Pixels) -> dict[str
         "any_noisy": any(timing.noisy for timing in timed.values()),
         "noisy_percent": f"{100 * NOISY:.0f}",
         "untimed": [(label, t.reason) for label, t in timings if t.verdict == "not-run"],
-        "latencies": _latencies(timed),
+        "timed": timed,
         "maps": [] if drift is None else plots.drift(drift),
         "found": [] if drift is None else [each for each in drift.findings if each.sentence],
-        "taps": [] if drift is None else list(_taps(drift)),
         "flips": _flips(report, pixels),
-        "passes": _passes(report),
-        "searches": list(_searches(report)),
         "environment": list(_environment(report)),
     }
 
@@ -263,42 +246,6 @@ def _remarks_on(artifact: ArtifactReport) -> Iterator[str]:
             yield f"{accuracy.skipped} images could not be read and are left out"
 
 
-def _latencies(timed: Mapping[str, TimingReport]) -> Table:
-    headings = ("measured", "median", "95 % interval", "p10", "p90", "calls", "load", "noisy")
-    rows = [
-        (
-            label,
-            f"{found.median_ms:.3f} ms",
-            "{:.3f}–{:.3f} ms".format(*found.interval_ms()),
-            f"{found.quantile_ms(0.1):.3f} ms",
-            f"{found.quantile_ms(0.9):.3f} ms",
-            len(found.seconds),
-            f"{1e3 * found.load_s:.0f} ms" if found.load_s else figures.NONE,
-            "yes" if found.noisy else "no",
-        )
-        for label, found in timed.items()
-    ]
-    return Table("Latency in figures", headings, rows, ("measured",))
-
-
-def _taps(drift: DriftMap) -> Iterator[tuple[Table | None, str]]:
-    """Every stage's figures, and why it could not be run if so."""
-    headings = ("tap", "accumulated", "introduced", "tolerance", "status")
-    for stage in drift.stages:
-        rows = [
-            (
-                row.tap,
-                figures.error(row.accumulated),
-                figures.error(row.introduced),
-                figures.error(row.tolerance),
-                row.status,
-            )
-            for row in stage.rows
-        ]
-        shown = Table(f"{stage.name} against {stage.against}", headings, rows, ("tap", "status"))
-        yield (shown if rows else None), stage.failure
-
-
 def _flips(report: Report, pixels: Pixels) -> ChangedAnswers | None:
     """A card for each sample that flipped anywhere; None where no answer was compared."""
     outputs = [output for artifact in report.artifacts for output in artifact.parity.outputs]
@@ -361,52 +308,6 @@ def _picture(pixels: np.ndarray) -> str:
     out = io.BytesIO()
     image.save(out, format="PNG", optimize=True)
     return f"data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}"
-
-
-def _passes(report: Report) -> Table:
-    """What every pass matched, its proof, and what it changed."""
-    headings = (
-        *("pass", "status", "matches", "float64 error", "operators", "parameters", "weights"),
-    )
-    rows: list[Sequence[object]] = []
-    for record in report.passes:
-        if record.status != "applied":
-            status = f"{record.status}: {record.reason}" if record.reason else record.status
-            rows.append((record.name, status, *[figures.NONE] * 5))
-            continue
-        rows.append(
-            (
-                record.name,
-                record.status,
-                record.matches,
-                figures.error(record.error),
-                " → ".join(figures.count(number) for number in record.nodes),
-                " → ".join(figures.count(number) for number in record.parameters),
-                f"{record.bytes_added / 1e6:+.2f} MB",
-            )
-        )
-    return Table("Passes: before → after", headings, rows, ("pass", "status"))
-
-
-def _searches(report: Report) -> Iterator[Table]:
-    """What each search for a precision measured, in that order."""
-    headings = (
-        *("precision", "drop in points", "size", "latency", "chosen", "blocks kept in float"),
-    )
-    for name, found in report.searches.items():
-        rows = [
-            (
-                point.candidate.precision,
-                f"{point.drop:.2f}",
-                figures.size(point.bytes),
-                figures.milliseconds(point.latency_ms),
-                "chosen" if point == found.chosen else "",
-                ", ".join(point.candidate.keep) or "none",
-            )
-            for point in found.points
-        ]
-        in_words = ("precision", "chosen", "blocks kept in float")
-        yield Table(f"Candidates for {name}", headings, rows, in_words)
 
 
 def _environment(report: Report) -> Iterator[tuple[str, object]]:
