@@ -117,6 +117,7 @@ def for_image_size(recipe: Preprocessing, crop: Size) -> Preprocessing:
         round(resize * side / before)
         for resize, side, before in zip(recipe.resize, crop, recipe.crop, strict=True)
     )
+    # One number for the shorter side cannot cover a rectangle.
     is_covered = recipe.resize_mode == "shorter-side" and height != width
     mode = "cover" if is_covered else recipe.resize_mode
     try:

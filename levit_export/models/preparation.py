@@ -1,15 +1,22 @@
-"""From a checkpoint to the networks that targets write: one for each layout."""
+"""From a checkpoint to the networks that targets write: one for each layout.
+
+A layout is the form of a LeViT that an artifact is written in. Tokens are ``(B, N, C)`` with
+linear layers, maps ``(B, C, H, W)`` with 1x1 convolutions; the weights are the same
+(``passes.lay_out_maps``). ``--layout`` overrides what is taken here.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
+from typing import cast
 
 import numpy as np
 from torch import nn
 from torch.export import ExportedProgram
 
 from levit_export.core import constants
+from levit_export.core.errors import UsageError
 from levit_export.core.network import Network
 from levit_export.core.values import (
     Embedded,
@@ -22,16 +29,31 @@ from levit_export.core.values import (
     Signature,
     TensorSpec,
 )
-from levit_export.models import embedding, layouts
+from levit_export.models import embedding
 from levit_export.models.architectures.blocks import block_names
 from levit_export.models.architectures.levit import AttentionBias
 from levit_export.models.capture import exported, read
 from levit_export.models.checkpoints import Checkpoint
 from levit_export.models.evaluate import evaluate
 from levit_export.models.passes import LAY_OUT_MAPS, PASSES, apply_passes
-from levit_export.models.zoo import Config
+from levit_export.models.zoo import AUTO_LAYOUT, Config, LevitConfig
 
 NOTHING = Embedded()
+
+IN_MAPS: Collection[tuple[str, str]] = (
+    ("onnx", "fp32"),
+    ("onnx", "int8"),
+    *(("coreml", precision) for precision in ("fp16", "fp32", "int8", "w8", "w6", "w4")),
+)
+"""Formats and precisions that take maps; the rest takes tokens.
+
+ONNX Runtime and OpenVINO were measured (docs/performance.md). Core ML takes maps: nothing is
+transposed there, so that a program has a fifth fewer ops (LeViT-128S 205 against 255, the other
+sizes 256 against 318), and float16 costs as much in both, 0.0010 to 0.0017 of the largest logit.
+Apple's guidance for the Neural Engine is four axes with channels second
+(apple/ml-ane-transformers), and linear layers with Hardswish were reported to be wrong there on
+two or three axes and right on four (https://github.com/apple/coreai-torch/issues/51).
+"""
 
 
 @dataclass(frozen=True)
@@ -42,6 +64,28 @@ class Rewritten:
     module: nn.Module
     passes: tuple[PassRecord, ...]
     layout: Layout = "tokens"
+
+
+def layout_of(
+    asked: str, kind: str, precision: str, config: Config, skip: Collection[str]
+) -> Layout:
+    """The layout of an artifact of format ``kind``.
+
+    Networks other than LeViT have one layout; so has one whose BatchNorms stay, as they are over
+    tokens. Raises ``UsageError`` when maps are asked for there.
+    """
+    why_not = ""
+    if not isinstance(config, LevitConfig):
+        why_not = "this network has one layout"
+    elif "fuse_batchnorm" in skip:
+        why_not = "without fuse_batchnorm its BatchNorms are over tokens"
+    if asked == "maps" and why_not:
+        raise UsageError(
+            f"--layout maps is not possible: {why_not}", remedy="Leave it out, or take tokens."
+        )
+    if asked != AUTO_LAYOUT:
+        return cast("Layout", asked)
+    return "maps" if not why_not and (kind, precision) in IN_MAPS else "tokens"
 
 
 def signature_of(config: Config, batch: int | None) -> Signature:
@@ -82,7 +126,7 @@ class Forms:
     def of(self, kind: str, options: ExportOptions) -> Prepared:
         """The form that an artifact of format ``kind`` is written from."""
         config, skip = self.checkpoint.config, self.skip
-        chosen = layouts.layout(options.layout, kind, options.precision, config, skip)
+        chosen = layout_of(options.layout, kind, options.precision, config, skip)
         if chosen not in self._made:
             form = laid_out(self.prove(), chosen)
             other = next(iter(self._made.values()), None)

@@ -140,7 +140,8 @@ class GraftedConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.stages <= 4 or (self.layers < 1) != (self.stages == 4):
             raise UsageError(
-                f"{self.stages} ResNet-50 stages with {self.layers} DeiT-S layers are no grafting",
+                f"{self.stages} ResNet-50 stages with {self.layers} DeiT-S layers are not a "
+                "grafted network",
                 remedy="The paper's pairs are 0+12, 1+9, 2+6, 3+3 and 4+0.",
             )
         if self.dim % self.heads:

@@ -94,11 +94,11 @@ def _passes() -> tuple[str, ...]:
 
 def _other_layouts(config: Config) -> dict[str, tuple[Kind, ...]]:
     """What ``--layout auto`` did not take, for each format and precision."""
-    from levit_export.models import layouts
+    from levit_export.models import preparation
 
     found: dict[str, tuple[Kind, ...]] = {}
     for kind in ALL:
-        taken = layouts.layout("auto", *kind, config, ())
+        taken = preparation.layout_of("auto", *kind, config, ())
         for layout in {"tokens", "maps"} - {taken}:
             found[layout] = (*found.get(layout, ()), kind)
     return found

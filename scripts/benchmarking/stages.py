@@ -139,14 +139,14 @@ def _one_by_one(parts: Parts, weights: Path, folder: Path) -> None:
 def _prepared(parts: Parts, checkpoint: Checkpoint) -> dict[str, Prepared]:
     """What each format is written from: the passes, then each layout that is needed."""
     from levit_export.formats import target
-    from levit_export.models import layouts, preparation
+    from levit_export.models import preparation
 
     rewritten = parts.time("passes, proven", lambda: preparation.rewrite(checkpoint))
     made: dict[str, Prepared] = {}
     found = {}
     for form in FORMATS:
         precision = target(form).precisions[0]
-        layout = layouts.layout("auto", form, precision, checkpoint.config, ())
+        layout = preparation.layout_of("auto", form, precision, checkpoint.config, ())
         if layout not in made:
             laid_out = rewritten
             if layout != rewritten.layout:

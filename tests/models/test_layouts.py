@@ -19,13 +19,12 @@ from levit_export.core.errors import PassError, PassProofError, UsageError
 from levit_export.core.values import CALIBRATED, Artifact, Calibration, ExportOptions, Prepared
 from levit_export.formats import Job, target
 from levit_export.inputs import samples
-from levit_export.models import layouts
 from levit_export.models.architectures import build, levit
 from levit_export.models.architectures.random_weights import randomize_
 from levit_export.models.passes import LAY_OUT_MAPS, PASSES, apply_passes
 from levit_export.models.passes.base import NotApplicable
 from levit_export.models.passes.proof import PROOF_BOUND, relative_error
-from levit_export.models.preparation import Forms, prepare
+from levit_export.models.preparation import Forms, layout_of, prepare
 from levit_export.models.zoo import Config, LevitConfig, variant
 from levit_export.storage import export_directory
 
@@ -192,7 +191,7 @@ def test_the_layout_that_is_taken(
     asked: str, kind: str, config: Config, skip: tuple[str, ...], expected: str
 ) -> None:
     """Auto follows the table where a network has two forms; what is asked for goes before it."""
-    assert layouts.layout(asked, kind, "fp32", config, skip) == expected
+    assert layout_of(asked, kind, "fp32", config, skip) == expected
 
 
 @pytest.mark.parametrize(
@@ -205,7 +204,7 @@ def test_the_layout_that_is_taken(
 def test_maps_are_refused(config: Config, skip: tuple[str, ...], said: str) -> None:
     """Maps that are not possible are refused with the reason."""
     with pytest.raises(UsageError, match=said):
-        layouts.layout("maps", "onnx", "fp32", config, skip)
+        layout_of("maps", "onnx", "fp32", config, skip)
 
 
 def test_a_form_is_made_once() -> None:

@@ -98,6 +98,7 @@ def open_archive(
             checksum = archive.getinfo(f"{images}.npy").CRC
     except (OSError, RuntimeError, NotImplementedError, zipfile.BadZipFile) as error:
         raise _damaged(path, error) from error
+    # The archive's own checksum of the pixels: gigabytes need not be read for it.
     fingerprint = hashlib.sha256(f"{checksum} {header.shape} {numbers}".encode())
     return ImageSet(
         source=str(path),
@@ -111,9 +112,10 @@ def _header(archive: zipfile.ZipFile, name: str, path: Path) -> _Header:
     """The header of an array whose declared size is the size that it has."""
     if f"{name}.npy" not in archive.namelist():
         held = ", ".join(archive.namelist()[:5]) or "nothing"
-        raise DataError(f"{path} holds no array {name!r}, but {held}", remedy=REMEDY)
+        raise DataError(f"{path} does not hold an array {name!r}; it holds {held}", remedy=REMEDY)
     with archive.open(f"{name}.npy") as stream:
         try:
+            # np.load would allocate what the header declares, and unpickle objects.
             version = np.lib.format.read_magic(stream)  # type: ignore[no-untyped-call]
             read = {
                 (1, 0): np.lib.format.read_array_header_1_0,

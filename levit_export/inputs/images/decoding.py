@@ -15,6 +15,7 @@ that accuracies can be compared:
 from __future__ import annotations
 
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,18 +42,27 @@ def decode(path: Path) -> np.ndarray:
     """The pixels ``(H, W, 3)`` of an image file; raises ``UnreadableImageError``."""
     from PIL import Image, UnidentifiedImageError
 
-    _refuse_strange_files(path)
+    try:
+        # Before Pillow opens it: opening a named pipe would wait for ever.
+        is_empty = not files.require_regular(path).stat().st_size
+    except OSError as error:
+        raise UnreadableImageError(error.strerror or str(error)) from error
+    if is_empty:
+        raise UnreadableImageError("is empty")
     try:
         with warnings.catch_warnings():
             # Of odd metadata, and of large images, which are refused below.
             warnings.simplefilter("ignore")
             with Image.open(path, formats=FORMATS) as image:
                 refuse_large(image.height, image.width)
-                return np.asarray(_upright(_rgb(image), _orientation(image)))
+                orientation = 1
+                with suppress(Exception):  # a tag that cannot be read does not say anything
+                    orientation = int(image.getexif().get(ORIENTATION, 1))
+                return np.asarray(_upright(_rgb(image), orientation))
     except (UnreadableImageError, KeyboardInterrupt):
         raise
     except UnidentifiedImageError as error:
-        raise UnreadableImageError("no image of a known format") from error
+        raise UnreadableImageError("not an image of a known format") from error
     except Exception as error:  # decoders of damaged files raise anything
         text = (str(error).strip().splitlines() or [""])[0][:200]
         raise UnreadableImageError(text or type(error).__name__) from error
@@ -68,16 +78,6 @@ def refuse_large(height: int, width: int) -> None:
         raise UnreadableImageError(f"{width} x {height} pixels")
 
 
-def _refuse_strange_files(path: Path) -> None:
-    """Raise for what is no file or empty; opening a named pipe would wait for ever."""
-    try:
-        size = files.require_regular(path).stat().st_size
-    except OSError as error:
-        raise UnreadableImageError(error.strerror or str(error)) from error
-    if not size:
-        raise UnreadableImageError("is empty")
-
-
 def _rgb(image: Image) -> Image:
     from PIL.Image import fromarray
 
@@ -91,13 +91,6 @@ def _rgb(image: Image) -> Image:
             f"integers from {levels.min()} to {levels.max()}, whose white is not known"
         )
     return fromarray(np.round(levels / TO_EIGHT_BIT).astype(np.uint8)).convert("RGB")
-
-
-def _orientation(image: Image) -> int:
-    try:
-        return int(image.getexif().get(ORIENTATION, 1))
-    except Exception:  # a tag that cannot be read does not say anything
-        return 1
 
 
 def _upright(image: Image, orientation: int) -> Image:

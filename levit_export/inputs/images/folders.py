@@ -218,6 +218,7 @@ def _walk(root: Path, folder: str = "", *, deep: bool = True) -> _Listing:
                 images.append(path)
             elif name in found:
                 others.append(path)
+        # os.walk goes on with what is left in this list, and in its order.
         below[:] = sorted(name for name in below if deep and _is_class_folder(Path(place) / name))
     return _Listing(tuple(sorted(images)), tuple(sorted(others)))
 
@@ -286,7 +287,7 @@ def _listed_entry(line: str, where: str, classes: int) -> Entry:
 
 def _left_out(names: Sequence[str]) -> list[str]:
     return (
-        [f"{len(names)} files are no images by their names: {listed(list(names))}"]
+        [f"{len(names)} files are not images by their names: {listed(list(names))}"]
         if names
         else []
     )

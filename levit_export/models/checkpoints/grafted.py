@@ -126,12 +126,15 @@ def infer_config(tensors: Tensors, source: str) -> GraftedConfig:
     """
     try:
         config = _config(tensors)
-        _refuse_strangers(tensors, config)
     except UsageError as error:
         raise _misfit(source, error.what) from error
     except (KeyError, ValueError) as error:
         reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise _misfit(source, reason) from error
+    # Distillation tokens, layer scales, norms of q and the like make it another function.
+    known = set(renaming(config).values())
+    if strangers := [name for name in tensors if name not in known]:
+        raise _misfit(source, f"it also holds {strangers[0]} ({len(strangers)} such tensors)")
     return config
 
 
@@ -147,14 +150,18 @@ def _config(tensors: Tensors) -> GraftedConfig:
     for stage in range(1, stages + 1):
         _refuse_other_stage(tensors, stage)
     layers = count(tensors, "blocks.{}.")
-    if not layers and stages == len(STAGE_DEPTHS):
+    if not layers and stages == len(STAGE_DEPTHS):  # the whole of ResNet-50, with its own head
         classes = shape_of(tensors, "fc.weight", 2)[0]
         return GraftedConfig(stages, 0, image_size=RESNET_IMAGE_SIZE, classes=classes)
     _, tokens, dim = shape_of(tensors, "pos_embed", 3)
     shape_of(tensors, "cls_token", 3)
     if dim % HEAD_DIM:
-        raise ValueError(f"its {dim} channels are no multiple of {HEAD_DIM}, those of a head")
-    _refuse_other_projection(tensors, stages, dim)
+        raise ValueError(f"its {dim} channels are not a multiple of {HEAD_DIM}, those of a head")
+    patch = 1 if stages else PATCH  # behind ResNet stages a token is a pixel of their maps
+    expected = [dim, trunk_width(stages), patch, patch]
+    projection = list(shape_of(tensors, "patch_embed.proj.weight", 4))
+    if projection != expected:
+        raise ValueError(f"patch_embed.proj.weight is {projection}, expected {expected}")
     hidden = shape_of(tensors, "blocks.0.mlp.fc1.weight", 2)[0]
     if hidden % dim:
         raise ValueError(f"its MLP of {hidden} rows is not a multiple of its {dim} channels")
@@ -182,18 +189,3 @@ def _refuse_other_stage(tensors: Tensors, stage: int) -> None:
             f"layer{stage}.0.conv3.weight is {shape}, ResNet-50's "
             f"{[width, width // EXPANSION, 1, 1]}"
         )
-
-
-def _refuse_other_projection(tensors: Tensors, stages: int, dim: int) -> None:
-    patch = 1 if stages else PATCH
-    expected = [dim, trunk_width(stages), patch, patch]
-    shape = list(shape_of(tensors, "patch_embed.proj.weight", 4))
-    if shape != expected:
-        raise ValueError(f"patch_embed.proj.weight is {shape}, expected {expected}")
-
-
-def _refuse_strangers(tensors: Tensors, config: GraftedConfig) -> None:
-    """Distillation tokens, layer scales, q norms and the like make it another function."""
-    known = set(renaming(config).values())
-    if strangers := [name for name in tensors if name not in known]:
-        raise ValueError(f"it also holds {strangers[0]} ({len(strangers)} such tensors)")

@@ -126,7 +126,7 @@ def _refuse_other_heads(tensors: Tensors, source: str, library: Library) -> None
             )
         raise CheckpointError(
             f"the head of {source} is not one layer: it has {', '.join(others[:4])}"
-            f"{' …' if len(others) > 4 else ''}, and what lies between them no tensor tells",
+            f"{' …' if len(others) > 4 else ''}, and no tensor tells what lies between them",
             remedy="A head is a linear layer, with the BatchNorm before it or without. Save the "
             "model with such a head: model.head = model.head[1] for Sequential(Dropout, Linear).",
         )
@@ -173,7 +173,18 @@ def _config(tensors: Tensors) -> tuple[LevitConfig, tuple[Size, ...]]:
     counts = [classes, *(n for s in stages for n in (s.dim, s.heads, s.key_dim, s.tokens))]
     if min(counts) < 1:
         raise ValueError("a tensor without elements")
-    sizes = _shown(tensors, positions.fitting([s.tokens for s in stages], stride), stride)
+    sizes = positions.fitting([s.tokens for s in stages], stride)
+    stored = tensors.get("blocks.0.m.attention_bias_idxs")
+    if stored is not None:
+        # The index of offsets tells rows from columns. Where it is that of no size, all are kept,
+        # and the comparison of every tensor says what is wrong with it.
+        shown = [
+            size
+            for size in sizes
+            for grid in [grid_of(size, stride)]
+            if torch.equal(attention_bias_index(grid, grid, 1)[0], stored)
+        ]
+        sizes = tuple(shown) or sizes
     is_fused = STEMS[1] in tensors
     linear = tuple(head for head in ("head", "head_dist") if f"{head}.weight" in tensors)
     config = LevitConfig(
@@ -191,23 +202,6 @@ def _config(tensors: Tensors) -> tuple[LevitConfig, tuple[Size, ...]]:
     return config, sizes
 
 
-def _shown(tensors: Tensors, sizes: tuple[Size, ...], stride: int) -> tuple[Size, ...]:
-    """The sizes whose index of offsets is the one that the file holds, if it holds one.
-
-    All sizes where no index is the same: the comparison of every tensor then says what is wrong.
-    """
-    stored = tensors.get("blocks.0.m.attention_bias_idxs")
-    if stored is None:
-        return sizes
-    grids = {size: grid_of(size, stride) for size in sizes}
-    shown = [
-        size
-        for size, grid in grids.items()
-        if torch.equal(attention_bias_index(grid, grid, 1)[0], stored)
-    ]
-    return tuple(shown) or sizes
-
-
 def _has(tensors: Tensors, layer: str, inner: str) -> bool:
     return f"{layer}.{inner}.weight" in tensors or f"{layer}.weight" in tensors
 
@@ -223,13 +217,14 @@ def _stages(tensors: Tensors) -> list[_Stage]:
     index, fresh = 0, True
     indices = {int(n.split(".")[1]) for n in tensors if n.startswith("blocks.")}
     for index in sorted(indices):
-        if _has(tensors, f"blocks.{index}.kv", "c"):
+        if _has(tensors, f"blocks.{index}.kv", "c"):  # a shrinking block begins a stage
             fresh = True
-        if not _has(tensors, f"blocks.{index}.m.qkv", "c"):
+        if not _has(tensors, f"blocks.{index}.m.qkv", "c"):  # an MLP
             continue
         qkv = _weight(tensors, f"blocks.{index}.m.qkv", "c")
         heads, offsets = tensors[f"blocks.{index}.m.attention_biases"].shape
         if fresh:
+            # For each head q and k have key_dim rows, and v has twice as many.
             stages.append(_Stage(qkv.shape[1], heads, qkv.shape[0] // (4 * heads), offsets, 0))
             fresh = False
         last = stages[-1]

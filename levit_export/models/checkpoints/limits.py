@@ -36,7 +36,7 @@ NAME = re.compile(r"[!-~]{1,500}")
 
 
 def refuse_names(names: Iterable[object], path: Path) -> None:
-    """Raise for names that cannot be those of tensors: no text, too long, control characters."""
+    """Raise for names that cannot be those of tensors: not text, too long, control characters."""
     for name in names:
         if not isinstance(name, str) or not NAME.fullmatch(name):
             raise CheckpointError(

@@ -107,7 +107,7 @@ class Machine:
     """Runs pickles of one file, of ``size`` bytes, and calls nothing.
 
     ``storages`` are those that the pickles have named. :meth:`run` raises
-    ``UnsafeCheckpointError`` at the first thing that is no part of a state dict,
+    ``UnsafeCheckpointError`` at the first thing that is not part of a state dict,
     ``CheckpointError`` at the first that is too large, and whatever damaged bytes lead to.
     """
 
@@ -168,7 +168,7 @@ class Machine:
         if len(sizes) != len(strides) or len(sizes) > RANK or not isinstance(storage, Storage):
             raise ValueError("a tensor of an odd shape")
         reach = sum((n - 1) * step for n, step in zip(sizes, strides, strict=True))
-        empty = 0 in sizes
+        empty = 0 in sizes  # such a tensor touches nothing, wherever its strides lead
         if (offset if empty else offset + reach + 1) * itemsize > storage.nbytes:
             raise ValueError(f"a tensor {list(sizes)} beyond its storage")
         self.tensors += 1
@@ -179,6 +179,7 @@ class Machine:
 
 def _import(machine: Machine, argument: str) -> None:
     module, _, name = argument.partition(" ")
+    # Protocol 2 is Python 2's, so modules have the names that they had there.
     pair = _compat_pickle.NAME_MAPPING.get((module, name))
     module, name = pair or (_compat_pickle.IMPORT_MAPPING.get(module, module), name)
     path = f"{module}.{name}"
@@ -383,7 +384,7 @@ def _size(machine: Machine, sizes: Any) -> Any:
 def _bytes(machine: Machine, text: Any, encoding: Any) -> bytes:
     if type(text) is not str or type(encoding) is not str or encoding[:5] != "latin":
         raise TypeError("bytes that are not made of text")
-    machine.spend(len(text) // 100)
+    machine.spend(len(text) // 100)  # a copy costs memory as well, a hundredth of an object's
     return text.encode("latin-1")
 
 

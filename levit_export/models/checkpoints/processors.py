@@ -165,6 +165,7 @@ def recipe(said: Mapping[str, Any], taken: Size) -> Settled[Preprocessing]:
         interpolation=settings.interpolation(backend),
         mean=mean,
         std=std,
+        # The two differ where the crop reaches beyond the picture by an odd number of pixels.
         centre="truncated" if backend == "torchvision" else "floored",
     )
     return Settled(found, assumptions=assumed)
@@ -242,12 +243,19 @@ class _Settings:
             return "none", self._crop_size(), backend
         size = self._size()
         if self.name == "ConvNextImageProcessor":
-            return (*self._convnext(size), backend)
+            edge = size.get("shortest_edge", 0)
+            if edge < WARPED_FROM:
+                raise ValueError(
+                    f"size is {size}: versions of {self.name} crop differently below "
+                    f"shortest_edge {WARPED_FROM}"
+                )
+            return "exact", (edge, edge), backend
         if self.name == "PoolFormerImageProcessor":
             return (*self._poolformer(size), backend)
         if "height" in size:
             return "exact", (size["height"], size["width"]), backend
         if self.name in PILLOW_TAKES_BOTH_SIDES:
+            # Pillow's classes raise here, so a file that does not say which was made by the other.
             if backend == "pillow":
                 raise ValueError(f"size is {size}; {self.name} needs height and width")
             backend = "torchvision"
@@ -255,15 +263,6 @@ class _Settings:
         if self.name == "LevitImageProcessor":
             edge = int(SHORTER_SIDE * edge)
         return "shorter-side", (edge, edge), backend
-
-    def _convnext(self, size: Mapping[str, int]) -> tuple[Resize, Size]:
-        edge = size.get("shortest_edge", 0)
-        if edge < WARPED_FROM:
-            raise ValueError(
-                f"size is {size}: versions of {self.name} crop differently below shortest_edge "
-                f"{WARPED_FROM}"
-            )
-        return "exact", (edge, edge)
 
     def _poolformer(self, size: Mapping[str, int]) -> tuple[Resize, Size]:
         share = self.number("crop_pct", 0.9)

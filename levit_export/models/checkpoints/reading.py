@@ -95,8 +95,8 @@ LISTED = 8
 def read(path: Path, forms: Sequence[Names] = ()) -> Stored:
     """What a checkpoint file, or a folder that ``save_pretrained`` wrote, holds.
 
-    A network of one of ``forms`` is found whatever wraps it; what is none of them is unwrapped by
-    the usual keys, so that it can be said what it is.
+    A network of one of ``forms`` is found whatever wraps it. Anything else is unwrapped by the
+    usual keys, so that it can be said what it is.
 
     Raises ``CheckpointError`` when it cannot be read, declares more than it holds or leaves open
     which weights are meant, and ``UnsafeCheckpointError`` when a pickle asks for more than

@@ -160,6 +160,8 @@ def _directory_start(file: BinaryIO, size: int) -> int:
     """Offset of the one directory, which is followed by the end records and nothing else."""
     if size < END.size:
         raise ValueError("the end is missing")
+    # The last 22 bytes are the end record. A comment behind it, which zip files may have, could
+    # itself be a second end record.
     file.seek(size - END.size)
     signature, *disks, here, entries, length, start, comment = END.unpack(file.read(END.size))
     if signature != b"PK\x05\x06" or comment or any(disks):
@@ -178,6 +180,7 @@ def _directory_start(file: BinaryIO, size: int) -> int:
             raise ValueError("the zip64 record is damaged")
         short = (here, entries, length, start)
         here, entries, length, start = record[6:]
+        # A field of the short record holds the number, or only ones where the number is too large.
         for told, meant, full in zip(short, record[6:], (2**16, 2**16, 2**32, 2**32), strict=True):
             if told not in {meant, full - 1}:
                 raise ValueError("two directories")
@@ -213,6 +216,7 @@ def _refuse_hidden_data(file: BinaryIO, entries: list[zipfile.ZipInfo], director
     for entry, limit in zip(ordered, limits, strict=True):
         file.seek(entry.header_offset)
         fields = LOCAL.unpack(file.read(LOCAL.size))
+        # 3 is the kind of compression, 9 and 10 are the lengths of the name and of extra data.
         name = file.read(fields[9])
         end = entry.header_offset + LOCAL.size + fields[9] + fields[10] + entry.file_size
         if fields[0] != b"PK\x03\x04" or fields[3] != 0 or end > limit:

@@ -99,7 +99,11 @@ def find_network(
             f"{path} holds {1 + len(rivals)} networks, under {places}",
             remedy="Save the state dict of the one that is meant alone.",
         )
-    remarks = [_chosen(taken, others)] if others else []
+    remarks = []
+    if others:
+        kind = "averaged weights" if taken.rank == 0 else "weights"
+        also = " and ".join(repr(other.place) for other in others)
+        remarks.append(f"the {kind} under {taken.place!r} were taken; the file also holds {also}")
     strange = [name for name in taken.beside if not _is_of_training(name)]
     if strange:
         where = f"under {taken.prefix[:-1]!r} "
@@ -111,6 +115,7 @@ def find_network(
     own, dropped = {}, list(taken.beside)
     for name, tensor in taken.tensors.items():
         is_counter = name.rpartition(".")[2] in COUNTERS
+        # Without a prefix the training script's own tensors have names like those of layers.
         if is_counter or (not taken.prefix and _is_of_training(name)):
             dropped.append(name)
         else:
@@ -121,12 +126,6 @@ def find_network(
     refuse_count(len(own), path)
     refuse_names(own, path)
     return own, tuple(remarks)
-
-
-def _chosen(taken: _Network, others: Sequence[_Network]) -> str:
-    kind = "averaged weights" if taken.rank == 0 else "weights"
-    also = " and ".join(repr(other.place) for other in others)
-    return f"the {kind} under {taken.place!r} were taken; the file also holds {also}"
 
 
 def _is_of_training(name: str) -> bool:

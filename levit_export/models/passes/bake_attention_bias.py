@@ -22,12 +22,15 @@ from torch import nn
 from levit_export.core.errors import PassError
 from levit_export.models.architectures.layers import ConvBN, LinearBN
 from levit_export.models.architectures.levit import AttentionBias
-from levit_export.models.passes.base import Matched, NotApplicable, Outcome, Pass, Probe, example
-
-
-def _floats(module: nn.Module) -> int:
-    tensors = (*module.parameters(), *module.buffers())
-    return sum(tensor.numel() for tensor in tensors if tensor.is_floating_point())
+from levit_export.models.passes.base import (
+    Matched,
+    NotApplicable,
+    Outcome,
+    Pass,
+    Probe,
+    example,
+    stored_numbers,
+)
 
 
 def _keep_rows(layer: nn.Module, rows: torch.Tensor) -> nn.Module:
@@ -65,16 +68,18 @@ def apply(module: nn.Module) -> Outcome:
     blocks = {name: block for name, block in blocks.items() if block.baked_bias is None}
     if not blocks:
         return NotApplicable("every attention bias is baked already")
-    before = _floats(module)
+    before = stored_numbers(module)
     for name, block in blocks.items():
         if block.has_one_key:
+            # The softmax over one key is 1 whatever its bias: queries and keys cannot matter.
             values = _keep_rows(*block.value_rows())
             proj = cast("nn.Module", block.proj)
+            # A new module is in train mode, whatever it is made of.
             alone = nn.Sequential(OrderedDict(v=values, proj=proj))
             module.set_submodule(name, alone.train(mode=block.training))
         else:
             block.bake_bias()
-    return Matched(len(blocks), bytes_added=4 * (_floats(module) - before))
+    return Matched(len(blocks), bytes_added=4 * (stored_numbers(module) - before))
 
 
 def probes(module: nn.Module) -> Mapping[str, Probe]:
@@ -88,7 +93,7 @@ def _probe(place: str, block: AttentionBias) -> Probe:
         return lambda network: cast("AttentionBias", network.get_submodule(place)).bias()
     layer = block.value_rows()[0]
     x = example(layer, place)
-    x = x[..., :1, :1] if x.dim() == 4 else x[:, :1]
+    x = x[..., :1, :1] if x.dim() == 4 else x[:, :1]  # there is one token
     return lambda network: network.get_submodule(place)(x)
 
 

@@ -41,6 +41,12 @@ class NotApplicable:
 Outcome = Matched | NotApplicable
 
 
+def stored_numbers(module: nn.Module) -> int:
+    """How many floating-point numbers the module stores; counters and indices do not count."""
+    tensors = (*module.parameters(), *module.buffers())
+    return sum(tensor.numel() for tensor in tensors if tensor.is_floating_point())
+
+
 def no_probes(_: nn.Module) -> Mapping[str, Probe]:
     """No probes, for a pass that is proven on the whole network only."""
     return {}
@@ -79,6 +85,7 @@ def example(layer: nn.Module, place: str) -> torch.Tensor:
             f"{place} is a {type(layer).__name__}, which no pass knows how to try",
             remedy="Report the architecture.",
         )
+    # Not hash(), which differs from process to process.
     generator = torch.Generator().manual_seed(crc32(place.encode()))
     return torch.randn(shape, dtype=torch.float64, generator=generator)
 

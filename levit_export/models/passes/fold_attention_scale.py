@@ -74,6 +74,7 @@ def _scaled(place: str, layer: nn.Module) -> Probe:
         block = cast("ScaledAttention", network.get_submodule(place))
         found, rows = block.query_rows()
         y = found(x)
+        # Maps have their channels second; the mask of rows is along the last axis.
         channels = y.movedim(1, -1) if y.dim() == 4 else y
         return torch.where(rows, block.scale * channels, channels)
 

@@ -18,7 +18,15 @@ from torch import nn
 
 from levit_export.core.errors import PassError
 from levit_export.models.architectures.layers import BNLinear, ConvBN, LinearBN
-from levit_export.models.passes.base import Matched, NotApplicable, Outcome, Pass, Probe, of_layer
+from levit_export.models.passes.base import (
+    Matched,
+    NotApplicable,
+    Outcome,
+    Pass,
+    Probe,
+    of_layer,
+    stored_numbers,
+)
 
 BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d
 
@@ -71,21 +79,15 @@ def _fused(pair: nn.Module, name: str) -> nn.Module | None:
     return None
 
 
-def _weights(module: nn.Module) -> int:
-    """How many floating-point numbers the module stores; counters and indices do not count."""
-    tensors = (*module.parameters(), *module.buffers())
-    return sum(t.numel() for t in tensors if t.is_floating_point())
-
-
 @torch.no_grad()
 def apply(module: nn.Module) -> Outcome:
     """Replace every pair of ``module`` in place; a BatchNorm without a partner is refused."""
     norms = [n for n, m in module.named_modules() if isinstance(m, BatchNorm)]
     if not norms:
         return NotApplicable("no BatchNorm in the model: found fused")
-    before = _weights(module)
+    before = stored_numbers(module)
     pairs = 0
-    for name, pair in list(module.named_modules()):
+    for name, pair in list(module.named_modules()):  # a list: they are exchanged on the way
         if (single := _fused(pair, name)) is not None:
             module.set_submodule(name, single)
             pairs += 1
@@ -94,7 +96,7 @@ def apply(module: nn.Module) -> Outcome:
             f"{len(left)} of {len(norms)} BatchNorms have no layer to fold into, first {left[0]}",
             remedy="Export with --skip-pass fuse_batchnorm, or report the architecture.",
         )
-    return Matched(pairs, bytes_added=4 * (_weights(module) - before))
+    return Matched(pairs, bytes_added=4 * (stored_numbers(module) - before))
 
 
 def probes(module: nn.Module) -> Mapping[str, Probe]:

@@ -23,6 +23,7 @@ from levit_export.models.passes.base import Matched, NotApplicable, Outcome, Pas
 
 def _pointwise(linear: nn.Linear) -> nn.Conv2d:
     """The 1x1 convolution with the layer's own numbers."""
+    # On the meta device, where no weights are drawn that would be thrown away.
     layer = nn.Conv2d(linear.in_features, linear.out_features, 1, device="meta")
     layer.weight = nn.Parameter(linear.weight[:, :, None, None], requires_grad=False)
     layer.bias = nn.Parameter(linear.bias, requires_grad=False)

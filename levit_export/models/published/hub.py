@@ -124,7 +124,7 @@ def _download(client: Any, model: HubModel, folder: Path, transfer: Transfer) ->
 
 
 def _remove(weights: Path) -> None:
-    """Delete weights and the link to them."""
+    """Delete weights and the link to them; the client would take them for whole."""
     weights.resolve().unlink()
     weights.unlink(missing_ok=True)
 
@@ -159,7 +159,7 @@ def _mapped(model: HubModel, folder: Path) -> Iterator[None]:
         yield
     except LevitExportError:
         raise
-    except Exception as error:
+    except Exception as error:  # the client's own, or its HTTP library's, which it has changed
         if isinstance(error, OSError) and error.errno in _DISK:
             raise unusable(folder, error) from error
         raise _failed(model, reason(error)) from error

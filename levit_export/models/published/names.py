@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from levit_export.core.errors import UnknownNameError, UsageError
-from levit_export.models.zoo import VARIANTS, Variant
+from levit_export.models.zoo import VARIANTS
 
 _HASHED_NAME = re.compile(r"[\w.][\w.-]*-(?P<digits>[0-9a-f]{8,64})\.\w+", re.ASCII)
 
@@ -79,20 +79,23 @@ def known_names() -> tuple[str, ...]:
 
 
 def _published() -> Mapping[str, Published]:
-    listed = [each for variant in VARIANTS if variant.weights for each in _of(variant)]
-    return {_normal(each.name): each for each in listed}
-
-
-def _of(variant: Variant) -> tuple[Published, ...]:
-    """The authors' file, the copy for transformers, and timm's two: for tokens and for BCHW."""
-    hub_name = variant.weights.rpartition("-")[0].replace("LeViT", "levit")  # levit-128S
-    facebook = HubModel(f"facebook/{hub_name}", ("config.json", "preprocessor_config.json"))
-    tokens = HubModel(f"timm/{variant.name}.fb_dist_in1k")
-    bchw = HubModel(tokens.id.replace("levit_", "levit_conv_"))
-    return (
-        Published(variant.name, variant.name, HashedFile(variant.weights), variant.licence),
-        *(Published(m.id, variant.name, m, variant.licence) for m in (facebook, tokens, bchw)),
-    )
+    """By their names without case: of each variant the authors' file and its copies on the Hub."""
+    listed: dict[str, Published] = {}
+    for variant in VARIANTS:
+        if not variant.weights:
+            continue
+        hub_name = variant.weights.rpartition("-")[0].replace("LeViT", "levit")  # levit-128S
+        tokens = HubModel(f"timm/{variant.name}.fb_dist_in1k")
+        sources: tuple[HashedFile | HubModel, ...] = (
+            HashedFile(variant.weights),
+            HubModel(f"facebook/{hub_name}", ("config.json", "preprocessor_config.json")),
+            tokens,
+            HubModel(tokens.id.replace("levit_", "levit_conv_")),
+        )
+        for source in sources:
+            name = source.id if isinstance(source, HubModel) else variant.name
+            listed[_normal(name)] = Published(name, variant.name, source, variant.licence)
+    return listed
 
 
 def _normal(name: str) -> str:

@@ -105,7 +105,7 @@ def test_plain_folder(tmp_path: Path) -> None:
         (tmp_path / name).write_text("x")
     assert found(tmp_path) == {"a.jpg": -1, "b.png": -1}
     assert not open_images(tmp_path, labels=ANIMALS).labelled
-    assert said(tmp_path) == "1 files are no images by their names: notes.txt"
+    assert said(tmp_path) == "1 files are not images by their names: notes.txt"
 
 
 def test_one_image(tmp_path: Path) -> None:

@@ -253,7 +253,7 @@ REFUSED: dict[str, tuple[GraftedConfig, Callable[[Tensors], Tensors], str]] = {
     "all-of-both": (
         ONE,
         lambda t: {**hollow(RESNET), **t, **_with("patch_embed.proj.weight", 64, 2048, 1, 1)(t)},
-        "4 ResNet-50 stages with 1 DeiT-S layers are no grafting",
+        "4 ResNet-50 stages with 1 DeiT-S layers are not a grafted network",
     ),
 }
 
