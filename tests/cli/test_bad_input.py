@@ -172,7 +172,7 @@ def write_training_state(file: Path, tensors: Tensors) -> None:
         (write_truncated_safetensors, ("not a whole safetensors file", "again")),
         (write_truncated_pickle, ("not a whole PyTorch checkpoint", "again")),
         (write_nan, ("NaN", "blocks.0.m.qkv.c.weight")),
-        (write_other_network, ("no checkpoint of a known form", "conv1.weight", "Known forms")),
+        (write_other_network, ("not a checkpoint of a known form", "conv1.weight", "Known forms")),
         (write_one_number, ("Tensor", "state_dict()")),
         (write_training_state, ("'epoch'", "state_dict()")),
     ],

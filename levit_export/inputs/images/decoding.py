@@ -55,10 +55,11 @@ def decode(path: Path) -> np.ndarray:
             warnings.simplefilter("ignore")
             with Image.open(path, formats=FORMATS) as image:
                 refuse_large(image.height, image.width)
-                orientation = 1
+                # Pixels first: Pillow turns a TIFF while it loads it, and takes the tag away.
+                pixels, orientation = _rgb(image), 1
                 with suppress(Exception):  # a tag that cannot be read does not say anything
                     orientation = int(image.getexif().get(ORIENTATION, 1))
-                return np.asarray(_upright(_rgb(image), orientation))
+                return np.asarray(_upright(pixels, orientation))
     except (UnreadableImageError, KeyboardInterrupt):
         raise
     except UnidentifiedImageError as error:

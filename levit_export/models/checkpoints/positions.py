@@ -117,15 +117,16 @@ def settle(
     known = variant_of(config)
     published = None if known is None else known.config.image_size
     reasons = (
-        (asked, "is taken, as --imgsz says"),
-        (usual, "is taken, the input_size of its config.json"),
-        (published, f"is assumed, the size of {known.name if known else ''}"),
+        (asked, "taken, as --imgsz says"),
+        (usual, "taken, the input_size of its config.json"),
+        (published, f"assumed, the size of {known.name if known else ''}"),
     )
     for size, reason in reasons:
         if size is not None and size in sizes:
-            sentence = f"the tables of positions fit {fit}: {size_in_words(size)} {reason}"
             chosen = replace(config, image_size=size)
-            if reason.startswith("is assumed"):
+            sentence = f"the tables of positions fit {fit}: {size_in_words(size)} is {reason}"
+            # Nobody said the size at which the known model was published.
+            if size not in (asked, usual):
                 return Settled(chosen, assumptions=(sentence,))
             return Settled(chosen, remarks=(sentence,))
     misses = "" if asked is None else f", none of which is {size_in_words(asked)}"
@@ -166,11 +167,6 @@ def resized(found: Found, image_size: Size) -> Found:
     )
 
 
-def holds_positions(found: Found) -> bool:
-    """Whether the weights fix the image size; a plain ResNet's do not."""
-    return not (isinstance(found.config, GraftedConfig) and found.config.layers == 0)
-
-
 def _grid(module: nn.Module, name: str) -> Size:
     """Rows and columns of the tokens that a table of positions has entries for; else (0, 0)."""
     if name.endswith(BIASES):
@@ -185,7 +181,7 @@ def _resized(name: str, tensor: torch.Tensor, old: Size, new: Size) -> torch.Ten
         table = tensor.double().reshape(1, -1, *old)
         table = interpolate(table, size=new, mode="bicubic", align_corners=True)
         return table.flatten(2)[0].to(tensor.dtype)
-    own, rest = tensor[:, :1], tensor[:, 1:]
+    own, rest = tensor[:, :1], tensor[:, 1:]  # the class token has no position
     maps = rest.double().reshape(1, *old, -1).permute(0, 3, 1, 2)
     maps = interpolate(maps, size=new, mode="bicubic", align_corners=False)
     rows = maps.permute(0, 2, 3, 1).flatten(1, 2).to(tensor.dtype)

@@ -88,7 +88,7 @@ def test_fingerprint_of_an_archive(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"pictures": PIXELS}, "no array 'images', but pictures.npy"),
+        ({"pictures": PIXELS}, "not hold an array 'images'; it holds pictures.npy"),
         ({"images": PIXELS[..., :2]}, r"\(5, 6, 7, 2\), not uint8"),
         ({"images": PIXELS[0, 0]}, "not uint8"),
         ({"images": np.full((2, 4, 4), np.nan)}, "is float64 .*not uint8"),

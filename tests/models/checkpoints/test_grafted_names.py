@@ -247,7 +247,7 @@ REFUSED: dict[str, tuple[GraftedConfig, Callable[[Tensors], Tensors], str]] = {
     "positions": (DEIT, _with("pos_embed", 1, 4098, 128), "4097 tokens, expected 1 to 4096"),
     "flat-positions": (DEIT, _with("pos_embed", 17, 128), "pos_embed is [17, 128]"),
     "empty": (DEIT, _with("pos_embed", 1, 0, 128), "none of them 0"),
-    "width": (DEIT, _with("pos_embed", 1, 17, 100), "its 100 channels are no multiple of 64"),
+    "width": (DEIT, _with("pos_embed", 1, 17, 100), "its 100 channels are not a multiple of 64"),
     "mlp": (DEIT, _with("blocks.0.mlp.fc1.weight", 500, 128), "its MLP of 500 rows"),
     "headless-deit": (DEIT, _without("head."), "'head.weight' is missing"),
     "all-of-both": (
