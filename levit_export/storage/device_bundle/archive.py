@@ -56,6 +56,9 @@ LOCAL, CENTRAL = 30, 46
 END = struct.Struct("<4s4H2IH")
 """The record at the very end of a zip."""
 
+LENGTHS, LENGTHS_AT = struct.Struct("<3H"), 28
+"""Lengths of name, extra fields and comment in a record of the directory."""
+
 Moment = tuple[int, int, int, int, int, int]
 FIELDS = {
     "flag_bits": "is encrypted or has other flags",
@@ -221,7 +224,7 @@ def _opened(file: BinaryIO) -> zipfile.ZipFile:
         zipped = zipfile.ZipFile(file)
     except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error) as error:
         raise _refused(f"has a directory that cannot be read: {error}") from error
-    place, names = 0, 0
+    place, record = 0, start
     for info in zipped.infolist():
         # zipfile cuts a name at its first NUL and keeps what it said.
         name = info.orig_filename
@@ -233,13 +236,17 @@ def _opened(file: BinaryIO) -> zipfile.ZipFile:
                 raise _refused(f"has an entry, {name[:80]!r}, that {words}")
         if reason := description.name_problem(name):
             raise _damaged(f"the entry {name[:80]!r} {reason}")
+        # zipfile reads an extra field or a comment that the directory is too short for as none.
+        file.seek(record + LENGTHS_AT)
+        if file.read(LENGTHS.size) != LENGTHS.pack(len(name.encode()), 0, 0):
+            raise _refused(f"says that {name!r} has a comment or extra fields")
         header = info.FileHeader()
         file.seek(place)
         if file.read(len(header)) != header:
             raise _refused(f"describes {name!r} in two different ways")
         place += len(header) + info.file_size
-        names += len(name.encode())
-    if (place, len(zipped.infolist()) * CENTRAL + names) != (start, size):
+        record += CENTRAL + len(name.encode())
+    if (place, record) != (start, start + size):
         raise _refused("holds other data than its entries")
     return zipped
 

@@ -143,6 +143,21 @@ def overlapping(raw: bytes) -> bytes:
     return raw[:-22] + bytes(last) + bytes(tail)
 
 
+def hidden(raw: bytes) -> bytes:
+    """Data between the last entry and the directory, which the end record leads past."""
+    (start,) = struct.unpack_from("<I", raw, len(raw) - 6)
+    moved = bytearray(raw[:start] + b"hidden" + raw[start:])
+    struct.pack_into("<I", moved, len(moved) - 6, start + 6)
+    return bytes(moved)
+
+
+def promising(raw: bytes) -> bytes:
+    """A comment that the last record announces and the directory has no room for."""
+    data = bytearray(raw)
+    struct.pack_into("<H", data, raw.rindex(b"PK\1\2") + 32, 8)
+    return bytes(data)
+
+
 ATTACKS: dict[str, tuple[Attack, str]] = {
     "nothing": (lambda _: b"", "has 0 bytes"),
     "no zip": (lambda _: bytes(1000), "does not end in a zip directory"),
@@ -205,6 +220,8 @@ ATTACKS: dict[str, tuple[Attack, str]] = {
     "entry comment": (record(32, "<H", 4), "Bad magic number"),
     "another place": (record(42, "<I", 0), "overlaps another or leaves a gap"),
     "overlap": (overlapping, "overlaps another or leaves a gap"),
+    "data between": (hidden, "other data than its entries"),
+    "comment beyond the directory": (promising, "has a comment or extra fields"),
     "another date": (record(12, "<I", 0, twin=10), "another date"),
     "name length": (record(28, "<H", 0xFFFF), "has other flags"),
     "schema 2": (described(lambda t: t.replace('"schema": 1', '"schema": 2')), "schema 2"),
@@ -344,9 +361,10 @@ def test_portable_names() -> None:
 def test_mutants(zipped: Path, sandbox: Path) -> None:
     """Damage at random raises errors of this package alone and leaves nothing behind.
 
-    What is accepted holds what it says. No altered byte is ever accepted.
+    What is accepted holds what it says. No altered byte and no record that lies is ever accepted.
     """
     outcomes = mutate.run(zipped.read_bytes(), 300, sandbox)
     assert sum(outcomes.values()) == 300
     assert outcomes["altered_bytes: accepted"] == 0
+    assert outcomes["lying_records: accepted"] == 0
     assert outcomes["malicious: BundleError"] > 50
