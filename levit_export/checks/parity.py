@@ -282,18 +282,14 @@ def collect(
     for inputs, rows in samples.batches(session.signature.batch or batch):
         for name, value in session.run({spec.name: inputs}).items():
             array, parts = np.asarray(value), pieces.setdefault(name, [])
-            if array.shape[:1] != (len(inputs),) or array.shape[1:] != _row_shape(parts, array):
+            row = parts[0].shape[1:] if parts else array.shape[1:]
+            if array.shape != (len(inputs), *row):
                 raise RuntimeFailedError(
                     f"output {name!r} has shape {array.shape} for a batch of {len(inputs)}",
                     remedy="The artifact has to give one row for each image; export it again.",
                 )
             parts.append(array[:rows])
     return {name: np.concatenate(parts) for name, parts in pieces.items()}
-
-
-def _row_shape(parts: list[np.ndarray], first: np.ndarray) -> tuple[int, ...]:
-    """The shape of a row of what was collected so far, or of ``first``."""
-    return (parts[0] if parts else first).shape[1:]
 
 
 def compare(

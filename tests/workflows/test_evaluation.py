@@ -46,7 +46,7 @@ from levit_export.workflows.evaluate import (
     predict,
     score,
 )
-from levit_export.workflows.evaluate.predict import Answer, Answers, Weights, Workload
+from levit_export.workflows.evaluate.predict import Answers, Ranking, Weights, Workload
 
 FILE = "onnx-fp32/levit_digits.onnx"
 DIGITS = tuple("0123456789")
@@ -99,7 +99,7 @@ def forget_the_checkpoint(folder: Path) -> None:
 
 
 def stuck(values: np.ndarray) -> None:
-    """Answer with one class, whatever is seen."""
+    """Ranking with one class, whatever is seen."""
     values[CLASS] += 1e6
 
 
@@ -121,10 +121,10 @@ def image_set(labels: list[int]) -> ImageSet:
     return ImageSet("nowhere", entries, store=None, fingerprint="ab")  # type: ignore[arg-type]
 
 
-def ranked(*best: int) -> Answer:
+def ranked(*best: int) -> Ranking:
     """An answer of six classes in which only the best matters, the last is class 5 or 4."""
     rows = [[b, *[c for c in range(6) if c != b]][:5] for b in best]
-    return Answer(np.array(rows, np.int32), "a runtime")
+    return Ranking(np.array(rows, np.int32), "a runtime")
 
 
 def test_counts_by_hand() -> None:
@@ -289,7 +289,7 @@ def test_order_does_not_matter() -> None:
 def test_failure_in_one_part() -> None:
     """An artifact that failed in one worker has failed."""
     one = Answers(np.array([0]), (ranked(0),), ())
-    two = Answers(np.array([1]), (Answer(np.empty((0, 5), np.int32), "", "no memory"),), ())
+    two = Answers(np.array([1]), (Ranking(np.empty((0, 5), np.int32), "", "no memory"),), ())
     merged = predict.merge([one, two])
     assert merged.answers[0].failure == "no memory"
 

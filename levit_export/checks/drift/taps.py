@@ -119,12 +119,8 @@ def run(
     tapping = Tapping(given or {})
     with _watched(module, blocks, tapping), tapping:
         result = module(image)
-    return {**tapping.seen, **_named(result, outputs)}
-
-
-def _named(result: Any, outputs: tuple[str, ...]) -> Values:
     values = result if isinstance(result, tuple | list) else (result,)
-    return dict(zip(outputs, values, strict=True))
+    return {**tapping.seen, **dict(zip(outputs, values, strict=True))}
 
 
 @torch.no_grad()

@@ -73,7 +73,7 @@ class Workload:
 
 
 @dataclass(frozen=True)
-class Answer:
+class Ranking:
     """The best classes ``(n, min(5, classes))`` int32 of the readable images, or a failure."""
 
     best: np.ndarray
@@ -90,7 +90,7 @@ class Answers:
     """
 
     rows: np.ndarray
-    answers: tuple[Answer, ...]
+    answers: tuple[Ranking, ...]
     unreadable: tuple[tuple[int, Unreadable], ...]
 
 
@@ -148,7 +148,7 @@ def merge(parts: Sequence[Answers]) -> Answers:
     rows = np.concatenate([part.rows for part in parts])
     order = np.argsort(rows)  # parts come in the order in which they were done
     answers = tuple(
-        Answer(
+        Ranking(
             np.concatenate([each.best for each in of_one])[order]
             if not any(each.failure for each in of_one)
             else of_one[0].best[:0],
@@ -257,10 +257,10 @@ class _Ballot:
         except RuntimeFailedError as error:
             self._failure = str(error)
 
-    def answer(self) -> Answer:
+    def answer(self) -> Ranking:
         """Everything seen, or the reason why not."""
         best = self._best[0] if self._failure else np.concatenate(self._best)
-        return Answer(best, self._session.runtime if self._session else "", self._failure)
+        return Ranking(best, self._session.runtime if self._session else "", self._failure)
 
 
 def _best(session: Session, inputs: np.ndarray, task: Workload) -> np.ndarray:

@@ -17,7 +17,7 @@ from levit_export.inputs.images import ImageSet
 from levit_export.inputs.images.image_set import SHOWN
 from levit_export.reports.report import SCHEMA, accuracy_to_json
 from levit_export.storage.export_directory import REPORT
-from levit_export.workflows.evaluate.predict import BEST, NOT_A_NUMBER, Answer, Answers
+from levit_export.workflows.evaluate.predict import BEST, NOT_A_NUMBER, Answers, Ranking
 
 
 def judge(
@@ -26,7 +26,7 @@ def judge(
     images: ImageSet,
     *,
     classes: int,
-    expected: Answer | None,
+    expected: Ranking | None,
     max_drop: float | None,
     remarks: Sequence[str] = (),
 ) -> Accuracy:
@@ -85,7 +85,7 @@ def _against(
     }
 
 
-def verdict(answer: Answer, accuracy: Accuracy) -> tuple[Verdict, str]:
+def verdict(answer: Ranking, accuracy: Accuracy) -> tuple[Verdict, str]:
     """The verdict on one artifact and its reason, empty for a pass."""
     if broken := int((answer.best[:, 0] == NOT_A_NUMBER).sum()):
         return "fail", f"NaN or infinity on {broken} of {len(answer.best)} images"
@@ -94,7 +94,7 @@ def verdict(answer: Answer, accuracy: Accuracy) -> tuple[Verdict, str]:
     return "pass", ""
 
 
-def refuse_broken(expected: Answer | None) -> None:
+def refuse_broken(expected: Ranking | None) -> None:
     """Raise when the reference itself cannot be compared with."""
     if expected is None:
         return
