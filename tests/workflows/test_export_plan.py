@@ -35,7 +35,7 @@ def test_parsed(text: str | None, expected: dict[str, tuple[str, ...]]) -> None:
     [
         ("w4", r"onnx cannot be exported as w4.*It can be: fp32, int8, auto"),
         ("onnx=w4", "onnx cannot be exported as w4"),
-        ("onnx=", "no FORMAT=PRECISION"),
+        ("onnx=", "not of the form FORMAT=PRECISION"),
         ("onnx=int8,fp16", "'fp16' that is not of the form FORMAT=PRECISION"),
         ("int8,fp16", "'int8' that is not of the form FORMAT=PRECISION"),
     ],
