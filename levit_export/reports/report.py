@@ -189,6 +189,7 @@ def _parity(parity: ParityReport) -> dict[str, Any]:
         "undecided_flips": sum,
     }
     for key, reduce in worst.items():
+        # An output of which no row decides has no figures, and does not hide those of the others.
         values = [output[key] for output in outputs if not math.isnan(output[key])]
         summary[key] = reduce(values) if values else None
     worst_output = max(parity.outputs, key=lambda output: output.worst_ratio, default=None)

@@ -161,6 +161,7 @@ def list_files(folder: Path) -> dict[str, FileEntry]:
 
 def damage(folder: Path, manifest: Manifest) -> list[str]:
     """What differs from the manifest: missing or altered files, strangers beside artifacts."""
+    # Runtimes read what lies beside an artifact, such as external weights; the rest is inert.
     places = {Path(artifact.path).parts[0] for artifact in manifest.artifacts}
     found = [
         f"{name} is not in the manifest"
@@ -292,6 +293,7 @@ class Staged:
     def commit(self, final: Path) -> None:
         """Take the place of ``final``, which must lie beside the stage, in one step."""
         refuse_foreign(final)
+        # A temporary folder is its owner's alone, an export is everybody's who may read here.
         self.path.chmod(0o777 & ~files.umask())
         _take_place(self.path, final.absolute())
 

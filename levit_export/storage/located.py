@@ -1,4 +1,7 @@
-"""What lies at a path that a user gave: an export directory, or an artifact on its own."""
+"""What lies at a path that a user gave: an export directory, or an artifact on its own.
+
+It asks the formats, which need their packages; the export directory by itself needs none.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +29,7 @@ def locate(path: Path) -> Located:
     """The artifacts at ``path``. Raises ``UsageError`` or ``ArtifactError`` where none are."""
     if not path.exists():
         raise UsageError(f"{path} does not exist", remedy="Check the path.")
+    # A package of Core ML has a Manifest.json, which is ours where a disk ignores case.
     if (path / MANIFEST).is_file() and path.suffix != ".mlpackage":
         manifest = export_directory.read_manifest(path)
         return Located(path, tuple(export_directory.artifacts(path, manifest)), manifest)

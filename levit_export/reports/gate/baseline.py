@@ -205,6 +205,7 @@ def _output(now: OutputParity | None, then: OutputParity, slack: float) -> tuple
             f"{then.name}: {len(now.errors)} samples, the tolerance of the baseline has "
             f"{len(then.tolerance.rtol)}"
         )
+    # What agreed to the last bit may be off by one rounding on another machine.
     limit = slack * max(then.worst_ratio, _one_rounding(then.tolerance))
     if share <= limit:
         return "pass", ""

@@ -61,6 +61,7 @@ def _of_parts(label: str, artifact: ArtifactReport, *, require_audit: bool) -> l
     # Where nothing but the answers was looked at, they are what a verdict without findings is of.
     looked_at = bool(found.outputs or weights or claims)
     verdict = overall([each.verdict for each in answers] + ["pass"] * looked_at)
+    # A hint explains a failure; without one it would read like an accusation.
     asides = found.of("hint") if verdict == "fail" else ()
     checks = [(verdict, "parity", sentences((*answers, *asides)))]
     if audit is not None:

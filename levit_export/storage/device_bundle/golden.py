@@ -100,6 +100,7 @@ def picture(height: int, width: int) -> np.ndarray:
 
     The stripes alias without antialiasing, the ramps show a shift, the disc a wrong aspect ratio.
     """
+    # Floating-point arithmetic might differ between machines, and the bundle's bytes with it.
     y, x = np.indices((height, width))
     ramp_x, ramp_y = 255 * x // max(width - 1, 1), 255 * y // max(height - 1, 1)
     stripes = np.where((x * 3 + y * 2) // 4 % 2, 230, 20)
