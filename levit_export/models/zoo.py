@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from importlib import resources
 from math import isqrt
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -402,10 +401,11 @@ VARIANTS: tuple[Variant, ...] = (
 def bundled_weights() -> Path:
     """The file of ``levit_digits``, the model that travels with the package.
 
-    Its licence is in ``LICENSE-levit_digits.md`` beside it. The package is not read out of an
-    archive: other libraries open the file by its path.
+    Its licence is in ``LICENSE-levit_digits.md`` beside it.
     """
-    return Path(str(resources.files("levit_export.models") / "levit_digits.safetensors"))
+    # Not importlib.resources: its import would be a quarter of this module's, and safetensors
+    # opens the file by its path in any case.
+    return Path(__file__).with_name("levit_digits.safetensors")
 
 
 def variant(name: str) -> Variant:
