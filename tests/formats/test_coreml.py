@@ -50,10 +50,12 @@ SPECIFICATIONS = {
     "iOS16": 7,
     "iOS17": 8,
     "iOS18": 9,
+    "iOS26": 10,
     "macOS12": 6,
     "macOS13": 7,
     "macOS14": 8,
     "macOS15": 9,
+    "macOS26": 10,
 }
 
 

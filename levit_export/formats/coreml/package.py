@@ -22,10 +22,12 @@ DEPLOYMENT_TARGETS = {
     "iOS16": "iOS16",
     "iOS17": "iOS17",
     "iOS18": "iOS18",
+    "iOS26": "iOS26",
     "macOS12": "iOS15",
     "macOS13": "iOS16",
     "macOS14": "iOS17",
     "macOS15": "iOS18",
+    "macOS26": "iOS26",
 }
 """What ``--deployment-target`` takes, and the iOS release of the same specification version."""
 

@@ -76,6 +76,7 @@ SYSTEMS = {
     "iOS16": "iOS 16, macOS 13",
     "iOS17": "iOS 17, macOS 14",
     "iOS18": "iOS 18, macOS 15",
+    "iOS26": "iOS 26, macOS 26",
 }
 """The systems of Apple's that first read a deployment target's packages."""
 
