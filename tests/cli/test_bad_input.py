@@ -75,7 +75,7 @@ def refused(cli: Cli, place: Path, tree: Tree, arguments: tuple[object, ...], *p
         (("--batch", 0), ("--batch", "0")),
         (("--batch", 2, "--dynamic"), ("--dynamic", "--batch 2", "one of them")),
         (("--checkpoint", "x", "--random-weights", 0), ("--checkpoint", "--random-weights")),
-        (("--opset", 5), ("opset 5", " to 21")),
+        (("--opset", 5), ("opset 5", " to 26")),
         (("--skip-pass", "fuse_batchnrm"), ("'fuse_batchnrm'", "'fuse_batchnorm'")),
         (("--skip-pass", "fuse_batchnorm"), ("head", "--skip-pass merge_heads")),
         (

@@ -14,10 +14,10 @@ import subjects
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support import RUNNABLE
 
 from levit_export.core.network import KINDS, Network, Op, Value
 from levit_export.core.values import UNIT_ROUNDOFF, Embedded
-from levit_export.formats.onnx.target import OPSETS
 from levit_export.formats.onnx.write import WRITERS, write
 from levit_export.models.evaluate import evaluate
 from levit_export.models.preparation import prepare
@@ -206,7 +206,7 @@ def test_kinds(kind: str, data: st.DataObject) -> None:
     """Every kind of operator is what it means, at every opset, in float32 and float16."""
     drawn = data.draw(DRAWN[kind])
     network, inputs = single(kind, drawn, np.random.default_rng(data.draw(st.integers(0, 99))))
-    opset, half = data.draw(st.sampled_from(OPSETS)), data.draw(st.booleans())
+    opset, half = data.draw(st.sampled_from(RUNNABLE)), data.draw(st.booleans())
     expected = evaluate(network, inputs, dtype=torch.float64)
     written = write(network, opset=opset, name=kind, half=half).model
     # Operands are rounded, at most so many terms are summed, and the sum is rounded.

@@ -49,12 +49,25 @@ if TYPE_CHECKING:
 
     from levit_export.core.network import Network, Op
 
-OPSETS = range(18, 22)
+OPSETS = range(18, 27)
 """What is written; each is tested."""
 
-OLDEST_RUNTIME = {18: "1.14", 19: "1.16", 20: "1.17", 21: "1.18"}
-"""The first ONNX Runtime that can read an opset, and the IR version that is written with it
-(https://onnxruntime.ai/docs/reference/compatibility.html#onnx-opset-support)."""
+OLDEST_RUNTIME = {
+    18: "1.14",
+    19: "1.16",
+    20: "1.17",
+    21: "1.18",
+    22: "1.21",
+    23: "1.23",
+    24: "1.24",
+    25: "1.24",
+    26: "1.25",
+}
+"""The first ONNX Runtime that can read an opset, and the IR version that is written with it.
+
+Up to 21 as https://onnxruntime.ai/docs/reference/compatibility.html says; from 22 on as the
+releases 1.20.1 to 1.28.0 did with a file of the bundled model.
+"""
 
 INT8_OPSETS = range(18, 21)
 """From opset 21 on, versions of ONNX Runtime differ in what they quantise with calibration."""
