@@ -18,6 +18,7 @@ import numpy as np
 from levit_export.checks import parity, tolerance, weights
 from levit_export.checks.execution import Reference
 from levit_export.core import hashing
+from levit_export.core.constants import ROUNDED
 from levit_export.core.errors import UsageError
 from levit_export.core.progress import Progress, Silent
 from levit_export.core.values import (
@@ -335,32 +336,41 @@ def with_tolerances(
     )
 
 
-def with_quantised_weights(
+def with_stored_weights(
     expected: Reference,
     weights_of_model: Mapping[str, np.ndarray],
     artifacts: Iterable[Artifact],
     blocks: Mapping[str, str],
 ) -> Reference:
-    """``expected`` with what each quantised artifact holds for each tensor, as digests by its id.
+    """``expected`` with the digests of what each artifact holds, by its id.
 
-    Only what lies near enough to the tensor is taken for it, so an audit by these digests fails
-    where it must. ``blocks`` says by its path which block a module is: tensors of blocks that an
-    artifact keeps in float must be there bit for bit.
+    Those whose precision says it all need none of their own.
+    """
+    found = {
+        artifact.id: stored_weights(artifact, weights_of_model, blocks)
+        for artifact in artifacts
+        if weights_of_model and (artifact.keep or artifact.precision not in ROUNDED)
+    }
+    return replace(expected, weights={**expected.weights, **found})
+
+
+def stored_weights(
+    artifact: Artifact, tensors: Mapping[str, np.ndarray], blocks: Mapping[str, str]
+) -> dict[str, str]:
+    """The digests of what an artifact holds for each of the model's ``tensors``.
+
+    In a quantised file only what lies near enough to the tensor is taken for it, so an audit by
+    these digests fails where it must. ``blocks`` says by its path which block a module is: tensors
+    of blocks that the artifact keeps in float must be there bit for bit.
     """
     from levit_export.formats import simulated_quantisation as simulated
     from levit_export.formats import target
 
-    found = {
-        artifact.id: weights.settled(
-            weights_of_model,
-            target(artifact.format).constants(artifact),
-            simulated.BITS[artifact.precision],
-            exact=weights.tensors_of(weights_of_model, blocks, artifact.keep),
-        )
-        for artifact in artifacts
-        if weights_of_model and artifact.precision in simulated.BITS
-    }
-    return replace(expected, weights={**expected.weights, **found})
+    exact = weights.tensors_of(tensors, blocks, artifact.keep)
+    if artifact.precision not in simulated.BITS:
+        return weights.mixed(tensors, exact, artifact.precision)
+    stored = target(artifact.format).constants(artifact)
+    return weights.settled(tensors, stored, simulated.BITS[artifact.precision], exact)
 
 
 def rounded_session(

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from levit_export.core.constants import ROUNDED, fingerprint, is_neutral
+from levit_export.core.constants import ROUNDED, fingerprint, fingerprints, is_neutral
 
 
 @dataclass(frozen=True)
@@ -39,26 +39,31 @@ def audit(
     """Which of the ``expected`` tensors the ``stored`` constants of a file do not hold.
 
     ``stored`` is what a target's ``constants`` gives: every number that an answer depends on.
-    A file of float16 may hold some tensors in float32; they are rounded here. Zeros are neither
-    missed nor strange: see :func:`fingerprints`.
+    A file of float16 may hold some tensors in float32: they are looked for as they are, as those
+    of blocks that stay in float32 must be, and rounded. Zeros are neither missed nor strange: see
+    :func:`fingerprints`.
     """
     rounded = ROUNDED.get(precision, np.float32)
-    present: dict[str, np.ndarray] = {}
+    known = set(expected.values())
+    present: set[str] = set()
+    strange: dict[str, np.ndarray] = {}
     with np.errstate(over="ignore"):
         for array in stored:
-            is_float = np.issubdtype(array.dtype, np.floating)
-            if is_float and not array.astype(rounded).any():
-                continue
-            digest = fingerprint(array.astype(rounded)) if is_float else ""
-            present[digest or f"{array.dtype} {array.tobytes()!r}"] = array
+            digests = [f"{array.dtype} {array.tobytes()!r}"]
+            if np.issubdtype(array.dtype, np.floating):
+                if not array.astype(rounded).any():
+                    continue
+                digests = [fingerprint(array.astype(rounded)), fingerprint(array)]
+            present.update(digests)
+            is_known = not known.isdisjoint(digests)
+            if not is_known and (array.size > 1 or not is_neutral(array)):
+                strange[digests[0]] = array
     missing = tuple(name for name, digest in expected.items() if digest not in present)
-    known = set(expected.values())
-    strange = (
+    words = (
         str(list(array.shape)) if array.size > 1 else f"{float(array.reshape(-1)[0]):.7g}"
-        for digest, array in present.items()
-        if digest not in known and (array.size > 1 or not is_neutral(array))
+        for array in strange.values()
     )
-    return WeightAudit(len(expected), missing, tuple(sorted(strange)))
+    return WeightAudit(len(expected), missing, tuple(sorted(words)))
 
 
 def tensors_of(
@@ -67,6 +72,14 @@ def tensors_of(
     """Those of the blocks ``keep``; ``blocks`` says by its path which block a module is."""
     places = tuple(f"{path}." for path, block in blocks.items() if block in keep)
     return {name: t for name, t in tensors.items() if places and name.startswith(places)}
+
+
+def mixed(
+    tensors: Mapping[str, np.ndarray], exact: Collection[str], precision: str
+) -> dict[str, str]:
+    """The digests of what a float file of ``precision`` holds that keeps ``exact`` in float32."""
+    kept = {name: tensor for name, tensor in tensors.items() if name in exact}
+    return {**fingerprints(tensors, precision), **fingerprints(kept, "fp32")}
 
 
 def settled(

@@ -141,7 +141,7 @@ def export(
         ledgers = (each.passes for each in models)  # layouts share all passes but the last
         model = replace(models[0], passes=max(ledgers, key=len))
         expected = reference.completed(tolerances.result(), model.info, model.fingerprints)
-        expected = reference.with_quantised_weights(
+        expected = reference.with_stored_weights(
             expected, model.weights, artifacts, model.blocks
         ).matching(model.signature)
         checked = _checked(artifacts, model, expected, request, progress)

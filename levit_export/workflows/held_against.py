@@ -20,7 +20,7 @@ from levit_export.checks.execution import Reference
 from levit_export.checks.reference import ModelChoice
 from levit_export.core.errors import MissingDependencyError, UsageError
 from levit_export.core.progress import Progress
-from levit_export.core.values import CALIBRATED, Artifact, Embedded, Signature
+from levit_export.core.values import CALIBRATED, Artifact, Calibration, Embedded, Signature
 from levit_export.formats import target
 from levit_export.storage import export_directory
 from levit_export.storage.located import Located
@@ -38,6 +38,7 @@ class CheckedModel:
     request: InspectRequest
     progress: Progress
     _loaded: Checkpoint | None = field(default=None, init=False)
+    _answered: reference.Answered | None = field(default=None, init=False)
     _made: dict[object, Reference] = field(default_factory=dict, init=False)
     _tensors: dict[object, dict[str, np.ndarray]] = field(default_factory=dict, init=False)
 
@@ -51,24 +52,27 @@ class CheckedModel:
 
     def reference(self, keep: Mapping[str, tuple[str, ...]]) -> Reference:
         """The answers, and tolerances for the precisions in ``keep`` and their blocks in float."""
-        key = tuple(sorted(keep.items()))
-        if key not in self._made:
-            request = self.request
-            data, count = request.data, request.calibration_images
-            self._made[key] = reference.make(
-                self.checkpoint,
-                self.checkpoint.describe(),
-                set(keep),
-                seed=request.seed,
-                overrides=request.overrides,
-                calibration=reference.calibration(
-                    self.checkpoint, data, count=count, seed=request.seed
+        if self._answered is None:
+            self._answered = reference.answered(self.checkpoint, seed=self.request.seed)
+        for precision, blocks in keep.items():
+            if (precision, blocks) not in self._made:
+                self._made[precision, blocks] = reference.with_tolerances(
+                    self._answered,
+                    {precision},
+                    overrides=self.request.overrides,
+                    calibration=self._calibration() if precision in CALIBRATED else None,
+                    keep={precision: blocks},
                 )
-                if keep.keys() & set(CALIBRATED)
-                else None,
-                keep={precision: blocks for precision, blocks in keep.items() if blocks},
-            )
-        return self._made[key]
+        made = [self._made[of] for of in keep.items()]
+        tolerances = {p: of for each in made for p, of in each.tolerances.items()}
+        whole = replace(made[0], tolerances=tolerances)
+        return reference.completed(whole, self.checkpoint.describe())
+
+    def _calibration(self) -> Calibration | None:
+        request = self.request
+        return reference.calibration(
+            self.checkpoint, request.data, count=request.calibration_images, seed=request.seed
+        )
 
     def weights(self, passes: frozenset[str], *, raw: bool) -> dict[str, np.ndarray]:
         """The tensors that the passes make; with ``raw`` those that normalise pixels as well."""
@@ -225,7 +229,7 @@ def _fresh(
     every = dict.fromkeys((*held, *measured))
     digests = {p: d for p, d in fingerprint(tensors).items() if p in made.tolerances}
     expected = replace(made, weights=digests)
-    return reference.with_quantised_weights(expected, tensors, every, blocks)
+    return reference.with_stored_weights(expected, tensors, every, blocks)
 
 
 def _refuse_idle(choice: ModelChoice, folder: Path) -> None:

@@ -170,6 +170,54 @@ def judged_mixed() -> dict[str, ArtifactReport]:
 
 
 HONESTLY_MIXED = (("onnx", "int8"), ("openvino", "w8"), ("coreml", "w8"))
+HALF = ("onnx", "openvino", "coreml")
+
+
+@cache
+def half_kept(kind: str) -> Artifact:
+    """The bundled model in float16 with one block in float32; do not change it."""
+    options = ExportOptions(precision="fp16", keep=MOSTLY[:1])
+    return subjects.export(subjects.digits(), subjects.folder() / f"half-{kind}", kind, options)
+
+
+def rounded_once_more(place: Path) -> Path:
+    """The tensors that stay in float32 were rounded to float16."""
+    artifact = subjects.copy(half_kept("onnx"), place)
+    proto = onnx.load(artifact.path)
+    for tensor in proto.graph.initializer:
+        array = onnx.numpy_helper.to_array(tensor)
+        if array.dtype == np.float32 and array.size > 1:
+            half = array.astype(np.float16).astype(np.float32)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(half, tensor.name))
+    onnx.save(proto, artifact.path)
+    return artifact.path
+
+
+@cache
+def judged_half() -> dict[str, ParityReport]:
+    """What one check finds in float16 files with a block in float32."""
+    place = subjects.folder() / "fooling" / "half"
+    place.mkdir(parents=True)
+    paths = {kind: half_kept(kind).path for kind in HALF}
+    paths["rounded"] = rounded_once_more(place)
+    choice = ModelChoice("levit_digits")
+    report = check.check(InspectRequest(tuple(paths.values()), choice=choice, drift=False))
+    return dict(zip(paths, (a.parity for a in report.artifacts), strict=True))
+
+
+@pytest.mark.parametrize("kind", HALF)
+def test_a_block_in_float32_is_audited_in_float32(kind: str) -> None:
+    """The kept tensors of an honest float16 file are found as they are, the others rounded."""
+    found = judged_half()[kind]
+    assert (found.verdict, found.reason) == ("pass", "")
+
+
+def test_a_kept_block_that_was_rounded() -> None:
+    """A tensor that is kept in float32 and was rounded to float16 is not in the file."""
+    found = judged_half()["rounded"]
+    assert found.verdict == "fail"
+    assert "weight tensors are not in the file" in found.reason
+    assert found.of("answers", "shape") == ()
 
 
 @pytest.mark.parametrize(("kind", "precision"), HONESTLY_MIXED)

@@ -162,7 +162,7 @@ def test_files_in_maps_pass_the_check(kind: str, precision: str) -> None:
         fingerprints=subjects.tiny().fingerprints,
         calibration=calibration(),
     )
-    expected = reference.with_quantised_weights(expected, subjects.tiny().weights, [found], {})
+    expected = reference.with_stored_weights(expected, subjects.tiny().weights, [found], {})
     report = subjects.judge(found, expected)
     assert report.verdict == "pass", report.reason
     assert report.weights is not None

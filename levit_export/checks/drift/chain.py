@@ -16,13 +16,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from levit_export.checks import weights
+from levit_export.checks import reference, weights
 from levit_export.checks.drift import taps, verdict
 from levit_export.checks.drift.compare import Comparison
 from levit_export.checks.drift.tolerances import Exact, Rounded, Yardstick
 from levit_export.checks.drift.values import DriftFinding, DriftMap, DriftRow, DriftStage
 from levit_export.checks.drift.verdict import Circumstances
-from levit_export.core import constants
 from levit_export.core.errors import LevitExportError
 from levit_export.core.network import Network, value_of_tap
 from levit_export.core.progress import Progress, Silent
@@ -34,7 +33,6 @@ from levit_export.core.values import (
     Prepared,
     RunOptions,
 )
-from levit_export.formats import simulated_quantisation as simulated
 from levit_export.formats import target
 from levit_export.inputs.samples import Samples
 from levit_export.models.architectures.blocks import block_names
@@ -160,7 +158,9 @@ def artifact_stage(
     run: RunOptions,
     exact: Exact,
     yardstick: Yardstick,
+    *,
     tensors: Mapping[str, np.ndarray],
+    blocks: Mapping[str, str],
 ) -> DriftStage:
     """(iv) A file on disk, run by its own runtime with its taps as further outputs.
 
@@ -170,7 +170,7 @@ def artifact_stage(
     """
     name, against = artifact.id, "the captured network"
     try:
-        wrong = wrong_weights(artifact, tensors)
+        wrong = wrong_weights(artifact, tensors, blocks)
         kind = target(artifact.format)
         known = set(kind.values(artifact))
         inner = {tap: value_of_tap(tap) for tap in exact.names if tap not in exact.outputs}
@@ -198,14 +198,14 @@ def artifact_stage(
     return DriftStage(name, "artifact", against, comparison.rows(name), session.runtime, wrong)
 
 
-def wrong_weights(artifact: Artifact, tensors: Mapping[str, np.ndarray]) -> tuple[str, ...]:
+def wrong_weights(
+    artifact: Artifact, tensors: Mapping[str, np.ndarray], blocks: Mapping[str, str]
+) -> tuple[str, ...]:
     """Which of ``tensors`` the file does not hold: bit for bit, or on its grid where quantised."""
     if not tensors:
         return ()
-    stored = list(target(artifact.format).constants(artifact))
-    digests = constants.fingerprints(tensors, artifact.precision)
-    if artifact.precision in simulated.BITS:
-        digests = weights.settled(tensors, stored, simulated.BITS[artifact.precision])
+    digests = reference.stored_weights(artifact, tensors, blocks)
+    stored = target(artifact.format).constants(artifact)
     return weights.audit(digests, stored, artifact.precision).missing
 
 
@@ -275,7 +275,9 @@ class Bench:
 
     def __post_init__(self) -> None:
         module = rewritten(self.model)
-        tensors = weights_of(module) if self.model.is_ours else {}
+        tensors: Mapping[str, np.ndarray] = {}
+        if self.model.is_ours:  # after some passes the module's tensors are what a file holds
+            tensors = weights_of(module) or prepared(self.model).weights
         # Copies, for ``Exact`` converts the module, whose memory these arrays share, to float64.
         self.tensors = {name: array.copy() for name, array in tensors.items()}
         self.exact = self.model.exact(module)
@@ -302,7 +304,14 @@ class Bench:
     def artifact(self, found: Artifact, run: RunOptions) -> DriftStage:
         """(iv) of one file."""
         yardstick = self.yardstick(found.precision, found.keep)
-        return artifact_stage(found, run, self.exact, yardstick, self.tensors)
+        return artifact_stage(
+            found,
+            run,
+            self.exact,
+            yardstick,
+            tensors=self.tensors,
+            blocks=self.model.blocks,
+        )
 
     def judge(self, found: Artifact, stage: DriftStage, before: DriftFinding) -> DriftFinding:
         """The verdict on one file."""
