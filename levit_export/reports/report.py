@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from levit_export.checks.findings import Finding
-from levit_export.checks.parity import ParityReport
+from levit_export.checks.parity import ParityReport, with_weights
 from levit_export.checks.results import Accuracy, ArtifactReport
 from levit_export.checks.timing import TimingReport
 from levit_export.core import files, serialisation
@@ -290,6 +290,7 @@ def _inconsistencies(report: Report, verdicts: Sequence[str]) -> Iterator[str]:
                 f"{artifact.parity.verdict!r}"
             )
         yield from _of_outputs(artifact)
+        yield from _unsaid(artifact)
     timings = [(a.id, a.timing) for a in report.artifacts if a.timing is not None]
     for name, timing in (*timings, *report.baselines.items()):
         if timing.verdict not in ("pass", "not-run"):
@@ -299,6 +300,18 @@ def _inconsistencies(report: Report, verdicts: Sequence[str]) -> Iterator[str]:
             yield f"has no latencies of {name}, or impossible ones"
         if timing.efficiency is not None and not 0 < timing.efficiency < math.inf:
             yield f"has the efficiency {timing.efficiency} of {name}"
+
+
+def _unsaid(artifact: ArtifactReport) -> Iterator[str]:
+    """What follows from the distances and the weights, and is not among the findings."""
+    found = artifact.parity
+    follows = [finding for output in found.outputs for finding in output.findings()]
+    if found.weights is not None:
+        follows += with_weights(replace(found, findings=()), found.weights).findings
+    said = {finding.kind for finding in found.findings}
+    for kind in dict.fromkeys(finding.kind for finding in follows):
+        if kind not in said:
+            yield f"does not say {kind} of {artifact.id}, which follows from what it keeps"
 
 
 def _of_outputs(artifact: ArtifactReport) -> Iterator[str]:

@@ -169,6 +169,26 @@ def test_a_verdict_that_does_not_follow_is_refused(tmp_path: Path) -> None:
         read_report(path)
 
 
+@pytest.mark.parametrize(
+    "found",
+    [
+        parity_of(output(3.0)),
+        parity.with_weights(parity_of(output(0.1)), WeightAudit(3, missing=("head.bias",))),
+        parity.with_weights(parity_of(output(0.1)), WeightAudit(3, strange=("1.01",))),
+    ],
+    ids=["distances", "missing", "strange"],
+)
+def test_a_failure_that_was_talked_away_is_refused(tmp_path: Path, found: ParityReport) -> None:
+    """A pass whose findings were taken out contradicts the distances and weights that it keeps."""
+    path = write(report_of(replace(artifact(), parity=found)), tmp_path / "r")
+    content = json.loads(path.read_text())
+    content["verdict"] = content["artifacts"][0]["parity"]["verdict"] = "pass"
+    content["artifacts"][0]["parity"]["findings"] = []
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match="which follows from what it keeps"):
+        read_report(path)
+
+
 def test_what_was_not_run_stays_so(tmp_path: Path) -> None:
     """A recheck does not turn a check that was not run into one that was."""
     path = write(report_of(artifact(), unrun(artifact("coreml"))), tmp_path / "report.json")
