@@ -30,7 +30,7 @@ from levit_export.checks.reference import ModelChoice
 from levit_export.cli import cli
 from levit_export.core import hashing
 from levit_export.core.errors import LevitExportError
-from levit_export.core.values import Artifact, Preprocessing, Tolerance
+from levit_export.core.values import Artifact, Preprocessing, Tolerance, overall
 from levit_export.formats import target
 from levit_export.reports import gate
 from levit_export.reports.report import read_report, to_json
@@ -303,10 +303,17 @@ def _checked(paths: Mapping[Path, Try]) -> list[Outcome]:
         each = list(paths.items())
         middle = len(each) // 2
         return [*_checked(dict(each[:middle])), *_checked(dict(each[middle:]))]
-    return [
-        Outcome(tried, artifact.parity.verdict, artifact.parity.reason)
-        for tried, artifact in zip(paths.values(), report.artifacts, strict=True)
-    ]
+    found = []
+    for path, tried in paths.items():
+        # A runtime may execute an artifact in several ways, each of which is a row.
+        rows = [
+            artifact.parity
+            for artifact in report.artifacts
+            if len(paths) == 1 or Path(artifact.path).is_relative_to(path)
+        ]
+        verdict = overall(row.verdict for row in rows)
+        found.append(Outcome(tried, verdict, "; ".join(row.reason for row in rows)))
+    return found
 
 
 # --- stores and reports ----------------------------------------------------------------------
