@@ -65,7 +65,7 @@ def test_it_is_in_everything_that_is_written(stated: Exported) -> None:
     assert preprocessing.from_json(report["model"]["preprocessing"]) == RECIPE
     (artifact,) = export_directory.artifacts(stated.folder, manifest)
     said = {p.key: p.value for p in onnx.load(artifact.path).metadata_props}
-    assert preprocessing.from_json(json.loads(said["levit_export.inputs.preprocessing"])) == RECIPE
+    assert preprocessing.from_json(json.loads(said["levit_export.preprocessing"])) == RECIPE
     assert RECIPE.in_words() in (stated.folder / "report.html").read_text("utf-8")
     assert not any("pictures" in each for each in manifest.model.assumptions)
 

@@ -23,7 +23,7 @@ root_only = pytest.mark.skipif(os.getuid() != 0, reason="only root can make a de
 
 WRITES_ITSELF = {
     "core/files.py": "it is the owner",
-    "workflows/evaluate/packed_images.py": "a scratch file, written again for each image",
+    "workflows/evaluate/on_cluster.py": "a scratch file, written again for each image",
     "storage/device_bundle/archive.py": "unpacks into an empty temporary folder",
     "models/published/download.py": "appends to a partial file, so that a download can be resumed",
     "testing.py": "a file of a test",
@@ -123,7 +123,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
     path.write_text("old")
     code = (
         "import resource, signal, sys; from pathlib import Path\n"
-        "from levit_export.core.values import files\n"
+        "from levit_export.core import files\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
         "files.write(Path(sys.argv[1]), 'n' * 100_000)\n"
@@ -157,7 +157,7 @@ def test_permissions_stay(tmp_path: Path) -> None:
 
 def test_what_standard_output_goes_to_is_not_replaced(tmp_path: Path) -> None:
     """``--json log`` beside ``> log`` adds to the file that both are."""
-    code = "import sys; from pathlib import Path; from levit_export.core.values import files\n"
+    code = "import sys; from pathlib import Path; from levit_export.core import files\n"
     code += "print('first', flush=True); files.write(Path('/dev/stdout'), 'second')"
     log = tmp_path / "log"
     with log.open("wb") as stream:
