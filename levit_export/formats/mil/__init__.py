@@ -9,7 +9,8 @@ and evaluates its program in NumPy, with the types and shapes that the program d
     outputs = program.run({"input": image}, taps=("stage1_block0_attention_softmax",))
 
 It is a *reference*: an op, a parameter or a value that it does not know is refused when the
-package is loaded, never approximated. Importing it imports neither coremltools nor PyTorch;
+package is loaded, never approximated. ``python -m levit_export.mil PACKAGE`` lists a program, and
+says what of it is unsupported. Importing it imports neither coremltools nor PyTorch;
 :func:`load` imports coremltools for its protocol-buffer classes.
 """
 

@@ -6,6 +6,7 @@ calls its formula and holds the result to what the program declares.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -59,6 +60,16 @@ class Node:
         """Values of the program that the op needs."""
         return frozenset(
             o.name for many in self.operands.values() for o in many if o.constant is None
+        )
+
+    @functools.cached_property
+    def is_exact(self) -> bool:
+        """Whether a float16 output needs no rounding: the op is exact, and its operands are so."""
+        operands = [o for name in self.op.operands for o in self.operands.get(name, ())]
+        return self.op.exact and all(
+            isinstance(o.declared, TensorType)
+            and (o.declared.element.is_half or o.declared.element.kind != "f")
+            for o in operands
         )
 
     def arguments(self, values: Mapping[str, Value]) -> Arguments:
@@ -145,8 +156,11 @@ def _declared(node: Node, result: object, name: str, declared: DeclaredType) -> 
     array = np.asarray(result)
     if not declared.admits(array.shape) or array.dtype != declared.element.held_as:
         raise _differs(node, name, declared, f"{array.dtype}{list(array.shape)}")
-    if declared.element.is_half and not node.op.moves:
-        # A formula gives new arrays, so that rounding in place changes nothing else.
+    if declared.element.is_half and not node.is_exact:
+        # A formula that computes gives new arrays: rounding in place changes nothing else. (One
+        # that only moves values may not, but for operands of another type than its output.)
+        if not array.flags.writeable or node.op.exact:
+            array = array.copy()
         round_to_half_(array)
     return array
 

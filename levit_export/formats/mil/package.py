@@ -7,23 +7,36 @@ weight file as ``@model_path/...``, relative to the specification's own director
 
 from __future__ import annotations
 
+import importlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from levit_export.core import files
-from levit_export.core.errors import PackageError
+from levit_export.core.errors import MissingDependencyError, PackageError, UnsupportedOpError
+from levit_export.core.packages import coremltools
+from levit_export.core.quiet import quiet
 from levit_export.formats.mil.blob import Blob
 from levit_export.formats.mil.elements import Array, TensorType
 
 _REMEDY = "Export the model again, or restore the package from a copy."
 _WEIGHTS_PREFIX = "@model_path/"
+_SPECIFICATIONS = range(6, 11)
+"""Specification versions of ML Programs for iOS 15 to 18, and for iOS 26, which is 10."""
 
 
 def damaged(path: Path, what: str) -> PackageError:
     """The error for a package at ``path`` of which ``what`` is wrong."""
     return PackageError(f"{path} is damaged: {what}", remedy=_REMEDY)
+
+
+def unsupported(package: Package, what: str) -> UnsupportedOpError:
+    """The error for a package that may well be sound, but is of another kind."""
+    return UnsupportedOpError(
+        f"{package.root} is not evaluated: {what}",
+        remedy="Convert the model to one ML Program, with one function and without state.",
+    )
 
 
 @dataclass(frozen=True)
@@ -73,6 +86,41 @@ def open_package(path: Path) -> Package:
     if not specification.is_file():
         raise damaged(path, f"the specification {relative!r} is missing")
     return Package(path, specification)
+
+
+def read_model(package: Package) -> Any:
+    """The ``Model`` message of an ML Program.
+
+    Raises :class:`PackageError`, :class:`UnsupportedOpError` for a model of another kind, and
+    :class:`MissingDependencyError` without coremltools.
+    """
+    try:
+        # By name, because neither package has type information. coremltools complains of what
+        # it lacks off macOS when it is imported, which says nothing about a package.
+        with quiet("coremltools"):
+            messages = coremltools("proto.Model_pb2")
+        decode_error = importlib.import_module("google.protobuf.message").DecodeError
+    except ImportError as error:
+        raise MissingDependencyError(
+            "reading an .mlpackage needs coremltools", remedy="pip install coremltools"
+        ) from error
+    model = messages.Model()
+    data = package.specification_bytes()
+    try:
+        model.ParseFromString(data)
+    except (decode_error, ValueError, RuntimeError) as error:
+        raise damaged(package.root, f"the specification cannot be parsed: {error}") from error
+    kind = model.WhichOneof("Type")
+    if kind != "mlProgram":
+        if kind is None:
+            raise damaged(package.root, "it holds no model")
+        raise unsupported(package, f"it holds a model of type {kind}, not an ML Program")
+    if model.specificationVersion not in _SPECIFICATIONS:
+        raise UnsupportedOpError(
+            f"{package.root} has specification version {model.specificationVersion}",
+            remedy="Export for iOS 15 to iOS 26 (versions 6 to 10).",
+        )
+    return model
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:

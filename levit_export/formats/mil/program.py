@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import importlib
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -14,9 +13,7 @@ from typing import Any
 import numpy as np
 
 from levit_export.core.constants import Constant
-from levit_export.core.errors import MissingDependencyError, UnsupportedOpError, UsageError
-from levit_export.core.packages import coremltools
-from levit_export.core.quiet import quiet
+from levit_export.core.errors import UsageError
 from levit_export.formats.mil.binding import evaluate
 from levit_export.formats.mil.contents import classes, contents
 from levit_export.formats.mil.elements import INT64, DeclaredType, TensorType, Value
@@ -28,12 +25,15 @@ from levit_export.formats.mil.features import (
     read_features,
 )
 from levit_export.formats.mil.graph import Graph, read_graph
-from levit_export.formats.mil.package import Package, damaged, open_package
+from levit_export.formats.mil.package import (
+    Package,
+    damaged,
+    open_package,
+    read_model,
+    unsupported,
+)
 from levit_export.formats.mil.rounding import round_to_half_
 from levit_export.formats.mil.values import Reader
-
-_SPECIFICATIONS = range(6, 11)
-"""Specification versions of ML Programs for iOS 15 to 18, and for iOS 26, which is 10."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,17 +136,17 @@ def load(path: str | PathLike[str]) -> Program:
     the evaluator does not know how to run, :class:`MissingDependencyError` without coremltools.
     """
     package = open_package(Path(path))
-    model = _parse(package)
+    model = read_model(package)
     description = model.description
     functions = sorted(model.mlProgram.functions)
     if description.functions or functions != ["main"]:
         if not functions:
             raise damaged(package.root, "its program has no function")
-        raise _unsupported(
+        raise unsupported(
             package, f"it has the functions {functions}; a package with 'main' alone is evaluated"
         )
     if description.state:
-        raise _unsupported(package, "it keeps state between runs")
+        raise unsupported(package, "it keeps state between runs")
     graph = read_graph(
         model.mlProgram.functions["main"],
         Reader(package),
@@ -165,45 +165,6 @@ def load(path: str | PathLike[str]) -> Program:
         _value_names(graph),
         graph,
         _dead_after(graph),
-    )
-
-
-def _parse(package: Package) -> Any:
-    """The ``Model`` message of an ML Program."""
-    try:
-        # By name, because neither package has type information. coremltools complains of what
-        # it lacks off macOS when it is imported, which says nothing about a package.
-        with quiet("coremltools"):
-            messages = coremltools("proto.Model_pb2")
-        decode_error = importlib.import_module("google.protobuf.message").DecodeError
-    except ImportError as error:
-        raise MissingDependencyError(
-            "reading an .mlpackage needs coremltools", remedy="pip install coremltools"
-        ) from error
-    model = messages.Model()
-    data = package.specification_bytes()
-    try:
-        model.ParseFromString(data)
-    except (decode_error, ValueError, RuntimeError) as error:
-        raise damaged(package.root, f"the specification cannot be parsed: {error}") from error
-    kind = model.WhichOneof("Type")
-    if kind != "mlProgram":
-        if kind is None:
-            raise damaged(package.root, "it holds no model")
-        raise _unsupported(package, f"it holds a model of type {kind}, not an ML Program")
-    if model.specificationVersion not in _SPECIFICATIONS:
-        raise UnsupportedOpError(
-            f"{package.root} has specification version {model.specificationVersion}",
-            remedy="Export for iOS 15 to iOS 26 (versions 6 to 10).",
-        )
-    return model
-
-
-def _unsupported(package: Package, what: str) -> UnsupportedOpError:
-    """The error for a package that may well be sound, but is of another kind."""
-    return UnsupportedOpError(
-        f"{package.root} is not evaluated: {what}",
-        remedy="Convert the model to one ML Program, with one function and without state.",
     )
 
 

@@ -12,7 +12,7 @@ float16 would round ``x``; the difference ``(x + c) - c`` is exact. ``c`` takes 
 that the sum stays between these powers of two for either sign of ``x``, and an even number of
 spacings, so that ties go the same way.
 
-Numbers that round beyond the largest float16, infinities and NaN take the slow way.
+Blocks with numbers from 32768 on, infinities and NaN take the slow way.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ import numpy.typing as npt
 _EXPONENT = np.uint32(0x7F800000)
 _SIGN = np.uint32(0x80000000)
 _SHIFT = np.uint32((13 << 23) | 0x00400000)
-_OVERFLOW = np.float32(65520.0)
+_LARGE = np.uint32((127 + 15) << 23)
+"""The exponent of 32768 and more: from 65520 on, numbers round to infinity."""
 _BLOCK = 1 << 14
 """Numbers rounded at a time, so that the scratch stays in the processor's cache."""
 # An array, because NumPy vectorises the maximum of two arrays but not that with a scalar.
@@ -46,12 +47,12 @@ def round_to_half_(x: npt.NDArray[np.float32]) -> None:
 
 
 def _round_block_(x: npt.NDArray[np.float32], scratch: npt.NDArray[np.uint32]) -> None:
-    # Written so that a NaN, which is neither above nor below, takes the slow way too.
-    if not (x.min() > -_OVERFLOW and x.max() < _OVERFLOW):
-        x[...] = _by_definition(x)
-        return
     bits = scratch[: x.size]
     np.bitwise_and(x.view(np.uint32), _EXPONENT, out=bits)
+    # The exponents of NaN and of infinity are larger than any other.
+    if bits.max() >= _LARGE:
+        x[...] = _by_definition(x)
+        return
     np.maximum(bits, _LEAST[: x.size], out=bits)
     np.add(bits, _SHIFT, out=bits)
     c = bits.view(np.float32)

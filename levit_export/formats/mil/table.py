@@ -68,8 +68,10 @@ class Op:
     """Kinds of element that ``operands`` may have: ``f`` float, ``i`` integer, ``b`` boolean."""
     results: tuple[Result, ...] = (Like(),)
     """Element types of the outputs, the last for all that remain (empty: any)."""
-    moves: bool = False
-    """True if outputs hold unchanged input values (and may be views), so need no rounding."""
+    exact: bool = False
+    """True if outputs are numbers that the type of the operands holds, and need no rounding.
+
+    Ops that only move values are such; their outputs may be views of an operand."""
     choices: Mapping[str, frozenset[str]] = field(default_factory=dict)
     """The values that a parameter of type string may have; a string parameter must be here."""
     strings: frozenset[str] = frozenset()
@@ -127,23 +129,23 @@ OPS: dict[str, Op] = {
     "real_div": Op(elementwise.real_div, _PAIR),
     "floor_div": Op(elementwise.floor_div, _PAIR, "fi"),
     "mod": Op(elementwise.mod, _PAIR, "fi"),
-    "maximum": Op(elementwise.maximum, _PAIR, "fi"),
-    "minimum": Op(elementwise.minimum, _PAIR, "fi"),
+    "maximum": Op(elementwise.maximum, _PAIR, "fi", exact=True),
+    "minimum": Op(elementwise.minimum, _PAIR, "fi", exact=True),
     "pow": Op(elementwise.power, _PAIR),
     "square": Op(elementwise.square, kinds="fi"),
-    "abs": Op(elementwise.absolute, kinds="fi"),
-    "sign": Op(elementwise.sign, kinds="fi"),
-    "ceil": Op(elementwise.ceil),
-    "floor": Op(elementwise.floor),
-    "round": Op(elementwise.nearest),
+    "abs": Op(elementwise.absolute, kinds="fi", exact=True),
+    "sign": Op(elementwise.sign, kinds="fi", exact=True),
+    "ceil": Op(elementwise.ceil, exact=True),
+    "floor": Op(elementwise.floor, exact=True),
+    "round": Op(elementwise.nearest, exact=True),
     "exp": Op(elementwise.exp),
     "exp2": Op(elementwise.exp2),
     "log": Op(elementwise.log, ("x", "epsilon")),
     "sqrt": Op(elementwise.sqrt),
     "rsqrt": Op(elementwise.rsqrt, ("x", "epsilon")),
     "inverse": Op(elementwise.inverse, ("x", "epsilon")),
-    "clip": Op(elementwise.clip, ("x", "alpha", "beta")),
-    "threshold": Op(elementwise.threshold, ("x", "alpha"), "fi"),
+    "clip": Op(elementwise.clip, ("x", "alpha", "beta"), exact=True),
+    "threshold": Op(elementwise.threshold, ("x", "alpha"), "fi", exact=True),
     "erf": Op(elementwise.erf),
     "sin": Op(elementwise.sin),
     "cos": Op(elementwise.cos),
@@ -167,11 +169,11 @@ OPS: dict[str, Op] = {
     "logical_xor": Op(elementwise.logical_xor, _PAIR, "b"),
     "logical_not": Op(elementwise.logical_not, kinds="b"),
     # Activation functions
-    "relu": Op(elementwise.relu),
-    "relu6": Op(elementwise.relu6),
+    "relu": Op(elementwise.relu, exact=True),
+    "relu6": Op(elementwise.relu6, exact=True),
     "leaky_relu": Op(elementwise.leaky_relu, ("x", "alpha")),
     "prelu": Op(elementwise.prelu, ("x", "alpha")),
-    "thresholded_relu": Op(elementwise.thresholded_relu, ("x", "alpha")),
+    "thresholded_relu": Op(elementwise.thresholded_relu, ("x", "alpha"), exact=True),
     "clamped_relu": Op(elementwise.clamped_relu, ("x", "alpha", "beta")),
     "elu": Op(elementwise.elu, ("x", "alpha")),
     "linear_activation": Op(elementwise.linear_activation, ("x", "alpha", "beta")),
@@ -210,8 +212,8 @@ OPS: dict[str, Op] = {
     "reduce_mean": Op(reduce.reduce_mean),
     "reduce_sum": Op(reduce.reduce_sum, kinds="fi"),
     "reduce_prod": Op(reduce.reduce_prod, kinds="fi"),
-    "reduce_max": Op(reduce.reduce_max, kinds="fi"),
-    "reduce_min": Op(reduce.reduce_min, kinds="fi"),
+    "reduce_max": Op(reduce.reduce_max, kinds="fi", exact=True),
+    "reduce_min": Op(reduce.reduce_min, kinds="fi", exact=True),
     "reduce_sum_square": Op(reduce.reduce_sum_square, kinds="fi"),
     "reduce_l1_norm": Op(reduce.reduce_l1_norm, kinds="fi"),
     "reduce_l2_norm": Op(reduce.reduce_l2_norm),
@@ -235,7 +237,7 @@ OPS: dict[str, Op] = {
         reduce.topk,
         kinds="fi",
         results=(Like(), Named("output_indices_dtype", "int32")),
-        moves=True,
+        exact=True,
         choices={"output_indices_dtype": _INDEX},
     ),
     # Normalisation
@@ -246,11 +248,11 @@ OPS: dict[str, Op] = {
     "local_response_norm": Op(normalization.local_response_norm, ("x", "alpha", "beta", "k")),
     # Pooling
     "avg_pool": Op(pooling.avg_pool, choices={"pad_type": _PADDING}),
-    "max_pool": Op(pooling.max_pool, choices={"pad_type": _PADDING}),
+    "max_pool": Op(pooling.max_pool, exact=True, choices={"pad_type": _PADDING}),
     "l2_pool": Op(pooling.l2_pool, choices={"pad_type": _PADDING}),
     # Images
-    "upsample_nearest_neighbor": Op(resizing.upsample_nearest_neighbor, moves=True),
-    "resize_nearest_neighbor": Op(resizing.resize_nearest_neighbor, moves=True),
+    "upsample_nearest_neighbor": Op(resizing.upsample_nearest_neighbor, exact=True),
+    "resize_nearest_neighbor": Op(resizing.resize_nearest_neighbor, exact=True),
     "upsample_bilinear": Op(resizing.upsample_bilinear),
     "resize_bilinear": Op(resizing.resize_bilinear, choices={"sampling_mode": resizing.SAMPLING}),
     "resize": Op(
@@ -261,7 +263,7 @@ OPS: dict[str, Op] = {
             "sampling_mode": resizing.SAMPLING,
         },
     ),
-    "crop": Op(resizing.crop, moves=True),
+    "crop": Op(resizing.crop, exact=True),
     "crop_resize": Op(
         resizing.crop_resize,
         ("x", "pad_value"),
@@ -289,48 +291,49 @@ OPS: dict[str, Op] = {
         },
     ),
     # Moving values
-    "identity": Op(shape.identity, kinds=_ALL, moves=True),
-    "reshape": Op(shape.reshape, kinds=_ALL, moves=True),
+    "identity": Op(shape.identity, kinds=_ALL, exact=True),
+    "reshape": Op(shape.reshape, kinds=_ALL, exact=True),
     "reshape_like": Op(
         shape.reshape_like,
         kinds=_ALL,
-        moves=True,
+        exact=True,
         variadic=frozenset({"ref_tensors", "begins", "ends", "end_masks"}),
     ),
-    "flatten2d": Op(shape.flatten2d, kinds=_ALL, moves=True),
-    "transpose": Op(shape.transpose, kinds=_ALL, moves=True),
-    "expand_dims": Op(shape.expand_dims, kinds=_ALL, moves=True),
-    "squeeze": Op(shape.squeeze, kinds=_ALL, moves=True),
-    "slice_by_index": Op(shape.slice_by_index, kinds=_ALL, moves=True),
-    "slice_by_size": Op(shape.slice_by_size, kinds=_ALL, moves=True),
-    "slice_update": Op(shape.slice_update, ("x", "update"), _ALL, moves=True),
-    "split": Op(shape.split, kinds=_ALL, moves=True),
-    "concat": Op(shape.concat, ("values",), _ALL, moves=True, variadic=frozenset({"values"})),
-    "stack": Op(shape.stack, ("values",), _ALL, moves=True, variadic=frozenset({"values"})),
-    "reverse": Op(shape.reverse, kinds=_ALL, moves=True),
-    "reverse_sequence": Op(shape.reverse_sequence, kinds=_ALL, moves=True),
-    "sliding_windows": Op(shape.sliding_windows, kinds=_ALL, moves=True),
-    "depth_to_space": Op(shape.depth_to_space, moves=True),
-    "space_to_depth": Op(shape.space_to_depth, moves=True),
-    "pixel_shuffle": Op(shape.pixel_shuffle, moves=True),
-    "pixel_unshuffle": Op(shape.pixel_unshuffle, moves=True),
-    "batch_to_space": Op(shape.batch_to_space, moves=True),
-    "space_to_batch": Op(shape.space_to_batch, moves=True),
-    "band_part": Op(shape.band_part, kinds=_ALL, moves=True),
-    "tile": Op(shape.tile, kinds=_ALL, moves=True),
-    "fill": Op(shape.fill, ("value",), _ALL, moves=True),
-    "fill_like": Op(shape.fill_like, ("value",), _ALL, moves=True),
+    "flatten2d": Op(shape.flatten2d, kinds=_ALL, exact=True),
+    "transpose": Op(shape.transpose, kinds=_ALL, exact=True),
+    "expand_dims": Op(shape.expand_dims, kinds=_ALL, exact=True),
+    "squeeze": Op(shape.squeeze, kinds=_ALL, exact=True),
+    "slice_by_index": Op(shape.slice_by_index, kinds=_ALL, exact=True),
+    "slice_by_size": Op(shape.slice_by_size, kinds=_ALL, exact=True),
+    "slice_update": Op(shape.slice_update, ("x", "update"), _ALL, exact=True),
+    "split": Op(shape.split, kinds=_ALL, exact=True),
+    "concat": Op(shape.concat, ("values",), _ALL, exact=True, variadic=frozenset({"values"})),
+    "stack": Op(shape.stack, ("values",), _ALL, exact=True, variadic=frozenset({"values"})),
+    "reverse": Op(shape.reverse, kinds=_ALL, exact=True),
+    "reverse_sequence": Op(shape.reverse_sequence, kinds=_ALL, exact=True),
+    "sliding_windows": Op(shape.sliding_windows, kinds=_ALL, exact=True),
+    "depth_to_space": Op(shape.depth_to_space, exact=True),
+    "space_to_depth": Op(shape.space_to_depth, exact=True),
+    "pixel_shuffle": Op(shape.pixel_shuffle, exact=True),
+    "pixel_unshuffle": Op(shape.pixel_unshuffle, exact=True),
+    "batch_to_space": Op(shape.batch_to_space, exact=True),
+    "space_to_batch": Op(shape.space_to_batch, exact=True),
+    "band_part": Op(shape.band_part, kinds=_ALL, exact=True),
+    "tile": Op(shape.tile, kinds=_ALL, exact=True),
+    "fill": Op(shape.fill, ("value",), _ALL, exact=True),
+    "fill_like": Op(shape.fill_like, ("value",), _ALL, exact=True),
     "range_1d": Op(shape.range_1d, ("start", "end", "step"), "fi"),
     "pad": Op(
         shape.pad,
         ("x", "constant_val"),
+        exact=True,
         choices={"mode": frozenset({"constant", "reflect", "replicate"})},
     ),
     "shape": Op(shape.shape, kinds=_ALL, results=(INT32,)),
     # Values at places that a tensor holds
-    "gather": Op(indexing.gather, kinds=_ALL, moves=True),
-    "gather_along_axis": Op(indexing.gather_along_axis, kinds=_ALL, moves=True),
-    "gather_nd": Op(indexing.gather_nd, kinds=_ALL, moves=True),
+    "gather": Op(indexing.gather, kinds=_ALL, exact=True),
+    "gather_along_axis": Op(indexing.gather_along_axis, kinds=_ALL, exact=True),
+    "gather_nd": Op(indexing.gather_nd, kinds=_ALL, exact=True),
     "scatter": Op(indexing.scatter, _SCATTERED, "fi", choices={"mode": frozenset(indexing.MODES)}),
     "scatter_along_axis": Op(
         indexing.scatter_along_axis,
@@ -341,9 +344,9 @@ OPS: dict[str, Op] = {
     "scatter_nd": Op(
         indexing.scatter_nd, _SCATTERED, "fi", choices={"mode": frozenset(indexing.MODES)}
     ),
-    "select": Op(indexing.select, ("a", "b"), _ALL, moves=True),
+    "select": Op(indexing.select, ("a", "b"), _ALL, exact=True),
     "non_zero": Op(indexing.non_zero, kinds=_ALL, results=(INT32,)),
-    "one_hot": Op(indexing.one_hot, ("on_value", "off_value"), _ALL, moves=True),
+    "one_hot": Op(indexing.one_hot, ("on_value", "off_value"), _ALL, exact=True),
     # Quantised activations
     "quantize": Op(
         compression.quantize,
@@ -361,9 +364,9 @@ OPS: dict[str, Op] = {
         results=(Named("output_dtype"),),
         choices={"output_dtype": frozenset({"fp32"})},
     ),
-    "constexpr_lut_to_dense": Op(compression.constexpr_lut_to_dense, ("lut",), "fi", moves=True),
+    "constexpr_lut_to_dense": Op(compression.constexpr_lut_to_dense, ("lut",), "fi", exact=True),
     "constexpr_sparse_to_dense": Op(
-        compression.constexpr_sparse_to_dense, ("nonzero_data",), "fi", moves=True
+        compression.constexpr_sparse_to_dense, ("nonzero_data",), "fi", exact=True
     ),
     "constexpr_lut_to_sparse": Op(
         compression.constexpr_lut_to_sparse,

@@ -14,8 +14,8 @@ from levit_export.formats.mil.elements import Array
 from levit_export.formats.mil.ops.bounds import bounded, integer, integers, same_length
 from levit_export.formats.mil.ops.windows import Windows, last, windows
 
-_BLOCK = 1 << 15
-"""Numbers of a channel block that are worked on at a time, so that they stay in the cache."""
+_BLOCK = 1 << 14
+"""Numbers that are worked on at a time, so that they stay in the cache."""
 
 
 def conv(
@@ -58,14 +58,18 @@ def conv(
     y = np.empty(bounded((x.shape[0], outputs, *w.counts)), dtype=x.dtype)
     taps = math.prod(w.kernel)
     matrices = weight.reshape(g, outputs // g, width * taps)
+    added = np.zeros(outputs, x.dtype) if bias is None else bias
     for image, out in zip(w.padded(x, 0.0), y, strict=True):
         if width == 1 and taps > 1:
-            _depthwise(image, matrices, w, out.reshape(g, outputs // g, *w.counts))
+            for each in range(outputs // g):
+                mine = slice(each, None, outputs // g)
+                _depthwise(image, matrices[:, each], added[mine], w, out[mine])
             continue
         columns = _columns(image, w).reshape(g, width * taps, math.prod(w.counts))
-        np.matmul(matrices, columns, out=out.reshape(g, outputs // g, -1))
-    if bias is not None:
-        y += bias.reshape(-1, *(1,) * len(w.counts))
+        product = out.reshape(g, outputs // g, -1)
+        np.matmul(matrices, columns, out=product)
+        if bias is not None:
+            product += bias.reshape(g, -1, 1)
     return y
 
 
@@ -176,55 +180,50 @@ def _columns(image: Array, w: Windows) -> Array:
     return columns
 
 
-def _depthwise(image: Array, weight: Array, w: Windows, out: Array) -> None:
-    """``out[c, j, p] = sum_k weight[c, j, k] image[c, p * stride + k * dilation]``.
+def _depthwise(image: Array, weight: Array, bias: Array, w: Windows, out: Array) -> None:
+    """``out[c, p] = sum_k weight[c, k] image[c, p * stride + k * dilation] + bias[c]``.
 
-    NumPy is fast on long rows only, and a small image has short ones. So a channel is laid out as
-    one row: with stride 1 the elements that kernel position ``k`` meets, for all ``p``, begin at a
-    fixed distance from those for ``k = 0``, whatever lies between the ends of two rows of the
-    image. (Those positions are computed too, and left out at the end.) A stride ``s`` is the same
-    with the image split into the ``s`` images of every ``s``-th element.
+    NumPy is fast on long rows only, and a small image has short ones. With the channels innermost
+    a row of the image and its channels are one long row, of which a kernel position meets a piece;
+    a stride ``s`` along it is the same with the image split into ``s`` images of every ``s``-th
+    column.
     """
-    reach = [(k - 1) * d // s for k, d, s in zip(w.kernel, w.dilations, w.strides, strict=True)]
-    extents = tuple(n + r for n, r in zip(w.counts, reach, strict=True))
-    pitch = [math.prod(extents[axis + 1 :]) for axis in range(len(extents))]
-    length = sum((n - 1) * p for n, p in zip(w.counts, pitch, strict=True)) + 1
-    multiple = weight.shape[1]
-    block = max(1, _BLOCK // (multiple * math.prod(extents)))
-    positions = list(itertools.product(*map(range, w.kernel)))
-    steps = [
-        [divmod(p * d, s) for p, d, s in zip(position, w.dilations, w.strides, strict=True)]
-        for position in positions
-    ]
-    for first in range(0, len(image), block):
-        channels = image[first : first + block]
-        factors = weight[first : first + block]
-        rows = {
-            phase: _every(channels, phase, w.strides, extents)
-            for phase in {tuple(rest for _, rest in step) for step in steps}
-        }
-        total = np.zeros((len(channels), multiple, w.counts[0] * pitch[0]), image.dtype)
-        scratch = np.empty((len(channels), multiple, length), image.dtype)
-        for tap, step in enumerate(steps):
-            start = sum(whole * p for (whole, _), p in zip(step, pitch, strict=True))
-            met = rows[tuple(rest for _, rest in step)][:, np.newaxis, start : start + length]
-            np.multiply(met, factors[:, :, tap, np.newaxis], out=scratch)
-            total[:, :, :length] += scratch
-        grid = total.reshape(len(channels), multiple, w.counts[0], *extents[1:])
-        out[first : first + block] = grid[last(map(slice, w.counts))]
-
-
-def _every(
-    image: Array, phase: tuple[int, ...], strides: tuple[int, ...], extents: tuple[int, ...]
-) -> Array:
-    """``image[c, phase :: stride]`` on every axis, cut or filled to ``extents``, as one row."""
-    every = [slice(first, None, stride) for first, stride in zip(phase, strides, strict=True)]
-    part = image[last(every)][last(map(slice, extents))]
-    if part.shape[1:] != extents:
-        full = np.zeros((len(part), *extents), image.dtype)
-        full[last(map(slice, part.shape[1:]))] = part
-        part = full
-    return np.ascontiguousarray(part).reshape(len(image), -1)
+    channels, (*_, width) = len(image), w.counts
+    columns = np.moveaxis(image, 0, -1)
+    step, apart = w.strides[-1], w.dilations[-1]
+    phases = {
+        phase: np.ascontiguousarray(columns[..., phase::step, :]).reshape(*image.shape[1:-1], -1)
+        for phase in {k * apart % step for k in range(w.kernel[-1])}
+    }
+    factors = np.tile(weight.T, (1, width))
+    # An image of one axis gets another, so that there is a first axis to work along in blocks.
+    heights, kernel = (w.counts[:-1] or (1,)), (w.kernel[:-1] or (1,))
+    strides, dilations = (w.strides[:-1] or (1,)), (w.dilations[:-1] or (1,))
+    y = np.empty((*heights, width * channels), image.dtype)
+    block = max(1, _BLOCK // (y.size // heights[0]))
+    for first in range(0, heights[0], block):
+        part = y[first : first + block]
+        part[...] = np.tile(bias, width)
+        scratch = np.empty_like(part)
+        for tap, (*above, k) in enumerate(itertools.product(*map(range, (*kernel, w.kernel[-1])))):
+            start, phase = divmod(k * apart, step)
+            rows = [
+                slice(low * s + p * d, (low + n - 1) * s + p * d + 1, s)
+                for low, n, p, s, d in zip(
+                    (first, *(0,) * len(heights[1:])),
+                    part.shape,
+                    above,
+                    strides,
+                    dilations,
+                    strict=False,
+                )
+            ]
+            source = phases[phase].reshape(*(image.shape[1:-1] or (1,)), -1)
+            rows.append(slice(start * channels, (start + width) * channels))
+            met = source[tuple(rows)]
+            np.multiply(met, factors[tap], out=scratch)
+            part += scratch
+    out[...] = np.moveaxis(y.reshape(*w.counts, channels), -1, 0)
 
 
 def _check_bias(bias: Array | None, outputs: int) -> None:

@@ -6,11 +6,10 @@ Source: coremltools, MIL op sets ``elementwise_binary``, ``elementwise_unary``, 
 
 from __future__ import annotations
 
-import functools
 import math
+from collections.abc import Iterator
 
 import numpy as np
-import numpy.polynomial.chebyshev as cheb
 
 from levit_export.formats.mil.elements import BY_SHORT_NAME, Array
 from levit_export.formats.mil.ops.bounds import joined
@@ -247,7 +246,8 @@ def threshold(x: Array, alpha: Array) -> Array:
 
 def clip(x: Array, alpha: Array, beta: Array) -> Array:
     """``min(max(x, alpha), beta)`` with scalars ``alpha`` and ``beta``."""
-    return np.asarray(np.minimum(np.maximum(x, _scalar(alpha)), _scalar(beta)))
+    y = np.asarray(np.maximum(x, _scalar(alpha)))
+    return np.asarray(np.minimum(y, _scalar(beta), out=y))
 
 
 def relu(x: Array) -> Array:
@@ -257,7 +257,8 @@ def relu(x: Array) -> Array:
 
 def relu6(x: Array) -> Array:
     """``min(max(x, 0), 6)``."""
-    return np.asarray(np.minimum(np.maximum(x, _ZERO), np.float32(6)))
+    y = np.asarray(np.maximum(x, _ZERO))
+    return np.asarray(np.minimum(y, np.float32(6), out=y))
 
 
 def leaky_relu(x: Array, alpha: Array) -> Array:
@@ -308,15 +309,23 @@ def sigmoid_hard(x: Array, alpha: Array, beta: Array) -> Array:
 
 def sigmoid(x: Array) -> Array:
     """``1 / (1 + e ** -x)``."""
-    y = np.asarray(np.exp(-x))
-    y += _ONE
-    np.divide(_ONE, y, out=y)
-    return y
+    return _over_one_plus_exp(x, None)
 
 
 def silu(x: Array) -> Array:
-    """``x * sigmoid(x)``."""
-    return np.asarray(x * sigmoid(x))
+    """``x / (1 + e ** -x)``."""
+    return _over_one_plus_exp(x, x)
+
+
+def _over_one_plus_exp(x: Array, numerator: Array | None) -> Array:
+    """``numerator / (1 + e ** -x)``; 1 is the numerator if there is none."""
+    y = np.empty(x.shape, x.dtype)
+    above = x if numerator is None else numerator
+    for (part, out), (over, _) in zip(_blocks(x, y), _blocks(above, y), strict=True):
+        divisor = np.exp(-part)
+        divisor += _ONE
+        np.divide(_ONE if numerator is None else over, divisor, out=out)
+    return y
 
 
 def softplus(x: Array) -> Array:
@@ -348,8 +357,15 @@ def tanh(x: Array) -> Array:
 
 
 def erf(x: Array) -> Array:
-    """The error function ``2 / sqrt(pi) * integral of e ** -t**2 from 0 to x``."""
-    return np.asarray(_erf64(x).astype(np.float32))
+    """The error function ``2 / sqrt(pi) * integral of e ** -t**2 from 0 to x``.
+
+    ``x P(x**2) / Q(x**2)`` in float64, whose error of 2e-9 vanishes in the rounding to float32.
+    """
+    y = np.empty(x.shape, np.float32)
+    for part, out in _blocks(x, y):
+        z = np.clip(part.astype(np.float64), -_ERF_FLAT, _ERF_FLAT)
+        out[...] = z * _rational(z * z, _ERF)
+    return y
 
 
 def gelu(x: Array, *, mode: str = "EXACT") -> Array:
@@ -358,12 +374,21 @@ def gelu(x: Array, *, mode: str = "EXACT") -> Array:
     - ``EXACT``: ``0.5 x (1 + erf(x / sqrt(2)))``
     - ``TANH_APPROXIMATION``: ``0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x**3)))``
     - ``SIGMOID_APPROXIMATION``: ``x sigmoid(1.702 x)``
+
+    The exact form is computed as ``x sigmoid(x P(x**2) / Q(x**2))``: nothing cancels below zero,
+    and it takes float32 and a sixteenth of the time that erf in float64 did.
     """
     if mode == "EXACT":
-        y = _erf64(x.astype(np.float64) / math.sqrt(2.0))
-        y += 1.0
-        y *= 0.5 * x
-        return np.asarray(y.astype(np.float32))
+        y = np.empty(x.shape, np.float32)
+        for part, out in _blocks(x, y):
+            z = np.clip(part, -_GELU_FLAT, _GELU_FLAT)
+            logit = _rational(z * z, _GELU)
+            logit *= z
+            np.negative(logit, out=logit)
+            np.exp(logit, out=logit)
+            logit += _ONE
+            np.divide(part, logit, out=out)
+        return y
     if mode == "TANH_APPROXIMATION":
         inner = np.float32(math.sqrt(2.0 / math.pi)) * (x + np.float32(0.044715) * (x * x * x))
         return np.asarray(_HALF * x * (_ONE + np.tanh(inner)))
@@ -399,27 +424,78 @@ def _scalar(value: Array) -> Array:
     return value
 
 
-_FLAT = 4.0
-"""From here on erf is 1 to more digits than float32 has (``1 - erf(4)`` is 1.5e-8)."""
+_BLOCK = 1 << 13
+"""Numbers that a formula of many steps works on at a time, so that they stay in the cache."""
+
+_ERF_FLAT = 3.93
+"""From here on erf is 1 to more digits than float32 has (``1 - erf(3.93)`` is 2.7e-8)."""
+
+_ERF = (
+    (
+        1.128379169177679,
+        0.18514764583118348,
+        0.05425473747845595,
+        0.0038402925059706425,
+        0.0003771676355878138,
+        4.620061276272499e-06,
+        -1.2857983243003156e-08,
+    ),
+    (
+        1.0,
+        0.4974162362308266,
+        0.11388693525375529,
+        0.015434838614701265,
+        0.001302409511025809,
+        6.250089244233969e-05,
+    ),
+)
+"""``P`` and ``Q`` of erf: ``erf(x) / x`` for ``|x| <= 3.93`` to a relative error of 1.9e-9.
+
+Fitted to float64 values, by least squares with weights raised where the error was largest.
+"""
+
+_GELU_FLAT = 8.0
+"""Below minus this, gelu is less than 5e-15 and the formula too; above, it is ``x``."""
+
+_GELU = (
+    (
+        1.5957687316188813,
+        0.2379683356334557,
+        0.020937336308530688,
+        0.0007290927543538899,
+        3.920462872493846e-06,
+    ),
+    (
+        1.0,
+        0.10358231168733277,
+        0.008453146921468105,
+        0.0001402232526967642,
+        1.8625371708369255e-07,
+    ),
+)
+"""``P`` and ``Q`` of gelu: ``log(F(x) / F(-x)) / x``, ``F`` the normal distribution function.
+
+For ``|x| <= 8``, to a relative error of 2.5e-7; fitted as :data:`_ERF` was.
+"""
 
 
-@functools.cache
-def _erf_series() -> tuple[float, ...]:
-    """Chebyshev coefficients of ``g(t) = erf(sqrt(t)) / sqrt(t)`` for ``0 <= t <= 16``.
-
-    ``g`` is entire, so the coefficients fall faster than any power: 24 leave less than 1e-11.
-    """
-    nodes = cheb.chebpts1(24)
-    roots = [math.sqrt((node + 1.0) * _FLAT * _FLAT / 2.0) for node in nodes.tolist()]
-    values = [math.erf(root) / root for root in roots]
-    return tuple(cheb.chebfit(nodes, values, 23).tolist())
+def _blocks(x: Array, y: Array) -> Iterator[tuple[Array, Array]]:
+    """Pieces of ``x`` and the places of their results in ``y``, a new array of the same shape."""
+    flat, out = np.ascontiguousarray(x).reshape(-1), y.reshape(-1)
+    for start in range(0, flat.size, _BLOCK):
+        yield flat[start : start + _BLOCK], out[start : start + _BLOCK]
 
 
-def _erf64(x: Array) -> Array:
-    """``erf`` in float64, to an absolute error of 2e-8 (all of it beyond ``|x| = 4``)."""
-    z = np.clip(x.astype(np.float64), -_FLAT, _FLAT)
-    t = z * z
-    t *= 2.0 / (_FLAT * _FLAT)
-    t -= 1.0
-    y = np.asarray(cheb.chebval(t, np.array(_erf_series())))
-    return np.where(np.abs(z) == _FLAT, np.sign(z), y * z)
+def _rational(t: Array, coefficients: tuple[tuple[float, ...], tuple[float, ...]]) -> Array:
+    """``P(t) / Q(t)``, coefficients from the lowest power up, in the precision of ``t``."""
+    found: list[Array] = []
+    for polynomial in coefficients:
+        value = t * t.dtype.type(polynomial[-1])
+        for coefficient in polynomial[-2:0:-1]:
+            value += t.dtype.type(coefficient)
+            value *= t
+        value += t.dtype.type(polynomial[0])
+        found.append(value)
+    numerator, denominator = found
+    numerator /= denominator
+    return numerator
