@@ -103,6 +103,7 @@ def test_paths_are_relative_to_the_file(tmp_path: Path, digits_file: Path) -> No
         ),
         ("batch = 0\n" + DIGITS, "{file}: batch is 0", '"dynamic"'),
         ("batch = true\n" + DIGITS, "batch is True", "whole number"),
+        ("batch = 1000000000\n" + DIGITS, "GiB at least", "smaller --batch"),
         ("limit = 0\n" + DIGITS, "{file}: limit is 0", "from 1"),
         ('seed = "x"\n' + DIGITS, "{file}: seed is 'x'", "whole number"),
         ("max-drop = 101\n" + DIGITS, "max-drop is 101", "0 to 100"),

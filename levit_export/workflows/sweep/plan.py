@@ -13,7 +13,7 @@ from levit_export.core import files, machine
 from levit_export.core.errors import UnknownNameError, UsageError
 from levit_export.formats import TARGETS, target
 from levit_export.inputs import preprocessing
-from levit_export.models.zoo import parse_size
+from levit_export.models.zoo import parse_size, variant
 from levit_export.workflows.sweep.cell import DIGITS, Cell, Images, Settings, images_at, weights_of
 
 if TYPE_CHECKING:
@@ -178,6 +178,9 @@ def _cells(
 ) -> tuple[list[Cell], list[str]]:
     """The cells of one model, and what it leaves out."""
     choice = _choice(table)
+    if choice.model is not None:  # of a checkpoint the size is known when its cell reads it
+        size = choice.image_size or variant(choice.model).config.image_size
+        machine.refuse_batch(settings.batch or 1, size)
     source = {key: table if key in table.content else top for key in WHICH}
     formats = _formats(source["formats"])
     wanted, left_out = _precisions(source["precisions"], formats)
