@@ -22,7 +22,7 @@ with warnings.catch_warnings():
     logging.getLogger("coremltools").setLevel(logging.ERROR)
     import coremltools  # noqa: F401
 
-from mil_programs import Build, Saved, convolution_to_softmax, save
+from mil_programs import Build, Saved, convolution_to_softmax, many_ops, save
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -59,3 +59,9 @@ def _clean() -> Iterator[None]:
 def sound(saved: Callable[..., Saved]) -> Saved:
     """A package that is as it should be: convolution, linear layer, softmax."""
     return saved(convolution_to_softmax, x=np.ones((1, 3, 8, 8), np.float32))
+
+
+@pytest.fixture(scope="session")
+def rich(saved: Callable[..., Saved]) -> Saved:
+    """A package with ops that allocate, index and repeat."""
+    return saved(many_ops, x=np.ones((1, 3, 8, 8), np.float32))

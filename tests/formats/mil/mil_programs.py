@@ -195,6 +195,28 @@ def convolution_to_softmax(x: Any) -> Any:
     return mb.softmax(x=y, axis=-1, name="p")
 
 
+def many_ops(x: Any) -> Any:
+    """A program of ops that allocate, index and repeat, for ``x`` of shape ``(1, 3, 8, 8)``."""
+    w = np.random.default_rng(0).standard_normal((3, 1, 3, 3)).astype(np.float32)
+    y = mb.conv(x=x, weight=w, pad_type="same", groups=3, name="depthwise")
+    y = mb.conv_transpose(x=y, weight=w, strides=[2, 2], pad_type="custom", pad=[1, 0, 0, 1])
+    y = mb.upsample_bilinear(x=y, scale_factor_height=0.5, scale_factor_width=0.5, name="small")
+    y = mb.upsample_nearest_neighbor(x=y, scale_factor_height=2, scale_factor_width=2)
+    y = mb.resize_bilinear(x=y, target_size_height=8, target_size_width=8, name="back")
+    y = mb.crop(x=y, crop_height=[1, 1], crop_width=[2, 0], name="cut")
+    y = mb.space_to_depth(x=y, block_size=2)
+    y = mb.sliding_windows(x=y, axis=3, size=2, stride=1, name="windows")
+    y = mb.reverse(x=mb.cumsum(x=y, axis=1, exclusive=True), axes=[1])
+    y = mb.band_part(x=y, lower=0, upper=1)
+    values, places = mb.topk(x=y, k=3, axis=1)
+    y = mb.scatter_along_axis(data=y, indices=places, updates=values, axis=1, mode="max")
+    y = mb.gather_nd(x=y, indices=[[0, 1], [0, 2]], name="chosen")
+    y = mb.select(cond=mb.less(x=y, y=np.float32(0)), a=np.float32(-1), b=y)
+    y = mb.tile(x=y, reps=[2, 1, 1, 1])
+    y = mb.avg_pool(x=y, kernel_sizes=[2, 2], strides=[2, 2], pad_type="valid", ceil_mode=True)
+    return mb.reduce_log_sum_exp(x=y, axes=[-1], name="p")
+
+
 def edit(package: Path, change: Callable[[Any, Any], object]) -> None:
     """Apply ``change(model, block)`` to the specification."""
     model = Model_pb2.Model()

@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mil_programs import MODEL, WEIGHTS, Saved, edit
 
 from levit_export.core.errors import LevitExportError
 from levit_export.formats import mil
+from levit_export.formats.mil.listing import lines
 
 
 @settings(max_examples=150, deadline=None, derandomize=True)
@@ -41,6 +42,7 @@ def test_mutated_bytes_raise_nothing_foreign(
             break
     path.write_bytes(content)
     try:
+        assert all(isinstance(line, str) for line in lines(package))
         program = mil.load(package)
         program.run({f.name: np.ones((1, 3, 8, 8), np.float32) for f in program.inputs})
     except LevitExportError as error:
@@ -49,14 +51,25 @@ def test_mutated_bytes_raise_nothing_foreign(
         shutil.rmtree(package)
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@pytest.mark.parametrize("program", ["sound", "rich"])
+@settings(
+    max_examples=150,
+    deadline=None,
+    derandomize=True,
+    # The packages that the fixtures name are made once and copied for each example.
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(data=st.data())
 def test_mutated_messages_raise_nothing_foreign(
-    sound: Saved, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    program: str,
+    data: st.DataObject,
 ) -> None:
     """A specification that parses, with any number, name or part of it changed, is no trap."""
+    original: Saved = request.getfixturevalue(program)
     package = tmp_path_factory.mktemp("fuzz") / "copy.mlpackage"
-    shutil.copytree(sound.path, package)
+    shutil.copytree(original.path, package)
 
     def change(model: Any, block: Any) -> None:
         for _ in range(data.draw(st.integers(1, 3))):
@@ -65,8 +78,9 @@ def test_mutated_messages_raise_nothing_foreign(
 
     try:
         edit(package, change)
-        program = mil.load(package)
-        program.run({f.name: np.ones((1, 3, 8, 8), np.float32) for f in program.inputs})
+        assert all(isinstance(line, str) for line in lines(package))
+        loaded = mil.load(package)
+        loaded.run({f.name: np.ones((1, 3, 8, 8), np.float32) for f in loaded.inputs})
     except LevitExportError as error:
         _check_message(error)
     finally:

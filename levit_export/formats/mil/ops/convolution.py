@@ -195,6 +195,7 @@ def _depthwise(image: Array, weight: Array, bias: Array, w: Windows, out: Array)
         phase: np.ascontiguousarray(columns[..., phase::step, :]).reshape(*image.shape[1:-1], -1)
         for phase in {k * apart % step for k in range(w.kernel[-1])}
     }
+    bounded((math.prod(w.kernel), width, channels))
     factors = np.tile(weight.T, (1, width))
     # An image of one axis gets another, so that there is a first axis to work along in blocks.
     heights, kernel = (w.counts[:-1] or (1,)), (w.kernel[:-1] or (1,))

@@ -176,6 +176,7 @@ def one_hot(
     size = integer(one_hot_vector_size)
     where = axis_of(-1 if axis is None else integer(axis), indices.ndim + 1)
     bounded((*indices.shape, size))
+    bounded((size,))  # also where there are no indices
     if indices.size and not 0 <= indices.min() <= indices.max() < size:
         raise ValueError(f"indices from {indices.min()} to {indices.max()} leave [0, {size})")
     hot = np.expand_dims(indices, where) == np.expand_dims(

@@ -222,6 +222,7 @@ def crop_resize(
     height = 1 if target_height is None else integer(target_height)
     width = 1 if target_width is None else integer(target_width)
     bounded((len(found), x.shape[0], x.shape[1], height, width))
+    bounded((height, width))
     corners = _corners(found, box_coordinate_mode)
     if spatial_scale is not None:
         corners *= float(spatial_scale)
@@ -295,6 +296,7 @@ def _places(n: float, m: int, mode: str) -> Array:
 def _nearest(x: Array, axis: int, size: int) -> Array:
     n = x.shape[axis]
     bounded((*x.shape[:axis], size, *x.shape[axis + 1 :]))
+    bounded((size,))  # also of an axis of nothing
     if n == 0 or size < 1:
         raise ValueError(f"an axis of {n} cannot be resized to {size}")
     return np.asarray(np.take(x, np.arange(size) * n // size, axis=axis))
@@ -304,6 +306,7 @@ def _linear(x: Array, axis: int, size: int, mode: str) -> Array:
     """Linear interpolation along one axis, at places kept inside it."""
     n = x.shape[axis]
     bounded((*x.shape[:axis], size, *x.shape[axis + 1 :]))
+    bounded((size,))  # also of an axis of nothing
     if n == 0 or size < 1:
         raise ValueError(f"an axis of {n} cannot be resized to {size}")
     places = np.clip(_places(n, size, mode), 0, n - 1)

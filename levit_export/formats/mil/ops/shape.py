@@ -322,6 +322,7 @@ def sliding_windows(x: Array, axis: Array, size: Array, *, stride: Array | None 
     step = 1 if stride is None else integer(stride)
     if step < 1 or not 1 <= length <= x.shape[along]:
         raise ValueError(f"windows of {length} every {step} do not fit {x.shape[along]}")
+    bounded(((x.shape[along] - length) // step + 1, length))
     starts = np.arange(0, x.shape[along] - length + 1, step)
     bounded((*x.shape[:along], starts.size, length, *x.shape[along + 1 :]))
     return np.asarray(np.take(x, starts[:, np.newaxis] + np.arange(length), axis=along))
