@@ -200,30 +200,26 @@ def _depthwise(image: Array, weight: Array, bias: Array, w: Windows, out: Array)
     # An image of one axis gets another, so that there is a first axis to work along in blocks.
     heights, kernel = (w.counts[:-1] or (1,)), (w.kernel[:-1] or (1,))
     strides, dilations = (w.strides[:-1] or (1,)), (w.dilations[:-1] or (1,))
+    lead = image.shape[1:-1] or (1,)
+    met = []
+    for *above, k in itertools.product(*map(range, (*kernel, w.kernel[-1]))):
+        start, phase = divmod(k * apart, step)
+        rows = [
+            slice(p * d, p * d + (n - 1) * s + 1, s)
+            for p, n, s, d in zip(above, heights, strides, dilations, strict=True)
+        ]
+        rows.append(slice(start * channels, (start + width) * channels))
+        met.append(phases[phase].reshape(*lead, -1)[tuple(rows)])
     y = np.empty((*heights, width * channels), image.dtype)
+    y[...] = np.tile(bias, width)
     block = max(1, _BLOCK // (y.size // heights[0]))
+    scratch = np.empty_like(y[:block])
     for first in range(0, heights[0], block):
         part = y[first : first + block]
-        part[...] = np.tile(bias, width)
-        scratch = np.empty_like(part)
-        for tap, (*above, k) in enumerate(itertools.product(*map(range, (*kernel, w.kernel[-1])))):
-            start, phase = divmod(k * apart, step)
-            rows = [
-                slice(low * s + p * d, (low + n - 1) * s + p * d + 1, s)
-                for low, n, p, s, d in zip(
-                    (first, *(0,) * len(heights[1:])),
-                    part.shape,
-                    above,
-                    strides,
-                    dilations,
-                    strict=False,
-                )
-            ]
-            source = phases[phase].reshape(*(image.shape[1:-1] or (1,)), -1)
-            rows.append(slice(start * channels, (start + width) * channels))
-            met = source[tuple(rows)]
-            np.multiply(met, factors[tap], out=scratch)
-            part += scratch
+        for elements, factor in zip(met, factors, strict=True):
+            product = scratch[: len(part)]
+            np.multiply(elements[first : first + block], factor, out=product)
+            part += product
     out[...] = np.moveaxis(y.reshape(*w.counts, channels), -1, 0)
 
 
