@@ -144,7 +144,7 @@ def _check_one(each: Located, model: CheckedModel, *, folder: Path | None) -> li
             more = f" and {len(unlisted) - 3} more" if len(unlisted) > 3 else ""
             words = (
                 f"nothing vouches for {', '.join(unlisted[:3])}{more}: the manifest does not list "
-                "it"
+                f"{'it' if len(unlisted) == 1 else 'them'}"
             )
             found = Finding("unlisted-files", {"text": words})
             reports = [replace(r, parity=r.parity.joined(found)) for r in reports]
@@ -165,18 +165,23 @@ def _altered(row: Row, folder: Path | None, damage: Sequence[str]) -> ArtifactRe
 
 
 def _unlisted(folder: Path, manifest: Manifest) -> list[str]:
-    """Files of an export directory that neither its manifest nor that of a bundle lists."""
-    from levit_export.storage.device_bundle import description
+    """Files of a directory that its manifest does not list and that are none of a bundle's own.
 
-    listed = {*manifest.files}
+    That ``bundle.json`` lists a file proves nothing: whoever adds one can list it there. A
+    bundle's own files have to be as it describes them.
+    """
+    from levit_export.storage.device_bundle import contents, description
+
+    found = export_directory.list_files(folder)
+    known = {*manifest.files}
     with suppress(OSError, BundleError):
-        found = description.decode((folder / description.DESCRIPTION).read_bytes())
-        listed |= {*found.files, *description.UNLISTED}
-    return sorted(
-        name
-        for name in set(export_directory.list_files(folder)) - listed
-        if Path(name).name != export_directory.IGNORED
-    )
+        described = description.decode((folder / description.DESCRIPTION).read_bytes()).files
+        own = contents.possible_names(manifest)
+        known |= {name for name in own if found.get(name) == described.get(name)}
+        known |= {*description.UNLISTED}
+    return [
+        name for name in found if name not in known and Path(name).name != export_directory.IGNORED
+    ]
 
 
 def _explained(

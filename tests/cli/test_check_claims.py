@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import fooling
+import mutate
 import pytest
 import subjects
 from mutations import edit_specification, main_block
@@ -18,6 +19,7 @@ from support import Cli, Exported
 from levit_export.core.values import Artifact, ExportOptions
 from levit_export.models import checkpoints
 from levit_export.models.preparation import prepare
+from levit_export.storage import device_bundle
 
 MODEL = ("--model", "levit_digits", "--no-drift")
 FILE = "onnx-fp32/levit_digits.onnx"
@@ -71,6 +73,37 @@ def test_directories_that_say_or_hold_something_else(
     result = cli("check", copied, *MODEL)
     assert result.exit_code == status, result.output
     assert words in " ".join(result.stdout.split())
+
+
+@pytest.mark.parametrize("name", ["extra/other.onnx", "golden/more.npy", "verify2.py"])
+def test_a_stranger_that_a_bundle_lists(
+    name: str, cli: Cli, exported: Exported, tmp_path: Path
+) -> None:
+    """That ``bundle.json`` lists a file with its right hash does not make it one of the bundle's.
+
+    The bundle without it passes, so it is the stranger alone that is not vouched for.
+    """
+    path = device_bundle.write(exported.folder, tmp_path / "b.zip")
+    assert cli("check", path).exit_code == 0
+    stranger = (exported.folder / "golden/input.npy").read_bytes()
+    entries = [*mutate.contents(path.read_bytes()), (name, stranger)]
+    path.write_bytes(mutate.pack(mutate.vouched(entries)))
+    result = cli("check", path)
+    assert result.exit_code == 3, result.output
+    assert f"nothing vouches for {name}" in " ".join(result.stdout.split())
+
+
+def test_a_program_of_an_unpacked_bundle_that_was_altered(
+    cli: Cli, exported: Exported, tmp_path: Path
+) -> None:
+    """A bundle's own files have to be as ``bundle.json`` describes them."""
+    zipped = device_bundle.write(exported.folder, tmp_path / "b.zip")
+    shutil.unpack_archive(zipped, tmp_path / "unpacked", "zip")
+    with (tmp_path / "unpacked/verify.py").open("a", encoding="utf-8") as file:
+        file.write("raise SystemExit(0)\n")
+    result = cli("check", tmp_path / "unpacked")
+    assert result.exit_code == 3, result.output
+    assert "nothing vouches for verify.py" in " ".join(result.stdout.split())
 
 
 @pytest.mark.parametrize(

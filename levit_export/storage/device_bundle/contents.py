@@ -17,6 +17,7 @@ from levit_export.storage import export_directory
 from levit_export.storage.device_bundle import golden, model_card, web
 from levit_export.storage.device_bundle.description import Description
 from levit_export.storage.device_bundle.golden import GoldenImage
+from levit_export.storage.device_bundle.web import library as web_library
 from levit_export.storage.export_directory import GOLDEN, LABELS, MANIFEST, Manifest
 
 Source = bytes | Path
@@ -96,6 +97,38 @@ def collect(
         sources[name] = content
     sources["README.md"] = model_card.render(manifest, images, has_page=has_page).encode()
     return sources, described
+
+
+def possible_names(manifest: Manifest) -> set[str]:
+    """Every file that a bundle of ``manifest`` may hold, beside the two that list the others.
+
+    ``bundle.json`` cannot tell which files :func:`collect` writes: whoever puts another one into
+    a bundle can list it there, and make the hashes anew.
+    """
+    present = {artifact.format for artifact in manifest.artifacts}
+    images = {
+        f"{GOLDEN}/{kind}/{name}{suffix}"
+        for name in (*manifest.golden.pixels, golden.LANDSCAPE, golden.PORTRAIT)
+        for kind, suffix in (("pixels", ".npy"), ("cropped", ".npy"), ("images", ".png"))
+    }
+    allowed = {
+        f"{GOLDEN}/allowed/{precision}/{output}.npy"
+        for precision, tolerances in manifest.golden.tolerances.items()
+        for output in tolerances
+    }
+    programs = {name for name, kinds in VERIFIERS.items() if not kinds or present & {*kinds}}
+    page = {web.LICENCE, *(f"{web.FOLDER}/{name}" for name in web.PAGE)}
+    page |= {f"{web.RUNTIME}/{name}" for name in web_library.FILES}
+    return {
+        *manifest.files,
+        *REQUIRED,
+        *(f"{GOLDEN}/samples.txt", f"{GOLDEN}/normalisation.npy"),
+        *("licences/Apache-2.0.txt", "licences/digits.md"),
+        *images,
+        *allowed,
+        *programs,
+        *(page if "onnx" in present else ()),
+    }
 
 
 def _for_simple_readers(

@@ -17,6 +17,8 @@ from tiny_exports import COREML, ONNX, OPENVINO, OUTPUTS, make_export
 from levit_export.core import hashing
 from levit_export.core.errors import BundleError, OutputError, UnknownNameError, UsageError
 from levit_export.storage import device_bundle, export_directory
+from levit_export.storage.device_bundle import contents, description
+from levit_export.storage.device_bundle.web import library
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -53,6 +55,22 @@ def test_source_date_epoch_that_is_no_date(
     with pytest.raises(UsageError, match="SOURCE_DATE_EPOCH is"):
         device_bundle.write(tiny, tmp_path / "dated.zip")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("formats", [None, ("onnx",), ("openvino",), ("coreml",)])
+def test_the_names_of_a_bundle_follow_from_its_manifest(
+    tiny: Path, tmp_path: Path, formats: tuple[str, ...] | None
+) -> None:
+    """Which files a bundle may hold is known without it: all that it holds are among them."""
+    page = dict.fromkeys(library.FILES, b"")
+    has_page = formats is None or "onnx" in formats
+    path = tmp_path / "b.zip"
+    device_bundle.write(tiny, path, formats, library=page if has_page else None)
+    with device_bundle.open_bundle(path) as folder:
+        possible = contents.possible_names(export_directory.read_manifest(folder))
+        held = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+    assert held - possible == {*description.UNLISTED}
+    assert "notes/README.txt" not in possible
 
 
 def test_other_programs_read_it(zipped: Path) -> None:
