@@ -12,7 +12,7 @@ from levit_export._version import __version__
 from levit_export.core.errors import LevitExportError
 
 if TYPE_CHECKING:
-    from levit_export.checks.reference import ModelChoice, Overrides
+    from levit_export.checks.reference import Overrides
     from levit_export.checks.timing import TimingPlan
     from levit_export.core.values import (
         Artifact,
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         Target,
         Tolerance,
     )
+    from levit_export.models.loading import ModelChoice
     from levit_export.reports.report import Report, to_json
     from levit_export.workflows.check import InspectRequest, bench, check
     from levit_export.workflows.export import export
@@ -55,7 +56,7 @@ _HOMES = {
     "ExportOptions": "core.values",
     "ExportRequest": "workflows.export_plan",
     "InspectRequest": "workflows.check",
-    "ModelChoice": "checks.reference",
+    "ModelChoice": "models.loading",
     "Overrides": "checks.reference",
     "Preprocessing": "core.values",
     "Report": "reports.report",

@@ -180,15 +180,16 @@ def assert_conforms(target: Target, folder: Path) -> None:
     package's own.
     """
     from levit_export.checks import reference
+    from levit_export.models import loading
     from levit_export.models.preparation import prepare
 
     assert target.can_export().ok, f"cannot export here: {target.can_export().reason}"
     assert target.precisions, "has no precisions"
     for precision in target.precisions:
         is_float = precision in UNIT_ROUNDOFF
-        choice = reference.ModelChoice("levit_digits", random_seed=0 if is_float else None)
-        checkpoint = reference.load(choice)
-        images = reference.calibration(checkpoint, None, count=CALIBRATION_IMAGES)
+        choice = loading.ModelChoice("levit_digits", random_seed=0 if is_float else None)
+        checkpoint = loading.load(choice)
+        images = loading.calibration(checkpoint, None, count=CALIBRATION_IMAGES)
         model = prepare(checkpoint, batch=2)
         options = ExportOptions(
             precision=precision,
@@ -228,9 +229,10 @@ def _assert_same_bytes(
 
 
 def _assert_answers(target: Target, artifact: Artifact, expected: object) -> None:
-    from levit_export.checks import execution, parity
+    from levit_export.checks import parity
+    from levit_export.checks.reference import Reference
 
-    assert isinstance(expected, execution.Reference)
+    assert isinstance(expected, Reference)
     options = RunOptions()
     with target.open(artifact, options) as one, target.open(artifact, options) as other:
         assert isinstance(one, Session), "open() does not give a Session"

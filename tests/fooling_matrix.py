@@ -26,12 +26,12 @@ import numpy as np
 import subjects
 from click.testing import CliRunner
 
-from levit_export.checks.reference import ModelChoice
 from levit_export.cli import cli
 from levit_export.core import hashing
 from levit_export.core.errors import LevitExportError
 from levit_export.core.values import Artifact, Preprocessing, Tolerance, overall
 from levit_export.formats import target
+from levit_export.models.loading import ModelChoice
 from levit_export.reports import gate
 from levit_export.reports.report import read_report, to_json
 from levit_export.storage import device_bundle, export_directory

@@ -13,8 +13,8 @@ from functools import cache
 from pathlib import Path
 
 from levit_export.checks import execution, reference
-from levit_export.checks.execution import Reference
 from levit_export.checks.parity import ParityReport
+from levit_export.checks.reference import Reference
 from levit_export.core.values import Artifact, ExportOptions, Prepared, RunOptions
 from levit_export.formats import target
 from levit_export.models import checkpoints

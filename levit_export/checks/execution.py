@@ -2,45 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter, sleep
 
 import numpy as np
 
-from levit_export.checks import parity, peak_memory, timing, tolerance, weights
+from levit_export.checks import parity, peak_memory, timing, weights
 from levit_export.checks.findings import Finding
 from levit_export.checks.parity import ParityReport
+from levit_export.checks.reference import Reference
 from levit_export.checks.results import Accuracy, ArtifactReport
 from levit_export.checks.timing import TimingPlan, TimingReport
 from levit_export.checks.weights import WeightAudit
 from levit_export.core import hashing, machine
 from levit_export.core.errors import (
     ArtifactError,
-    DataError,
     MissingDependencyError,
     NotRunError,
     RuntimeFailedError,
 )
 from levit_export.core.progress import Progress, Silent
 from levit_export.core.values import (
-    PROBABILITIES,
     UNIT_ROUNDOFF,
     Artifact,
-    Fingerprints,
-    Preprocessing,
     RunOptions,
     Session,
-    Signature,
-    Task,
-    TensorSpec,
-    Tolerances,
 )
 from levit_export.formats import target
-from levit_export.inputs.samples import Samples, seeded
-from levit_export.models.zoo import LOGITS
+from levit_export.inputs.samples import seeded
 
 IMAGE_BATCH = 16
 """How many labelled images an artifact that takes any batch is given at a time."""
@@ -61,114 +53,6 @@ BASELINE = "PyTorch eager"
 GEMM_CALLS = 10
 SPIN_S = 0.05
 """OpenBLAS lets idle threads spin for 2**26 cycles, some 25 ms; OpenMP's go on for some 20."""
-
-
-@dataclass(frozen=True)
-class Reference:
-    """What the artifacts are held against: samples, the answers to them, tolerances by precision.
-
-    ``preprocessing`` is what made the samples of pixels, where that is known. ``images`` are
-    labelled inputs for accuracy, with the reference's own predictions.
-    """
-
-    signature: Signature
-    samples: Samples
-    outputs: Mapping[str, np.ndarray]
-    tolerances: Mapping[str, Tolerances]
-    weights: Fingerprints = field(default_factory=dict)
-    doubt: str = ""
-    images: Samples | None = None
-    dataset: str = ""
-    predictions: np.ndarray | None = None
-    preprocessing: Preprocessing | None = None
-    task: Task = "single-label"
-
-    def matching(self, signature: Signature) -> Reference:
-        """This reference for a model that takes and gives what ``signature`` says.
-
-        Pixels in place of normalised inputs, and probabilities in place of logits.
-        """
-        taken, names = signature.inputs[0], {spec.name for spec in signature.outputs}
-        expected = self
-        if taken.dtype == "uint8" and self.samples.inputs.dtype != np.uint8:
-            expected = as_pixels(expected, taken)
-        if PROBABILITIES in names and names != set(expected.outputs):
-            expected = as_probabilities(expected, names)
-        return expected
-
-
-def as_pixels(reference: Reference, taken: TensorSpec) -> Reference:
-    """The reference of a model that normalises by itself: the samples that are images, raw.
-
-    What is expected for them stays; their tolerances are those of their rows.
-    """
-    recipe = reference.preprocessing
-    if recipe is None:
-        raise DataError(
-            "the model takes raw pixels, and it is not known how its samples were normalised",
-            remedy="Add --checkpoint FILE, from which the samples are made anew.",
-        )
-    samples, rows = reference.samples.raw(recipe)
-    images = reference.images
-    return replace(
-        reference,
-        signature=Signature((taken,), reference.signature.outputs),
-        samples=samples,
-        outputs={name: values[rows] for name, values in reference.outputs.items()},
-        tolerances={
-            precision: {name: tolerance.of_rows(rows) for name, tolerance in of_output.items()}
-            for precision, of_output in reference.tolerances.items()
-        },
-        images=None if images is None else images.raw(recipe)[0],
-    )
-
-
-def as_probabilities(reference: Reference, names: Collection[str]) -> Reference:
-    """The reference of a model with an activation behind its logits; of other outputs, ``names``.
-
-    With p = softmax(z), ``|dp_i| <= 2 p_i (1 - p_i) max|dz| <= max|dz| / 2``; with the sigmoid of
-    a multi-label model, ``|dp_i| <= p_i (1 - p_i) |dz_i| <= max|dz| / 4``. Rounding p itself adds
-    one unit roundoff; that turns the allowance for logits into one for probabilities.
-    """
-    if LOGITS not in reference.outputs:  # a classifier of two heads gives its probabilities alone
-        return _only(reference, names)
-    logits = reference.outputs[LOGITS]
-    if reference.task == "multi-label":
-        p, slope = 1 / (1 + np.exp(-logits.astype(np.float64))), 1 / 4
-    else:
-        z = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
-        p, slope = np.exp(z) / np.exp(z).sum(axis=1, keepdims=True), 1 / 2
-    tolerances = {}
-    for precision, of_output in reference.tolerances.items():
-        given = of_output[LOGITS]
-        allowed = given.allowed(logits) * slope / p.max(axis=1) + tolerance.roundoff_of(precision)
-        bound = replace(given, atol=0.0, rtol=tuple(allowed.tolist()))
-        tolerances[precision] = {**of_output, PROBABILITIES: bound}
-    outputs = tuple(
-        replace(spec, name=PROBABILITIES) if spec.name == LOGITS else spec
-        for spec in reference.signature.outputs
-    )
-    found = replace(
-        reference,
-        signature=Signature(reference.signature.inputs, outputs),
-        outputs={**reference.outputs, PROBABILITIES: p},
-        tolerances=tolerances,
-    )
-    return _only(found, names)
-
-
-def _only(reference: Reference, names: Collection[str]) -> Reference:
-    """``reference`` with those of its outputs that are called ``names``."""
-    kept = tuple(spec for spec in reference.signature.outputs if spec.name in names)
-    return replace(
-        reference,
-        signature=Signature(reference.signature.inputs, kept),
-        outputs={spec.name: reference.outputs[spec.name] for spec in kept},
-        tolerances={
-            precision: {spec.name: of_output[spec.name] for spec in kept}
-            for precision, of_output in reference.tolerances.items()
-        },
-    )
 
 
 @dataclass(frozen=True)
@@ -368,7 +252,7 @@ def time_rows(
     reports: dict[Row, TimingReport] = {}
     # Peak memory first: the processes that it is measured in would disturb the timing.
     able = [row for row in rows if target(row.artifact.format).can_time().ok]
-    found = peak_memory.peaks([row.artifact for row in able], threads)
+    found = peak_memory.peaks([(row.artifact, row.run) for row in able], threads)
     peaks = dict(zip(able, found, strict=True))
     with ExitStack() as stack:
         entrants: dict[Row | str, _TimedSession] = {}

@@ -65,8 +65,8 @@ KINDS: Mapping[str, Kind] = {
     "some-rows-decide": Kind(
         "answers",
         "pass",
-        "{count:.0f} of {rows:.0f} samples decide; where the tolerance is as large as the "
-        "difference from the mean answer, any answer would pass: {names}",
+        "only {count:.0f} of {rows:.0f} samples can show a fault; on the others the tolerance is "
+        "as large as the model's own variation: {names}",
     ),
     "not-run": Kind("answers", "not-run", "{text}"),
     "not-asked": Kind("answers", "not-run", "parity was not asked for"),

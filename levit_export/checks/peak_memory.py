@@ -15,25 +15,25 @@ from levit_export.core.processes import each_alone
 from levit_export.core.values import Artifact, RunOptions
 
 
-def peaks(artifacts: Sequence[Artifact], threads: int) -> list[int | None]:
-    """Peak resident memory in bytes of each artifact; None where it could not be measured.
+def peaks(rows: Sequence[tuple[Artifact, RunOptions]], threads: int) -> list[int | None]:
+    """Peak resident memory in bytes of each artifact, executed as its options say.
 
-    As many at a time as there are cores.
+    None where it could not be measured. As many at a time as there are cores.
     """
-    calls = [(each.format, each.path, threads) for each in artifacts]
+    calls = [(artifact.format, artifact.path, run) for artifact, run in rows]
     found = each_alone(measure, calls, at_a_time=max(1, usable_cores() // threads))
     return [None if isinstance(each, LevitExportError) else each for each in found]
 
 
 # This module imports little, for all of it counts in the process that is measured.
-def measure(name: str, path: Path, threads: int) -> int:
+def measure(name: str, path: Path, run: RunOptions) -> int:
     """Load the artifact of format ``name`` in this process, run it once, and say what it took."""
     import numpy as np
 
     from levit_export.formats import target
 
     kind = target(name)
-    with kind.open(kind.inspect(path), RunOptions(threads)) as session:
+    with kind.open(kind.inspect(path), run) as session:
         session.run(
             {
                 spec.name: np.zeros([d or 1 for d in spec.shape], spec.dtype)

@@ -1,4 +1,4 @@
-"""Which model is meant, and what its artifacts are held against.
+"""What artifacts are held against: samples, a checkpoint's answers to them, tolerances.
 
 The reference is rebuilt fresh from the checkpoint's tensors, unfused, in float32. It is never the
 module that was exported: a cache that went stale there would agree with itself
@@ -8,41 +8,38 @@ module that was exported: a cache that went stale there would agree with itself
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
-from functools import cache
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from levit_export.checks import parity, tolerance, weights
-from levit_export.checks.execution import Reference
-from levit_export.core import hashing
 from levit_export.core.constants import ROUNDED
-from levit_export.core.errors import UsageError
-from levit_export.core.progress import Progress, Silent
+from levit_export.core.errors import DataError, UsageError
 from levit_export.core.values import (
     CALIBRATED,
+    PROBABILITIES,
     Artifact,
     Calibration,
     Fingerprints,
     ModelInfo,
     Preprocessing,
+    Signature,
     Task,
+    TensorSpec,
     Tolerance,
     Tolerances,
 )
 from levit_export.inputs import samples
-from levit_export.models.zoo import LOGITS, bundled_weights
+from levit_export.models import loading
+from levit_export.models.zoo import LOGITS
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from levit_export.core.values import Size
     from levit_export.formats.pytorch import EagerSession
     from levit_export.inputs.samples import Samples
-    from levit_export.models.checkpoints import Checkpoint, Choices
-    from levit_export.models.zoo import Variant
+    from levit_export.models.checkpoints import Checkpoint
 
 DIGITS = "held-out UCI digits"
 REFERENCE_BATCH = 16
@@ -51,37 +48,111 @@ SHOWN_REAL = 16
 
 
 @dataclass(frozen=True)
-class ModelChoice:
-    """Which weights: the bundled digits model, a checkpoint, published ones, or random ones.
+class Reference:
+    """What the artifacts are held against: samples, the answers to them, tolerances by precision.
 
-    ``pretrained`` fetches those published for ``model``, from the cache alone when ``offline``.
-    The rest settles what a checkpoint leaves open; see ``checkpoints.Choices``.
+    ``preprocessing`` is what made the samples of pixels, where that is known. ``images`` are
+    labelled inputs for accuracy, with the reference's own predictions.
     """
 
-    model: str | None = None
-    checkpoint: Path | None = None
-    pretrained: bool = False
-    offline: bool = False
-    random_seed: int | None = None
-    image_size: Size | None = None
-    resize_bias: bool = False
-    activation: str | None = None
-    labels: tuple[str, ...] = ()
+    signature: Signature
+    samples: Samples
+    outputs: Mapping[str, np.ndarray]
+    tolerances: Mapping[str, Tolerances]
+    weights: Fingerprints = field(default_factory=dict)
+    doubt: str = ""
+    images: Samples | None = None
+    dataset: str = ""
+    predictions: np.ndarray | None = None
     preprocessing: Preprocessing | None = None
-    task: Task | None = None
+    task: Task = "single-label"
 
-    @property
-    def is_default(self) -> bool:
-        """Whether nothing was chosen, so that the bundled model is meant."""
-        sources = (self.model, self.checkpoint, self.random_seed)
-        return not self.pretrained and sources == (None, None, None)
+    def matching(self, signature: Signature) -> Reference:
+        """This reference for a model that takes and gives what ``signature`` says.
 
-    @property
-    def is_digits(self) -> bool:
-        """Whether the weights are those of the bundled model, which brings its own images."""
-        named = (self.model or "levit_digits").lower().replace("-", "_")
-        others = (self.checkpoint, self.random_seed)
-        return named == "levit_digits" and not self.pretrained and others == (None, None)
+        Pixels in place of normalised inputs, and probabilities in place of logits.
+        """
+        taken, names = signature.inputs[0], {spec.name for spec in signature.outputs}
+        expected = self
+        if taken.dtype == "uint8" and self.samples.inputs.dtype != np.uint8:
+            expected = as_pixels(expected, taken)
+        if PROBABILITIES in names and names != set(expected.outputs):
+            expected = as_probabilities(expected, names)
+        return expected
+
+
+def as_pixels(reference: Reference, taken: TensorSpec) -> Reference:
+    """The reference of a model that normalises by itself: the samples that are images, raw.
+
+    What is expected for them stays; their tolerances are those of their rows.
+    """
+    recipe = reference.preprocessing
+    if recipe is None:
+        raise DataError(
+            "the model takes raw pixels, and it is not known how its samples were normalised",
+            remedy="Add --checkpoint FILE, from which the samples are made anew.",
+        )
+    samples, rows = reference.samples.raw(recipe)
+    images = reference.images
+    return replace(
+        reference,
+        signature=Signature((taken,), reference.signature.outputs),
+        samples=samples,
+        outputs={name: values[rows] for name, values in reference.outputs.items()},
+        tolerances={
+            precision: {name: tolerance.of_rows(rows) for name, tolerance in of_output.items()}
+            for precision, of_output in reference.tolerances.items()
+        },
+        images=None if images is None else images.raw(recipe)[0],
+    )
+
+
+def as_probabilities(reference: Reference, names: Collection[str]) -> Reference:
+    """The reference of a model with an activation behind its logits; of other outputs, ``names``.
+
+    With p = softmax(z), ``|dp_i| <= 2 p_i (1 - p_i) max|dz| <= max|dz| / 2``; with the sigmoid of
+    a multi-label model, ``|dp_i| <= p_i (1 - p_i) |dz_i| <= max|dz| / 4``. Rounding p itself adds
+    one unit roundoff; that turns the allowance for logits into one for probabilities.
+    """
+    if LOGITS not in reference.outputs:  # a classifier of two heads gives its probabilities alone
+        return _only(reference, names)
+    logits = reference.outputs[LOGITS]
+    if reference.task == "multi-label":
+        p, slope = 1 / (1 + np.exp(-logits.astype(np.float64))), 1 / 4
+    else:
+        z = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+        p, slope = np.exp(z) / np.exp(z).sum(axis=1, keepdims=True), 1 / 2
+    tolerances = {}
+    for precision, of_output in reference.tolerances.items():
+        given = of_output[LOGITS]
+        allowed = given.allowed(logits) * slope / p.max(axis=1) + tolerance.roundoff_of(precision)
+        bound = replace(given, atol=0.0, rtol=tuple(allowed.tolist()))
+        tolerances[precision] = {**of_output, PROBABILITIES: bound}
+    outputs = tuple(
+        replace(spec, name=PROBABILITIES) if spec.name == LOGITS else spec
+        for spec in reference.signature.outputs
+    )
+    found = replace(
+        reference,
+        signature=Signature(reference.signature.inputs, outputs),
+        outputs={**reference.outputs, PROBABILITIES: p},
+        tolerances=tolerances,
+    )
+    return _only(found, names)
+
+
+def _only(reference: Reference, names: Collection[str]) -> Reference:
+    """``reference`` with those of its outputs that are called ``names``."""
+    kept = tuple(spec for spec in reference.signature.outputs if spec.name in names)
+    return replace(
+        reference,
+        signature=Signature(reference.signature.inputs, kept),
+        outputs={spec.name: reference.outputs[spec.name] for spec in kept},
+        tolerances={
+            precision: {spec.name: of_output[spec.name] for spec in kept}
+            for precision, of_output in reference.tolerances.items()
+        },
+    )
 
 
 @dataclass(frozen=True)
@@ -97,83 +168,6 @@ class Overrides:
             return derived
         given = Tolerance(self.atol or 0.0, (self.rtol or 0.0,), "given")
         return dict.fromkeys(derived, given)
-
-
-def load(choice: ModelChoice, progress: Progress | None = None) -> Checkpoint:
-    """The checkpoint that a choice stands for."""
-    from levit_export.models import checkpoints
-    from levit_export.models.zoo import VARIANTS, variant
-
-    _refuse_contradictions(choice)
-    if choice.pretrained:
-        return _published(choice, progress or Silent())
-    wanted = None if choice.model is None else variant(choice.model)
-    choices = _choices(choice, wanted)
-    if choice.checkpoint is not None:
-        return checkpoints.load(choice.checkpoint, choices)
-    if choice.random_seed is not None:
-        return checkpoints.randomised(wanted or VARIANTS[0], choice.random_seed, choices)
-    if wanted not in (None, VARIANTS[0]):
-        raise UsageError(
-            f"--model {choice.model} names an architecture, but no weights were given",
-            remedy="Add --pretrained, --checkpoint FILE, or --random-weights 0 for a dry run.",
-        )
-    return checkpoints.bundled(choices)
-
-
-def _refuse_contradictions(choice: ModelChoice) -> None:
-    given = {
-        "--checkpoint": choice.checkpoint is not None,
-        "--random-weights": choice.random_seed is not None,
-        "--pretrained": choice.pretrained,
-    }
-    named = [name for name, is_given in given.items() if is_given]
-    if len(named) > 1:
-        raise UsageError(
-            f"{' and '.join(named)} contradict each other", remedy="Give one of them."
-        )
-    if choice.pretrained and choice.model is None:
-        raise UsageError(
-            "--pretrained does not say which model",
-            remedy="Add --model levit_256, or another of levit-export models.",
-        )
-    if choice.offline and not choice.pretrained:
-        raise UsageError(
-            "--offline is about --pretrained weights", remedy="Add --pretrained, or leave it out."
-        )
-
-
-def _published(choice: ModelChoice, progress: Progress) -> Checkpoint:
-    from levit_export.models import checkpoints, published
-    from levit_export.models.zoo import variant
-
-    wanted = published.parse(choice.model or "")
-    path = published.fetch(wanted, offline=choice.offline, progress=progress)
-    # A repository's config.json and preprocessor_config.json stand beside the weights.
-    is_folder = isinstance(wanted.source, published.HubModel)
-    choices = _choices(choice, variant(wanted.variant))
-    checkpoint = checkpoints.load(path.parent if is_folder else path, choices)
-    return replace(
-        checkpoint,
-        source=wanted.name,
-        licence=wanted.licence or checkpoint.licence,
-        # What is assumed of a bare file of the authors' form is known of the authors' own files.
-        assumptions=checkpoint.assumptions if is_folder else (),
-    )
-
-
-def _choices(choice: ModelChoice, wanted: Variant | None) -> Choices:
-    from levit_export.models.checkpoints import Choices
-
-    return Choices(
-        model=wanted,
-        image_size=choice.image_size,
-        resize_bias=choice.resize_bias,
-        activation=choice.activation,
-        labels=choice.labels,
-        preprocessing=choice.preprocessing,
-        task=choice.task,
-    )
 
 
 def eager_session(
@@ -204,26 +198,6 @@ def session_of(
     from levit_export.models.preparation import signature_of
 
     return EagerSession(module, signature_of(checkpoint.config, None), threads=threads)
-
-
-def calibration(
-    checkpoint: Checkpoint, data: Path | None, *, count: int, seed: int = 0
-) -> Calibration | None:
-    """Real inputs for a quantiser: of ``data``, or the bundled model's own; None without either.
-
-    The bundled model's are from the side it was trained on, never the images it is judged by.
-    """
-    from levit_export.inputs import images
-
-    if data is None:
-        if checkpoint.sha256 != bundled_sha256():
-            return None
-        pixels, labels = samples.calibration_digits()
-        chosen = samples.from_images(checkpoint.preprocessing, pixels, labels).first(count)
-        source = f"{len(chosen)} UCI digits of the training side"
-        return Calibration(chosen.inputs, source, chosen.labels)
-    found = images.open_images(data, labels=checkpoint.labels, purpose="calibration")
-    return images.calibration(found, checkpoint.preprocessing, count, seed)
 
 
 def make(
@@ -278,7 +252,7 @@ class Answered:
 
 def answered(checkpoint: Checkpoint, *, seed: int = 0, threads: int | None = None) -> Answered:
     """What a fresh build of the checkpoint answers."""
-    images = held_out(checkpoint)
+    images = loading.held_out(checkpoint)
     inputs = samples.make(checkpoint.preprocessing, seed=seed)
     if images is not None:
         inputs = inputs.joined(images.first(SHOWN_REAL))
@@ -344,7 +318,7 @@ def with_stored_weights(
 ) -> Reference:
     """``expected`` with the digests of what each artifact holds, by its id.
 
-    Those whose precision says it all need none of their own.
+    Float artifacts that keep no block hold what every file of their precision holds.
     """
     found = {
         artifact.id: stored_weights(artifact, weights_of_model, blocks)
@@ -402,17 +376,3 @@ def rounded_session(
 
 def _answers(session: EagerSession, inputs: Samples) -> dict[str, np.ndarray]:
     return parity.collect(session, inputs, batch=REFERENCE_BATCH)
-
-
-def held_out(checkpoint: Checkpoint) -> Samples | None:
-    """The real images that belong to the model, or None."""
-    if checkpoint.sha256 != bundled_sha256():
-        return None
-    pixels, labels = samples.held_out_digits()
-    return samples.from_images(checkpoint.preprocessing, pixels, labels)
-
-
-@cache
-def bundled_sha256() -> str:
-    """Hash of the bundled weights. Its images belong to them, and to no others of their shape."""
-    return hashing.sha256_of(bundled_weights())

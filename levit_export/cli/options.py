@@ -12,9 +12,10 @@ import click
 from levit_export.models.zoo import ACTIVATIONS, TASKS, parse_size
 
 if TYPE_CHECKING:
-    from levit_export.checks.reference import ModelChoice, Overrides
+    from levit_export.checks.reference import Overrides
     from levit_export.checks.timing import TimingPlan
     from levit_export.core.values import RunOptions
+    from levit_export.models.loading import ModelChoice
 
 CommandT = TypeVar("CommandT", bound=Callable[..., Any])
 
@@ -257,8 +258,8 @@ def read_labels(file: Path | None) -> tuple[str, ...]:
 
 def model_choice(params: dict[str, Any]) -> ModelChoice:
     """What :func:`model_options` parsed."""
-    from levit_export.checks.reference import ModelChoice
     from levit_export.inputs import preprocessing
+    from levit_export.models.loading import ModelChoice
 
     recipe = params["preprocessing"]
     return ModelChoice(

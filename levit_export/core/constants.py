@@ -39,7 +39,8 @@ ROUNDED = {"fp32": np.float32, "fp16": np.float16}
 
 @dataclass(frozen=True, eq=False)
 class Constant:
-    """Numbers of a file, as the operator sees them that joins them with what depends on the input.
+    """Numbers of a file, as read by the first operator that joins them with what follows from the
+    input.
 
     ``bits`` are how many the file spends on each number; ``is_weight`` says whether a layer
     multiplies by them, ``on_grid`` whether what it multiplies was rounded to 8 bits.

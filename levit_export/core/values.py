@@ -344,9 +344,9 @@ class RunOptions:
     """How a runtime is to execute: CPU threads, OpenVINO's device, Core ML's compute units, and
     ONNX Runtime's execution providers.
 
-    ``by_default`` leaves it to the runtime what it computes float32 in, which some processors have
-    something coarser for; ``also_by_default`` asks for that way beside the exact one, where it is
-    another.
+    With ``by_default`` float32 is not asked for, and the runtime chooses what it computes in:
+    OpenVINO takes bfloat16 on a processor with AMX. ``also_by_default`` asks for both ways where
+    they differ.
     """
 
     threads: int = 1
@@ -361,8 +361,8 @@ class RunOptions:
 class Arithmetic:
     """What a runtime computes float32 numbers in: ``fp32``, or the coarser ``bf16`` or ``fp16``.
 
-    ``is_accepted`` says whether answers are to be judged as that; else they have to be as near as
-    float32 is, and ``exact`` is how to have it compute in float32, in options and in ``remedy``.
+    Where ``is_accepted``, answers are judged by the tolerance of this type, otherwise by that of
+    float32. ``exact`` are the options that force float32, and ``remedy`` tells a user how.
     """
 
     type: str = "fp32"

@@ -1,8 +1,8 @@
 """Read a PyTorch module as a :class:`~levit_export.core.network.Network`.
 
 ``torch.export`` captures the module, and this is the one place that knows its operators (ATen's).
-The networks of this project need some 30 of them; another one is refused with its block, as no
-writer could be held against anything for it.
+The networks of this project need some 30 of them. Any other operator is refused, naming its block:
+there is no definition that a writer could be tested against.
 
 Where a network may be said in two ways it is said in one: what changes nothing is left out,
 slices of several axes are one, a transposition of the last two axes is part of the product that

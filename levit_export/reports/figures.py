@@ -221,8 +221,9 @@ def accuracy_notes(report: Report) -> Iterator[str]:
         yield f"evaluated on {', '.join(sorted({accuracy.runtime for accuracy in found}))}"
     if any(accuracy.lost is not None for accuracy in found):
         yield (
-            "flips: other top-1 than PyTorch's (-right before, +right now); McNemar p: of as "
-            "uneven a split by chance; drop: points of top-1 below PyTorch's"
+            "flips: images whose top-1 differs from PyTorch's (-: only PyTorch is right, +: only "
+            "the artifact is); McNemar p: probability of so uneven a split by chance; drop: "
+            "points of top-1 below PyTorch's"
         )
     elif any(accuracy.drop is not None for accuracy in found):
         yield "flips: other top-1 than PyTorch's; drop: 100 less the agreement, in points"

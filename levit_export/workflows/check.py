@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from levit_export.checks import execution, parity, reference
-from levit_export.checks.execution import BASELINE, Reference, Row
+from levit_export.checks.execution import BASELINE, Row
 from levit_export.checks.findings import Finding
 from levit_export.checks.parity import ParityReport
-from levit_export.checks.reference import ModelChoice, Overrides
+from levit_export.checks.reference import Overrides, Reference
 from levit_export.checks.results import ArtifactReport
 from levit_export.checks.timing import TimingPlan, TimingReport
 from levit_export.core import machine
@@ -26,6 +26,8 @@ from levit_export.core.values import (
     Verdict,
     overall,
 )
+from levit_export.models import loading
+from levit_export.models.loading import ModelChoice
 from levit_export.reports.report import Report
 from levit_export.storage import export_directory
 from levit_export.storage.located import Located, locate
@@ -96,7 +98,7 @@ def bench(request: InspectRequest, progress: Progress | None = None) -> Report:
     macs = counts.pop() if len(counts) == 1 else 0
     if not request.choice.is_default:
         progress.stage("building the model in PyTorch")
-        checkpoint = reference.load(request.choice, progress)
+        checkpoint = loading.load(request.choice, progress)
         macs = checkpoint.describe().macs
         others[BASELINE] = reference.eager_session(checkpoint, threads=request.run.threads)
     progress.stage("timing")
@@ -203,10 +205,10 @@ def _explained(
     def subject() -> explain.Subject:
         """What the artifacts were made of. Raises ``UsageError`` where that is not at hand."""
         request = model.request
-        checkpoint = reference.load(provenance.choice_of(request.choice, [each]), model.progress)
+        checkpoint = loading.load(provenance.choice_of(request.choice, [each]), model.progress)
         provenance.refuse_another([each], checkpoint)
         precisions = {artifact.precision for artifact in each.artifacts}
-        calibration = reference.calibration(
+        calibration = loading.calibration(
             checkpoint, request.data, count=request.calibration_images, seed=request.seed
         )
         return explain.Subject(

@@ -14,7 +14,6 @@ from levit_export.checks import claims, execution, parity, reference
 from levit_export.checks.drift import chain, provenance
 from levit_export.checks.drift.tolerances import samples_of, spread
 from levit_export.checks.drift.values import DriftMap
-from levit_export.checks.reference import ModelChoice, held_out
 from levit_export.core.errors import DataError, MissingDependencyError
 from levit_export.core.packages import needs
 from levit_export.core.progress import Progress, Silent
@@ -22,6 +21,8 @@ from levit_export.core.values import CALIBRATED, Artifact, RunOptions, Tolerance
 from levit_export.formats import target
 from levit_export.formats.pytorch import cpu_threads
 from levit_export.inputs import samples
+from levit_export.models import loading
+from levit_export.models.loading import ModelChoice, held_out
 from levit_export.storage import export_directory
 from levit_export.storage.located import locate
 from levit_export.workflows.check import build_report
@@ -65,12 +66,12 @@ def trace(request: DriftRequest, progress: Progress | None = None) -> DriftMap:
     for artifact in artifacts:
         provenance.refuse_embedded(artifact)
     progress.stage("reading the checkpoint")
-    checkpoint = reference.load(provenance.choice_of(request.choice, found), progress)
+    checkpoint = loading.load(provenance.choice_of(request.choice, found), progress)
     provenance.refuse_another(found, checkpoint)
     # A format may be executed in several ways, and each has its own stage.
     rows = [(row.artifact, row.run) for row in execution.rows(artifacts, request.run)]
     runnable = [(artifact, run) for artifact, run in rows if _can_run(artifact)]
-    calibration = reference.calibration(
+    calibration = loading.calibration(
         checkpoint, request.data, count=request.calibration_images, seed=request.seed
     )
     notes = [

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from levit_export.checks.drift import provenance
 from levit_export.checks.drift.values import DriftFinding, DriftMap
-from levit_export.checks.execution import Reference, Row
+from levit_export.checks.execution import Row
+from levit_export.checks.reference import Reference
 from levit_export.checks.results import ArtifactReport, Explanation
 from levit_export.core.errors import LevitExportError, MissingDependencyError
 from levit_export.core.packages import needs
@@ -49,7 +50,7 @@ class Subject:
 def of_run(
     run: Report, rows: Sequence[Row], subject: Subject, progress: Progress | None = None
 ) -> tuple[Report, DriftMap | None]:
-    """The same of a whole run, whose artifacts are those of ``rows``."""
+    """``run`` with an explanation for each artifact that failed; ``rows`` are its artifacts."""
     artifacts, drawn = explained(run.artifacts, rows, lambda: subject, progress)
     return replace(run, artifacts=artifacts), drawn
 

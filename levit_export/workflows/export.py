@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from levit_export.checks import execution, parity, reference
-from levit_export.checks.execution import BASELINE, Reference, Row
+from levit_export.checks.execution import BASELINE, Row
 from levit_export.checks.parity import ParityReport
-from levit_export.checks.reference import Answered
+from levit_export.checks.reference import Answered, Reference
 from levit_export.checks.results import Accuracy
 from levit_export.checks.timing import TimingReport
 from levit_export.core import files, machine, serialisation
@@ -22,6 +22,7 @@ from levit_export.core.progress import Progress, Silent
 from levit_export.core.quiet import quiet
 from levit_export.core.values import Artifact, Calibration, Prepared, overall
 from levit_export.formats import Job
+from levit_export.models import loading
 from levit_export.reports import report
 from levit_export.reports.report import Report
 from levit_export.storage import export_directory
@@ -100,7 +101,7 @@ def export(
     jobs = plan(request)
     progress.stage("loading the checkpoint")
     shared.about(request)
-    checkpoint = shared.once("checkpoint", partial(reference.load, request.choice, progress))
+    checkpoint = shared.once("checkpoint", partial(loading.load, request.choice, progress))
     refuse(request, jobs, checkpoint)
     jobs, images = calibrated(jobs, checkpoint, request)
     output = request.output or Path("exported", checkpoint.name)

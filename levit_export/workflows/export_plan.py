@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from levit_export.checks import reference
-from levit_export.checks.reference import ModelChoice, Overrides
+from levit_export.checks.reference import Overrides
 from levit_export.checks.timing import TimingPlan
 from levit_export.core import machine
 from levit_export.core.constants import ROUNDED
@@ -34,6 +33,8 @@ from levit_export.core.values import (
     RunOptions,
 )
 from levit_export.formats import Job, target
+from levit_export.models import loading
+from levit_export.models.loading import ModelChoice
 from levit_export.storage import export_directory
 from levit_export.storage.export_directory import MANIFEST, read_manifest
 from levit_export.workflows import precision_search
@@ -271,7 +272,7 @@ def calibrated(
     """``jobs`` with the images that some of them need, read as the checkpoint takes them."""
     if not any(job.options.precision in (*CALIBRATED, AUTO) for job in jobs):
         return list(jobs), None
-    images = reference.calibration(
+    images = loading.calibration(
         checkpoint, request.data, count=request.calibration_images, seed=request.seed
     )
     ready = []
@@ -329,7 +330,7 @@ def rehearse(request: ExportRequest) -> None:
         parse(choice.model or "")
         choice = replace(choice, offline=True)  # a rehearsal downloads nothing
     try:
-        checkpoint = reference.load(choice)
+        checkpoint = loading.load(choice)
     except DownloadError:
         if request.choice.offline:
             raise

@@ -16,12 +16,13 @@ import numpy as np
 
 from levit_export.checks import claims, execution, reference
 from levit_export.checks.claims import Known
-from levit_export.checks.execution import Reference
-from levit_export.checks.reference import ModelChoice
+from levit_export.checks.reference import Reference
 from levit_export.core.errors import MissingDependencyError, UsageError
 from levit_export.core.progress import Progress
 from levit_export.core.values import CALIBRATED, Artifact, Calibration, Embedded, Signature
 from levit_export.formats import target
+from levit_export.models import loading
+from levit_export.models.loading import ModelChoice
 from levit_export.storage import export_directory
 from levit_export.storage.located import Located
 
@@ -47,7 +48,7 @@ class CheckedModel:
         """What the request names."""
         if self._loaded is None:
             self.progress.stage("computing the reference")
-            self._loaded = reference.load(self.request.choice, self.progress)
+            self._loaded = loading.load(self.request.choice, self.progress)
         return self._loaded
 
     def reference(self, keep: Mapping[str, tuple[str, ...]]) -> Reference:
@@ -70,7 +71,7 @@ class CheckedModel:
 
     def _calibration(self) -> Calibration | None:
         request = self.request
-        return reference.calibration(
+        return loading.calibration(
             self.checkpoint, request.data, count=request.calibration_images, seed=request.seed
         )
 

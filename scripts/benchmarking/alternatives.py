@@ -107,12 +107,12 @@ def write_checkpoint(model: str, folder: Path) -> None:
     """Our weights of ``model`` as ``transformers`` stores them: both heads, and its settings."""
     from safetensors.torch import save_file
 
-    from levit_export.checks import reference
+    from levit_export.models import loading
     from levit_export.models.checkpoints import huggingface
     from levit_export.models.checkpoints.levit import Outline
     from levit_export.models.zoo import LevitConfig
 
-    checkpoint = reference.load(choice(model))
+    checkpoint = loading.load(choice(model))
     config = checkpoint.config
     if not isinstance(config, LevitConfig):
         raise TypeError(f"{model} is no LeViT that transformers knows")
@@ -135,7 +135,7 @@ def write_checkpoint(model: str, folder: Path) -> None:
 
 def choice(model: str) -> Any:
     """The weights that are measured: the bundled ones of the bundled model, else seeded ones."""
-    from levit_export.checks.reference import ModelChoice
+    from levit_export.models.loading import ModelChoice
 
     return ModelChoice(model=model, random_seed=None if model == "levit_digits" else 0)
 

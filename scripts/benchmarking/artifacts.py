@@ -17,9 +17,9 @@ from benchmarking import alternatives, images
 from benchmarking.alternatives import Alternatives, choice, flags
 from benchmarking.processes import COMMAND, environment, run_once
 from benchmarking.values import OPTIMUM, OURS
-from levit_export.checks import reference
 from levit_export.core import machine
 from levit_export.inputs import preprocessing
+from levit_export.models import loading
 from levit_export.models.zoo import Config
 
 FORMATS = ("onnx", "openvino")
@@ -109,9 +109,9 @@ def calibrate(model: str, folder: Path) -> list[str]:
 
     The bundled model has its own; the others have seeded weights and get structured images.
     """
-    checkpoint = reference.load(choice(model))
+    checkpoint = loading.load(choice(model))
     recipe, count = checkpoint.preprocessing, CALIBRATION_IMAGES
-    own = reference.calibration(checkpoint, None, count=count)
+    own = loading.calibration(checkpoint, None, count=count)
     if own is not None:
         np.savez(folder / "calibration.npz", inputs=own.inputs)
         return ["--num-samples", str(count)]

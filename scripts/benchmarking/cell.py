@@ -30,6 +30,7 @@ from levit_export.core import machine
 from levit_export.core.hashing import digest
 from levit_export.core.values import RunOptions, Session
 from levit_export.formats import target
+from levit_export.models import loading
 from levit_export.models.passes import PASSES, apply_passes
 
 SETTLED_S = 0.05
@@ -136,7 +137,7 @@ def _open(stack: ExitStack, row: Row, path: str, task: Mapping[str, Any]) -> tup
 
 def _fused(model: str, *, compiled: bool) -> Session:
     """Our prepared module in PyTorch; without autograd, as its session runs it."""
-    checkpoint = reference.load(choice(model))
+    checkpoint = loading.load(choice(model))
     module, _ = apply_passes(
         checkpoint.build(), PASSES, input_shape=(3, *checkpoint.config.image_size)
     )

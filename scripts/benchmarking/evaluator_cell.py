@@ -22,6 +22,7 @@ from benchmarking.values import Row
 from levit_export.checks import reference, timing
 from levit_export.core.values import ExportOptions
 from levit_export.formats import mil, target
+from levit_export.models import loading
 from levit_export.models.preparation import prepare
 
 ROUNDS = 30
@@ -31,7 +32,7 @@ def main() -> None:
     """Export, load, measure, answer."""
     task, answer = reply(*sys.argv[1:])
     torch.set_num_threads(task["threads"])
-    checkpoint = reference.load(choice(task["model"]))
+    checkpoint = loading.load(choice(task["model"]))
     prepared, kind = prepare(checkpoint), target("coreml")
     image = np.random.default_rng(0).standard_normal(
         (1, 3, *checkpoint.config.image_size), np.float32

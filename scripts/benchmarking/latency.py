@@ -13,8 +13,8 @@ from benchmarking import artifacts, record
 from benchmarking.alternatives import CACHE, HEADS, Alternatives, choice
 from benchmarking.processes import WorkerError, worker
 from benchmarking.values import COMPILED, EAGER, Cell, LatencyRecord
-from levit_export.checks import reference
 from levit_export.core import machine
+from levit_export.models import loading
 
 ABLATED = ("levit_digits", "levit_128s", "levit_256")
 """Models that are also exported with passes left out."""
@@ -45,7 +45,7 @@ def all_threads() -> tuple[int, ...]:
 
 def run(model: str, folder: Path, plan: Plan, others: Alternatives) -> LatencyRecord:
     """Export what is to be timed, then measure cell by cell, each in a process of its own."""
-    checkpoint = reference.load(choice(model))
+    checkpoint = loading.load(choice(model))
     info = checkpoint.describe()
     start = perf_counter()
     exports = artifacts.plan(

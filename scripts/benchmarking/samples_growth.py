@@ -17,12 +17,12 @@ from benchmarking.alternatives import choice
 from benchmarking.processes import reply
 from benchmarking.values import Point
 from levit_export.checks import execution, parity, reference
-from levit_export.checks.execution import Reference
-from levit_export.checks.reference import REFERENCE_BATCH
+from levit_export.checks.reference import REFERENCE_BATCH, Reference
 from levit_export.checks.tolerance import derive
 from levit_export.core import machine
 from levit_export.core.values import RunOptions
 from levit_export.inputs.samples import Samples
+from levit_export.models import loading
 from levit_export.storage import export_directory
 
 
@@ -47,7 +47,7 @@ def main() -> None:
 
 def _reference(model: str, count: int) -> tuple[Reference, float]:
     """What a check is held against for ``count`` samples, and seconds of its answers."""
-    checkpoint = reference.load(choice(model))
+    checkpoint = loading.load(choice(model))
     session = reference.eager_session(checkpoint, threads=machine.usable_cores())
     noise = np.random.default_rng(0).standard_normal(
         (count, 3, *checkpoint.config.image_size), np.float32

@@ -102,7 +102,7 @@ def _import_rest() -> None:
 
 def _as_run(weights: Path, output: Path) -> list[Stage]:
     """The whole export, timing included, in a process that has imported everything."""
-    from levit_export.checks.reference import ModelChoice
+    from levit_export.models.loading import ModelChoice
     from levit_export.workflows import export
 
     stamps = Stamps()
@@ -116,9 +116,10 @@ def _one_by_one(parts: Parts, weights: Path, folder: Path) -> None:
     from levit_export.core import machine
     from levit_export.core.values import ExportOptions, RunOptions
     from levit_export.formats import target
+    from levit_export.models import loading
 
-    choice = reference.ModelChoice(checkpoint=weights)
-    checkpoint = parts.time("load the checkpoint", lambda: reference.load(choice))
+    choice = loading.ModelChoice(checkpoint=weights)
+    checkpoint = parts.time("load the checkpoint", lambda: loading.load(choice))
     models = _prepared(parts, checkpoint)
     first = next(iter(models.values()))
     expected = parts.time(

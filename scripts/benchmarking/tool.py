@@ -14,7 +14,7 @@ from benchmarking import alternatives, record
 from benchmarking.alternatives import Alternatives, choice
 from benchmarking.processes import COMMAND, measure, worker
 from benchmarking.values import Command, Stage, ToolRecord
-from levit_export.checks import reference
+from levit_export.models import loading
 
 ALL = "levit-export --format all --no-bench"
 ALL_TIMED = "levit-export --format all"
@@ -61,7 +61,7 @@ def run(
     return ToolRecord(
         circumstances=record.circumstances(others.versions, (NOTE,)),
         model=model,
-        parameters=reference.load(choice(model)).describe().parameters,
+        parameters=loading.load(choice(model)).describe().parameters,
         commands=tuple(found),
         as_run=as_run,
         one_by_one=one_by_one,

@@ -22,8 +22,8 @@ from mutations import (
     operations,
 )
 
-from levit_export.checks.execution import Reference
 from levit_export.checks.parity import ParityReport
+from levit_export.checks.reference import Reference
 from levit_export.core.values import Artifact, ExportOptions
 from levit_export.formats import mil
 from levit_export.models import checkpoints

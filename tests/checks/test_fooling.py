@@ -15,13 +15,13 @@ import onnx
 import pytest
 import subjects
 
-from levit_export.checks import drift, reference
+from levit_export.checks import drift
 from levit_export.checks.parity import ParityReport
-from levit_export.checks.reference import ModelChoice
 from levit_export.checks.results import ArtifactReport
 from levit_export.core.values import CALIBRATED, Artifact, ExportOptions
 from levit_export.formats import target
-from levit_export.models import checkpoints
+from levit_export.models import checkpoints, loading
+from levit_export.models.loading import ModelChoice
 from levit_export.workflows import check
 from levit_export.workflows.check import InspectRequest
 
@@ -113,7 +113,7 @@ def mixed(kind: str, precision: str) -> Artifact:
     """The bundled model with most of its weights left in float; do not change it."""
     images = None
     if precision in CALIBRATED:
-        images = reference.calibration(checkpoints.bundled(), None, count=40, seed=0)
+        images = loading.calibration(checkpoints.bundled(), None, count=40, seed=0)
     options = ExportOptions(precision=precision, keep=MOSTLY, calibration=images)
     place = subjects.folder() / f"mixed-{kind}-{precision}"
     return subjects.export(subjects.digits(), place, kind, options)

@@ -39,7 +39,7 @@ class Subject:
 
     checkpoint: Checkpoint
     artifact: Artifact
-    reference: execution.Reference
+    reference: reference.Reference
 
     def judge(self, path: Path) -> ParityReport:
         """The verdict on a file in place of the subject's own."""

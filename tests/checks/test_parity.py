@@ -335,7 +335,7 @@ def test_rows_are_decided_one_by_one() -> None:
     candidate[2] += 5  # within its own tolerance of twice its size
     report = _compare(LOGITS, candidate, Tolerance(0.0, rows, "derived"))
     assert report.verdict == "pass"
-    assert report.reason.startswith("logits: 3 of 4 samples decide")
+    assert report.reason.startswith("logits: only 3 of 4 samples can show a fault")
     assert report.reason.endswith("image-2")
     output = _only(report)
     assert output.undecided_rows == ("image-2",)

@@ -39,10 +39,11 @@ CONVERTED = """
 import json, pathlib, sys, tempfile, warnings
 warnings.simplefilter("ignore")
 from levit_export.checks import reference
+from levit_export.models import loading
 from levit_export.models import preparation
 from levit_export.core.values import ExportOptions
 from levit_export.formats import target
-model = preparation.prepare(reference.load(reference.ModelChoice()))
+model = preparation.prepare(loading.load(loading.ModelChoice()))
 with tempfile.TemporaryDirectory() as folder:
     target("openvino").export(model, pathlib.Path(folder, "model.xml"), ExportOptions())
 print(json.dumps([name for name in sys.modules if name.startswith("openvino_telemetry")]))

@@ -12,7 +12,7 @@ import subjects
 from support import Cli, Exported
 
 from levit_export.checks import peak_memory
-from levit_export.core.values import Artifact, Signature
+from levit_export.core.values import Artifact, RunOptions, Signature
 from levit_export.formats.onnx.target import OLDEST_RUNTIME, OPSETS
 
 
@@ -57,9 +57,13 @@ def test_memory_is_measured_for_a_few_at_a_time(
 ) -> None:
     """Twelve files do not start twelve processes: as many run as the cores have threads for."""
     asked: list[tuple[int, int]] = []
+    run = RunOptions(threads, device="GPU", providers=("openvino",))
 
-    def each_alone(_: object, calls: list[object], *, at_a_time: int) -> list[int]:
+    def each_alone(
+        _: object, calls: list[tuple[str, Path, RunOptions]], *, at_a_time: int
+    ) -> list[int]:
         asked.append((len(calls), at_a_time))
+        assert all(options == run for _, _, options in calls)  # as the row is executed
         return [7] * len(calls)
 
     monkeypatch.setattr(peak_memory, "each_alone", each_alone)
@@ -67,5 +71,5 @@ def test_memory_is_measured_for_a_few_at_a_time(
     files = [
         Artifact("onnx", "fp32", tmp_path / f"{i}.onnx", Signature((), ())) for i in range(12)
     ]
-    assert peak_memory.peaks(files, threads) == [7] * 12
+    assert peak_memory.peaks([(file, run) for file in files], threads) == [7] * 12
     assert asked == [(12, expected)]

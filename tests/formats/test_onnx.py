@@ -19,8 +19,8 @@ from onnx import TensorProto, helper, numpy_helper
 from support import RUNNABLE, Exported
 
 from levit_export.checks import execution, reference
-from levit_export.checks.execution import Reference
 from levit_export.checks.parity import ParityReport
+from levit_export.checks.reference import Reference
 from levit_export.core import hashing
 from levit_export.core.errors import ArtifactError, RuntimeFailedError, UsageError
 from levit_export.core.values import (

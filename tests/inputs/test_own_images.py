@@ -11,11 +11,11 @@ from safetensors.torch import load_file, save_file
 from support import Cli
 
 from levit_export.checks import reference
-from levit_export.checks.execution import Reference
-from levit_export.checks.reference import ModelChoice
+from levit_export.checks.reference import Reference
 from levit_export.core.errors import UsageError
-from levit_export.models import checkpoints
+from levit_export.models import checkpoints, loading
 from levit_export.models.checkpoints import Checkpoint, Choices
+from levit_export.models.loading import ModelChoice
 from levit_export.models.zoo import bundled_weights, variant
 from levit_export.workflows.export_plan import ExportRequest, plan
 
@@ -54,7 +54,7 @@ def test_the_bundled_weights_bring_their_images(bundled_file: Path, tmp_path: Pa
         assert made.images is not None
         assert made.predictions is not None
         assert np.mean(made.predictions == made.images.labels) > 0.98
-        calibration = reference.calibration(checkpoint, None, count=7)
+        calibration = loading.calibration(checkpoint, None, count=7)
         assert calibration is not None
         assert "UCI digits" in calibration.source
 
@@ -69,7 +69,7 @@ def test_other_weights_of_that_shape_have_none(bundled_file: Path, tmp_path: Pat
         made = judged(checkpoint)
         assert (made.images, made.predictions, made.dataset) == (None, None, "")
         assert not any(name.startswith("real") for name in made.samples.names)
-        assert reference.calibration(checkpoint, None, count=7) is None
+        assert loading.calibration(checkpoint, None, count=7) is None
 
 
 @pytest.mark.parametrize("precision", ["int8", "auto"])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import subjects
 
-from levit_export.checks.execution import Reference
+from levit_export.checks.reference import Reference
 from levit_export.core import constants
 from levit_export.core.errors import DataError, RuntimeFailedError, UsageError
 from levit_export.core.values import (

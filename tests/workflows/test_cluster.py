@@ -17,7 +17,6 @@ from clusters import Running
 from PIL import Image
 from support import Cli, Exported
 
-from levit_export.checks.reference import ModelChoice
 from levit_export.core.errors import (
     CheckpointError,
     ClusterError,
@@ -29,6 +28,7 @@ from levit_export.core.errors import (
 from levit_export.core.values import Preprocessing
 from levit_export.inputs import samples
 from levit_export.inputs.images import open_images
+from levit_export.models.loading import ModelChoice
 from levit_export.workflows import cluster
 from levit_export.workflows.cluster import Call, connected, identity, parcel
 from levit_export.workflows.evaluate import EvaluateRequest, evaluate, on_cluster

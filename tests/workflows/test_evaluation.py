@@ -20,7 +20,6 @@ from onnx import numpy_helper
 from PIL import Image
 from support import Exported
 
-from levit_export.checks.reference import ModelChoice
 from levit_export.checks.results import Accuracy
 from levit_export.core import hashing, processes
 from levit_export.core.errors import (
@@ -37,6 +36,7 @@ from levit_export.inputs import samples
 from levit_export.inputs.images import Unreadable, open_images
 from levit_export.inputs.images.folders import Files
 from levit_export.inputs.images.image_set import Entry, ImageSet
+from levit_export.models.loading import ModelChoice
 from levit_export.reports import report
 from levit_export.storage import export_directory
 from levit_export.workflows.evaluate import (

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from levit_export.checks.reference import ModelChoice
 from levit_export.core.errors import LevitExportError, UnknownNameError, UsageError
+from levit_export.models.loading import ModelChoice
 from levit_export.workflows.sweep import cell as cell_module
 from levit_export.workflows.sweep.cell import Cell, Images, Settings
 from levit_export.workflows.sweep.plan import Plan, read

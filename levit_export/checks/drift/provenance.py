@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from levit_export.checks.reference import ModelChoice
 from levit_export.core.errors import LevitExportError, UsageError
 from levit_export.core.values import LAID_OUT_AS_MAPS, PROBABILITIES, Artifact, Layout
 from levit_export.formats import target
+from levit_export.models.loading import ModelChoice
 from levit_export.models.zoo import LOGITS
 from levit_export.storage import export_directory
 

@@ -180,8 +180,8 @@ def _coarse(stage: DriftStage) -> DriftFinding:
     worst = max(faults, key=_share)
     more = f" (and {len(faults) - 1} more taps)" if len(faults) > 1 else ""
     sentence = (
-        f"{worst.tap}{more} in {stage.name} {said(worst)}: a coarser grid than simulated, and the "
-        "answers bear it"
+        f"{worst.tap}{more} in {stage.name} {said(worst)}: its grid is coarser than the simulated "
+        "one, and the answers stay within their tolerance"
     )
     return DriftFinding(stage.name, "none", sentence=sentence)
 
@@ -232,7 +232,7 @@ def accumulated(stage: DriftStage) -> DriftFinding:
     if answers and max(answers) <= 1:
         sentence = (
             f"drift accuses no block of {stage.name}: its answers are the checkpoint's, within "
-            "their tolerance. What failed lies in what the check was held against"
+            "their tolerance. The reference that the check was given is at fault: export again"
         )
         return DriftFinding(stage.name, "none", sentence=sentence)
     worst = max(rows, key=lambda row: row.introduced or 0.0)

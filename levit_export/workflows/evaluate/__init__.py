@@ -8,9 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from levit_export.checks import execution, parity, reference
+from levit_export.checks import execution, parity
 from levit_export.checks.execution import Row
-from levit_export.checks.reference import ModelChoice
 from levit_export.checks.results import Accuracy, ArtifactReport
 from levit_export.core.errors import ArtifactError, MissingDependencyError, UsageError
 from levit_export.core.machine import usable_cores
@@ -27,6 +26,8 @@ from levit_export.core.values import (
 )
 from levit_export.formats import target
 from levit_export.inputs.images import ImageSet, open_images, refuse_too_many
+from levit_export.models import loading
+from levit_export.models.loading import ModelChoice
 from levit_export.reports.report import Report
 from levit_export.storage import export_directory
 from levit_export.storage.located import Located, locate
@@ -171,7 +172,7 @@ def subjects(
                 f"--checkpoint and --model need PyTorch: {torch.reason}", remedy=torch.fix
             )
         progress.stage("reading the checkpoint")
-        checkpoint = reference.load(choice, progress)
+        checkpoint = loading.load(choice, progress)
     if checkpoint is not None:
         _refuse_task(checkpoint.task, checkpoint.source)
     return [_subject(each, choice, checkpoint, run) for each in found]
@@ -226,7 +227,7 @@ def _reference(
 ) -> tuple[Weights | None, tuple[str, ...]]:
     """What a directory is held against: the model that was named, else the bundled one."""
     if checkpoint is None:
-        if info.checkpoint_sha256 != reference.bundled_sha256():
+        if info.checkpoint_sha256 != loading.bundled_sha256():
             return None, (NO_REFERENCE,)
         if not needs("torch").ok:
             return None, (NO_TORCH,)

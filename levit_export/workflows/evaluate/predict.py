@@ -23,7 +23,6 @@ import numpy as np
 
 from levit_export.checks import reference
 from levit_export.checks.execution import Row
-from levit_export.checks.reference import ModelChoice
 from levit_export.core.errors import ArtifactError, CheckpointError, RuntimeFailedError
 from levit_export.core.packages import load_early
 from levit_export.core.processes import Worker
@@ -33,6 +32,8 @@ from levit_export.formats import target
 from levit_export.inputs import preprocessing
 from levit_export.inputs.images import ImageSet, Unreadable, batches
 from levit_export.inputs.samples import filled
+from levit_export.models import loading
+from levit_export.models.loading import ModelChoice
 from levit_export.models.zoo import LOGITS
 
 BEST = 5
@@ -229,7 +230,7 @@ def _entrant(opened: Callable[[], Session], task: Workload) -> Entrant:
 
 def _eager(weights: Weights, threads: int) -> Session:
     """PyTorch on the checkpoint, if it is the one that the evaluation began with."""
-    checkpoint = reference.load(weights.choice)
+    checkpoint = loading.load(weights.choice)
     if checkpoint.sha256 != weights.sha256:
         raise CheckpointError(
             f"the checkpoint has SHA-256 {checkpoint.sha256[:12]}… here and "

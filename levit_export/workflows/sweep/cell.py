@@ -18,12 +18,12 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from levit_export.checks.reference import ModelChoice
 from levit_export.checks.timing import TimingPlan
 from levit_export.core import files, hashing, machine, serialisation
 from levit_export.core.errors import DataError, LevitExportError, OutputError
 from levit_export.core.hashing import sha256_of
 from levit_export.core.values import ExportOptions, RunOptions, Verdict, files_of, overall
+from levit_export.models.loading import ModelChoice
 from levit_export.reports import report
 from levit_export.storage import export_directory
 from levit_export.storage.export_directory import MANIFEST

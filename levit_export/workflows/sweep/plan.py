@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from levit_export.checks.reference import ModelChoice
 from levit_export.core import files, machine
 from levit_export.core.errors import UnknownNameError, UsageError
 from levit_export.formats import TARGETS, target
 from levit_export.inputs import preprocessing
+from levit_export.models.loading import ModelChoice
 from levit_export.models.zoo import parse_size, variant
 from levit_export.workflows.sweep.cell import DIGITS, Cell, Images, Settings, images_at, weights_of
 

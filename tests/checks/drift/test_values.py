@@ -78,7 +78,7 @@ def test_a_quantised_file_whose_answers_are_accepted_is_not_accused() -> None:
         stage(coarse, replace(answer, accumulated_of_tolerance=1.1)), CLEAN, about()
     )
     assert (borne.clean, exceeded.clean) == (True, False)
-    assert "the answers bear it" in borne.sentence
+    assert "the answers stay within their tolerance" in borne.sentence
     whole = stage(coarse, replace(answer, accumulated_of_tolerance=0.9))
     assert not verdict.of_artifact(whole, CLEAN, about("fp32")).clean
 

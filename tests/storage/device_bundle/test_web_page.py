@@ -26,6 +26,7 @@ from levit_export.checks import reference
 from levit_export.core.errors import DownloadError
 from levit_export.inputs import preprocessing, samples
 from levit_export.inputs.images.decoding import decode
+from levit_export.models import loading
 from levit_export.storage import device_bundle, export_directory
 from levit_export.storage.device_bundle import golden
 from levit_export.storage.device_bundle import web as page_files
@@ -138,7 +139,7 @@ def test_digits_get_pytorchs_answers(
     ``|dp| <= max|dz| / 2`` for p = softmax(z), and ``max|dz|`` is what the export allows.
     """
     manifest = export_directory.read_manifest(digits)
-    checkpoint = reference.load(reference.ModelChoice())
+    checkpoint = loading.load(loading.ModelChoice())
     images = samples.held_out_digits()[0][DIGITS]
     inputs = np.stack([preprocessing.apply(manifest.model.preprocessing, i) for i in images])
     session = reference.eager_session(checkpoint, threads=1)
