@@ -47,7 +47,6 @@ OTHER_TENSORS = "the file does not name its passes, and most of what all of them
 MOST = 0.5
 """Share of the tensors whose absence shows that a file was made in another way."""
 
-BASELINE = "PyTorch eager"
 """What a report calls the model in PyTorch, beside which the artifacts are timed."""
 
 GEMM_CALLS = 10

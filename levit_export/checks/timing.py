@@ -20,6 +20,9 @@ from levit_export.core.values import Verdict
 
 KeyT = TypeVar("KeyT")
 
+EAGER = "PyTorch eager"
+"""What the timing of the unfused model in PyTorch is called beside those of artifacts."""
+
 NOISY = 0.10
 """Interquartile range over median above which a measurement is called noisy."""
 

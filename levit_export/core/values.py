@@ -323,7 +323,7 @@ class ExportOptions:
     ``batch`` None leaves the batch open. ``calibration`` is needed for the precisions of
     ``CALIBRATED``; blocks of ``keep``, by the names that users see, stay in the format's own float
     precision. ``embedded`` is what the graph does beside the network, ``layout`` the form of a
-    LeViT or ``auto`` (see ``layouts``). ``opset`` and ``simplify`` are ONNX's,
+    LeViT or ``auto`` (see ``preparation.layout_of``). ``opset`` and ``simplify`` are ONNX's,
     ``deployment_target`` and ``classifier`` Core ML's.
     """
 
@@ -392,7 +392,7 @@ class Artifact:
     classes: tuple[str, ...] = field(default=(), compare=False)
     """The names of a classifier's classes, in the order of its probabilities."""
     shares: Mapping[str, float] = field(default_factory=dict, compare=False)
-    """The share of the weights that each precision has; see ``weights.shares_of``."""
+    """The share of the weights that each precision has; see ``constants.shares_of``."""
     beside: tuple[Path, ...] = field(default=(), compare=False)
     """Files that hold part of it, such as an ONNX file's external data."""
     runs_on: str = field(default="", compare=False)

@@ -21,10 +21,10 @@ STEM_STRIDES = (16, 8)
 ACTIVATIONS = ("hardswish", "silu", "gelu", "relu")
 AUTO_LAYOUT = "auto"
 LAYOUTS = (AUTO_LAYOUT, "tokens", "maps")
-"""What may be asked for; see ``layouts``."""
+"""What may be asked for; see ``preparation.layout_of``."""
 
 TASKS = ("single-label", "multi-label", "regression")
-"""What the outputs of a model may mean; see ``core.Task``."""
+"""What the outputs of a model may mean; see ``core.values.Task``."""
 
 LARGEST_GRID = 64 * 64
 """Tokens of a grid. An attention table has as many entries as the square of it."""

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from levit_export.checks import execution, parity, reference
-from levit_export.checks.execution import BASELINE, Row
+from levit_export.checks.execution import Row
 from levit_export.checks.findings import Finding
 from levit_export.checks.parity import ParityReport
 from levit_export.checks.reference import Overrides, Reference
 from levit_export.checks.results import ArtifactReport
-from levit_export.checks.timing import TimingPlan, TimingReport
+from levit_export.checks.timing import EAGER, TimingPlan, TimingReport
 from levit_export.core import machine
 from levit_export.core.errors import BundleError, UsageError
 from levit_export.core.packages import TOOLCHAIN, versions
@@ -100,7 +100,7 @@ def bench(request: InspectRequest, progress: Progress | None = None) -> Report:
         progress.stage("building the model in PyTorch")
         checkpoint = loading.load(request.choice, progress)
         macs = checkpoint.describe().macs
-        others[BASELINE] = reference.eager_session(checkpoint, threads=request.run.threads)
+        others[EAGER] = reference.eager_session(checkpoint, threads=request.run.threads)
     progress.stage("timing")
     timings, baselines = execution.time_rows(
         [row for _, row in rows],

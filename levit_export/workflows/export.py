@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from levit_export.checks import execution, parity, reference
-from levit_export.checks.execution import BASELINE, Row
+from levit_export.checks.execution import Row
 from levit_export.checks.parity import ParityReport
 from levit_export.checks.reference import Answered, Reference
 from levit_export.checks.results import Accuracy
-from levit_export.checks.timing import TimingReport
+from levit_export.checks.timing import EAGER, TimingReport
 from levit_export.core import files, machine, serialisation
 from levit_export.core.packages import TOOLCHAIN, load_early, versions
 from levit_export.core.progress import Progress, Silent
@@ -261,7 +261,7 @@ def _timed(
         request.run.threads,
         request.plan,
         macs=model.info.macs,
-        others={BASELINE: eager},
+        others={EAGER: eager},
         progress=progress,
     )
 

@@ -26,7 +26,7 @@ import numpy as np
 
 from levit_export.checks.parity import OutputParity
 from levit_export.checks.results import ArtifactReport
-from levit_export.checks.timing import RESAMPLES, TimingReport
+from levit_export.checks.timing import EAGER, RESAMPLES, TimingReport
 from levit_export.core.errors import UsageError
 from levit_export.core.values import GRAVEST_FIRST, Tolerance, Verdict
 from levit_export.reports.gate.checks import Check
@@ -50,7 +50,6 @@ TIMINGS = 3
 A latency is a measurement on a machine that others use: what is found once may be their doing.
 """
 
-EAGER = "PyTorch eager"
 PRODUCTS = "the machine's matrix products"
 LEVEL = 0.95
 FEWEST = 10
