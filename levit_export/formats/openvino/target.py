@@ -120,7 +120,7 @@ class OpenvinoTarget:
         )
 
     def constants(self, artifact: Artifact) -> Iterator[np.ndarray]:
-        """The numbers that the results depend on; see :mod:`levit_export.formats.openvino.read`."""
+        """The numbers that the results depend on; see ``formats.openvino.read``."""
         openvino = packages.openvino()
 
         graph = _read(openvino.Core(), artifact.path)
