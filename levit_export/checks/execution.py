@@ -183,7 +183,7 @@ def describe(
     artifact = row.artifact
     entry = hashing.digest(artifact.files)
     remarks: tuple[str, ...] = ()
-    if parity_report.verdict != "not-run":
+    if parity_report.runtime:  # else nothing ran, and there is nothing to say of how
         remarks = target(artifact.format).remarks(artifact, row.run)
     return ArtifactReport(
         format=artifact.format,

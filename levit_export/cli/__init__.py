@@ -6,7 +6,7 @@ import click
 
 from levit_export._version import __version__
 from levit_export.cli import process
-from levit_export.cli.command import HELP_NAMES, INTERRUPTED, VerbGroup
+from levit_export.cli.command import SETTINGS, VerbGroup
 from levit_export.core.packages import collect_garbage_rarely
 
 __all__ = ["cli", "main"]
@@ -28,7 +28,7 @@ In the order of a user's day.
 """
 
 
-@click.group(cls=VerbGroup, verbs=VERBS, context_settings={"help_option_names": HELP_NAMES})
+@click.group(cls=VerbGroup, verbs=VERBS, context_settings=SETTINGS)
 @click.version_option(__version__, prog_name="levit-export")
 def cli() -> None:
     """Export LeViT to ONNX, OpenVINO and Core ML, and prove that it is the same model there.
@@ -51,11 +51,6 @@ def main() -> None:
     collect_garbage_rarely()
     try:
         status = cli.main(prog_name="levit-export", standalone_mode=False)
-    except click.ClickException as error:
-        error.show()
-        status = error.exit_code
-    except click.Abort:  # click's own word for Ctrl-C, and its own status would be 1
-        status = INTERRUPTED
     except SystemExit as end:
         status = end.code
     process.leave(status)

@@ -17,13 +17,14 @@ from levit_export.cli.output import present, refuse_unwritable
 @options.model_options
 @options.run_options
 @options.timing_options
-@click.option("--allow-not-run", is_flag=True, help="Exit 0 although something was not timed.")
+@click.option("--allow-not-run", is_flag=True, help="Exit 0 although nothing could be timed.")
 @options.output_options
 @click.pass_context
 def bench(ctx: click.Context, /, paths: tuple[Path, ...], **_: Any) -> int:
     """Time export directories or single artifacts, interleaved in one run.
 
-    With --checkpoint (or --model levit_digits) eager PyTorch takes part.
+    What cannot be timed here, such as Core ML off macOS, is named, and the run passes if anything
+    was timed. With --checkpoint (or --model levit_digits) eager PyTorch takes part.
     """
     from levit_export.reports import console
     from levit_export.workflows import check

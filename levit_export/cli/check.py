@@ -130,10 +130,11 @@ def _check(params: dict[str, Any], paths: tuple[Path, ...]) -> int:
     run = _recheck if params["recheck"] is not None else _run
     report, folder = run(params, screen, paths, baseline)
     checks = gate.of_report(report.artifacts, require_audit=params["require_audit"])
+    own = len(checks)
     if baseline is not None:
         checks += gate.compare(report, baseline, slack)
     report = replace(report, verdict=gate.verdict_of(checks))
-    _present(screen, params, report, checks)
+    _present(screen, params, report, checks, own=own)
     if _in_github_actions():
         # On standard error, which the runner reads too; standard output may hold a report.
         for line in ci.annotate(checks, folder):
@@ -263,9 +264,12 @@ def _recheck(
 
 
 def _present(
-    screen: Screen, params: dict[str, Any], report: Report, checks: Sequence[Check]
+    screen: Screen, params: dict[str, Any], report: Report, checks: Sequence[Check], *, own: int
 ) -> None:
-    """The report and the gate's answers: on the screen, and in every form that was asked for."""
+    """The report and the gate's answers: on the screen, and in every form that was asked for.
+
+    The first ``own`` checks are of the report by itself, the others compare it with the baseline.
+    """
     from levit_export.core import serialisation
     from levit_export.reports import ci
     from levit_export.reports.console import print_report
@@ -273,11 +277,22 @@ def _present(
 
     title = "levit-export check" if report.model is None else report.model.name
     if not screen.quiet and all(params[name] != "-" for name in FILES):
-        print_report(screen, report)
+        steps = []
+        if report.verdict == "fail" and params["paths"]:
+            paths = [str(path) for path in params["paths"]]
+            steps.append(["levit-export", "drift", *paths, *options.choice_words(params)])
+        elif report.verdict == "not-run":
+            steps.append(["levit-export", "doctor"])
+        print_report(
+            screen,
+            report,
+            compared=checks[own:],
+            require_audit=params["require_audit"],
+            steps=steps,
+        )
         if report.vouching is not None and report.vouching.by != "checkpoint":
             words = report.vouching.sentence
             screen.out.print(words, markup=False, highlight=False, soft_wrap=True)
-        _print_baseline(screen, checks)
     if params["json_file"] is not None:
         content = {**to_json(report), "checks": checks}
         write_or_print(serialisation.to_text(content), params["json_file"])
@@ -292,19 +307,6 @@ def _present(
             bool(summary) and Path(params["markdown"]).absolute() == Path(str(summary)).absolute()
         )
         write_or_print(text, params["markdown"], append=is_shared)
-
-
-def _print_baseline(screen: Screen, checks: Sequence[Check]) -> None:
-    """What the comparison with the baseline found, the rest being in the table."""
-    compared = [check for check in checks if check.name not in ("parity", "weights")]
-    for found in compared:
-        if found.verdict != "pass" or found.reason:
-            line = f"{found.verdict}  {found.artifact} {found.name}: {found.reason}"
-            screen.out.print(line, markup=False, highlight=False, soft_wrap=True)
-    if compared:
-        passed = sum(found.verdict == "pass" for found in compared)
-        line = f"{passed} of {len(compared)} checks against the baseline pass"
-        screen.out.print(line, highlight=False)
 
 
 def _in_github_actions() -> bool:

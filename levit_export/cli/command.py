@@ -6,7 +6,7 @@ import errno
 import logging
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any, cast
 
@@ -15,6 +15,7 @@ import click
 from levit_export.core.errors import LevitExportError
 
 HELP_NAMES = ["-h", "--help"]
+SETTINGS = {"help_option_names": HELP_NAMES, "max_content_width": 100}
 DEFAULT = "export"
 FOR_THE_GROUP = (*HELP_NAMES, "--version")
 
@@ -29,12 +30,43 @@ STATUS = {"pass": 0, "fail": 1, "inconclusive": UNDECIDED, "not-run": UNDECIDED}
 
 
 class Verb(click.Command):
-    """A command whose callback returns its exit status and whose errors have three parts."""
+    """A command whose callback returns its exit status and whose errors have three parts.
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    ``sections`` are the headings of its options in ``--help`` and the parameters below each,
+    ``examples`` commands with what each is for.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        sections: Mapping[str, Sequence[str]] | None = None,
+        examples: Sequence[tuple[str, str]] = (),
+        **kwargs: Any,
+    ) -> None:
         # Of its own, not only of the group: click remembers the help option of the first call.
-        kwargs.setdefault("context_settings", {"help_option_names": HELP_NAMES})
+        kwargs.setdefault("context_settings", SETTINGS)
         super().__init__(*args, **kwargs)
+        self.sections = sections or {}
+        self.examples = examples
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The options below their headings, then the examples."""
+        if not self.sections:
+            super().format_options(ctx, formatter)
+            return
+        shown = [(p.name, p.get_help_record(ctx)) for p in self.get_params(ctx)]
+        named = {name for names in self.sections.values() for name in names}
+        for heading, names in self.sections.items():
+            records = dict(shown)
+            with formatter.section(heading):
+                formatter.write_dl([found for name in names if (found := records[name])])
+        with formatter.section("Others"):
+            formatter.write_dl([found for name, found in shown if found and name not in named])
+        # A command that is to be copied is not wrapped.
+        longest = max((len(command) for command, _ in self.examples), default=0)
+        with formatter.section("Examples"):
+            for command, purpose in self.examples:
+                formatter.write(f"  {command:<{longest}}  # {purpose}\n")
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the callback; map errors on purpose, interrupts and bugs to their exit status."""
@@ -92,6 +124,24 @@ class VerbGroup(click.Group):
         super().__init__(*args, **kwargs)
         self.verbs = verbs
 
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run, and say what click refuses as all other errors are said; see ``click.Command``."""
+        is_alone = kwargs.pop("standalone_mode", True)
+        try:
+            kwargs["standalone_mode"] = False
+            status = super().main(*args, **kwargs)
+        except click.ClickException as error:
+            what = error.format_message().rstrip(".")
+            context = getattr(error, "ctx", None)
+            remedy = f"See {context.command_path} --help." if context is not None else ""
+            _complain(what[:1].lower() + what[1:], remedy, verbose=False)
+            status = error.exit_code
+        except click.Abort:  # click's own word for Ctrl-C, and its own status would be 1
+            status = INTERRUPTED
+        if is_alone:
+            sys.exit(status)
+        return status
+
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Put the default verb in front of bare flags."""
         if args and args[0].startswith("-") and args[0] not in FOR_THE_GROUP:
@@ -124,7 +174,8 @@ class VerbGroup(click.Group):
         if args and args[0] not in self.verbs:
             from levit_export.core.errors import UnknownNameError
 
-            raise click.UsageError(str(UnknownNameError("verb", args[0], self.verbs)), ctx)
+            unknown = UnknownNameError("verb", args[0], self.verbs)
+            raise click.UsageError(f"{unknown.what}: {unknown.remedy}", ctx)
         return super().resolve_command(ctx, args)
 
 

@@ -47,7 +47,7 @@ def drift(ctx: click.Context, /, paths: tuple[Path, ...], **_: Any) -> int:
     The chain is followed from the checkpoint through the passes and the captured network to every
     file in its own runtime, with the error introduced and accumulated at every tap. A directory of
     the bundled model says itself what it is of; others need --checkpoint. The map is put into the
-    report.html of an export directory. Exits 1 on a fault.
+    report.html of an export directory; -v prints all of it. Exits 1 on a fault.
     """
     from levit_export.checks.drift import to_json
     from levit_export.cli.paths import opened
@@ -76,7 +76,7 @@ def drift(ctx: click.Context, /, paths: tuple[Path, ...], **_: Any) -> int:
     if page is not None:
         write_or_print(page, params["html"])
     if not screen.quiet and params["json_file"] != "-":
-        console.print_drift(screen, found)
+        console.print_drift(screen, found, whole=params["verbose"])
     if params["json_file"] is not None:
         write_or_print(serialisation.to_text(to_json(found)), params["json_file"])
     return STATUS[found.verdict]

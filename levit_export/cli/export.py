@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,8 +12,71 @@ from levit_export.cli.command import Verb, status_of
 from levit_export.cli.output import present, present_plan, refuse_unwritable
 from levit_export.models.zoo import AUTO_LAYOUT, LAYOUTS
 
+if TYPE_CHECKING:
+    from levit_export.reports.report import Report
 
-@click.command(cls=Verb)
+SECTIONS = {
+    "Input": (
+        "model",
+        "checkpoint",
+        "pretrained",
+        "offline",
+        "random_weights",
+        "imgsz",
+        "resize_bias",
+        "activation",
+        "labels",
+        "preprocessing",
+        "task",
+    ),
+    "Output": (
+        "formats",
+        "output",
+        "batch",
+        "dynamic",
+        "opset",
+        "simplify",
+        "deployment_target",
+        "classifier",
+        "embed_preprocessing",
+        "softmax",
+        "layout",
+        "skip",
+        "dry_run",
+    ),
+    "Precision": (
+        "precision",
+        "keep",
+        "data",
+        "num_samples",
+        "max_drop",
+        "prefer",
+        "recipe",
+    ),
+    "Checks": (
+        "check",
+        "atol",
+        "rtol",
+        "seed",
+        "allow_not_run",
+        "device",
+        "compute_units",
+        "providers",
+    ),
+    "Timing": ("bench", "threads", "warmup", "iters"),
+    "What is said": ("json_file", "verbose", "quiet"),
+}
+"""The headings of ``--help``, and the parameters below each."""
+
+EXAMPLES = (
+    ("levit-export -c levit_256.pth", "all formats, from your weights"),
+    ("levit-export -c levit_256.pth -f coreml --classifier", "for an iPhone"),
+    ("levit-export -c levit_256.pth -f onnx --precision int8 --data photos/", "smaller, faster"),
+)
+"""Commands that ``--help`` shows, with what each is for."""
+
+
+@click.command(cls=Verb, sections=SECTIONS, examples=EXAMPLES)
 @options.model_options
 @click.option(
     "-f",
@@ -141,7 +204,7 @@ def export(ctx: click.Context, /, **_: Any) -> int:
             "export your own with --checkpoint FILE (see levit-export models)"
         )
     if params["dry_run"]:
-        export_plan.rehearse(request)
+        request = export_plan.rehearse(request)
         present_plan(
             screen,
             export_plan.describe(request, jobs),
@@ -151,11 +214,25 @@ def export(ctx: click.Context, /, **_: Any) -> int:
         return 0
     with screen.progress() as progress:
         report = export_workflow.export(request, progress)
-    present(screen, report, params["json_file"])
+    present(screen, report, params["json_file"], ledger=True, steps=_next(params, report))
     if not request.check:
         screen.notice("parity was not checked (--no-check)")
         return 0
     return status_of(report.verdict, allow_not_run=params["allow_not_run"])
+
+
+def _next(params: dict[str, Any], report: Report) -> list[list[str]]:
+    """The commands that make sense after an export."""
+    folder = str(report.output)
+    if report.verdict == "fail":
+        return [["levit-export", "drift", folder, *options.choice_words(params)]]
+    if report.verdict == "not-run" and params["check"]:
+        return [["levit-export", "doctor"]]
+    is_digits = options.model_choice(params).is_digits
+    images = options.DIGITS if is_digits else "IMAGES"
+    evaluate = ["levit-export", "evaluate", folder, "--data", images]
+    has_page = any(artifact.format == "onnx" for artifact in report.artifacts)
+    return [evaluate, ["levit-export", "bundle", folder, *["--with", "web"] * has_page]]
 
 
 def _request(params: dict[str, Any]) -> Any:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from levit_export.models.zoo import ACTIVATIONS, TASKS, parse_size
+from levit_export.models.zoo import ACTIVATIONS, TASKS, parse_size, size_in_words
 
 if TYPE_CHECKING:
     from levit_export.checks.reference import Overrides
@@ -275,6 +275,18 @@ def model_choice(params: dict[str, Any]) -> ModelChoice:
         labels=read_labels(params["labels"]),
         preprocessing=None if recipe is None else preprocessing.read(recipe),
     )
+
+
+def choice_words(params: Mapping[str, Any]) -> list[str]:
+    """The options that name the same model again, for a command that is suggested."""
+    words: list[str] = []
+    for name in ("model", "checkpoint", "random_weights", "activation"):
+        if params[name] is not None:
+            words += [f"--{name.replace('_', '-')}", str(params[name])]
+    if params["imgsz"] is not None:
+        words += ["--imgsz", size_in_words(params["imgsz"])]
+    flags = ("pretrained", "offline", "resize_bias")
+    return words + [f"--{name.replace('_', '-')}" for name in flags if params[name]]
 
 
 def overrides(params: dict[str, Any]) -> Overrides:

@@ -37,13 +37,23 @@ def write_or_print(text: str, destination: str, *, append: bool = False) -> None
         ) from error
 
 
-def present(screen: Screen, report: Report, json_file: str | None) -> None:
-    """The report for people on stdout, and as JSON where that was asked for."""
+def present(
+    screen: Screen,
+    report: Report,
+    json_file: str | None,
+    *,
+    ledger: bool = False,
+    steps: Sequence[Sequence[str]] = (),
+) -> None:
+    """The report for people on stdout, and as JSON where that was asked for.
+
+    ``ledger`` and ``steps`` are those of :func:`levit_export.reports.console.print_report`.
+    """
     from levit_export.reports.console import print_report
     from levit_export.reports.report import to_json
 
     if not screen.quiet and json_file != "-":
-        print_report(screen, report)
+        print_report(screen, report, ledger=ledger, steps=steps)
     if json_file is not None:
         write_or_print(serialisation.to_text(to_json(report)), json_file)
 

@@ -8,6 +8,9 @@ from typing import Protocol
 class Progress(Protocol):
     """Where a run reports to."""
 
+    def plan(self, total: int) -> None:
+        """The run is expected to have ``total`` stages."""
+
     def stage(self, text: str) -> None:
         """A new stage has begun."""
 
@@ -20,6 +23,9 @@ class Progress(Protocol):
 
 class Silent:
     """A :class:`Progress` that nobody listens to."""
+
+    def plan(self, total: int) -> None:
+        """Say nothing."""
 
     def stage(self, text: str) -> None:
         """Say nothing."""

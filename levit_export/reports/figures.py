@@ -10,16 +10,29 @@ import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from levit_export.checks.results import Accuracy, ArtifactReport
-from levit_export.checks.timing import TimingReport
-from levit_export.core.machine import Machine
-from levit_export.core.values import Verdict
-from levit_export.reports.report import Report
+if TYPE_CHECKING:
+    from levit_export.checks.results import Accuracy, ArtifactReport
+    from levit_export.checks.timing import TimingReport
+    from levit_export.core.machine import Machine
+    from levit_export.core.values import Verdict
+    from levit_export.reports.report import Report
 
 NONE = "–"
-MOST_PERCENT = 1e6
-"""A larger share is no share any more: it is only bounded."""
+MOST_PERCENT = 999
+"""A larger share is said as a multiple."""
+MOST_TIMES = 10_000
+"""A larger multiple is only bounded."""
+
+GEMM_SHARE = (
+    "GEMM share: multiply-adds a second, over those of float32 matrix products on this machine; "
+    "int8 can exceed 1, and so can a kernel that is better than NumPy's"
+)
+NOISE = (
+    "noisy: the middle half of the calls spans more than 10 % of the median, because something "
+    "else ran on the machine"
+)
 
 WORDS: dict[Verdict, str] = {
     "pass": "pass",
@@ -51,15 +64,25 @@ def size(count: int) -> str:
 
 
 def error(value: float | None) -> str:
-    """A relative error with two digits."""
+    """A relative error with two digits; ``0`` where there is none at all."""
     # An infinite error is known; what is not a number is not.
-    return NONE if value is None or math.isnan(value) else f"{value:.1e}"
+    if value is None or math.isnan(value):
+        return NONE
+    return f"{value:.1e}" if value else "0"
 
 
 def share(value: float) -> str:
-    """A share as percent."""
-    percent = 100 * value
-    return f"{percent:.0f} %" if percent < MOST_PERCENT else f"> {MOST_PERCENT:.0e} %"
+    """A share as percent; a multiple where it is ten times the whole and more."""
+    if 100 * value <= MOST_PERCENT:
+        return f"{100 * value:.0f} %"
+    return f"{value:.0f} times" if value <= MOST_TIMES else f"over {MOST_TIMES} times"
+
+
+def change(count: int) -> str:
+    """Bytes more or fewer, in the largest unit that leaves something to be seen."""
+    if abs(count) < 1000:
+        return f"{count:+d} B" if count else "0"
+    return f"{count / 1e6:+.2f} MB" if abs(count) >= 10_000 else f"{count / 1e3:+.2f} kB"
 
 
 def milliseconds(value: float | None) -> str:
@@ -109,33 +132,46 @@ class Column:
     of_baseline: Callable[[TimingReport], str] = lambda _: ""
 
 
-PARITY, LATENCY, DROP = "parity", "latency", "drop"
+PARITY, LATENCY, DROP, TOP1 = "parity", "latency", "drop", "top-1 (95 %)"
 """Headings of the columns that are not figures alone, or are judged."""
+
+JUDGED = (TOP1, DROP)
+"""Columns of accuracy that a reader looks for first."""
 
 
 def columns(report: Report, *, counts: bool = False) -> Iterator[Column]:
-    """The columns of a table of artifacts: those of what was looked at in this run.
+    """The columns of a table of artifacts, the most important first.
 
-    With ``counts`` right answers are counted, and the intervals are left to what evaluates: few
-    images were classified on the way of an export, and there is little room on a terminal.
+    They are those of what was looked at in this run. With ``counts`` right answers are counted,
+    and the intervals are left to what evaluates: few images were classified on the way of an
+    export, and there is little room on a terminal.
     """
     found = report.artifacts
     accuracies = [artifact.accuracy for artifact in found if artifact.accuracy]
     if any(artifact.parity.was_asked for artifact in found):
         yield Column(PARITY, _verdict)
-        yield Column("max rel error", lambda a: error(a.parity.max_rel))
+    is_compared = any(artifact.parity.outputs for artifact in found)
+    if is_compared:
         yield Column("of tolerance", of_tolerance)
-    if any(a.parity.weights and not a.parity.weights.unread for a in found):
-        yield Column("weights", _weights)
     if counts and accuracies:
         yield Column("top-1", lambda a: _accuracy(a, _counted))
     known = [a for a in accuracies if a.runtime or not counts]
-    for heading, cell in ACCURACY.items():
-        if any(cell(accuracy) is not None for accuracy in known):
-            yield Column(heading, lambda a, cell=cell: _accuracy(a, cell))  # type: ignore[misc]
+    of_images = [
+        Column(heading, lambda a, cell=cell: _accuracy(a, cell))  # type: ignore[misc]
+        for heading, cell in ACCURACY.items()
+        if any(cell(accuracy) is not None for accuracy in known)
+    ]
+    yield from (column for column in of_images if column.heading in JUDGED)
     yield Column("size", lambda a: size(a.bytes))
-    if report.baselines or any(artifact.timing for artifact in found):
+    is_timed = bool(report.baselines) or any(artifact.timing for artifact in found)
+    if is_timed:
         yield Column(LATENCY, lambda a: latency(a.timing), latency)
+    if is_compared:
+        yield Column("max rel error", lambda a: error(a.parity.max_rel))
+    if any(a.parity.weights and not a.parity.weights.unread for a in found):
+        yield Column("weights", _weights)
+    yield from (column for column in of_images if column.heading not in JUDGED)
+    if is_timed:
         yield Column("memory", lambda a: _memory(a.timing))
         yield Column("GEMM share", lambda a: _efficiency(a.timing), _efficiency)
 
@@ -202,7 +238,7 @@ def _drop(accuracy: Accuracy) -> str | None:
 
 
 ACCURACY: dict[str, Callable[[Accuracy], str | None]] = {
-    "top-1 (95 %)": lambda a: _percent(a.top1, a.top1_interval),
+    TOP1: lambda a: _percent(a.top1, a.top1_interval),
     "top-5": lambda a: _percent(a.top5, None),
     "agreement (95 %)": _agreement,
     "flips": _flips,

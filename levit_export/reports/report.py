@@ -92,17 +92,26 @@ class Report:
 
 
 def labels(artifacts: Sequence[ArtifactReport]) -> tuple[str, ...]:
-    """A name for each artifact: its id, with path and device where the id is not enough."""
-    ids = Counter(artifact.id for artifact in artifacts)
-    places = Counter((artifact.id, artifact.path) for artifact in artifacts)
+    """A name for each artifact: its id, with path and way where the id is not enough.
+
+    ``onnx-fp32 (OpenVINO)`` of a file that was executed in several ways.
+    """
+    paths: dict[str, set[str]] = {}
+    for artifact in artifacts:
+        paths.setdefault(artifact.id, set()).add(artifact.path)
+    ways = Counter((artifact.id, artifact.path) for artifact in artifacts)
     return tuple(
         " ".join(
             (
                 artifact.id,
-                *([artifact.path] if ids[artifact.id] > 1 else []),
-                *([device(artifact)] if places[artifact.id, artifact.path] > 1 else []),
+                *([artifact.path] if len(paths[artifact.id]) > 1 else []),
+                *(
+                    [f"({way})"]
+                    if ways[artifact.id, artifact.path] > 1 and (way := device(artifact))
+                    else []
+                ),
             )
-        ).rstrip()
+        )
         for artifact in artifacts
     )
 

@@ -65,12 +65,13 @@ def trace(request: DriftRequest, progress: Progress | None = None) -> DriftMap:
     artifacts = [artifact for each in found for artifact in each.artifacts]
     for artifact in artifacts:
         provenance.refuse_embedded(artifact)
-    progress.stage("reading the checkpoint")
-    checkpoint = loading.load(provenance.choice_of(request.choice, found), progress)
-    provenance.refuse_another(found, checkpoint)
     # A format may be executed in several ways, and each has its own stage.
     rows = [(row.artifact, row.run) for row in execution.rows(artifacts, request.run)]
     runnable = [(artifact, run) for artifact, run in rows if _can_run(artifact)]
+    progress.plan(3 + len(runnable))
+    progress.stage("reading the checkpoint")
+    checkpoint = loading.load(provenance.choice_of(request.choice, found), progress)
+    provenance.refuse_another(found, checkpoint)
     calibration = loading.calibration(
         checkpoint, request.data, count=request.calibration_images, seed=request.seed
     )

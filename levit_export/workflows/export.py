@@ -99,6 +99,7 @@ def export(
 
     progress, shared, options = progress or Silent(), shared or Shared(), request.options
     jobs = plan(request)
+    progress.plan(3 + len(jobs) + request.check + request.bench)
     progress.stage("loading the checkpoint")
     shared.about(request)
     checkpoint = shared.once("checkpoint", partial(loading.load, request.choice, progress))

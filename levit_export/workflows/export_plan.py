@@ -299,7 +299,7 @@ def describe(request: ExportRequest, jobs: Sequence[Job]) -> list[str]:
         *["with the activation of its task inside: probabilities out"]
         * request.options.embedded.softmax,
         f"then {' and '.join(done) or 'neither check nor time it'}",
-        f"write {request.output or 'exported/<model>'}",
+        f"write {request.output or 'exported/MODEL'}",
     ]
 
 
@@ -317,10 +317,11 @@ def planned(request: ExportRequest, jobs: Sequence[Job]) -> dict[str, Any]:
     }
 
 
-def rehearse(request: ExportRequest) -> None:
+def rehearse(request: ExportRequest) -> ExportRequest:
     """Raise what :func:`export` would raise before it begins to work; nothing is written.
 
-    Published weights that are not in the cache yet are not fetched, and not judged.
+    The request comes back with the place of its output. Published weights that are not in the
+    cache yet are not fetched, and not judged.
     """
     jobs = plan(request)
     choice = request.choice
@@ -334,7 +335,9 @@ def rehearse(request: ExportRequest) -> None:
     except DownloadError:
         if request.choice.offline:
             raise
-        return
+        return request
     refuse(request, jobs, checkpoint)
     calibrated(jobs, checkpoint, request)
-    refuse_output(request.output or Path("exported", checkpoint.name))
+    output = request.output or Path("exported", checkpoint.name)
+    refuse_output(output)
+    return replace(request, output=output)

@@ -33,6 +33,9 @@ class Stamps:
     def __init__(self) -> None:
         self.begun: list[tuple[str, float]] = []
 
+    def plan(self, total: int) -> None:
+        """Of no interest here."""
+
     def stage(self, text: str) -> None:
         """Note it."""
         self.begun.append((text, perf_counter()))

@@ -93,8 +93,13 @@ def test_table_on_standard_output(exported: Exported) -> None:
     assert " ms" in eager
     for name in ("fuse_batchnorm", "fold_attention_scale", "bake_attention_bias", "merge_heads"):
         assert any(line.startswith(name) for line in lines)
-    assert lines[-2] == f"pass  {Path('exported', 'levit_digits')}"
-    assert lines[-1] == f"next: levit-export bench {Path('exported', 'levit_digits')}"
+    folder = Path("exported", "levit_digits")
+    assert lines[-4:] == [
+        f"pass  {folder}",
+        f"report: {folder / 'report.html'}",
+        f"next: levit-export evaluate {folder} --data digits",
+        f"      levit-export bundle {folder} --with web",
+    ]
 
 
 def test_directory_contents(exported: Exported) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from levit_export.checks import parity, timing
+from levit_export.checks.drift.values import Cause, DriftFinding, DriftMap, DriftRow, DriftStage
 from levit_export.checks.findings import Finding
 from levit_export.checks.parity import OutputParity, ParityReport
 from levit_export.checks.results import Accuracy, ArtifactReport
@@ -56,7 +57,13 @@ MODEL = ModelInfo(
 MACHINE = Machine("A CPU", 2, 8 * 2**30, ("avx2",), "Linux x86_64", "3.11.7")
 
 
-def shown(capsys: pytest.CaptureFixture[str], **changes: object) -> str:
+def shown(
+    capsys: pytest.CaptureFixture[str],
+    *,
+    ledger: bool = False,
+    steps: tuple[tuple[str, ...], ...] = (),
+    **changes: object,
+) -> str:
     """What is printed of a report of one artifact with ``changes``; nothing goes to stderr."""
     given = {
         "verdict": "pass",
@@ -68,7 +75,8 @@ def shown(capsys: pytest.CaptureFixture[str], **changes: object) -> str:
         "toolchain": {},
         **changes,
     }
-    console.print_report(console.Screen(quiet=False), Report(**given))  # type: ignore[arg-type]
+    screen = console.Screen(quiet=False)
+    console.print_report(screen, Report(**given), ledger=ledger, steps=steps)  # type: ignore[arg-type]
     printed = capsys.readouterr()
     assert printed.err == ""
     return printed.out
@@ -84,23 +92,173 @@ def test_passed(capsys: pytest.CaptureFixture[str]) -> None:
     """A pass shows its error, the share of the tolerance it used, and the size."""
     text = shown(capsys)
     assert row_of(text).split("  ", 1)[1].strip().startswith("pass")
-    assert row_of(text).split()[2:5] == ["1.5e-06", "25", "%"]
-    assert "2.50 MB" in row_of(text)
+    assert row_of(text).split()[2:] == ["25", "%", "2.50", "MB", "1.5e-06"]
     assert "latency" not in text
     assert "top-1" not in text
     assert text.splitlines()[-1] == "pass"
 
 
 def test_failed(capsys: pytest.CaptureFixture[str]) -> None:
-    """A failure shows its reason in full, the failed directory, and to check as the next step."""
+    """A failure stands first with its reason in full; the place and the next step stand last."""
     values = {"error": 1e-2, "sample": "noise", "allowed": 1e-5}
     failed = PASSED.joined(Finding("too-far", values, "logits"))
     artifact = replace(ARTIFACT, parity=failed)
-    text = shown(capsys, verdict="fail", artifacts=(artifact,), output=Path("out.failed"))
+    output, step = Path("out.failed"), ("levit-export", "drift", "out.failed")
+    text = shown(capsys, verdict="fail", artifacts=(artifact,), output=output, steps=(step,))
     assert "fail" in row_of(text)
     assert "pass" not in text
-    assert "onnx-fp32: logits: error 1.00e-02 on noise exceeds the tolerance 1.00e-05" in text
-    assert text.splitlines()[-2:] == ["fail  out.failed", "next: levit-export check out.failed"]
+    reason = "logits: error 1.00e-02 on noise exceeds the tolerance 1.00e-05"
+    assert text.splitlines()[1] == f"✗ onnx-fp32 parity: {reason}"
+    assert text.splitlines()[-3:] == [
+        "fail  out.failed",
+        f"report: {output / 'report.html'}",
+        "next: levit-export drift out.failed",
+    ]
+
+
+def test_equal_reasons_are_said_once(capsys: pytest.CaptureFixture[str]) -> None:
+    """A reason that several artifacts share stands once, with all of their names."""
+    altered = ParityReport("", 0, findings=(Finding("altered-files", {"text": "m.onnx"}),))
+    both = [replace(ARTIFACT, format=kind, parity=altered) for kind in ("onnx", "openvino")]
+    text = shown(capsys, verdict="fail", artifacts=tuple(both))
+    assert text.count("the directory was altered") == 1
+    assert "✗ onnx-fp32, openvino-fp32 claims: the directory was altered" in text
+
+
+def test_accuracy_below_its_limit_is_said_first(capsys: pytest.CaptureFixture[str]) -> None:
+    """Points of accuracy that were lost beyond what is allowed are a failure with its figures."""
+    accuracy = Accuracy("val", 100, 90, 95, 0.9, drop=5.0, max_drop=1.0)
+    artifact = replace(ARTIFACT, parity=parity.NOT_ASKED, accuracy=accuracy)
+    text = shown(capsys, verdict="fail", artifacts=(artifact,))
+    assert text.splitlines()[1] == "✗ onnx-fp32 accuracy: 5.00 points are lost, and 1 may be"
+
+
+def test_ways_to_execute_a_file_are_told_apart(capsys: pytest.CaptureFixture[str]) -> None:
+    """Rows of one file bear the way in which each was executed, in the table and in the notes."""
+    rows = [
+        replace(ARTIFACT, parity=replace(PASSED, runtime=f"onnxruntime 9 ({way})"), notes=(way,))
+        for way in ("CPU", "OpenVINO")
+    ]
+    text = shown(capsys, artifacts=tuple(rows))
+    assert "pass" in row_of(text, "onnx-fp32 (CPU) ")
+    assert "pass" in row_of(text, "onnx-fp32 (OpenVINO) ")
+    assert "onnx-fp32 (OpenVINO): OpenVINO" in text
+
+
+LATENCIES = (0.00078, 0.0123, 1.52807)
+
+
+@pytest.mark.parametrize("width", [80, 100, 140])
+def test_no_name_and_no_figure_is_cut(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    """At any usual width every name and figure of the tables is whole, and no line is longer."""
+    monkeypatch.setenv("COLUMNS", str(width))
+    accuracy = Accuracy(
+        "val", 50_000, 40_123, 40_200, 0.99, 45_000, 500, 200, 123, 0.0001, 0.15, 0.5
+    )
+    accuracy = replace(accuracy, runtime="onnxruntime 9")
+    rows = [
+        replace(
+            ARTIFACT,
+            precision=precision,
+            accuracy=accuracy,
+            parity=replace(PASSED, runtime=f"onnxruntime 9 ({way})"),
+            timing=replace(TIMED, seconds=(seconds, 2 * seconds, 3 * seconds), peak_bytes=9**9),
+        )
+        for precision, seconds in zip(("fp32", "int8", "w4"), LATENCIES, strict=True)
+        for way in ("CPU", "OpenVINO")
+    ]
+    passes = (PassRecord("fold_attention_scale", "applied", "", 8, 0.0, (10, 9), (430, 422)),)
+    text = shown(capsys, artifacts=tuple(rows), passes=passes, ledger=True)
+    assert "…" not in text
+    assert max(len(line.rstrip()) for line in text.splitlines()) <= width
+    for name in ("onnx-fp32 (OpenVINO) ", "onnx-w4 (CPU) "):
+        assert any(line.startswith(name) for line in text.splitlines()), name
+    figures = (
+        "80.25 % (79.9–80.6)",
+        "90.00 %",
+        "99.00 % (98.9–99.1)",
+        "500 (-200 +123)",
+        "369 MiB",
+    )
+    latencies = ("1.56 ms (0.78–2.34)", "24.60 ms (12.30–36.90)", "3056.14 ms (1528.07–4584.21)")
+    for figure in (*figures, *latencies, "0.15 of 0.5", "2.50 MB", "430 → 422"):
+        assert figure in text, figure
+
+
+@pytest.mark.parametrize("width", [80, 100, 140])
+def test_no_name_of_a_model_is_cut(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    """The zoo's names, which have to be typed, and all that is said of them are whole."""
+    monkeypatch.setenv("COLUMNS", str(width))
+    console.print_models(console.Screen(quiet=False), VARIANTS)
+    text = capsys.readouterr().out
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= width
+    for known in VARIANTS:
+        lines = [line for line in text.splitlines() if line.split()[0] == known.name]
+        assert lines
+        assert all(part in " ".join(lines) for part in (known.licence, known.top1_on))
+
+
+def map_of(*shares: float, cause: Cause = "none") -> DriftMap:
+    """A map of one file whose taps use ``shares`` of their tolerance."""
+    rows = tuple(
+        DriftRow(
+            f"tap{place}",
+            f"block{place}",
+            "onnx-int8",
+            "exceeds" if share > 1 else "ok",
+            accumulated=share * 1e-3,
+            introduced=share * 1e-3,
+            tolerance=1e-3,
+            of_tolerance=share,
+        )
+        for place, share in enumerate(shares)
+    )
+    stage = DriftStage("onnx-int8", "artifact", "the prepared module", rows, "onnxruntime 9")
+    finding = DriftFinding("onnx-int8", cause, sentence="a sentence")
+    return DriftMap("levit_digits", ("noise",), (stage,), (finding,))
+
+
+@pytest.mark.parametrize(
+    ("drift", "word", "colour"),
+    [
+        (map_of(0.5), "clean", "32"),
+        (map_of(0.5, 3.0), "over the band, answers unchanged", "33"),
+        (map_of(0.5, 3.0, cause="conversion"), "conversion", "31"),
+    ],
+)
+def test_states_of_drift(
+    monkeypatch: pytest.MonkeyPatch, drift: DriftMap, word: str, colour: str
+) -> None:
+    """The finding stands before the taps; red is what fails, and a coarse grid is not."""
+    for name in ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "COLORTERM"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setattr(sys, "stdout", terminal := Terminal())
+    console.print_drift(console.Screen(quiet=False), drift)
+    text = terminal.getvalue()
+    assert f"{ESCAPE}[1;{colour}m{word}" in text
+    assert text.index("a sentence") < text.index("tap0")
+    assert (f"{ESCAPE}[31m" in text) == (colour == "31")
+
+
+def test_drift_shows_what_is_over_and_what_is_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    """Taps above tolerance come first, the rest is counted; all are printed on demand."""
+    shares = (0.2, 0.9, *(float(share) for share in range(2, 9)))
+    console.print_drift(console.Screen(quiet=False), map_of(*shares))
+    text = capsys.readouterr().out
+    taps = [
+        line.split()[0] for line in text.splitlines() if line.startswith("tap") and "int8" in line
+    ]
+    assert taps == ["tap8", "tap7", "tap6", "tap5", "tap4", "tap1"]
+    assert "2 more taps are above tolerance" in text
+    assert "tap0" not in text
+    console.print_drift(console.Screen(quiet=False), map_of(*shares), whole=True)
+    assert "tap0" in capsys.readouterr().out
 
 
 def test_inconclusive(capsys: pytest.CaptureFixture[str]) -> None:
@@ -132,7 +290,8 @@ def test_not_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert "not-run" in row_of(text)
     assert "not run" in row_of(text)
     assert "onnx-fp32: not timed: needs [bold] macOS" in text
-    assert "onnx-fp32: not checked: onnxruntime not installed: pip install 'x[onnx]'" in text
+    reason = "onnxruntime not installed: pip install 'x[onnx]'"
+    assert text.splitlines()[1] == f"○ onnx-fp32 parity not run: {reason}"
     assert "pass" not in text
 
 
@@ -142,12 +301,13 @@ def test_not_run(capsys: pytest.CaptureFixture[str]) -> None:
 def test_timing(
     capsys: pytest.CaptureFixture[str], seconds: tuple[float, ...], *, expected: bool
 ) -> None:
-    """Latencies come with interval and efficiency, and a noisy one is called noisy."""
+    """Latencies come with interval and efficiency; a noisy one has a mark, which is explained."""
     artifact = replace(ARTIFACT, timing=replace(TIMED, seconds=seconds))
     baseline = replace(TIMED, seconds=(0.03125,) * 3, efficiency=None)
     text = shown(capsys, artifacts=(artifact,), baselines={"PyTorch eager": baseline})
     assert f"{1e3 * sorted(seconds)[len(seconds) // 2]:.2f} ms" in row_of(text)
-    assert ("noisy" in row_of(text)) is expected
+    assert ("ms (2.00–4.00)*" in row_of(text)) is expected
+    assert ("* noisy: " in text) is expected
     assert row_of(text).rstrip().endswith("0.50")
     assert "31.25 ms" in row_of(text, "PyTorch eager")
     assert row_of(text, "PyTorch eager").rstrip().endswith("–")
@@ -171,18 +331,19 @@ def test_passes(capsys: pytest.CaptureFixture[str]) -> None:
         ),
         PassRecord("merge_heads", "not-applicable", "the model has one head"),
     )
-    text = shown(capsys, passes=records)
-    for part in ("40", "5e-16", "573 → 430", "-0.07 MB"):
+    assert "fuse_batchnorm" not in shown(capsys, passes=records)
+    text = shown(capsys, passes=records, ledger=True)
+    for part in ("40", "5.0e-16", "573 → 430", "-0.07 MB"):
         assert part in row_of(text, "fuse_batchnorm ")
-    assert "the model has one head" in row_of(text, "merge_heads ")
+    assert "merge_heads: not applicable: the model has one head" in text
 
 
 def test_brackets_are_text(capsys: pytest.CaptureFixture[str]) -> None:
     """Square brackets in file names are shown, not taken for markup."""
-    text = shown(capsys, output=Path("out[bold]"))
+    text = shown(capsys, output=Path("out[bold]"), steps=(("levit-export", "drift", "out[bold]"),))
     assert "best[red].pth" in text
     assert "pass  out[bold]" in text
-    assert "levit-export bench out[bold]" in text
+    assert "levit-export drift 'out[bold]'" in text
 
 
 def test_notice(capsys: pytest.CaptureFixture[str]) -> None:
@@ -231,12 +392,19 @@ def test_colour(monkeypatch: pytest.MonkeyPatch, *, no_colour: bool) -> None:
 
 
 def test_progress_off_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    """Progress says nothing where it would only fill a log."""
+    """In a log progress is a numbered line for each stage, and nothing for its steps."""
     with console.Screen(quiet=False).progress() as progress:
-        progress.stage("working")
-        progress.steps(2)
-        progress.advance()
-    assert capsys.readouterr() == ("", "")
+        progress.plan(2)
+        for stage in ("working", "resting"):
+            progress.stage(stage)
+            progress.steps(2)
+            progress.advance()
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert [line.rpartition(" (")[0] for line in err.splitlines()] == [
+        "stage 1/2: working",
+        "stage 2/2: resting",
+    ]
 
 
 @pytest.mark.parametrize("quiet", [False, True])
@@ -258,7 +426,7 @@ def test_models(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     for known in VARIANTS:
         row = row_of(text, f"{known.name} ")
-        assert known.parameters in row
+        assert f" {float(known.parameters.removesuffix('M')):.1f} M " in row
         assert (f"{known.top1} %" if known.top1 else "untrained") in row
 
 

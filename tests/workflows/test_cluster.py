@@ -92,6 +92,9 @@ def test_a_killed_worker_loses_nothing(folder: Path, tmp_path: Path) -> None:
 
             done = 0
 
+            def plan(self, total: int) -> None:
+                """Nothing."""
+
             def stage(self, text: str) -> None:
                 """Nothing."""
 

@@ -127,6 +127,16 @@ class DriftMap:
         """``fail`` when a finding is not clean."""
         return "pass" if self.findings and all(f.clean for f in self.findings) else "fail"
 
+    def state(self, finding: DriftFinding) -> Literal["clean", "coarse", "fault"]:
+        """``coarse`` where a finding is clean although taps of its file leave their tolerance.
+
+        A quantiser's grid is coarser there than the simulated one, and the answers bear it.
+        """
+        if not finding.clean:
+            return "fault"
+        own = (stage for stage in self.stages if stage.name == finding.subject)
+        return "coarse" if any(stage.first_fault for stage in own) else "clean"
+
 
 def to_json(drift: DriftMap) -> dict[str, Any]:
     """The map as plain data; numbers that JSON cannot hold (NaN, infinity) become null."""

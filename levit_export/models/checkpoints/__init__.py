@@ -161,7 +161,7 @@ def load(path: Path, choices: Choices | None = None) -> Checkpoint:
     kinds = {str(t.dtype).removeprefix("torch.") for t in stored.tensors.values()} - {"int64"}
     name = "" if named is None else f"{named.name}, "
     summary = (
-        f"{found.dialect} checkpoint: {name}{_described(config)}, "
+        f"{_in_words(found.dialect)}: {name}{_described(config)}, "
         f"stored as {' and '.join(sorted(kinds))}"
     )
     return Checkpoint(
@@ -309,6 +309,13 @@ def _differences(found: Found, expected: Mapping[str, torch.Tensor]) -> list[str
     return [*shapes, *strangers, *tables, *absent]
 
 
+def _in_words(dialect: str) -> str:
+    """Whose format a checkpoint has; ``fair`` is that of the paper's authors, of FAIR."""
+    if dialect.startswith("fair"):
+        return f"checkpoint in the authors' format{dialect.removeprefix('fair')}"
+    return f"{dialect} checkpoint"
+
+
 def _described(config: Config) -> str:
     """The network in a few words: its dimensions, classes, heads and image size."""
     many = "es" * (config.classes != 1)
@@ -316,9 +323,10 @@ def _described(config: Config) -> str:
     if isinstance(config, GraftedConfig):
         parts = f"{config.stages} ResNet-50 stages and {config.layers} DeiT layers"
         return f"a network of {parts}, dim {config.dim}, {classes}"
-    sizes = f"dims {list(config.dims)}, depths {list(config.depths)}, heads {list(config.heads)}"
-    heads = ("no", "one head", "two heads")[config.head_count]
-    return f"a LeViT of {sizes}, key dim {config.key_dim}, {classes}, {heads}"
+    sizes = f"dims {list(config.dims)}, depths {list(config.depths)}"
+    heads = ("no", "one classifier head", "two classifier heads")[config.head_count]
+    attention = f"attention heads {list(config.heads)}, key dim {config.key_dim}"
+    return f"a LeViT of {sizes}, {attention}, {classes}, {heads}"
 
 
 def bundled(choices: Choices | None = None) -> Checkpoint:

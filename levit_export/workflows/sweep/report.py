@@ -126,26 +126,23 @@ def as_markdown(report: SweepReport) -> str:
 
 def print_sweep(screen: Screen, report: SweepReport) -> None:
     """The table, what did not pass and why, the verdict and where it all is."""
-    from rich.markup import escape
-    from rich.table import Table
     from rich.text import Text
 
-    from levit_export.reports.console import COLOURS
+    from levit_export.reports.console import COLOURS, tables
 
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for index, heading in enumerate(HEADINGS):
-        table.add_column(heading, justify="left" if index < LEFT else "right")
+    rows = []
     for row in report.rows:
-        model, artifact, verdict, *figures = map(escape, _cells(row))
-        colour = COLOURS[row.result.verdict]
-        table.add_row(model, artifact, f"[{colour}]{verdict}[/{colour}]", *figures)
-    screen.out.print(table)
+        model, artifact, verdict, *figures = map(Text, _cells(row))
+        verdict.stylize(COLOURS[row.result.verdict])
+        rows.append([model + Text(" ") + artifact, verdict, *figures])
+    sides = {"model": "left", "verdict": "left", **dict.fromkeys(HEADINGS[LEFT:], "right")}
+    for table in tables(screen.out.width, sides, rows):
+        screen.out.print(table)
     for note in _notes(report):
         screen.out.print(Text(note, style="dim"))
     colour = COLOURS[report.verdict]
-    screen.out.print(
-        f"[{colour}]{report.verdict}[/{colour}]  {escape(str(report.output))}", highlight=False
-    )
+    line = Text.assemble((report.verdict, colour), f"  {report.output}")
+    screen.out.print(line, soft_wrap=True)
 
 
 def _cells(row: SweepRow) -> tuple[str, ...]:
@@ -159,8 +156,8 @@ def _cells(row: SweepRow) -> tuple[str, ...]:
         drop = f"{accuracy['drop']:.2f}"
     if timing is not None:
         low, high = timing["median_interval_ms"]
-        noisy = "noisy " if timing["noisy"] else ""
-        latency = f"{noisy}{timing['median_ms']:.2f} ms ({low:.2f}–{high:.2f})"
+        noisy = " noisy" if timing["noisy"] else ""
+        latency = f"{timing['median_ms']:.2f} ms ({low:.2f}–{high:.2f}){noisy}"
     return (
         row.cell.label,
         row.cell.id,

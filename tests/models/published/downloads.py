@@ -29,6 +29,9 @@ class Recorder:
     totals: list[int]
     advanced: int = 0
 
+    def plan(self, total: int) -> None:
+        """Not kept: nothing that is downloaded knows how many stages a run has."""
+
     def stage(self, text: str) -> None:
         self.stages.append(text)
         self.advanced = 0
