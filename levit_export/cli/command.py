@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import shlex
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,8 @@ from levit_export.core.errors import LevitExportError
 HELP_NAMES = ["-h", "--help"]
 SETTINGS = {"help_option_names": HELP_NAMES, "max_content_width": 100}
 DEFAULT = "export"
+TYPED = "levit_export.typed"
+"""Where a context keeps the command as it was typed."""
 FOR_THE_GROUP = (*HELP_NAMES, "--version")
 
 INTERRUPTED = 130
@@ -143,7 +146,8 @@ class VerbGroup(click.Group):
         return status
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Put the default verb in front of bare flags."""
+        """Put the default verb in front of bare flags, and keep what was typed."""
+        ctx.meta[TYPED] = shlex.join(["levit-export", *args])
         if args and args[0].startswith("-") and args[0] not in FOR_THE_GROUP:
             args.insert(0, DEFAULT)
         return super().parse_args(ctx, args)

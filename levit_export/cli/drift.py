@@ -70,7 +70,9 @@ def drift(ctx: click.Context, /, paths: tuple[Path, ...], **_: Any) -> int:
             data=params["data"],
         )
         found = drifting.trace(request, progress)
-        page = None if params["html"] is None else drifting.page(places.paths, found)
+        page = None
+        if params["html"] is not None:
+            page = drifting.page(places.paths, found, is_beside=False)
         if page is None and len(paths) == 1 and not places.bundles:
             _redraw(screen, paths[0], found)
     if page is not None:

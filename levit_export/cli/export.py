@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from levit_export.cli import options
-from levit_export.cli.command import Verb, status_of
+from levit_export.cli.command import TYPED, Verb, status_of
 from levit_export.cli.output import present, present_plan, refuse_unwritable
 from levit_export.models.zoo import AUTO_LAYOUT, LAYOUTS
 
@@ -195,7 +195,7 @@ def export(ctx: click.Context, /, **_: Any) -> int:
     params = ctx.params
     refuse_unwritable({"--json": params["json_file"]}, options.sources(params))
     options.refuse_missing(params)
-    request = _request(params)
+    request = _request(params, ctx.meta.get(TYPED, ""))
     jobs = export_plan.plan(request)
     screen = console.Screen(quiet=params["quiet"])
     if request.choice.is_default:
@@ -235,7 +235,7 @@ def _next(params: dict[str, Any], report: Report) -> list[list[str]]:
     return [evaluate, ["levit-export", "bundle", folder, *["--with", "web"] * has_page]]
 
 
-def _request(params: dict[str, Any]) -> Any:
+def _request(params: dict[str, Any], command: str) -> Any:
     from levit_export.core.errors import UsageError
     from levit_export.core.values import Embedded, ExportOptions
     from levit_export.formats import TARGETS, target
@@ -294,4 +294,5 @@ def _request(params: dict[str, Any]) -> Any:
         data=params["data"],
         calibration_images=params["num_samples"],
         output=output,
+        command=command,
     )

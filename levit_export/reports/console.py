@@ -448,12 +448,12 @@ def print_drift(screen: Screen, drift: DriftMap, *, whole: bool = False) -> None
         out.print(Text.assemble((word, f"bold {colour}"), "  ", finding.sentence))
     files = [stage for stage in drift.stages if stage.kind == "artifact"]
     coarse = {f.subject for f in drift.findings if drift.state(f) == "coarse"}
-    rows = [row for stage in files for row in _tap_rows(stage, is_coarse=stage.name in coarse)]
     figures_of = ("of tolerance", "introduced", "tolerance", "accumulated")
-    sides = {"tap": "left", "file": "left", **dict.fromkeys(figures_of, "right")}
-    for table in tables(out.width, sides, rows) if rows else ():
-        out.print(table)
     for stage in files:
+        rows = list(_tap_rows(stage, is_coarse=stage.name in coarse))
+        sides = {stage.name: "left", **dict.fromkeys(figures_of, "right")}
+        for table in tables(out.width, sides, rows) if rows else ():
+            out.print(table)
         if (more := sum(row.is_fault for row in stage.rows) - MOST_TAPS) > 0:
             words = "tap is" if more == 1 else "taps are"
             out.print(Text(f"{stage.name}: {more} more {words} above tolerance", style="dim"))
@@ -483,7 +483,6 @@ def _tap_rows(stage: DriftStage, *, is_coarse: bool) -> Iterator[list[Text]]:
             said = f"{row.not_finite} not finite"
         yield [
             Text(row.tap),
-            Text(stage.name),
             Text(said, style=style),
             Text(figures.error(row.introduced)),
             Text(figures.error(row.tolerance)),

@@ -132,7 +132,7 @@ class Column:
     of_baseline: Callable[[TimingReport], str] = lambda _: ""
 
 
-PARITY, LATENCY, DROP, TOP1 = "parity", "latency", "drop", "top-1 (95 %)"
+PARITY, LATENCY, DROP, TOP1 = "parity", "latency", "drop in points", "top-1 (95 %)"
 """Headings of the columns that are not figures alone, or are judged."""
 
 JUDGED = (TOP1, DROP)
@@ -234,7 +234,7 @@ def _drop(accuracy: Accuracy) -> str | None:
     if accuracy.drop is None:
         return None
     limit = "" if accuracy.max_drop is None else f" of {accuracy.max_drop:g}"
-    return f"{accuracy.drop:.2f}{limit}{' exceeded' if accuracy.exceeded else ''}"
+    return f"{accuracy.drop:+.2f}{limit}{' exceeded' if accuracy.exceeded else ''}"
 
 
 ACCURACY: dict[str, Callable[[Accuracy], str | None]] = {
@@ -259,10 +259,10 @@ def accuracy_notes(report: Report) -> Iterator[str]:
         yield (
             "flips: images whose top-1 differs from PyTorch's (-: only PyTorch is right, +: only "
             "the artifact is); McNemar p: probability of so uneven a split by chance; drop: "
-            "points of top-1 below PyTorch's"
+            "top-1 below PyTorch's, + is a loss"
         )
     elif any(accuracy.drop is not None for accuracy in found):
-        yield "flips: other top-1 than PyTorch's; drop: 100 less the agreement, in points"
+        yield "flips: other top-1 than PyTorch's; drop: 100 less the agreement, + is a loss"
 
 
 def _images(accuracy: Accuracy) -> Iterator[str]:

@@ -88,6 +88,8 @@ class Report:
     toolchain: Mapping[str, str]
     searches: Mapping[str, SearchResult] = field(default_factory=dict)
     output: Path | None = None
+    command: str = ""
+    """What was typed, where the report was asked for on a command line."""
     vouching: Vouching | None = None
 
 
@@ -135,6 +137,7 @@ def to_json(report: Report) -> dict[str, Any]:
         "machine": asdict(report.machine),
         "toolchain": dict(report.toolchain),
         "output": None if report.output is None else str(report.output),
+        "command": report.command,
         "vouching": None
         if report.vouching is None
         else {**asdict(report.vouching), "sentence": report.vouching.sentence},

@@ -138,9 +138,10 @@ def accepted(
     return found
 
 
-def page(paths: Sequence[Path], drawn: DriftMap) -> str:
+def page(paths: Sequence[Path], drawn: DriftMap, *, is_beside: bool = True) -> str:
     """A report for people with the map ``drawn`` of what is at ``paths``.
 
+    ``is_beside`` says that it is to lie in the export directory, and may link to its files.
     It is that of an export directory, as it was saved, or one that knows no more than the map.
     Raises ``DataError`` where a directory's ``report.json`` cannot be read.
     """
@@ -154,7 +155,7 @@ def page(paths: Sequence[Path], drawn: DriftMap) -> str:
         pixels: Mapping[str, np.ndarray] = {}
         with suppress(DataError):  # a page without the pictures behind the samples says so
             pixels = export_directory.read_golden(alone.folder, alone.manifest)[0].pixels
-        return html.page(saved, drift=drawn, pixels=pixels)
+        return html.page(saved, drift=drawn, pixels=pixels, is_beside=is_beside)
     folder = None if alone is None else alone.folder
     skipped = parity.NOT_ASKED
     reports = [

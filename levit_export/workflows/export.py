@@ -161,7 +161,7 @@ def export(
         found, drawn = explain.of_run(found, list(checked), subject, progress)
         # An export that failed is kept where it can be looked at, and replaces no good one.
         final = failed(output) if found.verdict == "fail" else output
-        found = replace(found, searches=searches, output=final)
+        found = replace(found, searches=searches, output=final, command=request.command)
         _write(stage.path, model, expected, artifacts, found, drawn=drawn)
         stage.commit(final)
     return found

@@ -55,6 +55,7 @@ class ExportRequest:
     default precision. ``keep`` are the blocks that stay in a format's float precision. ``layouts``
     are what an earlier export had for a format and precision, in place of ``options.layout``.
     ``data`` are the images that ``int8`` is calibrated on and that ``auto`` keeps ``promise`` on.
+    ``command`` is what was typed, for the report.
     """
 
     choice: ModelChoice = field(default_factory=ModelChoice)
@@ -74,6 +75,7 @@ class ExportRequest:
     layouts: Mapping[tuple[str, str], str] = field(default_factory=dict)
     promise: Promise = field(default_factory=Promise)
     output: Path | None = None
+    command: str = ""
 
 
 def parse_precisions(

@@ -83,8 +83,69 @@ def test_order_of_the_page() -> None:
     """The verdict is the first thing in the body; sections follow in a fixed order."""
     page = read(full())
     (body,) = page.all("body")
-    assert body.text.startswith("✓ pass levit_digits")
+    assert body.text.startswith("✗ fail levit_digits")
     assert sections(page) == FULL
+    (contents,) = page.all("nav")
+    assert [link.attributes["href"] for link in contents.all("a")] == [f"#{name}" for name in FULL]
+
+
+GRAVEST_FIRST = ("fail", "inconclusive", "not run", "pass")
+
+
+@pytest.mark.parametrize("is_accused", [False, True])
+@pytest.mark.parametrize("share", [0.25, 3.0])
+def test_nothing_is_worse_than_the_badge(*, share: float, is_accused: bool) -> None:
+    """Title and badge say the same, and it is the gravest verdict that stands on the page."""
+    report = made.report_of(artifact(share=share), artifact("openvino"))
+    drift = drift_of("onnx-fp32") if is_accused else None
+    page = read(html.page(report, drift=drift))
+    (badge,) = page.all("h1")[0].all("span")[:1]
+    found = [n.text for n in page.everything() if "verdict" in n.attributes.get("class", "")]
+    words = [text.split(" ", 1)[1].partition(" (")[0] for text in found]
+    gravest = min(words, key=GRAVEST_FIRST.index)
+    assert badge.text.split(" ", 1)[1] == gravest
+    assert gravest == ("fail" if share > 1 or is_accused else "pass")
+    assert page.all("title")[0].text == f"levit_digits: {gravest}"
+    lead = " ".join(n.text for n in page.all("p") if n.attributes.get("class") == "lead")
+    assert ("as nearly as rounding allows" in lead) == (gravest == "pass")
+
+
+def test_a_quantised_artifact_has_figures_in_the_headline() -> None:
+    """What agrees only mostly is said with counts, points and the size, beside what is exact."""
+    exact, other = artifact(correct=357), artifact(precision="int8", size=800_000, correct=358)
+    accuracy = replace(other.accuracy, agreement=359 / 360)
+    report = made.report_of(exact, replace(other, accuracy=accuracy))
+    lead = [
+        n.text for n in read(html.page(report)).all("p") if n.attributes.get("class") == "lead"
+    ]
+    parameters = report.model.parameters
+    assert lead == [
+        "onnx-fp32 gives PyTorch's answers, as nearly as rounding allows.",
+        "onnx-int8 agrees with PyTorch on 359 of 360 images, top-1 +0.3 points, "
+        f"{4 * parameters / 800_000:.1f} times smaller than the weights in float32.",
+    ]
+
+
+def test_a_grid_that_is_only_coarse_is_no_failure() -> None:
+    """Taps over the band of a file whose answers hold have a state of their own."""
+    drift = drift_of("onnx-int8")
+    finding = replace(drift.findings[0], cause="none")
+    page = read(html.page(made.report_of(artifact()), drift=replace(drift, findings=(finding,))))
+    assert page.all("h1")[0].text.startswith("✓ pass")
+    said = section(page, "drift").all("li")[0].text
+    assert said.startswith("over the band, answers unchanged ")
+
+
+def test_files_are_linked_where_the_page_lies_beside_them() -> None:
+    """A page in an export directory links to its files, and to no file from anywhere else."""
+    found = replace(artifact(), path="onnx fp32/m#1.onnx")
+    report = replace(made.report_of(found), output=Path("exported/x"), command="levit-export -q")
+    page = read(html.page(report))
+    links = [a.attributes["href"] for a in section(page, "artifacts").all("a")]
+    assert links == ["onnx%20fp32/m%231.onnx"]
+    assert "levit-export -q" in section(page, "environment").text
+    elsewhere = read(html.page(report, is_beside=False))
+    assert all(a.attributes["href"].startswith("#") for a in elsewhere.all("a"))
 
 
 def test_a_failure_is_explained_before_everything_else() -> None:
@@ -106,6 +167,8 @@ def test_table_of_artifacts() -> None:
     assert row["artifact"] == "onnx-fp32"
     assert row["parity"] == "✓ pass"
     assert row["of tolerance"] == "25 %"
+    assert head[:4] == ["artifact", "parity", "latency (95 %)", "size"]
+    assert float(row["speed-up"]) == pytest.approx(2.0, rel=0.05)
     assert row["top-1 (95 %)"].startswith("95.00 % (")
     assert row["size"] == "2.00 MB"
     assert re.fullmatch(r"\d\.\d\d ms \(.*\)", row["latency (95 %)"])
@@ -130,10 +193,11 @@ def test_columns_only_for_what_was_looked_at() -> None:
     assert head == [
         "artifact",
         "parity",
-        "max rel error",
-        "of tolerance",
-        "weights",
         "size",
+        "times smaller",
+        "of tolerance",
+        "max rel error",
+        "weights",
     ]
     assert sections(page) == ["artifacts", "latency", "drift", "flips", "environment"]
     assert "Nothing was timed" in section(page, "latency").text

@@ -113,6 +113,7 @@ def test_sections() -> None:
         "machine",
         "toolchain",
         "output",
+        "command",
         "vouching",
     }
     assert (content["schema"], content["verdict"], content["output"]) == (1, "pass", "out")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,8 @@ from markupsafe import Markup
 from levit_export.checks.parity import ParityReport
 from levit_export.checks.results import ArtifactReport
 from levit_export.checks.timing import NOISY
-from levit_export.core.values import Verdict
+from levit_export.core.constants import ROUNDED
+from levit_export.core.values import Verdict, overall
 from levit_export.reports import figures
 from levit_export.reports.gate import of_report
 from levit_export.reports.html import plots
@@ -40,6 +41,7 @@ COUNTED = {
     "not-run": "could not be checked",
 }
 LATENCY = f"{figures.LATENCY} (95 %)"
+SPEED_UP, SMALLER = "speed-up", "times smaller"
 MOST_OF_A_PATH = 60
 """Characters of a path in the table; the list of files has all of it."""
 
@@ -97,9 +99,16 @@ class ChangedAnswers:
     notes: tuple[str, ...] = ()
 
 
-def page(report: Report, *, drift: DriftMap | None = None, pixels: Pixels | None = None) -> str:
+def page(
+    report: Report,
+    *,
+    drift: DriftMap | None = None,
+    pixels: Pixels | None = None,
+    is_beside: bool = True,
+) -> str:
     """``report`` as one HTML file. ``pixels`` are the images behind the samples.
 
+    A page that lies in the export directory (``is_beside``) links to the files in it.
     Without matplotlib the page has no plots and says how to get them.
     """
     environment = jinja2.Environment(
@@ -117,7 +126,9 @@ def page(report: Report, *, drift: DriftMap | None = None, pixels: Pixels | None
         count=figures.count,
         milliseconds=figures.milliseconds,
     )
-    return environment.get_template("page.html.j2").render(_context(report, drift, pixels or {}))
+    return environment.get_template("page.html.j2").render(
+        _context(report, drift, pixels or {}), has_links=is_beside and report.output is not None
+    )
 
 
 def _printable(value: object) -> object:
@@ -128,7 +139,7 @@ def _printable(value: object) -> object:
 def _context(report: Report, drift: DriftMap | None, pixels: Pixels) -> dict[str, Any]:
     """Every name that the template uses."""
     style = (resources.files(__package__) / "report.css").read_text(encoding="utf-8")
-    columns = list(figures.columns(report))
+    columns = list(_columns(report))
     headings = [LATENCY if c.heading == figures.LATENCY else c.heading for c in columns]
     asked = any(artifact.parity.was_asked for artifact in report.artifacts)
     checks = of_report(report.artifacts) if asked else ()
@@ -142,8 +153,14 @@ def _context(report: Report, drift: DriftMap | None, pixels: Pixels) -> dict[str
     accuracies = [
         a.accuracy for a in report.artifacts if a.accuracy and a.accuracy.top1 is not None
     ]
+    faults = [] if drift is None else _faults(report, drift)
+    # Nothing on the page is greener than the gravest that was found.
+    gravest = [report.verdict, *(check.verdict for check in checks)]
+    verdict: Verdict = "fail" if faults else overall(gravest)
+    tradeoff, flips = plots.tradeoff(report), _flips(report, pixels)
     return {
         "report": report,
+        "verdict_of_all": verdict,
         "drift": drift,
         "policy": POLICY,
         "style": Markup(style),  # noqa: S704 - ours
@@ -151,16 +168,32 @@ def _context(report: Report, drift: DriftMap | None, pixels: Pixels) -> dict[str
         "words": figures.WORDS,
         "none_known": figures.NONE,
         "name": "levit-export" if report.model is None else report.model.name,
-        "sentence": _sentence(report),
+        "sentences": list(_sentences(report, {fault.subject for fault in faults})),
+        "contents": [
+            (name, heading)
+            for name, heading, is_there in (
+                ("artifacts", "Artifacts", True),
+                ("tradeoff", "Size, accuracy, latency", bool(tradeoff)),
+                ("latency", "Latency", True),
+                ("drift", "Drift", True),
+                ("flips", "Changed answers", flips is not None),
+                ("passes", "Passes", bool(report.passes)),
+                ("searches", "Search for a precision", bool(report.searches)),
+                ("environment", "Environment", True),
+            )
+            if is_there
+        ],
         "wrong": [check for check in checks if check.verdict != "pass"],
-        "faults": [] if drift is None else _faults(report, drift),
+        "faults": faults,
         "asked": asked,
         "headings": ["artifact", *headings],
         "latency_heading": LATENCY,
         "rows": list(_rows(report, columns)),
         "remarks": _remarks(report),
         "is_timed": any(column.heading == figures.LATENCY for column in columns),
-        "tradeoff": plots.tradeoff(report),
+        "tradeoff": tradeoff,
+        "ratios": [c.heading for c in columns if c.heading in (SPEED_UP, SMALLER)],
+        "gemm_share": figures.GEMM_SHARE,
         "classified": bool(accuracies),
         "referenced": any(a.reference_correct is not None for a in accuracies),
         "strips": plots.latency(timed, STRIPS) if timed else None,
@@ -172,27 +205,104 @@ def _context(report: Report, drift: DriftMap | None, pixels: Pixels) -> dict[str
         "untimed": [(label, t.reason) for label, t in timings if t.verdict == "not-run"],
         "timed": timed,
         "maps": [] if drift is None else plots.drift(drift),
-        "found": [] if drift is None else [each for each in drift.findings if each.sentence],
-        "flips": _flips(report, pixels),
+        "found": []
+        if drift is None
+        else [(drift.state(each), each.sentence) for each in drift.findings if each.sentence],
+        "flips": flips,
         "environment": list(_environment(report)),
     }
 
 
-def _sentence(report: Report) -> str:
+def _columns(report: Report) -> Iterator[figures.Column]:
+    """The columns of the table of artifacts; on a telephone the first of them are seen."""
+    known = {column.heading: column for column in figures.columns(report)}
+    firsts = [
+        known.pop(name) for name in (figures.PARITY, figures.LATENCY, "size") if name in known
+    ]
+    yield from firsts
+    baseline = next((timing for timing in report.baselines.values() if timing.seconds), None)
+    if baseline is not None:
+        median = baseline.median_ms
+
+        def speed_up(artifact: ArtifactReport) -> str:
+            timing = artifact.timing
+            if timing is None or not timing.seconds:
+                return figures.NONE
+            return f"{median / timing.median_ms:.2f}"
+
+        yield figures.Column(SPEED_UP, speed_up)
+    if any(_smaller(report, artifact) is not None for artifact in report.artifacts):
+
+        def smaller(artifact: ArtifactReport) -> str:
+            ratio = _smaller(report, artifact)
+            return figures.NONE if ratio is None else f"{ratio:.2f}"
+
+        yield figures.Column(SMALLER, smaller)
+    yield from known.values()
+
+
+def _smaller(report: Report, artifact: ArtifactReport) -> float | None:
+    """How many times smaller an artifact is than the model's weights in float32."""
+    if report.model is None or not report.model.parameters or not artifact.bytes:
+        return None
+    return 4 * report.model.parameters / artifact.bytes
+
+
+def _sentences(report: Report, accused: Collection[str]) -> Iterator[str]:
+    """The headline: how the checks ended, figures of what is quantised, and what drift accuses."""
     verdicts = [artifact.parity.verdict for artifact in report.artifacts]
     if not verdicts:
-        return "There is no artifact."
-    if not any(artifact.parity.was_asked for artifact in report.artifacts):
-        return "This run only measured: parity was not asked for."
-    if set(verdicts) == {"pass"}:
-        every = (
-            "The artifact gives" if len(verdicts) == 1 else f"All {len(verdicts)} artifacts give"
+        yield "There is no artifact."
+    elif not any(artifact.parity.was_asked for artifact in report.artifacts):
+        yield "This run only measured: parity was not asked for."
+    elif accused:
+        names = ", ".join(sorted(accused))
+        yield (
+            f"Drift finds a fault in {names}, whatever an earlier check said. The figures below "
+            "were measured before."
         )
-        return f"{every} PyTorch's answers, as nearly as rounding allows."
-    said = ", ".join(
-        f"{verdicts.count(kind)} {words}" for kind, words in COUNTED.items() if kind in verdicts
-    )
-    return f"Of {len(verdicts)} artifacts {said}."
+    elif set(verdicts) == {"pass"}:
+        exact = [a for a in report.artifacts if a.precision in ROUNDED]
+        if exact:
+            whole = len(exact) == len(report.artifacts)
+            every = f"All {len(exact)} artifacts give" if whole else f"{_names(exact)} give"
+            if len(exact) == 1:
+                every = "The artifact gives" if whole else f"{exact[0].id} gives"
+            yield f"{every} PyTorch's answers, as nearly as rounding allows."
+        for artifact in report.artifacts:
+            if artifact.precision not in ROUNDED:
+                yield _of_quantised(report, artifact)
+    else:
+        said = ", ".join(
+            f"{verdicts.count(kind)} {words}"
+            for kind, words in COUNTED.items()
+            if kind in verdicts
+        )
+        yield f"Of {len(verdicts)} artifacts {said}."
+
+
+def _names(artifacts: Sequence[ArtifactReport]) -> str:
+    *others, last = dict.fromkeys(artifact.id for artifact in artifacts)
+    return f"{', '.join(others)} and {last}" if others else last
+
+
+def _of_quantised(report: Report, artifact: ArtifactReport) -> str:
+    """What quantising cost and brought, in figures."""
+    accuracy, outputs = artifact.accuracy, artifact.parity.outputs
+    said = []
+    if accuracy is not None and accuracy.agreement is not None:
+        same = round(accuracy.agreement * accuracy.images)
+        said.append(f"agrees with PyTorch on {same} of {accuracy.images} images")
+        if accuracy.correct is not None and accuracy.reference_correct is not None:
+            gained = 100 * (accuracy.correct - accuracy.reference_correct) / accuracy.images
+            said.append(f"top-1 {gained:+.1f} points")
+    elif outputs:
+        share = min(output.top1_agreement for output in outputs)
+        same = round(share * artifact.parity.samples)
+        said.append(f"agrees with PyTorch on {same} of {artifact.parity.samples} samples")
+    if (ratio := _smaller(report, artifact)) is not None:
+        said.append(f"{ratio:.1f} times smaller than the weights in float32")
+    return f"{artifact.id} {', '.join(said) or 'passes'}."
 
 
 def _faults(report: Report, drift: DriftMap) -> list[DriftFinding]:
@@ -333,6 +443,8 @@ def _environment(report: Report) -> Iterator[tuple[str, object]]:
     timed = {a.timing.runtime for a in report.artifacts if a.timing and a.timing.seconds}
     if timed:
         yield "timed on", ", ".join(sorted(timed))
+    if report.command:
+        yield "command", report.command
     yield "versions", ", ".join(f"{name} {known}" for name, known in report.toolchain.items())
     if report.output is not None:
         yield "written to", report.output
