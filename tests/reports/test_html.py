@@ -35,6 +35,7 @@ from levit_export.checks.weights import WeightAudit
 from levit_export.reports import html
 from levit_export.reports.report import Candidate, Report, SearchPoint, SearchResult
 
+LATENCY = "latency (95 %)"
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 PIXELS = {"noise": np.arange(192, dtype=np.uint8).reshape(8, 8, 3)}
 
@@ -167,7 +168,7 @@ def test_table_of_artifacts() -> None:
     assert row["artifact"] == "onnx-fp32"
     assert row["parity"] == "✓ pass"
     assert row["of tolerance"] == "25 %"
-    assert head[:4] == ["artifact", "parity", "latency (95 %)", "size"]
+    assert head[:4] == ["artifact", "parity", LATENCY, "size"]
     assert float(row["speed-up"]) == pytest.approx(2.0, rel=0.05)
     assert row["top-1 (95 %)"].startswith("95.00 % (")
     assert row["size"] == "2.00 MB"
@@ -222,7 +223,7 @@ def test_a_run_that_only_measured() -> None:
     (header,) = page.all("header")
     assert "only measured" in header.text
     assert not header.all("li")
-    assert rows(section(page, "artifacts").all("table")[0])[0][:2] == ["artifact", "size"]
+    assert rows(section(page, "artifacts").all("table")[0])[0][:2] == ["artifact", LATENCY]
 
 
 def test_ledger() -> None:
