@@ -155,7 +155,7 @@ def print_report(
     if report.model is not None:
         out.print(_headline(report.model))
     for line in _wrong(report, compared, require_audit=require_audit):
-        out.print(line)
+        out.print(line, soft_wrap=not out.is_terminal)  # a reason stays one line in a log
     for remark in () if report.model is None else report.model.remarks:
         out.print(Text(remark, style="dim"))
     for assumption in () if report.model is None else report.model.assumptions:
@@ -445,7 +445,8 @@ def print_drift(screen: Screen, drift: DriftMap, *, whole: bool = False) -> None
             "coarse": ("yellow", "over the band, answers unchanged"),
             "fault": ("red", finding.cause),
         }[state]
-        out.print(Text.assemble((word, f"bold {colour}"), "  ", finding.sentence))
+        line = Text.assemble((word, f"bold {colour}"), "  ", finding.sentence)
+        out.print(line, soft_wrap=not out.is_terminal)
     files = [stage for stage in drift.stages if stage.kind == "artifact"]
     coarse = {f.subject for f in drift.findings if drift.state(f) == "coarse"}
     figures_of = ("of tolerance", "introduced", "tolerance", "accumulated")
