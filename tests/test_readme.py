@@ -32,9 +32,10 @@ EXPORTS = [each for each in COMMANDS if each.startswith("levit-export --")]
 
 
 def test_there_are_commands() -> None:
-    """The README shows how to export, check, and test."""
+    """The README shows how to export and check, and names the command that tests, once."""
     assert "scripts/levit-export --format all" in COMMANDS
-    assert "scripts/test" in COMMANDS
+    assert (ROOT / "README.md").read_text(encoding="utf-8").count("`scripts/test`") == 1
+    assert (ROOT / "scripts" / "test").is_file()
     assert any(command.startswith("levit-export check") for command in COMMANDS)
 
 
@@ -42,9 +43,6 @@ def test_there_are_commands() -> None:
 def test_a_command_of_the_readme_can_be_given(command: str) -> None:
     """Every command is a script of this repository, or parses with its options."""
     program, *arguments = shlex.split(command)
-    if program == "scripts/test":
-        assert (ROOT / program).is_file()
-        return
     assert program in ("levit-export", "scripts/levit-export")
     # Unknown options are refused before help is shown.
     result = CliRunner().invoke(cli, [*arguments, "--help"], prog_name="levit-export")
@@ -93,7 +91,14 @@ def test_the_tree_of_the_readme(exported: Exported) -> None:
         assert (exported.folder / name).exists(), name
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_page_is_in_the_index() -> None:
+    """docs/README.md leads to every page beside it."""
+    index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
+    for page in (ROOT / "docs").glob("*.md"):
+        assert page.name == "README.md" or f"]({page.name})" in index, page.name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
     """Every relative link of the documentation names a file that exists."""
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):

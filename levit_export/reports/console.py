@@ -460,8 +460,8 @@ def print_drift(screen: Screen, drift: DriftMap, *, whole: bool = False) -> None
             out.print(Text(f"{stage.name}: {more} more {words} above tolerance", style="dim"))
     if whole:
         _print_whole(screen, drift, coarse)
-    for line in _drift_notes(drift):
-        out.print(Text(line, style="dim"))
+    for note in _drift_notes(drift):
+        out.print(Text(note, style="dim"))
     if not whole:
         out.print(Text("every tap of every stage: -v, or the page of --html", style="dim"))
 

@@ -173,7 +173,7 @@ def test_artifacts_of_one_format_are_told_apart() -> None:
     assert {c.verdict for c in gate.compare(now, then, Slack())} == {"pass"}
     fewer = gate.compare(report_of(on("all", 0.8)), then, Slack())
     assert [c.name for c in fewer if c.verdict == "fail"] == ["presence"]
-    assert next(c.artifact for c in fewer if c.verdict == "fail").endswith("cpu_only")
+    assert next(c.artifact for c in fewer if c.verdict == "fail").endswith("(cpu_only)")
 
 
 @pytest.mark.parametrize("change", [{"name": "levit_256"}, {"parameters": 4}, {"macs": 5}])

@@ -123,6 +123,6 @@ def test_labels_tell_artifacts_apart() -> None:
     assert labels([one]) == ("onnx-fp32",)
     assert labels([one, other, on_gpu]) == (
         "onnx-fp32 onnx-fp32/m.onnx",
-        "onnx-fp32 elsewhere/m.onnx CPU",
-        "onnx-fp32 elsewhere/m.onnx GPU",
+        "onnx-fp32 elsewhere/m.onnx (CPU)",
+        "onnx-fp32 elsewhere/m.onnx (GPU)",
     )
