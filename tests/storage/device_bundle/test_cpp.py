@@ -1,85 +1,23 @@
-"""The C++ programs of a bundle, compiled against the runtimes' own headers and run.
-
-OpenVINO's wheel carries its headers. ONNX Runtime's does not: Debian 13's ``libonnxruntime-dev``
-or an unpacked release of ONNX Runtime has them; ``ONNXRUNTIME_INCLUDE`` names the folder.
-"""
+"""The C++ programs of a bundle, compiled against the runtimes' own headers and run."""
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
+from cpp_programs import COMPILER
 from tiny_exports import ONNX, OPENVINO, make_export
 
 from levit_export.storage import device_bundle
-from levit_export.storage.device_bundle import verifiers
-
-COMPILER = shutil.which("g++") or shutil.which("c++")
-SOURCES = Path(verifiers.__file__).parent
-HEADERS = (
-    os.environ.get("ONNXRUNTIME_INCLUDE", ""),
-    "/usr/include/onnxruntime",
-    "/usr/local/include/onnxruntime",
-    "/usr/local/include",
-)
 
 pytestmark = [
     pytest.mark.skipif(COMPILER is None, reason="no C++ compiler (apt-get install g++)"),
     pytest.mark.skipif(sys.platform != "linux", reason="the libraries' names are Linux's"),
 ]
-
-
-def package(name: str) -> Path:
-    """The folder of an installed package."""
-    spec = find_spec(name)
-    assert spec is not None
-    assert spec.origin is not None
-    return Path(spec.origin).parent
-
-
-def build(program: Path, *options: object) -> Path:
-    """Compile the program of this name with warnings as errors."""
-    source = SOURCES / f"{program.name}.cpp"
-    command = [COMPILER, "-std=c++17", "-Wall", "-Wextra", "-Werror", source, *options]
-    done = subprocess.run(
-        [*map(str, command), "-o", str(program)], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return program
-
-
-@pytest.fixture(scope="session")
-def openvino_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """``verify_openvino``, built with what the wheel carries."""
-    folder = package("openvino")
-    if not (folder / "include" / "openvino" / "openvino.hpp").is_file():
-        pytest.skip("this openvino wheel carries no headers")
-    (library,) = (folder / "libs").glob("libopenvino.so.*")
-    program = tmp_path_factory.mktemp("cpp") / "verify_openvino"
-    return build(program, "-isystem", folder / "include", library, f"-Wl,-rpath,{folder / 'libs'}")
-
-
-@pytest.fixture(scope="session")
-def onnxruntime_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """``verify_onnxruntime``, built with headers of the system and the wheel's library."""
-    found = [h for h in HEADERS if h and (Path(h) / "onnxruntime_cxx_api.h").is_file()]
-    if not found:
-        pytest.skip(
-            "no onnxruntime_cxx_api.h: install libonnxruntime-dev (Debian 13 or later), or unpack "
-            "a release of ONNX Runtime and set ONNXRUNTIME_INCLUDE to its include folder"
-        )
-    folder = tmp_path_factory.mktemp("cpp")
-    (library,) = (package("onnxruntime") / "capi").glob("libonnxruntime.so.*")
-    (folder / "libonnxruntime.so.1").symlink_to(library)
-    (folder / "libonnxruntime.so").symlink_to(library)
-    options = ("-L", folder, "-lonnxruntime", f"-Wl,-rpath,{folder}")
-    return build(folder / "verify_onnxruntime", "-isystem", found[0], *options)
 
 
 @pytest.fixture(params=["openvino", "onnxruntime"])
