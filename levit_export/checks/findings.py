@@ -13,11 +13,12 @@ from typing import Literal
 
 from levit_export.core.values import GRAVEST_FIRST, Verdict
 
-Part = Literal["answers", "shape", "weights", "claims", "hint"]
+Part = Literal["answers", "shape", "weights", "claims", "placement", "hint"]
 """What a finding is about: the numbers, the form of the outputs, the tensors in the file, what
-file and manifest say of themselves; or a hint at the cause, which changes no verdict."""
+file and manifest say of themselves, where ops would run; or a hint at the cause, which changes no
+verdict."""
 
-PARTS: tuple[Part, ...] = ("answers", "shape", "weights", "claims", "hint")
+PARTS: tuple[Part, ...] = ("answers", "shape", "weights", "claims", "placement", "hint")
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,18 @@ KINDS: Mapping[str, Kind] = {
     ),
     "contradiction": Kind("claims", "fail", "{text}"),
     "unlisted-files": Kind("claims", "inconclusive", "{text}"),
+    # --- placement: which device would execute the ops -------------------------------------------
+    "enough-on-ane": Kind(
+        "placement",
+        "pass",
+        "{share:.1f} % of the estimated work is on the Neural Engine, {least:g} % is the least",
+    ),
+    "too-little-on-ane": Kind(
+        "placement",
+        "fail",
+        "{share:.1f} % of the estimated work is on the Neural Engine, {least:g} % is the least",
+    ),
+    "placement-unknown": Kind("placement", "not-run", "{text}"),
     # --- hints at a cause ------------------------------------------------------------------------
     "coarser-arithmetic": Kind(
         "hint",

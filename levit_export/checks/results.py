@@ -89,7 +89,8 @@ class Explanation:
 class ArtifactReport:
     """Everything found out about one artifact; None where it was not asked for.
 
-    ``drift`` is there for failures only.
+    ``drift`` is there for failures only. ``device`` is where it ran, if that is not this machine:
+    ``iPhone 17 Pro, cpu_and_ne``.
     """
 
     format: str
@@ -102,6 +103,7 @@ class ArtifactReport:
     accuracy: Accuracy | None = None
     notes: tuple[str, ...] = ()
     drift: Explanation | None = None
+    device: str = ""
 
     @property
     def id(self) -> str:

@@ -50,12 +50,42 @@ class TimingPlan:
 
 
 @dataclass(frozen=True)
+class Regimes:
+    """What a device measured beside warm calls; each regime has a figure of its own.
+
+    ``cold_s`` is from the start of loading to the first answer, ``first_s`` the first call of
+    that. ``sustained`` are the seconds of all calls of a long run in a row, empty without one.
+    """
+
+    cold_s: float
+    first_s: float
+    sustained: tuple[float, ...] = field(default=(), repr=False)
+
+    def sustained_ms(self, q: float) -> float:
+        """The q-quantile of the sustained calls in milliseconds."""
+        return 1e3 * float(np.quantile(self.sustained, q))
+
+    @property
+    def slowdown(self) -> float:
+        """Median of the sustained calls in the second half of their time over the first half's.
+
+        Above 1 the device slows down, as it does when it becomes hot.
+        """
+        ends = np.cumsum(self.sustained)
+        late = ends > ends[-1] / 2
+        seconds = np.asarray(self.sustained)
+        early = seconds[~late] if not late.all() else seconds
+        return float(np.median(seconds[late]) / np.median(early))
+
+
+@dataclass(frozen=True)
 class TimingReport:
     """Raw seconds of one session and where they were measured; statistics are properties.
 
     ``efficiency`` is ``(2 * MACs * batch / GEMM rate) / latency``: 1 means that the model runs as
     fast as this machine multiplies matrices, by the rate measured in the same run. ``peak_bytes``
     is the resident memory of a process of its own that loads the artifact and runs it once.
+    ``regimes`` is there where a device measured.
     """
 
     verdict: Verdict
@@ -67,6 +97,7 @@ class TimingReport:
     efficiency: float | None = None
     peak_bytes: int | None = None
     seconds: tuple[float, ...] = field(default=(), repr=False)
+    regimes: Regimes | None = None
 
     def quantile_ms(self, q: float) -> float:
         """The q-quantile in milliseconds."""

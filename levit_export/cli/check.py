@@ -79,6 +79,21 @@ def _gate_options(command: Callable[..., Any]) -> Callable[..., Any]:
             metavar="ROOT",
             help="Refuse a bundle that was not signed with a certificate of this authority (PEM).",
         ),
+        click.option(
+            "--min-ane",
+            type=click.FloatRange(0, 100),
+            metavar="PERCENT",
+            help="Exit 1 when Core ML would place less of its estimated work on the Neural "
+            "Engine; macOS only, with --compute-units cpu_and_ne or all.",
+        ),
+        click.option(
+            "--results",
+            type=options.EXISTING,
+            multiple=True,
+            metavar="FILE",
+            help="What a verifier of the bundle wrote on a device; may be repeated, each compute "
+            "unit or provider is a row.",
+        ),
         click.option("--junit", metavar="FILE", help="Write JUnit XML; - is stdout."),
         click.option(
             "--markdown",
@@ -160,6 +175,12 @@ def _refuse(params: dict[str, Any], paths: tuple[Path, ...]) -> None:
         )
     if params["recheck"] is not None:
         _refuse_recheck(params, paths)
+    if params["results"] and params["latency_slack"] is not None:
+        raise UsageError(
+            "--latency-slack compares with a reference timed in the same run, which a device did "
+            "not time",
+            remedy="Leave out --results or --latency-slack.",
+        )
     if params["verify_key"] is not None and params["verify_certificate"] is not None:
         raise UsageError(
             "a bundle has one signature, made with a key or with a certificate",
@@ -177,10 +198,10 @@ def _refuse_recheck(params: dict[str, Any], paths: tuple[Path, ...]) -> None:
             "--recheck runs nothing, so it takes neither paths nor a model",
             remedy="Leave them out, or leave out --recheck.",
         )
-    for name in ("verify_key", "verify_certificate"):
-        if params[name] is not None:
+    for name in ("verify_key", "verify_certificate", "results", "min_ane"):
+        if params[name] not in (None, ()):
             raise UsageError(
-                f"--{name.replace('_', '-')} is about a bundle, and --recheck reads none",
+                f"--{name.replace('_', '-')} is about files, and --recheck reads none",
                 remedy="Leave one of them out.",
             )
     if params["atol"] is None and params["rtol"] is None:
@@ -215,6 +236,8 @@ def _run(
             overrides=options.overrides(params),
             drift=params["drift"],
             precision=params["precision"] or "",
+            results=params["results"],
+            min_ane=params["min_ane"],
         )
         with screen.progress() as progress:
             report = places.renamed(check_workflow.check(request, progress))

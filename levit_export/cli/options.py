@@ -215,7 +215,7 @@ SOURCES = (
 def sources(params: Mapping[str, Any]) -> tuple[Path, ...]:
     """All that a verb reads, which no report may be written over."""
     named = [params[name] for name in SOURCES if params.get(name) is not None]
-    return (*params.get("paths", ()), *map(Path, named))
+    return (*params.get("paths", ()), *params.get("results", ()), *map(Path, named))
 
 
 def refuse_missing(params: Mapping[str, Any]) -> None:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from levit_export.checks.findings import Finding
 from levit_export.checks.parity import ParityReport, with_weights
 from levit_export.checks.results import Accuracy, ArtifactReport
-from levit_export.checks.timing import TimingReport
+from levit_export.checks.timing import Regimes, TimingReport
 from levit_export.core import files, serialisation
 from levit_export.core.errors import DataError
 from levit_export.core.machine import Machine
@@ -109,7 +109,8 @@ def labels(artifacts: Sequence[ArtifactReport]) -> tuple[str, ...]:
                 *([artifact.path] if len(paths[artifact.id]) > 1 else []),
                 *(
                     [f"({way})"]
-                    if ways[artifact.id, artifact.path] > 1 and (way := device(artifact))
+                    if (artifact.device or ways[artifact.id, artifact.path] > 1)
+                    and (way := device(artifact))
                     else []
                 ),
             )
@@ -119,7 +120,12 @@ def labels(artifacts: Sequence[ArtifactReport]) -> tuple[str, ...]:
 
 
 def device(artifact: ArtifactReport) -> str:
-    """``cpu_and_ne`` of ``Core ML (cpu_and_ne)``: what the runtime ran on; empty if it did not."""
+    """``cpu_and_ne`` of ``Core ML (cpu_and_ne)``: what the runtime ran on; empty if it did not.
+
+    Where another device ran it, that device's name stands before.
+    """
+    if artifact.device:
+        return artifact.device
     timed = "" if artifact.timing is None else artifact.timing.runtime
     return (artifact.parity.runtime or timed).partition("(")[2].partition(")")[0]
 
@@ -166,6 +172,7 @@ def _artifact(artifact: ArtifactReport) -> dict[str, Any]:
         "notes": list(artifact.notes),
         "parity": _parity(artifact.parity),
         "drift": None if artifact.drift is None else asdict(artifact.drift),
+        "device": artifact.device,
         "accuracy": None if artifact.accuracy is None else accuracy_to_json(artifact.accuracy),
         "timing": None if artifact.timing is None else _timing(artifact.timing),
     }
@@ -232,7 +239,19 @@ def _timing(timing: TimingReport) -> dict[str, Any]:
         "noisy": timing.noisy,
         "efficiency": timing.efficiency,
         "seconds": list(timing.seconds),
+        "regimes": None if timing.regimes is None else _regimes(timing.regimes),
     }
+
+
+def _regimes(found: Regimes) -> dict[str, Any]:
+    summary: dict[str, Any] = {"cold_ms": 1e3 * found.cold_s, "first_ms": 1e3 * found.first_s}
+    if found.sustained:
+        summary |= {
+            "sustained_median_ms": found.sustained_ms(0.5),
+            "sustained_p90_ms": found.sustained_ms(0.9),
+            "sustained_slowdown": found.slowdown,
+        }
+    return {**summary, "sustained_seconds": list(found.sustained)}
 
 
 def read_report(path: Path) -> Report:
@@ -278,6 +297,7 @@ def _finding_of_json(value: Any, _: Any) -> Finding:
 def _timing_of_json(value: Any, _: Any) -> TimingReport:
     """From the raw seconds; the statistics beside them are computed again."""
     peak, efficiency = value.get("peak_memory_bytes"), value.get("efficiency")
+    regimes = value.get("regimes")
     return TimingReport(
         verdict=value["verdict"],
         reason=str(value["reason"]),
@@ -288,6 +308,13 @@ def _timing_of_json(value: Any, _: Any) -> TimingReport:
         efficiency=None if efficiency is None else float(efficiency),
         peak_bytes=None if peak is None else int(peak),
         seconds=tuple(float(second) for second in value.get("seconds", ())),
+        regimes=None
+        if regimes is None
+        else Regimes(
+            float(regimes["cold_ms"]) / 1e3,
+            float(regimes["first_ms"]) / 1e3,
+            tuple(float(second) for second in regimes["sustained_seconds"]),
+        ),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,8 +15,8 @@ from levit_export.checks.parity import ParityReport
 from levit_export.checks.reference import Overrides, Reference
 from levit_export.checks.results import ArtifactReport
 from levit_export.checks.timing import EAGER, TimingPlan, TimingReport
-from levit_export.core import machine
-from levit_export.core.errors import BundleError, UsageError
+from levit_export.core import files, hashing, machine
+from levit_export.core.errors import BundleError, DataError, NotRunError, UsageError
 from levit_export.core.packages import TOOLCHAIN, versions
 from levit_export.core.progress import Progress, Silent
 from levit_export.core.values import (
@@ -31,9 +31,10 @@ from levit_export.models.loading import ModelChoice
 from levit_export.reports.report import Report
 from levit_export.storage import export_directory
 from levit_export.storage.located import Located, locate
-from levit_export.workflows.held_against import CheckedModel, held_against
+from levit_export.workflows.held_against import CheckedModel, golden, held_against
 
 if TYPE_CHECKING:
+    from levit_export.storage.device_bundle.results import Results
     from levit_export.storage.export_directory import Manifest
     from levit_export.workflows import explain
 
@@ -46,6 +47,8 @@ class InspectRequest:
     a fresh reference. ``data`` are the images that a bare ``int8`` artifact was calibrated on.
     With ``drift`` a failure is followed to the block at fault, where the checkpoint is at hand.
     ``precision`` is what the artifacts are expected to be in, empty where nothing is expected.
+    ``results`` are files that verifiers of a bundle wrote on devices. ``min_ane`` are the percent
+    of the work that Core ML has to place on the Neural Engine, for compute units that have it.
     """
 
     paths: tuple[Path, ...]
@@ -58,23 +61,30 @@ class InspectRequest:
     calibration_images: int = 200
     drift: bool = True
     precision: str = ""
+    results: tuple[Path, ...] = ()
+    min_ane: float | None = None
 
 
 def check(request: InspectRequest, progress: Progress | None = None) -> Report:
     """Parity of everything at ``paths``.
 
     An export directory needs no torch: it is held against its own golden vectors, after every file
-    was held against the manifest. A bare artifact needs ``choice``.
+    was held against the manifest. A bare artifact needs ``choice``. Results of devices are held
+    against the golden vectors of the bundle that they name, whatever ``choice`` is, since those
+    are what the devices ran.
     """
     progress = progress or Silent()
     found = [locate(path) for path in dict.fromkeys(request.paths)]
     alone = len(found) == 1
+    reported = _results_by_bundle(request.results, found)
     for each in found:
         if each.manifest is None and request.choice.is_default:
             raise UsageError(
                 f"{each.artifacts[0].path} carries no golden vectors to be checked against",
                 remedy="Add --checkpoint FILE (or --model levit_digits for the bundled model).",
             )
+    if request.min_ane is not None:
+        _refuse_without_ane(found, request.run)
     run = replace(request.run, also_by_default=True)
     ways = sum(len(execution.rows(each.artifacts, run)) for each in found)
     progress.plan(ways + (not request.choice.is_default))
@@ -82,7 +92,90 @@ def check(request: InspectRequest, progress: Progress | None = None) -> Report:
     model = CheckedModel(request, progress)
     for each in found:
         reports += _check_one(each, model, folder=each.folder if alone else None)
+    for each, results in reported:
+        reports += _judge_results(results, each, request)
     return build_report(reports, found)
+
+
+def _refuse_without_ane(found: Sequence[Located], run: RunOptions) -> None:
+    """Raise where a share of the Neural Engine is asked for and nothing checked may use it."""
+    from levit_export.formats.coreml import target as coreml
+
+    if not any(artifact.format == "coreml" for each in found for artifact in each.artifacts):
+        raise UsageError(
+            "--min-ane is about Core ML, and none of what is checked is a Core ML package",
+            remedy="Leave it out, or give a package.",
+        )
+    if coreml.on_macos() and not set(run.compute_units) & set(coreml.UNITS_WITH_ANE):
+        raise UsageError(
+            f"--min-ane with the compute units {', '.join(run.compute_units)}, which leave the "
+            "Neural Engine out",
+            remedy=f"Add --compute-units {' or '.join(coreml.UNITS_WITH_ANE)}.",
+        )
+
+
+def _results_by_bundle(
+    paths: Sequence[Path], found: Sequence[Located]
+) -> list[tuple[Located, Results]]:
+    """Every results file with the bundle that it is about.
+
+    Raises ``DataError`` where that bundle is not among ``found``, and where two files tell of the
+    same device and unit.
+    """
+    from levit_export.storage.device_bundle import results
+
+    bundles = {
+        hashed: each
+        for each in found
+        if each.manifest is not None and (hashed := results.bundle_hash(each.folder)) is not None
+    }
+    told: dict[tuple[str, ...], Path] = {}
+    matched = []
+    for path in dict.fromkeys(paths):
+        read = results.read(path)
+        if read.bundle not in bundles:
+            known = ", ".join(f"{hashed[:12]}…" for hashed in bundles) or "no bundle"
+            raise DataError(
+                f"{path} is about the bundle {read.bundle[:12]}…, and what is checked is {known}",
+                remedy="Give the bundle (.zip, or its unpacked folder) that was on the device.",
+            )
+        for row in read.rows:
+            place = (read.bundle, row.artifact, read.device, row.unit)
+            if (other := told.setdefault(place, path)) != path:
+                raise DataError(
+                    f"{other} and {path} both tell of {row.artifact} on {read.device}, {row.unit}",
+                    remedy="Give one of them, or write them with different --device names.",
+                )
+        matched.append((bundles[read.bundle], read))
+    return matched
+
+
+def _judge_results(
+    results: Results, each: Located, request: InspectRequest
+) -> list[ArtifactReport]:
+    """A report on each row that a device reported."""
+    from levit_export.checks import device_results
+    from levit_export.storage.device_bundle import description
+
+    if each.manifest is None:
+        raise ValueError("only bundles are matched with results")
+    # The bundle's hash stands for its files only where those are as bundle.json says.
+    described = description.decode(files.read_bytes(each.folder / description.DESCRIPTION))
+    altered = [
+        name
+        for name, entry in described.files.items()
+        if not (each.folder / name).is_file() or hashing.file_entry(each.folder / name) != entry
+    ]
+    if altered:
+        raise BundleError(
+            f"{altered[0]} is not as {description.DESCRIPTION} says, so that nobody knows what "
+            f"{results.device} is to be held against",
+            remedy="Unpack the bundle again, or give the .zip itself.",
+        )
+    artifacts = {
+        artifact.path.relative_to(each.folder).as_posix(): artifact for artifact in each.artifacts
+    }
+    return device_results.judge(results, artifacts, golden(each.folder, each.manifest, request))
 
 
 def bench(request: InspectRequest, progress: Progress | None = None) -> Report:
@@ -147,20 +240,41 @@ def _check_one(each: Located, model: CheckedModel, *, folder: Path | None) -> li
         for row in rows:
             model.progress.stage(f"checking {row.artifact.path.name}")
             suspect = Row(held.suspects.get(row.artifact, row.artifact), row.run)
-            judged = execution.check(suspect, expected, held.claims.get(row.artifact, ()))
+            found, accuracy = execution.check(suspect, expected, held.claims.get(row.artifact, ()))
+            if request.min_ane is not None and row.artifact.format == "coreml":
+                found = found.joined(*_on_ane(row, request.min_ane))
             shown = row if each.manifest is not None else suspect
-            reports.append(execution.describe(shown, folder, *judged, None))
+            reports.append(execution.describe(shown, folder, found, accuracy, None))
         if each.manifest is not None and (unlisted := _unlisted(each.folder, each.manifest)):
             more = f" and {len(unlisted) - 3} more" if len(unlisted) > 3 else ""
             words = (
                 f"nothing vouches for {', '.join(unlisted[:3])}{more}: the manifest does not list "
                 f"{'it' if len(unlisted) == 1 else 'them'}"
             )
-            found = Finding("unlisted-files", {"text": words})
-            reports = [replace(r, parity=r.parity.joined(found)) for r in reports]
+            unvouched = Finding("unlisted-files", {"text": words})
+            reports = [replace(r, parity=r.parity.joined(unvouched)) for r in reports]
     if not request.drift:
         return reports
     return _explained(reports, rows, each, model, expected=expected, damage=damage)
+
+
+def _on_ane(row: Row, least: float) -> Iterator[Finding]:
+    """Whether enough of the work is placed on the Neural Engine, where the row may use it.
+
+    Off macOS nobody knows, and the rows there name no compute unit that was chosen.
+    """
+    from levit_export.formats.coreml import target as coreml
+
+    (unit,) = row.run.compute_units[:1]
+    if coreml.on_macos() and unit not in coreml.UNITS_WITH_ANE:
+        return
+    try:
+        share = 100 * coreml.ane_share(row.artifact.path, unit)
+    except NotRunError as error:
+        yield Finding("placement-unknown", {"text": str(error)})
+        return
+    kind = "enough-on-ane" if share >= least else "too-little-on-ane"
+    yield Finding(kind, {"share": share, "least": least})
 
 
 def _altered(row: Row, folder: Path | None, damage: Sequence[str]) -> ArtifactReport:

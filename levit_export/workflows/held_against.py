@@ -114,7 +114,7 @@ def held_against(each: Located, model: CheckedModel) -> HeldAgainst:
     if manifest is not None and request.choice.is_default:
         _refuse_idle(request.choice, each.folder)
         known = _said(manifest)
-        expected = _golden(each.folder, manifest, request)
+        expected = golden(each.folder, manifest, request)
         # Without the checkpoint nobody can tell how much is in float: all of it may be.
         kept = {artifact: 1.0 for artifact in each.artifacts if artifact.keep}
     else:
@@ -187,7 +187,7 @@ def _interface(known: Known, seen: Artifact, artifact: Artifact) -> Signature | 
     return Signature((replace(taken, name=name),), ())
 
 
-def _golden(folder: Path, manifest: Manifest, request: InspectRequest) -> Reference:
+def golden(folder: Path, manifest: Manifest, request: InspectRequest) -> Reference:
     """The reference that travels with a directory."""
     samples, outputs = export_directory.read_golden(folder, manifest)
     return Reference(

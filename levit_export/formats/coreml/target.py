@@ -11,7 +11,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from levit_export.core.errors import (
     ArtifactError,
     ExportFailedError,
     LevitExportError,
+    NotRunError,
     RuntimeFailedError,
     UnknownNameError,
     UsageError,
@@ -59,6 +60,7 @@ EVALUATOR_NOTE = (
     "types; it cannot show what the Neural Engine's and the GPU's own kernels do"
 )
 COMPUTE_UNITS = ("cpu_only", "cpu_and_ne", "cpu_and_gpu", "all")
+UNITS_WITH_ANE = ("cpu_and_ne", "all")
 EARLIEST = {"int8": "iOS17", "w8": "iOS16", "w6": "iOS16", "w4": "iOS16"}
 """The first system that has the ops of a precision; float programs run since iOS 15."""
 
@@ -237,11 +239,12 @@ class CoremlTarget:
             return (EVALUATOR_NOTE,)
         unit = options.compute_units[0]
         try:
-            counts = placement(artifact.path, unit)
+            found = placement(artifact.path, unit)
         except Exception as error:
             return (f"op placement on {unit} unknown: {first_line(error)}",)
-        placed = ", ".join(f"{count} on {device}" for device, count in counts.items())
-        return (f"op placement on {unit}: {placed}",)
+        placed = ", ".join(f"{count} on {device}" for device, count in found.counts.items())
+        work = f"; {found.shares['ane']:.0%} of the estimated work on ane" if found.shares else ""
+        return (f"op placement on {unit}: {placed}{work}",)
 
     @contextmanager
     def open(
@@ -416,10 +419,21 @@ def _ops(specification: Any) -> str:
     return f"{counts.total()} ops: {types}"
 
 
-def placement(path: Path, unit: str) -> dict[str, int]:
-    """How many ops Core ML would place on ``ane``, ``gpu`` and ``cpu``. macOS 14.4 or later.
+@dataclass(frozen=True)
+class Placement:
+    """How many ops Core ML would place on ``ane``, ``gpu`` and ``cpu``, and the share of the
+    estimated work of all of them that each device has; shares are empty where it estimates none.
+    """
 
-    Constants are not counted: they have no device.
+    counts: Mapping[str, int]
+    shares: Mapping[str, float]
+
+
+def placement(path: Path, unit: str) -> Placement:
+    """Where Core ML would execute a package. macOS 14.4 or later.
+
+    Constants are not counted: they have no device. The work of an op is the weight that
+    ``MLComputePlan`` estimates for it.
     """
     ct = packages.coremltools()
     devices = packages.coremltools("models.compute_device")
@@ -432,16 +446,45 @@ def placement(path: Path, unit: str) -> dict[str, int]:
     compiled = ct.models.utils.compile_model(str(path))
     try:
         plan = plans.MLComputePlan.load_from_path(compiled, _compute_unit(unit))
-        counts = dict.fromkeys(kinds, 0)
+        counts, work = dict.fromkeys(kinds, 0), dict.fromkeys(kinds, 0.0)
         for op in plan.model_structure.program.functions["main"].block.operations:
             usage = plan.get_compute_device_usage_for_mlprogram_operation(op)
             if usage is None:
                 continue
+            cost = plan.get_estimated_cost_for_mlprogram_operation(op)
             for name, kind in kinds.items():
-                counts[name] += isinstance(usage.preferred_compute_device, kind)
+                is_there = isinstance(usage.preferred_compute_device, kind)
+                counts[name] += is_there
+                work[name] += cost.weight if is_there and cost is not None else 0.0
     finally:
         shutil.rmtree(compiled, ignore_errors=True)
-    return counts
+    whole = sum(work.values())
+    return Placement(counts, {name: part / whole for name, part in work.items()} if whole else {})
+
+
+def ane_share(path: Path, unit: str) -> float:
+    """The share of the estimated work that Core ML would place on the Neural Engine, 0 to 1.
+
+    Raises ``NotRunError`` where this machine cannot say.
+    """
+    if not on_macos():
+        raise NotRunError(
+            "Core ML's plan is known on macOS only",
+            remedy="Ask on a Mac with macOS 14.4 or later.",
+        )
+    try:
+        shares = placement(path, unit).shares
+    except Exception as error:
+        raise NotRunError(
+            f"Core ML gives no plan for {path.name} on {unit}: {first_line(error)}",
+            remedy="Ask on a Mac with macOS 14.4 or later.",
+        ) from error
+    if not shares:
+        raise NotRunError(
+            f"Core ML estimates no work of {path.name} on {unit}",
+            remedy="Ask on a Mac with macOS 14.4 or later.",
+        )
+    return shares["ane"]
 
 
 def _compute_unit(unit: str) -> Any:

@@ -29,7 +29,7 @@ class Check:
 def of_report(
     artifacts: Sequence[ArtifactReport], *, require_audit: bool = False
 ) -> tuple[Check, ...]:
-    """Parity of every artifact, and its weights and claims where they were looked at.
+    """Parity of every artifact, and weights, claims and placement where they were looked at.
 
     With ``require_audit`` weights that nobody vouches for are a check that was not run.
     The first of them that failed says where, if drift knows.
@@ -70,8 +70,9 @@ def _of_parts(label: str, artifact: ArtifactReport, *, require_audit: bool) -> l
         checks.append(
             (overall([*(w.verdict for w in weights), least]), "weights", sentences(weights))
         )
-    if claims:
-        checks.append((overall(each.verdict for each in claims), "claims", sentences(claims)))
+    for part, name in ((claims, "claims"), (found.of("placement"), "neural engine")):
+        if part:
+            checks.append((overall(each.verdict for each in part), name, sentences(part)))
     return [Check(label, artifact.path, name, verdict, reason) for verdict, name, reason in checks]
 
 

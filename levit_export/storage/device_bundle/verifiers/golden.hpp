@@ -1,12 +1,15 @@
-// What both C++ verifiers share: read a bundle's golden arrays, check the pixels, compare outputs.
+// What both C++ verifiers share: read a bundle's golden arrays, check the pixels, compare outputs,
+// and write what was measured for `levit-export check BUNDLE --results FILE`.
 // C++17, standard library only. Nothing here knows a runtime.
 
 #pragma once
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -180,23 +183,180 @@ inline void compare(const Array& reference, const Array& allowed, const Array& c
                                  "% of the tolerance");
 }
 
+// What the command line asks for, and when the program began to load the model.
+struct Asked {
+    fs::path bundle, model, results;
+    std::string device;
+    double sustain = 0;  // seconds of calls in a row, after the warm ones
+    std::chrono::steady_clock::time_point start;
+};
+
+inline double seconds_since(std::chrono::steady_clock::time_point start) {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+// The results file: JSON whose last member is the CRC-32 of all bytes before it. The schema is in
+// levit-export's docs/bundle-format.md.
+namespace json {
+
+inline std::string quoted(const std::string& text) {
+    std::string out = "\"";
+    for (unsigned char c : text) {
+        if (c == '"' || c == '\\') out += '\\';
+        out += c < 32 || c == 127 ? ' ' : static_cast<char>(c);
+    }
+    return out + "\"";
+}
+
+inline std::string number(double value) {
+    char text[32];
+    std::snprintf(text, sizeof text, "%.9g", value);
+    return text;
+}
+
+template <typename Values, typename Show>
+std::string list(const Values& values, Show show) {
+    std::string out;
+    for (const auto& value : values) out += (out.empty() ? "" : ", ") + show(value);
+    return "[" + out + "]";
+}
+
+inline std::string base64(const std::vector<char>& bytes) {
+    static const char digits[] =
+        "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    std::string out;
+    for (size_t i = 0; i < bytes.size(); i += 3) {
+        uint32_t group = 0;
+        for (size_t k = 0; k < 3; ++k)
+            group = group << 8 | (i + k < bytes.size() ? static_cast<uint8_t>(bytes[i + k]) : 0);
+        for (size_t k = 0; k < 4; ++k)
+            out += i + k <= bytes.size() ? digits[group >> (18 - 6 * k) & 63] : '=';
+    }
+    return out;
+}
+
+inline uint32_t crc32(const std::string& text) {
+    uint32_t crc = 0xFFFFFFFF;
+    for (unsigned char byte : text) {
+        crc ^= byte;
+        for (int bit = 0; bit < 8; ++bit) crc = crc >> 1 ^ (crc & 1 ? 0xEDB88320 : 0);
+    }
+    return ~crc;
+}
+
+}  // namespace json
+
+// The SHA-256 that names the bundle: that of bundle.json, as SHA256SUMS has it.
+inline std::string bundle_hash(const fs::path& bundle) {
+    std::ifstream file(bundle / "SHA256SUMS");
+    for (std::string line; std::getline(file, line);)
+        if (line.size() > 66 && line.substr(66) == "bundle.json") return line.substr(0, 64);
+    throw std::runtime_error("SHA256SUMS does not name bundle.json");
+}
+
+// The processor's name, where the system is Linux; --device gives another.
+inline std::string device_name() {
+    std::ifstream file("/proc/cpuinfo");
+    for (std::string line; std::getline(file, line);)
+        if (line.rfind("model name", 0) == 0) return line.substr(line.find(':') + 2);
+    return "unnamed device";
+}
+
+inline const char* system_name() {
+#if defined(_WIN32)
+    return "Windows";
+#elif defined(__ANDROID__)
+    return "Android";
+#elif defined(__APPLE__)
+    return "Apple";
+#elif defined(__linux__)
+    return "Linux";
+#else
+    return "another system";
+#endif
+}
+
+// Seconds of calls in a row, for as long as `wanted(calls, seconds since the start)`.
+template <typename Call, typename Wanted>
+std::vector<double> timed(const Call& call, const Wanted& wanted) {
+    std::vector<double> seconds;
+    auto start = std::chrono::steady_clock::now();
+    while (wanted(seconds.size(), seconds_since(start))) {
+        auto before = std::chrono::steady_clock::now();
+        call();
+        seconds.push_back(seconds_since(before));
+    }
+    return seconds;
+}
+
+// Measures the regimes that are left and writes the file.
+inline void write_results(const Asked& asked, const std::string& runtime, const std::string& unit,
+                          const std::map<std::string, Array>& outputs, double cold, double first,
+                          int64_t batch, const std::function<void()>& call) {
+    for (int i = 0; i < 5; ++i) call();
+    auto warm = timed(call, [](size_t count, double elapsed) { return count < 50 || elapsed < 1; });
+    auto sustained = timed(call, [&](size_t, double elapsed) { return elapsed < asked.sustain; });
+    std::string values;
+    for (const auto& [name, value] : outputs) {
+        if (value.type != "<f4") throw std::runtime_error(name + " is not float32");
+        auto side = [](int64_t each) { return std::to_string(each); };
+        values += (values.empty() ? "" : ",") + ("\n    " + json::quoted(name)) +
+                  ": {\"shape\": " + json::list(value.shape, side) + ", \"float32\": \"" +
+                  json::base64(value.bytes) + "\"}";
+    }
+    std::string artifact = asked.model.parent_path().filename().string() + "/" +
+                           asked.model.filename().string();
+    std::string body = "{\n \"format\": \"levit-export results\",\n \"schema\": 1,\n"
+        " \"bundle\": " + json::quoted(bundle_hash(asked.bundle)) +
+        ",\n \"program\": \"C++ verifier\",\n \"device\": " + json::quoted(asked.device) +
+        ",\n \"system\": " + json::quoted(system_name()) +
+        ",\n \"rows\": [\n  {\n   \"artifact\": " + json::quoted(artifact) +
+        ",\n   \"runtime\": " + json::quoted(runtime) + ",\n   \"unit\": " + json::quoted(unit) +
+        ",\n   \"error\": \"\",\n   \"outputs\": {" + values + "\n   },\n   \"latency\": {" +
+        "\"batch\": " + std::to_string(batch) + ", \"threads\": 0, \"cold_s\": " +
+        json::number(cold) + ", \"first_s\": " + json::number(first) +
+        ",\n    \"warm_s\": " + json::list(warm, json::number) +
+        ",\n    \"sustained_s\": " + json::list(sustained, json::number) + "}\n  }\n ]";
+    char checksum[9];
+    std::snprintf(checksum, sizeof checksum, "%08x", static_cast<unsigned>(json::crc32(body)));
+    fs::path beside = asked.results;
+    beside += ".part";  // a full disk must not leave half a file
+    {
+        std::ofstream file(beside, std::ios::binary);
+        file << body << ",\n\"crc32\": \"" << checksum << "\"\n}\n";
+        file.close();
+        if (!file) throw std::runtime_error(beside.string() + " cannot be written");
+    }
+    fs::rename(beside, asked.results);
+}
+
 // The whole check of one artifact; `batch` is how many images the model takes at a time.
-inline int verify(const fs::path& bundle, const fs::path& model, int64_t batch, const Run& run) {
+inline int verify(const Asked& asked, const std::string& runtime, const std::string& unit,
+                  int64_t batch, const Run& run) {
     Report report;
-    Array input = read(bundle / "golden" / "input.npy");
-    check_pixels(bundle, input, report);
-    std::string folder = model.parent_path().filename().string();  // onnx-fp32
-    std::string precision = folder.substr(folder.rfind('-') + 1);
+    auto loaded = std::chrono::steady_clock::now();
+    Array input = read(asked.bundle / "golden" / "input.npy");
     std::map<std::string, Array> outputs;
-    for (int64_t start = 0; start < input.rows(); start += batch) {
+    auto filled = [&](int64_t start) {  // the last batch is filled up
         std::vector<char> images;
-        for (int64_t i = start; i < start + batch; ++i) {  // the last batch is filled up
+        for (int64_t i = start; i < start + batch; ++i) {
             const char* row =
                 input.bytes.data() + std::min(i, input.rows() - 1) * input.row_bytes();
             images.insert(images.end(), row, row + input.row_bytes());
         }
+        return images;
+    };
+    std::vector<char> images = filled(0);
+    double reading = seconds_since(loaded);
+    auto called = std::chrono::steady_clock::now();
+    run(images);
+    double first = seconds_since(called), cold = seconds_since(asked.start) - reading;
+    check_pixels(asked.bundle, input, report);
+    std::string folder = asked.model.parent_path().filename().string();  // onnx-fp32
+    std::string precision = folder.substr(folder.rfind('-') + 1);
+    for (int64_t start = 0; start < input.rows(); start += batch) {
         int64_t rows = std::min(batch, input.rows() - start);
-        for (auto& [name, value] : run(images)) {
+        for (auto& [name, value] : run(filled(start))) {
             if (value.shape.empty() || value.rows() != batch)
                 throw std::runtime_error(name + " has not one row for each image");
             Array& all = outputs[name];
@@ -207,27 +367,44 @@ inline int verify(const fs::path& bundle, const fs::path& model, int64_t batch, 
             all.shape[0] = start + rows;
         }
     }
-    std::vector<std::string> names = sample_names(bundle);
-    for (const auto& file : fs::directory_iterator(bundle / "golden" / "allowed" / precision)) {
+    std::vector<std::string> names = sample_names(asked.bundle);
+    fs::path golden = asked.bundle / "golden";
+    for (const auto& file : fs::directory_iterator(golden / "allowed" / precision)) {
         std::string name = file.path().stem().string();
         auto found = outputs.find(name);
         if (found == outputs.end()) report.line(false, name, "the output is missing");
         else
-            compare(read(bundle / "golden" / (name + ".npy")), read(file.path()), found->second,
-                    names, name, report);
+            compare(read(golden / (name + ".npy")), read(file.path()), found->second, names, name,
+                    report);
     }
+    if (!asked.results.empty())
+        write_results(asked, runtime, unit, outputs, cold, first, batch, [&] { run(images); });
     return report.status();
 }
 
-// Calls `check` with the two arguments of the command line; errors are status 2.
-inline int main(int count, char** arguments,
-                const std::function<int(const fs::path&, const fs::path&)>& check) {
-    if (count != 3) {
-        std::fprintf(stderr, "usage: %s BUNDLE_FOLDER MODEL_FILE\n", arguments[0]);
+// Calls `check` with what the command line asks for; errors are status 2.
+inline int main(int count, char** arguments, const std::function<int(const Asked&)>& check) {
+    Asked asked;
+    asked.device = device_name();
+    bool understood = count >= 3 && count % 2 == 1;
+    for (int i = 3; understood && i < count; i += 2) {
+        std::string option = arguments[i], value = arguments[i + 1];
+        if (option == "--results") asked.results = value;
+        else if (option == "--device") asked.device = value;
+        else if (option == "--sustain") asked.sustain = std::atof(value.c_str());
+        else understood = false;
+    }
+    if (!understood) {
+        std::fprintf(stderr,
+                     "usage: %s BUNDLE_FOLDER MODEL_FILE [--results FILE] [--device NAME] "
+                     "[--sustain SECONDS]\n", arguments[0]);
         return 2;
     }
+    asked.bundle = arguments[1];
+    asked.model = arguments[2];
+    asked.start = std::chrono::steady_clock::now();
     try {
-        return check(arguments[1], arguments[2]);
+        return check(asked);
     } catch (const std::exception& error) {
         std::fprintf(stderr, "error: %s\n", error.what());
         return 2;

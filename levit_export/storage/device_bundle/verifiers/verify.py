@@ -2,6 +2,8 @@
 
     python verify.py [--format onnx]                    files, pixels, outputs
     python verify.py --input fed.npy --sample gradient  what an app fed for a golden image
+    python verify.py --results phone.json               answers and latencies, to be judged by
+                                                        levit-export check BUNDLE --results FILE
 
 Needs Python 3.10, NumPy and the runtime of the format: onnxruntime, openvino, or coremltools on
 macOS. With Pillow the resize is checked as well. Exit status: 0 pass, 1 fail, 2 bad usage, 3 not
@@ -11,14 +13,21 @@ run.
 from __future__ import annotations
 
 import argparse
+import base64
 import hashlib
 import itertools
 import json
 import math
+import pkgutil
 import platform
 import sys
+import zlib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import cache
+from importlib import import_module
 from pathlib import Path
+from time import perf_counter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,6 +38,9 @@ LEFT_BY_OTHERS = (".DS_Store", "__pycache__")
 ROUNDOFF = {"fp64": 2.0**-53, "fp32": 2.0**-24, "fp16": 2.0**-11}
 EXPLAINED = 3
 """Images whose mistake is looked for; the others are counted."""
+
+WARM_UP, WARM, WARM_S = 5, 50, 1.0
+"""Calls before timing; the least number of warm ones, and their least seconds."""
 
 STATUS = {"pass": 0, "fail": 1, "not run": 3}
 
@@ -46,6 +58,10 @@ class Line(NamedTuple):
 
 class NotABundleError(Exception):
     """The folder cannot be verified at all."""
+
+
+class NotStartedError(Exception):
+    """What was asked for does not start here, so that nothing is known of it."""
 
 
 # Files
@@ -391,12 +407,43 @@ def read_fed(file: Path, like: np.ndarray) -> np.ndarray:
 # Outputs
 
 
-def onnx(path: Path, manifest: Any, units: str) -> tuple[str, Run]:
-    """Load into ONNX Runtime on the CPU."""
+def onnx(path: Path, manifest: Any, unit: str) -> tuple[str, Run]:
+    """Load into ONNX Runtime under one provider, which has to execute every node.
+
+    ``unit`` is NAME[,KEY=VALUE…]. Raises ``NotStartedError`` where the provider is absent, does
+    not start or leaves nodes to another one: ONNX Runtime itself would go on with the CPU
+    (onnxruntime#23647).
+    """
     import onnxruntime
 
-    del manifest, units
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    del manifest
+    name, *pairs = unit.split(",")
+    given = dict(pair.split("=", 1) for pair in pairs)
+    settings = onnxruntime.SessionOptions()
+    plugins = plugin_providers()
+    known = {each.lower(): each for each in [*onnxruntime.get_available_providers(), *plugins]}
+    provider = known.get(f"{name}ExecutionProvider".lower()) or known.get(name.lower())
+    if provider is None:
+        raise NotStartedError(f"no provider {name!r} is here; known: {', '.join(known.values())}")
+    if provider == "CPUExecutionProvider":
+        session = onnxruntime.InferenceSession(str(path), settings, providers=[provider])
+    else:
+        settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        # OpenVINO's own properties are in capitals, and its provider takes them as JSON.
+        inner = {key: given.pop(key) for key in list(given) if key.isupper()}
+        device = given.pop("device", "CPU").upper()
+        if inner:
+            given["load_config"] = json.dumps({device: inner})
+        try:
+            if provider in plugins:
+                settings.add_provider_for_devices([plugin_device(provider, device)], given)
+                session = onnxruntime.InferenceSession(str(path), settings, enable_fallback=0)
+            else:
+                session = onnxruntime.InferenceSession(
+                    str(path), settings, providers=[(provider, given)], enable_fallback=0
+                )
+        except Exception as error:
+            raise NotStartedError(f"{unit} does not start: {reason(error)}") from error
     taken = session.get_inputs()[0].name
     names = [output.name for output in session.get_outputs()]
     return f"onnxruntime {onnxruntime.__version__}", lambda batch: dict(
@@ -404,13 +451,41 @@ def onnx(path: Path, manifest: Any, units: str) -> tuple[str, Run]:
     )
 
 
-def openvino(path: Path, manifest: Any, units: str) -> tuple[str, Run]:
+def plugin_device(provider: str, name: str) -> Any:
+    """The first device of a plug-in, or OpenVINO's of that name."""
+    import onnxruntime
+
+    for device in onnxruntime.get_ep_devices():
+        known = dict(device.ep_metadata).get("ov_device", name)
+        if device.ep_name == provider and known.upper() == name:
+            return device
+    raise NotStartedError(f"it has no device {name} here")
+
+
+@cache
+def plugin_providers() -> tuple[str, ...]:
+    """The providers that installed packages bring, registered with ONNX Runtime."""
+    import onnxruntime
+
+    found: list[str] = []
+    for module in pkgutil.iter_modules():
+        if module.name.startswith("onnxruntime_ep_"):
+            package = import_module(module.name)
+            with suppress(Exception):  # without its library it has no device, and does not start
+                onnxruntime.register_execution_provider_library(
+                    module.name, package.get_library_path()
+                )
+            found += package.get_ep_names()
+    return tuple(found)
+
+
+def openvino(path: Path, manifest: Any, unit: str) -> tuple[str, Run]:
     """Compile for the CPU, in float32: some processors would compute in bfloat16 otherwise."""
     # Importing openvino would tell Google Analytics of it; it does without what is not there.
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     import openvino as ov
 
-    del manifest, units
+    del manifest, unit
     compiled = ov.Core().compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
 
     def run(batch: np.ndarray) -> Arrays:
@@ -420,14 +495,14 @@ def openvino(path: Path, manifest: Any, units: str) -> tuple[str, Run]:
     return f"openvino {ov.__version__.split('-')[0]}", run
 
 
-def coreml(path: Path, manifest: Any, units: str) -> tuple[str, Run]:
+def coreml(path: Path, manifest: Any, unit: str) -> tuple[str, Run]:
     """Load into Core ML; a classifier's probabilities come in the order of the labels."""
     if platform.system() != "Darwin":
         raise ImportError("Core ML runs on macOS only")
     import coremltools
 
     model = coremltools.models.MLModel(
-        str(path), compute_units=coremltools.ComputeUnit[units.upper()]
+        str(path), compute_units=coremltools.ComputeUnit[unit.upper()]
     )
     taken, labels = manifest["signature"]["inputs"][0]["name"], manifest["model"]["labels"]
 
@@ -446,7 +521,7 @@ def coreml(path: Path, manifest: Any, units: str) -> tuple[str, Run]:
                 arrays[name] = value
         return arrays
 
-    return f"Core ML ({units})", run
+    return f"Core ML {platform.mac_ver()[0]}", run
 
 
 RUNTIMES = {"onnx": onnx, "openvino": openvino, "coreml": coreml}
@@ -458,27 +533,52 @@ def reason(error: Exception) -> str:
     return line if len(line) <= 400 else f"{line[:80]} … {line[-320:]}"
 
 
-def check_artifact(folder: Path, manifest: Any, artifact: Any, units: str) -> Iterator[Line]:
-    """Golden inputs through the runtime, held against the reference's outputs."""
+def check_artifact(
+    folder: Path, manifest: Any, artifact: Any, unit: str, recorder: Recorder | None
+) -> Iterator[Line]:
+    """Golden inputs through the runtime, held against the reference's outputs.
+
+    With a ``recorder`` outputs and latencies are kept for the results file.
+    """
     check = f"outputs of {artifact['path']}"
+    inputs = load(folder / "golden/input.npy")
     opened = RUNTIMES.get(artifact["format"])
     if opened is None:
         yield Line("not run", check, f"this program knows no runtime for {artifact['format']}")
         return
+    runtime, problem = artifact["format"], "cannot be loaded: "
+    outputs: Arrays = {}
     try:
-        runtime, run = opened(folder / artifact["path"], manifest, units)
-    except ImportError as error:
+        started = perf_counter()
+        runtime, run = opened(folder / artifact["path"], manifest, unit)
+        loaded, problem = perf_counter(), ""
+        first, _ = next(batches(inputs, manifest))
+        run(first)
+        answered = perf_counter()
+        outputs = collect(run, inputs, manifest)
+        if recorder is not None:
+            names, seconds = (
+                (artifact["path"], runtime, unit),
+                (answered - started, answered - loaded),
+            )
+            recorder.answered(names, outputs, seconds, first, run)
+    except (ImportError, NotStartedError) as error:
         yield Line("not run", check, str(error))
         return
     except Exception as error:
-        yield Line("fail", check, f"cannot be loaded: {reason(error)}")
+        yield Line("fail", check, f"{runtime} ({unit}): {problem}{reason(error)}")
+        if recorder is not None:
+            recorder.failed((artifact["path"], runtime, unit), f"{problem}{reason(error)}")
         return
-    try:
-        outputs = collect(run, load(folder / "golden/input.npy"), manifest)
-    except Exception as error:
-        yield Line("fail", check, f"{runtime}: {reason(error)}")
-        return
-    reference, allowed = expected(folder, manifest, artifact["precision"], outputs)
+    yield from judge(folder, manifest, artifact["precision"], outputs, (check, runtime, unit))
+
+
+def judge(
+    folder: Path, manifest: Any, precision: str, outputs: Arrays, names: tuple[str, str, str]
+) -> Iterator[Line]:
+    """Outputs against the reference's; ``names`` are those of check, runtime and unit."""
+    check, runtime, unit = names
+    reference, allowed = expected(folder, manifest, precision, outputs)
     failures = [
         f"{name}: {problem}"
         for name in reference
@@ -488,26 +588,33 @@ def check_artifact(folder: Path, manifest: Any, artifact: Any, units: str) -> It
         failures.append("nothing was compared")
     rows = len(manifest["golden"]["samples"])
     for failure in failures:
-        yield Line("fail", check, f"{runtime}: {failure}")
+        yield Line("fail", check, f"{runtime} ({unit}): {failure}")
     if not failures:
         worst = max(
             float((distances(reference[n], outputs[n]) / allowed[n]).max()) for n in reference
         )
-        yield Line("pass", check, f"{runtime}: {rows} samples, {worst:.0%} of the tolerance")
+        detail = f"{rows} samples, {worst:.0%} of the tolerance"
+        yield Line("pass", check, f"{runtime} ({unit}): {detail}")
 
 
 def collect(run: Run, inputs: np.ndarray, manifest: Any) -> Arrays:
     """Every output for every row, fed in the model's own batch size, the last one filled up."""
-    size = manifest["signature"]["inputs"][0]["shape"][0] or 1
     parts: dict[str, list[np.ndarray]] = {}
+    for filled, rows in batches(inputs, manifest):
+        for name, value in run(filled).items():
+            if value.shape[:1] != filled.shape[:1]:
+                raise ValueError(f"{name} has shape {value.shape} for a batch of {len(filled)}")
+            parts.setdefault(name, []).append(value[:rows])
+    return {name: np.concatenate(values) for name, values in parts.items()}
+
+
+def batches(inputs: np.ndarray, manifest: Any) -> Iterator[tuple[np.ndarray, int]]:
+    """Batches of the model's own size, and how many rows of each are samples."""
+    size = manifest["signature"]["inputs"][0]["shape"][0] or 1
     for start in range(0, len(inputs), size):
         piece = inputs[start : start + size]
         filled = np.concatenate([piece, np.repeat(piece[-1:], size - len(piece), axis=0)])
-        for name, value in run(np.ascontiguousarray(filled)).items():
-            if value.shape[:1] != (size,):
-                raise ValueError(f"{name} has shape {value.shape} for a batch of {size}")
-            parts.setdefault(name, []).append(value[: len(piece)])
-    return {name: np.concatenate(values) for name, values in parts.items()}
+        yield np.ascontiguousarray(filled), len(piece)
 
 
 def expected(
@@ -565,11 +672,114 @@ def compare(
             yield f"error {error[row]:.2e} on {sample} exceeds the tolerance {allowed[row]:.2e}"
 
 
+# The results file (docs/bundle-format.md of levit-export)
+
+
+class Recorder:
+    """Keeps what each artifact answered, measures its latency, and writes both as JSON.
+
+    ``sustain`` are the seconds for which calls follow one another after the warm ones.
+    """
+
+    def __init__(self, device: str, sustain: float) -> None:
+        self.device, self.sustain = device, sustain
+        self.rows: list[dict[str, Any]] = []
+
+    def failed(self, names: tuple[str, str, str], error: str) -> None:
+        """Keep why an artifact gave no answers; ``names`` are those of it, runtime and unit."""
+        self.rows.append(self._row(names, printable(error)))
+
+    def answered(
+        self,
+        names: tuple[str, str, str],
+        outputs: Arrays,
+        seconds: tuple[float, float],
+        batch: np.ndarray,
+        run: Run,
+    ) -> None:
+        """Keep answers and the cold and first ``seconds``; measure the other regimes."""
+
+        def call() -> object:
+            return run(batch)
+
+        row = self._row(names, "")
+        row["outputs"] = {
+            name: {
+                "shape": list(value.shape),
+                "float32": base64.b64encode(value.astype("<f4").tobytes()).decode(),
+            }
+            for name, value in outputs.items()
+        }
+        for _ in range(WARM_UP):
+            call()
+        row["latency"] = {
+            "batch": len(batch),
+            "threads": 0,
+            "cold_s": seconds[0],
+            "first_s": seconds[1],
+            "warm_s": timed(call, lambda count, elapsed: count < WARM or elapsed < WARM_S),
+            "sustained_s": timed(call, lambda _, elapsed: elapsed < self.sustain),
+        }
+        self.rows.append(row)
+
+    @staticmethod
+    def _row(names: tuple[str, str, str], error: str) -> dict[str, Any]:
+        keys = ("artifact", "runtime", "unit")
+        row: dict[str, Any] = dict(zip(keys, names, strict=True))
+        return {**row, "error": error, "outputs": {}, "latency": None}
+
+    def write(self, folder: Path, file: Path) -> None:
+        """Write the file; its last member is the CRC-32 of all bytes before it."""
+        content = {
+            "format": "levit-export results",
+            "schema": 1,
+            "bundle": sha256_of(folder / "bundle.json")[0],
+            "program": "verify.py",
+            "device": printable(self.device),
+            "system": printable(f"{platform.platform()}, Python {platform.python_version()}"),
+            "rows": self.rows,
+        }
+        body = json.dumps(content, indent=1).removesuffix("\n}")
+        text = f'{body},\n"crc32": "{zlib.crc32(body.encode()):08x}"\n}}\n'
+        # Beside it first: a full disk must not leave half a file.
+        beside = file.with_name(f"{file.name}.part")
+        beside.write_bytes(text.encode())
+        beside.replace(file)
+
+
+def timed(call: Callable[[], object], wanted: Callable[[int, float], bool]) -> list[float]:
+    """Seconds of calls in a row, as long as ``wanted(calls, seconds since the start)``."""
+    seconds: list[float] = []
+    start = perf_counter()
+    while wanted(len(seconds), perf_counter() - start):
+        before = perf_counter()
+        call()
+        seconds.append(perf_counter() - before)
+    return seconds
+
+
+def printable(text: str) -> str:
+    """At most 400 characters of one line, which is what results may hold."""
+    return "".join(each if each.isprintable() else " " for each in text)[:400]
+
+
+def device_name() -> str:
+    """The processor's name, or what the system calls its kind."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return (names or [platform.processor() or platform.machine() or "unknown"])[0]
+
+
 # The command line
 
 
-def verify(folder: Path, formats: list[str], units: str) -> Iterator[Line]:
-    """Files first; damaged ones are not loaded."""
+def verify(
+    folder: Path, formats: list[str], units: dict[str, list[str]], recorder: Recorder | None
+) -> Iterator[Line]:
+    """Files first; damaged ones are not loaded. ``units`` are those of each format."""
     described = read_description(folder)
     damaged = list(check_files(folder, described))
     yield from damaged or [Line("pass", "files", f"{len(described['files'])} as described")]
@@ -587,7 +797,8 @@ def verify(folder: Path, formats: list[str], units: str) -> Iterator[Line]:
             raise NotABundleError(f"the bundle holds no {name!r}; known: {', '.join(known)}")
     for artifact in manifest["artifacts"]:
         if not formats or artifact["format"] in formats:
-            yield from check_artifact(folder, manifest, artifact, units)
+            for unit in units.get(artifact["format"], ["CPU"]):
+                yield from check_artifact(folder, manifest, artifact, unit, recorder)
 
 
 def conclude(lines: list[Line]) -> str:
@@ -604,14 +815,37 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--input", type=Path, help="the tensor an app fed, .npy or raw numbers")
     parser.add_argument("--sample", default="gradient", help="the golden image it was made of")
     units = ("cpu_only", "cpu_and_ne", "cpu_and_gpu", "all")
-    parser.add_argument("--compute-units", default="cpu_only", choices=units)
-    return parser.parse_args()
+    parser.add_argument("--compute-units", default="cpu_only", help=f"{', '.join(units)}; commas")
+    parser.add_argument(
+        "--provider",
+        action="append",
+        metavar="NAME[,KEY=VALUE…]",
+        help="ONNX Runtime's, which has to execute every node; may be repeated [CPU]",
+    )
+    parser.add_argument("--results", type=Path, metavar="FILE", help="write what was measured")
+    parser.add_argument("--device", default=device_name(), help="its name in the results")
+    parser.add_argument(
+        "--sustain", type=float, default=0.0, metavar="SECONDS", help="time calls in a row as long"
+    )
+    asked = parser.parse_args()
+    asked.compute_units = [unit.strip() for unit in asked.compute_units.split(",")]
+    if wrong := [unit for unit in asked.compute_units if unit not in units]:
+        parser.error(f"--compute-units {wrong[0]}: choose from {', '.join(units)}")
+    for provider in asked.provider or []:
+        if not all("=" in pair for pair in provider.split(",")[1:]):
+            parser.error(f"--provider {provider}: a name, then KEY=VALUE pairs")
+    if not 0 <= asked.sustain < math.inf:
+        parser.error(f"--sustain {asked.sustain}: 0 or more seconds")
+    if asked.input is not None and asked.results is not None:
+        parser.error("--input runs nothing, so that there are no --results")
+    return asked
 
 
 def main() -> int:
     """Check, print a line for each check, and return the exit status."""
     asked = arguments()
     formats = [name.strip() for name in asked.format.split(",") if name.strip()]
+    recorder = None if asked.results is None else Recorder(asked.device, asked.sustain)
     lines = []
     try:
         if asked.input is not None:
@@ -623,10 +857,15 @@ def main() -> int:
                 [check_input(asked.folder, described, manifest, asked.input, asked.sample)]
             )
         else:
-            found = verify(asked.folder, formats, asked.compute_units)
+            units = {"onnx": asked.provider or ["CPU"], "coreml": asked.compute_units}
+            found = verify(asked.folder, formats, units, recorder)
         for line in found:
             lines.append(line)
             sys.stdout.write(f"{line.verdict:8}{line.check}: {line.detail}\n")
+        if recorder is not None and recorder.rows:
+            recorder.write(asked.folder, asked.results)
+        elif recorder is not None:
+            sys.stderr.write("nothing was run, so that no results were written\n")
     except (NotABundleError, OSError, ValueError, KeyError, TypeError, IndexError) as error:
         sys.stderr.write(f"error: {error if str(error) else type(error).__name__}\n")
         return 2

@@ -2,6 +2,10 @@
 //
 //   swiftc -O verify.swift -o verify
 //   ./verify . coreml-fp16/MODEL.mlpackage [cpuOnly | cpuAndNeuralEngine | cpuAndGPU | all]
+//       [RESULTS.json [SECONDS]]                                        (one line)
+//
+// RESULTS.json is for `levit-export check BUNDLE --results RESULTS.json`, SECONDS is how long it
+// times calls in a row. This program has not been run by those who wrote it: they had no Mac.
 //
 // macOS 13 or later. In an app, take `check` and give it the bundle's folder as a resource.
 // Exit status: 0 pass, 1 fail, 2 could not be run.
@@ -115,6 +119,98 @@ func predict(_ model: MLModel, _ row: [Double], _ labels: [String]) throws -> [S
     return outputs
 }
 
+/// What `levit-export check BUNDLE --results FILE` judges; its docs/bundle-format.md has the schema.
+struct Recorder {
+    let file: URL
+    let sustain: Double
+    let unit: String
+
+    /// Times the regimes that are left and writes the file.
+    func write(
+        _ bundle: URL, _ package: URL, _ answers: [[String: [Double]]], cold: Double, first: Double,
+        call: () throws -> Void
+    ) throws {
+        for _ in 0..<5 { try call() }
+        let warm = try timed(call) { $0 < 50 || $1 < 1 }
+        let sustained = try timed(call) { $1 < sustain }
+        var outputs: [String: Any] = [:]
+        for name in answers[0].keys {
+            var bytes = Data()
+            for answer in answers {
+                for value in answer[name] ?? [] {
+                    withUnsafeBytes(of: Float(value).bitPattern.littleEndian) {
+                        bytes.append(contentsOf: $0)
+                    }
+                }
+            }
+            let shape = [answers.count, answers[0][name]!.count]
+            outputs[name] = ["shape": shape, "float32": bytes.base64EncodedString()] as [String: Any]
+        }
+        let sums = try String(
+            contentsOf: bundle.appendingPathComponent("SHA256SUMS"), encoding: .utf8)
+        guard let line = sums.split(separator: "\n").first(where: { $0.hasSuffix("  bundle.json") })
+        else { throw Trouble(what: "SHA256SUMS does not name bundle.json") }
+        let system = ProcessInfo.processInfo.operatingSystemVersionString
+        let folder = package.deletingLastPathComponent().lastPathComponent
+        let latency: [String: Any] = [
+            "batch": 1, "threads": 0, "cold_s": cold, "first_s": first, "warm_s": warm,
+            "sustained_s": sustained,
+        ]
+        let row: [String: Any] = [
+            "artifact": "\(folder)/\(package.lastPathComponent)", "runtime": "Core ML",
+            "unit": unit, "error": "", "outputs": outputs, "latency": latency,
+        ]
+        let content: [String: Any] = [
+            "format": "levit-export results", "schema": 1, "bundle": String(line.prefix(64)),
+            "program": "verify.swift", "device": machine(), "system": system, "rows": [row],
+        ]
+        let all = try JSONSerialization.data(withJSONObject: content)
+        let body = all.dropLast()  // without the last brace: the checksum is the last member
+        let checksum = String(format: "%08x", crc32(body))
+        try (body + Data(",\n\"crc32\": \"\(checksum)\"\n}\n".utf8)).write(to: file, options: .atomic)
+    }
+
+    /// Seconds of calls in a row, for as long as `wanted(calls, seconds since the start)`.
+    func timed(_ call: () throws -> Void, _ wanted: (Int, Double) -> Bool) throws -> [Double] {
+        var seconds: [Double] = []
+        let start = now()
+        while wanted(seconds.count, now() - start) {
+            let before = now()
+            try call()
+            seconds.append(now() - before)
+        }
+        return seconds
+    }
+
+    /// What the system calls this kind of machine: `Mac15,3`, `iPhone17,1`.
+    func machine() -> String {
+        var system = utsname()
+        uname(&system)
+        #if os(macOS)
+        var size = 0
+        sysctlbyname("hw.model", nil, &size, nil, 0)
+        var model = [CChar](repeating: 0, count: max(size, 1))
+        sysctlbyname("hw.model", &model, &size, nil, 0)
+        return String(cString: model)
+        #else
+        return withUnsafeBytes(of: &system.machine) {
+            String(decoding: $0.prefix { $0 != 0 }, as: UTF8.self)
+        }
+        #endif
+    }
+
+    func crc32(_ bytes: Data) -> UInt32 {
+        var crc: UInt32 = 0xFFFF_FFFF
+        for byte in bytes {
+            crc ^= UInt32(byte)
+            for _ in 0..<8 { crc = crc >> 1 ^ (crc & 1 == 1 ? 0xEDB8_8320 : 0) }
+        }
+        return ~crc
+    }
+}
+
+func now() -> Double { Double(DispatchTime.now().uptimeNanoseconds) / 1e9 }
+
 func softmax(_ logits: ArraySlice<Double>) -> [Double] {
     let largest = logits.max() ?? 0
     let powers = logits.map { exp($0 - largest) }
@@ -123,7 +219,9 @@ func softmax(_ logits: ArraySlice<Double>) -> [Double] {
 }
 
 /// Prints a line for each check; whether all passed.
-func check(_ bundle: URL, _ package: URL, _ units: MLComputeUnits) throws -> Bool {
+func check(
+    _ bundle: URL, _ package: URL, _ units: MLComputeUnits, _ recorder: Recorder? = nil
+) throws -> Bool {
     let golden = bundle.appendingPathComponent("golden")
     func file(_ path: String) -> URL { golden.appendingPathComponent(path + ".npy") }
     var passed = true
@@ -160,6 +258,7 @@ func check(_ bundle: URL, _ package: URL, _ units: MLComputeUnits) throws -> Boo
     }
     if passed { line(true, "pixels", "\(images) images give the golden input") }
 
+    let start = now()
     let compiled = try MLModel.compileModel(at: package)
     defer { try? FileManager.default.removeItem(at: compiled) }
     let configuration = MLModelConfiguration()
@@ -168,7 +267,13 @@ func check(_ bundle: URL, _ package: URL, _ units: MLComputeUnits) throws -> Boo
     let labels = try String(
         contentsOf: bundle.appendingPathComponent("labels.txt"), encoding: .utf8
     ).split(separator: "\n").map(String.init)
+    let (loaded, firstRow) = (now(), Array(row(0)))
+    _ = try predict(model, firstRow, labels)
+    let answered = now()
     let answers = try (0..<input.rows).map { try predict(model, Array(row($0)), labels) }
+    try recorder?.write(bundle, package, answers, cold: answered - start, first: answered - loaded) {
+        _ = try predict(model, firstRow, labels)
+    }
 
     let folder = package.deletingLastPathComponent().lastPathComponent  // coreml-fp16
     let precision = String(folder.split(separator: "-").last ?? "")
@@ -221,15 +326,23 @@ let choices: [String: MLComputeUnits] = [
     "cpuOnly": .cpuOnly, "cpuAndNeuralEngine": .cpuAndNeuralEngine, "cpuAndGPU": .cpuAndGPU,
     "all": .all,
 ]
-guard (3...4).contains(arguments.count),
-    let units = choices[arguments.count == 4 ? arguments[3] : "cpuOnly"]
+let names = [
+    "cpuOnly": "cpu_only", "cpuAndNeuralEngine": "cpu_and_ne", "cpuAndGPU": "cpu_and_gpu",
+    "all": "all",
+]
+let choice = arguments.count > 3 ? arguments[3] : "cpuOnly"
+guard (3...6).contains(arguments.count), let units = choices[choice],
+    let sustain = Double(arguments.count > 5 ? arguments[5] : "0")
 else {
-    print("usage: verify BUNDLE_FOLDER MODEL.mlpackage [\(choices.keys.sorted().joined(separator: " | "))]")
+    let known = choices.keys.sorted().joined(separator: " | ")
+    print("usage: verify BUNDLE_FOLDER MODEL.mlpackage [\(known) [RESULTS.json [SECONDS]]]")
     exit(2)
 }
+let recorder = arguments.count < 5 ? nil : Recorder(
+    file: URL(fileURLWithPath: arguments[4]), sustain: sustain, unit: names[choice]!)
 do {
     let passed = try check(
-        URL(fileURLWithPath: arguments[1]), URL(fileURLWithPath: arguments[2]), units)
+        URL(fileURLWithPath: arguments[1]), URL(fileURLWithPath: arguments[2]), units, recorder)
     print(passed ? "pass" : "fail")
     exit(passed ? 0 : 1)
 } catch {

@@ -3,7 +3,7 @@
 //   sha256sum -c SHA256SUMS
 //   g++ -std=c++17 -O2 verify_onnxruntime.cpp -I ORT/include -L ORT/lib -lonnxruntime
 //       -Wl,-rpath,ORT/lib -o verify_onnxruntime                       (one line)
-//   ./verify_onnxruntime . onnx-fp32/MODEL.onnx
+//   ./verify_onnxruntime . onnx-fp32/MODEL.onnx [--results FILE] [--sustain SECONDS]
 //
 // ORT is an unpacked release of ONNX Runtime, or the prefix of the package libonnxruntime-dev
 // (there the headers lie in include/onnxruntime). Exit status: 0 pass, 1 fail, 2 could not be run.
@@ -28,10 +28,10 @@ golden::Array copy(const Ort::Value& value) {
     return array;
 }
 
-int check(const golden::fs::path& bundle, const golden::fs::path& model) {
+int check(const golden::Asked& asked) {
     Ort::Env environment(ORT_LOGGING_LEVEL_WARNING, "verify");
     Ort::SessionOptions options;
-    Ort::Session session(environment, model.c_str(), options);
+    Ort::Session session(environment, asked.model.c_str(), options);
     Ort::AllocatorWithDefaultOptions allocator;
     Ort::MemoryInfo memory = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
 
@@ -57,7 +57,8 @@ int check(const golden::fs::path& bundle, const golden::fs::path& model) {
         for (size_t i = 0; i < values.size(); ++i) outputs[names[i]] = copy(values[i]);
         return outputs;
     };
-    return golden::verify(bundle, model, shape[0], run);
+    std::string runtime = std::string("onnxruntime ") + OrtGetApiBase()->GetVersionString();
+    return golden::verify(asked, runtime, "CPU", shape[0], run);
 }
 
 }  // namespace

@@ -3,7 +3,7 @@
 //   sha256sum -c SHA256SUMS
 //   g++ -std=c++17 -O2 verify_openvino.cpp -I OV/include -L OV/lib -lopenvino
 //       -Wl,-rpath,OV/lib -o verify_openvino                           (one line)
-//   ./verify_openvino . openvino-fp32/MODEL.xml
+//   ./verify_openvino . openvino-fp32/MODEL.xml [--results FILE] [--sustain SECONDS]
 //
 // OV is an unpacked release of OpenVINO (its folder runtime/). Headers and libraries of the Python
 // wheel do as well: -I PACKAGE/include PACKAGE/libs/libopenvino.so.* -Wl,-rpath,PACKAGE/libs, where
@@ -28,11 +28,11 @@ golden::Array copy(const ov::Tensor& tensor) {
     return array;
 }
 
-int check(const golden::fs::path& bundle, const golden::fs::path& model) {
+int check(const golden::Asked& asked) {
     ov::Core core;
     // Some processors would compute a float32 model in bfloat16 or float16 otherwise.
     ov::CompiledModel compiled = core.compile_model(
-        model.string(), "CPU", ov::hint::inference_precision(ov::element::f32));
+        asked.model.string(), "CPU", ov::hint::inference_precision(ov::element::f32));
     ov::InferRequest request = compiled.create_infer_request();
     auto port = compiled.input();
     ov::PartialShape partial = port.get_partial_shape();
@@ -51,7 +51,8 @@ int check(const golden::fs::path& bundle, const golden::fs::path& model) {
             outputs[output.get_any_name()] = copy(request.get_tensor(output));
         return outputs;
     };
-    return golden::verify(bundle, model, static_cast<int64_t>(shape[0]), run);
+    std::string runtime = "openvino " + std::string(ov::get_openvino_version().buildNumber);
+    return golden::verify(asked, runtime, "CPU", static_cast<int64_t>(shape[0]), run);
 }
 
 }  // namespace

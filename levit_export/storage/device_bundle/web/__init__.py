@@ -26,6 +26,7 @@ PAGE = (
     "model.js",
     "npy.js",
     "recipe.js",
+    "results.js",
     "style.css",
 )
 

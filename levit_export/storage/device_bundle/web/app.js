@@ -1,10 +1,11 @@
 // The page: what was chosen goes through decoder, recipe and model, and is shown.
 
 import { Bundle } from "./bundle.js";
-import { check } from "./checks.js";
+import { check, rows } from "./checks.js";
 import { decode } from "./decode.js";
 import { Model, RUNTIME, breathe, ranked } from "./model.js";
 import { feed, resizeAndCrop } from "./recipe.js";
+import { measure } from "./results.js";
 
 const SHOWN = 5;
 const MOST_EXAMPLES = 16;
@@ -15,13 +16,13 @@ const made = (tag, fields = {}, ...children) => {
   return element;
 };
 
-const page = { bundle: null, model: null, artifact: null, address: null, next: null };
+const page = { bundle: null, model: null, artifact: null, golden: null, times: null, address: null, next: null };
 
 /** `busy`, `ready` or `failed`. Nothing is disabled while busy: that would take the focus away. */
 function enter(state, text) {
   document.documentElement.dataset.state = state;
   part("status").textContent = text;
-  for (const element of [part("file"), part("again"), part("variant"), ...part("examples").children]) {
+  for (const element of [part("file"), part("again"), part("save"), part("variant"), ...part("examples").children]) {
     element.disabled = page.model === null;
   }
 }
@@ -83,9 +84,15 @@ async function load(artifact) {
   const buffer = await page.bundle.file(artifact.path);
   part("status").textContent = "Starting the runtime…";
   await breathe();
+  const golden = await rows(page.bundle);
+  const start = performance.now();
   const model = await Model.open(buffer, page.bundle.manifest);
+  const opened = performance.now();
+  await model.run([golden[0]]);
+  const answered = performance.now();
   await page.model?.close();
-  Object.assign(page, { model, artifact });
+  const times = { coldMs: answered - start, firstMs: answered - opened };
+  Object.assign(page, { model, artifact, golden, times });
 }
 
 // Classify
@@ -193,9 +200,23 @@ function conclude(found) {
   return verdict === "fail" ? `Golden vectors: ${text}` : "Ready for an image.";
 }
 
+// Results
+
+/** A file for `levit-export check BUNDLE --results FILE`. */
+async function save() {
+  const { bundle, model, artifact, golden, times } = page;
+  const sustainS = Number(part("sustain").value) || 0;
+  const text = await measure({ bundle, model, artifact, golden, runtime: RUNTIME, sustainS, ...times });
+  const address = URL.createObjectURL(new Blob([text], { type: "application/json" }));
+  made("a", { href: address, download: `${bundle.manifest.model.name}-results.json` }).click();
+  setTimeout(() => URL.revokeObjectURL(address), 60000);
+  return "The results are saved.";
+}
+
 // Events
 
 function listen() {
+  part("save").addEventListener("click", () => task("Measuring…", save));
   part("file").addEventListener("change", (event) => {
     const [file] = event.target.files;
     if (file) task("Reading…", () => classify(file));

@@ -73,6 +73,14 @@ export class Bundle {
     }
   }
 
+  /** The SHA-256 that names this bundle: that of bundle.json, as SHA256SUMS has it. */
+  async hash() {
+    const lines = new TextDecoder().decode(await bytes("SHA256SUMS")).split("\n");
+    const line = lines.find((each) => each.slice(66) === "bundle.json");
+    if (!line) throw new Error("SHA256SUMS does not name bundle.json.");
+    return line.slice(0, 64);
+  }
+
   /** A golden image as an RGB image; grey is repeated over the channels. */
   async image(name) {
     const { shape, data } = await this.array(name);

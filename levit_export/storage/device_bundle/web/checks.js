@@ -92,7 +92,7 @@ async function normalisation(name, bundle) {
 }
 
 /** The rows of the golden input. */
-async function rows(bundle) {
+export async function rows(bundle) {
   const { shape, data } = await bundle.array("golden/input.npy");
   const size = data.length / shape[0];
   return Array.from({ length: shape[0] }, (_, row) => data.subarray(row * size, (row + 1) * size));
