@@ -18,6 +18,7 @@ import subjects
 from levit_export.checks import execution
 from levit_export.checks.execution import Row
 from levit_export.checks.parity import ParityReport
+from levit_export.checks.reference import ModelChoice
 from levit_export.checks.timing import TimingPlan
 from levit_export.core import packages
 from levit_export.core.errors import (
@@ -31,6 +32,9 @@ from levit_export.core.values import Artifact, RunOptions
 from levit_export.formats import mil
 from levit_export.formats.coreml import target as coreml
 from levit_export.formats.coreml.target import CoremlTarget
+from levit_export.reports import gate
+from levit_export.reports.report import Report
+from levit_export.workflows.check import InspectRequest, check
 
 TARGET = CoremlTarget()
 UNITS = ("cpu_only", "cpu_and_ne", "cpu_and_gpu", "all")
@@ -236,6 +240,8 @@ class Compiler:
     devices: tuple[str, ...]
     units: list[str] = field(default_factory=list)
     error: Exception | None = None
+    work: tuple[float, ...] = ()
+    """The estimated share of the work of each op; without it nothing is estimated."""
 
     def compile(self, path: str) -> str:
         """Fakes ``coremltools.models.utils.compile_model``."""
@@ -263,6 +269,9 @@ class Compiler:
         return SimpleNamespace(
             model_structure=SimpleNamespace(program=program),
             get_compute_device_usage_for_mlprogram_operation=lambda op: usages[op],
+            get_estimated_cost_for_mlprogram_operation=lambda op: (
+                SimpleNamespace(weight=self.work[op]) if self.work else None
+            ),
         )
 
 
@@ -294,3 +303,66 @@ def test_placement_that_is_not_known(compiler: Compiler, half: Artifact) -> None
     compiler.error = RuntimeError("Compute plan is not available\non this system")
     (remark,) = TARGET.remarks(half, RunOptions(compute_units=("all",)))
     assert remark == "op placement on all unknown: Compute plan is not available"
+
+
+WORK = (0.0, 0.3, 0.2, 0.0, 0.3, 0.1, 0.1)
+"""Of the compiler's ops: 0.7 on the Neural Engine, 0.2 on the CPU, 0.1 on the GPU."""
+
+
+def asked(artifact: Artifact, least: float, *units: str) -> Report:
+    """``check --min-ane`` of one package on some compute units."""
+    request = InspectRequest(
+        paths=(artifact.path,),
+        choice=ModelChoice(model="levit_digits"),
+        run=RunOptions(compute_units=units or ("cpu_only",)),
+        min_ane=least,
+        drift=False,
+    )
+    return check(request)
+
+
+@pytest.mark.parametrize(("least", "verdict"), [(70.0, "pass"), (70.1, "fail")])
+def test_share_of_the_neural_engine(
+    compiler: Compiler, half: Artifact, least: float, verdict: str
+) -> None:
+    """With Core ML faked: less estimated work on the Neural Engine than asked for fails.
+
+    The rows of units that leave it out are not asked.
+    """
+    compiler.work = WORK
+    report = asked(half, least, "cpu_only", "cpu_and_ne")
+    first, second = report.artifacts
+    assert first.parity.of("placement") == ()
+    (found,) = second.parity.of("placement")
+    assert (found.verdict, report.verdict) == (verdict, verdict)
+    assert "70.0 % of the estimated work is on the Neural Engine" in found.sentence
+    (answer,) = [each for each in gate.of_report(report.artifacts) if each.name == "neural engine"]
+    assert answer.verdict == verdict
+    assert any("70% of the estimated work on ane" in note for note in second.notes)
+
+
+def test_share_that_is_not_known(compiler: Compiler, half: Artifact) -> None:
+    """With Core ML faked: without a plan, or without estimates, the share is not run."""
+    compiler.error = RuntimeError("Compute plan is not available")
+    for words in ("Compute plan is not available", "estimates no work"):
+        report = asked(half, 10.0, "all")
+        (found,) = report.artifacts[0].parity.of("placement")
+        assert (found.verdict, report.verdict) == ("not-run", "not-run")
+        assert words in found.sentence
+        compiler.error = None
+
+
+@pytest.mark.usefixtures("core_ml")
+def test_share_without_the_neural_engine(half: Artifact) -> None:
+    """With Core ML faked: a share is refused where no compute unit has the Neural Engine."""
+    with pytest.raises(UsageError, match="leave the Neural Engine out"):
+        asked(half, 10.0, "cpu_only", "cpu_and_gpu")
+
+
+def test_share_elsewhere(half: Artifact) -> None:
+    """Off macOS the share is not run, and without a Core ML package it is refused."""
+    report = asked(half, 10.0)
+    assert report.verdict == "not-run"
+    assert "known on macOS only" in report.artifacts[0].parity.reason
+    with pytest.raises(UsageError, match="none of what is checked is a Core ML package"):
+        asked(subjects.artifact("onnx", "fp32"), 10.0)
