@@ -371,7 +371,7 @@ def test_damaged_files(
 ) -> None:
     """Missing, strange, altered and linked files fail, and nothing else is checked."""
     damage(unpacked)
-    lines = list(diagnose.verify(unpacked, ["onnx"], "cpu_only"))
+    lines = list(diagnose.verify(unpacked, ["onnx"], {}))
     assert [(line.verdict, line.check) for line in lines] == [("fail", "files")]
     assert message in lines[0].detail
     assert diagnose.conclude(lines) == "fail"
@@ -381,7 +381,7 @@ def test_link_in_place_of_a_file(diagnose: Any, unpacked: Path) -> None:
     """A link is no file of a bundle, even where it leads to the right bytes."""
     (unpacked / "labels.txt").rename(unpacked.parent / "labels.txt")
     (unpacked / "labels.txt").symlink_to(unpacked.parent / "labels.txt")
-    (line,) = diagnose.verify(unpacked, [], "cpu_only")
+    (line,) = diagnose.verify(unpacked, [], {})
     assert line == ("fail", "files", "labels.txt is a link or no file")
 
 

@@ -534,7 +534,7 @@ def reason(error: Exception) -> str:
 
 
 def check_artifact(
-    folder: Path, manifest: Any, artifact: Any, unit: str, recorder: Recorder | None
+    folder: Path, manifest: Any, artifact: Any, unit: str, recorder: Recorder | None = None
 ) -> Iterator[Line]:
     """Golden inputs through the runtime, held against the reference's outputs.
 
@@ -777,7 +777,7 @@ def device_name() -> str:
 
 
 def verify(
-    folder: Path, formats: list[str], units: dict[str, list[str]], recorder: Recorder | None
+    folder: Path, formats: list[str], units: dict[str, list[str]], recorder: Recorder | None = None
 ) -> Iterator[Line]:
     """Files first; damaged ones are not loaded. ``units`` are those of each format."""
     described = read_description(folder)
