@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from levit_export.checks import parity
-from levit_export.checks.execution import judged_as
 from levit_export.checks.execution import Row as ArtifactRow
+from levit_export.checks.execution import judged_as
 from levit_export.checks.findings import Finding
 from levit_export.checks.parity import ParityReport
 from levit_export.checks.reference import Reference
@@ -91,11 +91,11 @@ def _timing(latency: Latency, runtime: str) -> TimingReport:
 
 def _in_words(timing: TimingReport) -> str:
     """Every regime with a figure of its own."""
+    words = f"latency: warm {timing.median_ms:.2f} ms (p90 {timing.quantile_ms(0.9):.2f})"
     found = timing.regimes
-    warm = f"warm {timing.median_ms:.2f} ms (p90 {timing.quantile_ms(0.9):.2f})"
     if found is None:
-        return warm
-    words = f"latency: cold {1e3 * found.cold_s:.1f} ms, first {1e3 * found.first_s:.2f} ms, {warm}"
+        return words
+    words += f", cold {1e3 * found.cold_s:.1f} ms, first {1e3 * found.first_s:.2f} ms"
     if found.sustained:
         words += (
             f", sustained for {sum(found.sustained):.0f} s {found.sustained_ms(0.5):.2f} ms "

@@ -18,7 +18,6 @@ import subjects
 from levit_export.checks import execution
 from levit_export.checks.execution import Row
 from levit_export.checks.parity import ParityReport
-from levit_export.checks.reference import ModelChoice
 from levit_export.checks.timing import TimingPlan
 from levit_export.core import packages
 from levit_export.core.errors import (
@@ -32,6 +31,7 @@ from levit_export.core.values import Artifact, RunOptions
 from levit_export.formats import mil
 from levit_export.formats.coreml import target as coreml
 from levit_export.formats.coreml.target import CoremlTarget
+from levit_export.models.loading import ModelChoice
 from levit_export.reports import gate
 from levit_export.reports.report import Report
 from levit_export.workflows.check import InspectRequest, check

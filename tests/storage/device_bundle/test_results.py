@@ -87,7 +87,7 @@ def test_results_of_verify_py_are_rows(cli: Cli, digits: Path, python_results: P
     """A device's answers and latencies are a row of the report: on the screen and as JSON."""
     result = cli("check", digits.with_name("b.zip"), "--results", python_results)
     assert result.exit_code == 0, result.output
-    assert "onnx-fp32 iPhone 17 Pro, CPU" in result.stdout
+    assert "onnx-fp32 (iPhone 17 Pro, CPU)" in result.stdout
     report = json.loads(
         cli("check", digits, "--results", python_results, "--json", "-", "--no-drift").stdout
     )
@@ -114,14 +114,14 @@ def test_results_in_the_files_for_ci(
     assert cli("check", digits, "--results", python_results, *given).exit_code == 0
     cases = ET.fromstring(junit.read_text(encoding="utf-8")).iter("testcase")
     names = {(case.get("classname"), case.get("name")) for case in cases}
-    assert ("levit_digits.onnx-fp32 iPhone 17 Pro, CPU", "parity") in names
+    assert ("levit_digits.onnx-fp32 (iPhone 17 Pro, CPU)", "parity") in names
     (line,) = [
         each for each in markdown.read_text(encoding="utf-8").splitlines() if "iPhone" in each
     ]
     assert "pass" in line
     assert line.endswith(" ms |")
     again = cli("check", "--recheck", saved, "--rtol", "1e-12")
-    assert (again.exit_code, "onnx-fp32 iPhone 17 Pro, CPU" in again.stdout) == (1, True)
+    assert (again.exit_code, "onnx-fp32 (iPhone 17 Pro, CPU)" in again.stdout) == (1, True)
 
 
 def test_results_of_the_cpp_verifier(
@@ -140,7 +140,7 @@ def test_results_of_the_cpp_verifier(
     assert len(content["rows"][0]["latency"]["warm_s"]) >= 50
     result = cli("check", digits, "--results", file)
     assert result.exit_code == 0, result.output
-    assert 'openvino-fp32 a "board", CPU' in result.stdout
+    assert 'openvino-fp32 (a "board", CPU)' in result.stdout
 
 
 PAGE = """
@@ -181,7 +181,7 @@ def test_results_of_the_page(cli: Cli, digits: Path, tmp_path: Path) -> None:
     subprocess.run([str(NODE), "run.mjs"], cwd=tmp_path, check=True)
     result = cli("check", digits, "--results", tmp_path / "found.json")
     assert result.exit_code == 0, result.output
-    assert "onnx-fp32 browser, wasm" in result.stdout
+    assert "onnx-fp32 (browser, wasm)" in result.stdout
 
 
 @pytest.mark.parametrize(
@@ -390,4 +390,4 @@ def test_providers_are_rows(cli: Cli, digits: Path, tmp_path: Path) -> None:
     assert status == 0, said
     assert [row.unit for row in results.read(file).rows] == ["cpu", exact]
     result = cli("check", digits, "--results", file)
-    assert (result.exit_code, f"pc, {exact}" in result.stdout) == (0, True), result.output
+    assert (result.exit_code, f"(pc, {exact})" in result.stdout) == (0, True), result.output
