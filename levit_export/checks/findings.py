@@ -48,8 +48,8 @@ KINDS: Mapping[str, Kind] = {
     "reference-not-finite": Kind(
         "answers",
         "inconclusive",
-        "PyTorch itself answers NaN or infinity on {count:.0f} of {rows:.0f} samples, first "
-        "{sample}: mend the checkpoint",
+        "the reference itself answers NaN or infinity on {count:.0f} of {rows:.0f} samples, first "
+        "{sample}: mend its weights",
     ),
     "untrained": Kind(
         "answers",
@@ -68,6 +68,12 @@ KINDS: Mapping[str, Kind] = {
         "pass",
         "only {count:.0f} of {rows:.0f} samples can show a fault; on the others the tolerance is "
         "as large as the model's own variation: {names}",
+    ),
+    "no-tolerance": Kind(
+        "answers",
+        "inconclusive",
+        "the largest error is {error:.1e}, {relative:.1e} of the largest answer to {sample}, and "
+        "what may be accepted is not known: {text}; give --rtol or --atol",
     ),
     "not-run": Kind("answers", "not-run", "{text}"),
     "not-asked": Kind("answers", "not-run", "parity was not asked for"),

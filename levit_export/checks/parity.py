@@ -18,7 +18,7 @@ check without failures is inconclusive.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from statistics import NormalDist
 
@@ -278,14 +278,24 @@ def collect(
     row for each input, all of one shape: such rows could not be told apart.
     """
     spec = session.signature.inputs[0]
+    pieces = samples.batches(session.signature.batch or batch)
+    return gather(session, (({spec.name: inputs}, rows) for inputs, rows in pieces))
+
+
+def gather(session: Session, batches: Iterable[tuple[Tensors, int]]) -> dict[str, np.ndarray]:
+    """Every output for ``batches`` of inputs, of each of which the first so many rows count.
+
+    Raises ``RuntimeFailedError`` as :func:`collect` does.
+    """
     pieces: dict[str, list[np.ndarray]] = {}
-    for inputs, rows in samples.batches(session.signature.batch or batch):
-        for name, value in session.run({spec.name: inputs}).items():
+    for inputs, rows in batches:
+        size = len(next(iter(inputs.values())))
+        for name, value in session.run(inputs).items():
             array, parts = np.asarray(value), pieces.setdefault(name, [])
             row = parts[0].shape[1:] if parts else array.shape[1:]
-            if array.shape != (len(inputs), *row):
+            if array.shape != (size, *row):
                 raise RuntimeFailedError(
-                    f"output {name!r} has shape {array.shape} for a batch of {len(inputs)}",
+                    f"output {name!r} has shape {array.shape} for a batch of {size}",
                     remedy="The artifact has to give one row for each image; export it again.",
                 )
             parts.append(array[:rows])

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,16 +12,19 @@ import click
 
 from levit_export.cli import options
 from levit_export.cli.command import Verb, status_of
-from levit_export.cli.output import refuse_unwritable, write_or_print
+from levit_export.cli.output import (
+    CHECK_FILES,
+    in_github_actions,
+    present_checks,
+    refuse_unwritable,
+)
 
 if TYPE_CHECKING:
     from levit_export.reports.console import Screen
-    from levit_export.reports.gate import Check, Slack
+    from levit_export.reports.gate import Slack
     from levit_export.reports.report import Report, Vouching
 
-FILES = {"json_file": "--json", "junit": "--junit", "markdown": "--markdown"}
 SLACKS = ("parity_slack", "size_slack", "latency_slack")
-SUMMARY = "GITHUB_STEP_SUMMARY"
 
 
 def _gate_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -127,7 +129,7 @@ def check(ctx: click.Context, /, paths: tuple[Path, ...], **_: Any) -> int:
     try:
         return _check(ctx.params, paths)
     except LevitExportError as error:
-        if _in_github_actions():
+        if in_github_actions():
             click.echo(ci.annotation("error", str(error), title="levit-export"), err=True)
         raise
 
@@ -149,8 +151,24 @@ def _check(params: dict[str, Any], paths: tuple[Path, ...]) -> int:
     if baseline is not None:
         checks += gate.compare(report, baseline, slack)
     report = replace(report, verdict=gate.verdict_of(checks))
-    _present(screen, params, report, checks, own=own)
-    if _in_github_actions():
+    title = "levit-export check" if report.model is None else report.model.name
+    steps = []
+    if report.verdict == "fail" and paths:
+        named = [str(path) for path in paths]
+        steps.append(["levit-export", "drift", *named, *options.choice_words(params)])
+    elif report.verdict == "not-run":
+        steps.append(["levit-export", "doctor"])
+    present_checks(
+        screen,
+        params,
+        report,
+        checks,
+        title=title,
+        compared=checks[own:],
+        require_audit=params["require_audit"],
+        steps=steps,
+    )
+    if in_github_actions():
         # On standard error, which the runner reads too; standard output may hold a report.
         for line in ci.annotate(checks, folder):
             click.echo(line, err=True)
@@ -186,7 +204,7 @@ def _refuse(params: dict[str, Any], paths: tuple[Path, ...]) -> None:
             "a bundle has one signature, made with a key or with a certificate",
             remedy="Give --verify-key or --verify-certificate.",
         )
-    given = {option: params[name] for name, option in FILES.items()}
+    given = {option: params[name] for name, option in CHECK_FILES.items()}
     refuse_unwritable(given, options.sources(params))
 
 
@@ -284,53 +302,3 @@ def _recheck(
     tolerance = Tolerance(params["atol"] or 0.0, (params["rtol"] or 0.0,), "given")
     folder = saved.output or params["recheck"].parent
     return replace(gate.recheck(saved, tolerance), output=None, vouching=None), folder
-
-
-def _present(
-    screen: Screen, params: dict[str, Any], report: Report, checks: Sequence[Check], *, own: int
-) -> None:
-    """The report and the gate's answers: on the screen, and in every form that was asked for.
-
-    The first ``own`` checks are of the report by itself, the others compare it with the baseline.
-    """
-    from levit_export.core import serialisation
-    from levit_export.reports import ci
-    from levit_export.reports.console import print_report
-    from levit_export.reports.report import to_json
-
-    title = "levit-export check" if report.model is None else report.model.name
-    if not screen.quiet and all(params[name] != "-" for name in FILES):
-        steps = []
-        if report.verdict == "fail" and params["paths"]:
-            paths = [str(path) for path in params["paths"]]
-            steps.append(["levit-export", "drift", *paths, *options.choice_words(params)])
-        elif report.verdict == "not-run":
-            steps.append(["levit-export", "doctor"])
-        print_report(
-            screen,
-            report,
-            compared=checks[own:],
-            require_audit=params["require_audit"],
-            steps=steps,
-        )
-        if report.vouching is not None and report.vouching.by != "checkpoint":
-            words = report.vouching.sentence
-            screen.out.print(words, markup=False, highlight=False, soft_wrap=True)
-    if params["json_file"] is not None:
-        content = {**to_json(report), "checks": checks}
-        write_or_print(serialisation.to_text(content), params["json_file"])
-    if params["junit"] is not None:
-        vouched = "" if report.vouching is None else report.vouching.sentence
-        write_or_print(ci.junit(title, checks, vouched), params["junit"])
-    if params["markdown"] is not None:
-        text = ci.markdown(title, report, checks)
-        # The steps of a GitHub job share one summary, so it is appended to.
-        summary = os.environ.get(SUMMARY)
-        is_shared = (
-            bool(summary) and Path(params["markdown"]).absolute() == Path(str(summary)).absolute()
-        )
-        write_or_print(text, params["markdown"], append=is_shared)
-
-
-def _in_github_actions() -> bool:
-    return os.environ.get("GITHUB_ACTIONS") == "true"

@@ -14,7 +14,13 @@ from levit_export.core import serialisation
 
 if TYPE_CHECKING:
     from levit_export.reports.console import Screen
+    from levit_export.reports.gate import Check
     from levit_export.reports.report import Report
+
+CHECK_FILES = {"json_file": "--json", "junit": "--junit", "markdown": "--markdown"}
+"""Parameters of the verbs that check, and the options that they come from."""
+
+SUMMARY = "GITHUB_STEP_SUMMARY"
 
 
 def write_or_print(text: str, destination: str, *, append: bool = False) -> None:
@@ -56,6 +62,52 @@ def present(
         print_report(screen, report, ledger=ledger, steps=steps)
     if json_file is not None:
         write_or_print(serialisation.to_text(to_json(report)), json_file)
+
+
+def present_checks(
+    screen: Screen,
+    params: Mapping[str, Any],
+    report: Report,
+    checks: Sequence[Check],
+    *,
+    title: str,
+    compared: Sequence[Check] = (),
+    require_audit: bool = False,
+    steps: Sequence[Sequence[str]] = (),
+) -> None:
+    """The report and the gate's answers: on the screen, and in every form that was asked for.
+
+    ``compared`` are those of the ``checks`` that compare the report with a baseline, ``steps`` the
+    commands that make sense next.
+    """
+    from levit_export.reports import ci
+    from levit_export.reports.console import print_report
+    from levit_export.reports.report import to_json
+
+    if not screen.quiet and all(params[name] != "-" for name in CHECK_FILES):
+        print_report(screen, report, compared=compared, require_audit=require_audit, steps=steps)
+        if report.vouching is not None and report.vouching.by != "checkpoint":
+            words = report.vouching.sentence
+            screen.out.print(words, markup=False, highlight=False, soft_wrap=True)
+    if params["json_file"] is not None:
+        content = {**to_json(report), "checks": checks}
+        write_or_print(serialisation.to_text(content), params["json_file"])
+    if params["junit"] is not None:
+        vouched = "" if report.vouching is None else report.vouching.sentence
+        write_or_print(ci.junit(title, checks, vouched), params["junit"])
+    if params["markdown"] is not None:
+        text = ci.markdown(title, report, checks)
+        # The steps of a GitHub job share one summary, so it is appended to.
+        summary = os.environ.get(SUMMARY)
+        is_shared = (
+            bool(summary) and Path(params["markdown"]).absolute() == Path(str(summary)).absolute()
+        )
+        write_or_print(text, params["markdown"], append=is_shared)
+
+
+def in_github_actions() -> bool:
+    """Whether a runner of GitHub Actions reads standard error and shows annotations."""
+    return os.environ.get("GITHUB_ACTIONS") == "true"
 
 
 def present_plan(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator
+import os
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -12,8 +14,10 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from levit_export.core.errors import RuntimeFailedError
-from levit_export.core.values import Signature, Tensors
+from levit_export.core import files
+from levit_export.core.errors import ArtifactError, RuntimeFailedError, UsageError
+from levit_export.core.quiet import first_line
+from levit_export.core.values import Signature, Tensors, TensorSpec
 
 FloatType = Literal["fp64", "fp32", "fp16", "bf16"]
 _DTYPES = {
@@ -147,6 +151,217 @@ class EagerSession:
             outputs = (outputs,)
         names = (spec.name for spec in self._signature.outputs)
         return {name: out.numpy() for name, out in zip(names, outputs, strict=True)}
+
+
+SUFFIXES = (".pt2", ".pt")
+"""Of programs that PyTorch itself wrote: ``torch.export`` and TorchScript."""
+
+_ONLY_TENSORS = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+
+
+class DoubleOperators(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Has every operator compute in float64 where the program says float32.
+
+    A captured program names float32 in its operators and holds constants of that type, which
+    ``module.double()`` leaves alone. What a program says of its own types is not asserted.
+    """
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._assert_tensor_metadata.default:  # noqa: SLF001 - its name
+            return None
+
+        def widened(value: Any) -> Any:
+            if value is torch.float32:
+                return torch.float64
+            if isinstance(value, torch.Tensor) and value.dtype is torch.float32:
+                return value.double()
+            if isinstance(value, list | tuple):
+                return type(value)(widened(each) for each in value)
+            return value
+
+        return func(*widened(args), **{k: widened(v) for k, v in (kwargs or {}).items()})
+
+
+class TorchFile:
+    """A ``torch.export`` (``.pt2``) or TorchScript (``.pt``) file, read to be a reference.
+
+    Both are programs, and reading one trusts whoever wrote it. ``inputs`` and ``outputs`` are what
+    the file says: TorchScript keeps the names of inputs and nothing else, so its shapes are empty
+    and it has no outputs. ``values`` are the names of inner values in order, each with those that
+    are made of it; TorchScript gives out none.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.inputs: tuple[TensorSpec, ...] = ()
+        self.outputs: tuple[TensorSpec, ...] = ()
+        self.values: Mapping[str, tuple[str, ...]] = {}
+        try:
+            files.require_regular(path)
+            if path.suffix == ".pt2":
+                self._module = self._exported()
+            else:
+                self._module = torch.jit.load(path, map_location="cpu")  # type: ignore[no-untyped-call]
+                schema: Any = self._module.forward.schema  # type: ignore[attr-defined]
+                names = [each.name for each in schema.arguments[1:]]
+                self.inputs = tuple(TensorSpec(name, ()) for name in names)
+        except Exception as error:
+            kind = "torch.export" if path.suffix == ".pt2" else "TorchScript"
+            raise ArtifactError(
+                f"{path} cannot be read as a {kind} program: {first_line(error)}",
+                remedy="Write it with torch.export.save (.pt2) or torch.jit.save (.pt); a "
+                "checkpoint of tensors alone holds no network.",
+            ) from error
+
+    def _exported(self) -> torch.fx.GraphModule:
+        with _only_tensors():
+            program = torch.export.load(self.path)
+        # Converters decompose a program before they name its values; without in-place operators
+        # and with their names, more values are found under one name.
+        program = program.run_decompositions({})
+        nodes = {node.name: node for node in program.graph.nodes}
+        names = program.graph_signature.user_outputs
+        self.inputs = tuple(_spec(nodes[str(n)]) for n in program.graph_signature.user_inputs)
+        self.outputs = tuple(_spec(nodes[name]) for name in names if name in nodes)
+        self.values = {
+            node.name: tuple(user.name for user in node.users)
+            for node in program.graph.nodes
+            if node.op == "call_function" and isinstance(node.meta.get("val"), torch.Tensor)
+        }
+        module = program.module(check_guards=False)
+        if not isinstance(module, torch.fx.GraphModule):
+            raise TypeError("it holds no graph")
+        return module
+
+    def open(
+        self,
+        signature: Signature,
+        arithmetic: Literal["fp64", "fp32"] = "fp32",
+        *,
+        threads: int | None = None,
+        taps: Sequence[str] = (),
+    ) -> TorchFileSession:
+        """The program as a session that takes and gives what ``signature`` says."""
+        return TorchFileSession(
+            self, self._module, signature, arithmetic, threads=threads, taps=taps
+        )
+
+
+class TorchFileSession:
+    """A program of PyTorch as :class:`levit_export.core.values.Session`."""
+
+    def __init__(
+        self,
+        file: TorchFile,
+        module: Any,
+        signature: Signature,
+        arithmetic: Literal["fp64", "fp32"],
+        *,
+        threads: int | None,
+        taps: Sequence[str],
+    ) -> None:
+        self._file = file
+        self._module = module
+        self._arithmetic = arithmetic
+        self._threads = threads
+        self._taps = tuple(taps)
+        self.signature = signature
+
+    @property
+    def runtime(self) -> str:
+        """``PyTorch 2.13.0 (CPU, fp32)``."""
+        return f"PyTorch {torch.__version__} (CPU, {self._arithmetic})"
+
+    def run(self, inputs: Tensors) -> dict[str, np.ndarray]:
+        """One forward call; outputs and taps are float64 for ``fp64``."""
+        given = [torch.from_numpy(np.ascontiguousarray(inputs[s.name])) for s in self._file.inputs]
+        try:
+            with torch.no_grad(), cpu_threads(self._threads):
+                if self._arithmetic == "fp64":
+                    with DoubleOperators():  # type: ignore[no-untyped-call]
+                        found = self._called(given)
+                else:
+                    found = self._called(given)
+        except (RuntimeError, TypeError, ValueError, AssertionError) as error:
+            shapes = ", ".join(str(tuple(tensor.shape)) for tensor in given)
+            raise RuntimeFailedError(
+                f"PyTorch could not run {self._file.path.name} on shapes {shapes}: "
+                f"{first_line(error)}",
+                remedy="Give inputs of the shapes and types that it was captured with.",
+            ) from error
+        return {name: value.detach().numpy() for name, value in found.items()}
+
+    def _called(self, given: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+        if not isinstance(self._module, torch.fx.GraphModule):
+            return _named(self._module(*given))
+        recorder = _Recorder(self._module, self._taps)
+        outputs = _flat(recorder.run(*given))
+        named = zip((spec.name for spec in self._file.outputs), outputs, strict=True)
+        return {**recorder.found, **dict(named)}
+
+
+class _Recorder(torch.fx.Interpreter):
+    """Runs a graph and keeps the values that ``taps`` names."""
+
+    def __init__(self, module: torch.fx.GraphModule, taps: Sequence[str]) -> None:
+        super().__init__(module)
+        self._wanted = set(taps)
+        self.found: dict[str, torch.Tensor] = {}
+
+    def run_node(self, n: torch.fx.Node) -> Any:
+        """Compute one value."""
+        value = super().run_node(n)
+        if n.name in self._wanted and isinstance(value, torch.Tensor):
+            self.found[n.name] = value
+        return value
+
+
+def _flat(outputs: Any) -> list[torch.Tensor]:
+    """The tensors of what a program gives, however they are nested."""
+    if isinstance(outputs, torch.Tensor):
+        return [outputs]
+    if isinstance(outputs, Mapping):
+        outputs = outputs.values()
+    elif not isinstance(outputs, list | tuple):
+        return []
+    return [tensor for each in outputs for tensor in _flat(each)]
+
+
+def _named(outputs: Any) -> dict[str, torch.Tensor]:
+    """What TorchScript gives: a dictionary by its keys, anything else by position."""
+    if isinstance(outputs, Mapping):
+        return {str(name): value for name, value in outputs.items()}
+    return {f"output{at}": value for at, value in enumerate(_flat(outputs))}
+
+
+def _spec(node: torch.fx.Node) -> TensorSpec:
+    """Name, shape and type of a value of a captured program; None for an open dimension."""
+    value = node.meta["val"]
+    if not isinstance(value, torch.Tensor):
+        raise UsageError(
+            f"{node.name} is a {type(value).__name__}, not a tensor",
+            remedy="Export a program that takes and gives tensors alone.",
+        )
+    shape = tuple(side if isinstance(side, int) else None for side in value.shape)
+    return TensorSpec(node.name, shape, str(value.dtype).removeprefix("torch."))
+
+
+@contextmanager
+def _only_tensors() -> Iterator[None]:
+    """No pickle inside a ``.pt2`` may hold anything but tensors.
+
+    ``torch.export.load`` reads them without that limit where it fails with it
+    (https://docs.pytorch.org/docs/stable/notes/serialization.html names this variable).
+    """
+    before = os.environ.get(_ONLY_TENSORS)
+    os.environ[_ONLY_TENSORS] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_ONLY_TENSORS]
+        else:
+            os.environ[_ONLY_TENSORS] = before
 
 
 @contextmanager

@@ -53,9 +53,12 @@ class SearchResult:
 
 @dataclass(frozen=True)
 class Vouching:
-    """Who says that what was checked is the model that was trained; ``signer`` in words."""
+    """Who says that what was checked is the model that was trained; ``signer`` in words.
 
-    by: Literal["itself", "checkpoint", "signature"]
+    A ``reference`` is another file, whose name is in place of the signer's.
+    """
+
+    by: Literal["itself", "checkpoint", "signature", "reference"]
     signer: str = ""
 
     @property
@@ -68,6 +71,8 @@ class Vouching:
             )
         if self.by == "checkpoint":
             return "held against a checkpoint"
+        if self.by == "reference":
+            return f"held against {self.signer}"
         return f"signed by {self.signer}"
 
 

@@ -262,8 +262,8 @@ def test_a_reference_that_is_not_finite_decides_nothing(value: float) -> None:
     report = _compare(broken, broken.copy())
     assert (report.verdict, report.reason) == (
         "inconclusive",
-        "logits: PyTorch itself answers NaN or infinity on 1 of 4 samples, first image-0: mend "
-        "the checkpoint",
+        "logits: the reference itself answers NaN or infinity on 1 of 4 samples, first image-0: "
+        "mend its weights",
     )
 
 

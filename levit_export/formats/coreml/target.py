@@ -543,22 +543,25 @@ def _classifier_signature(model: Prepared) -> Signature:
 
 
 def _signature(program: mil.Program) -> Signature:
-    """Tensor inputs and outputs; a classifier's dictionary counts as probabilities."""
+    """Tensor inputs and outputs; a classifier's dictionary counts as probabilities.
+
+    An image is given as red, green, blue whatever the package declares: Core ML reorders it.
+    """
     outputs = tuple(
         TensorSpec(feature.name, feature.shape, feature.dtype)
         for feature in program.outputs
         if isinstance(feature, mil.ArrayFeature)
     )
     if not outputs:
-        classes = len(_labels(program.metadata, program.path))
+        classes = len(_labels(program.metadata, program.path) or program.classes)
         outputs = (TensorSpec(PROBABILITIES, (1, classes)),)
     inputs = tuple(
-        TensorSpec(feature.name, feature.shape, "float32")
+        TensorSpec(feature.name, feature.shape, feature.dtype)
         if isinstance(feature, mil.ArrayFeature)
         else TensorSpec(feature.name, (1, feature.height, feature.width, 3), "uint8")
         for feature in program.inputs
         if isinstance(feature, mil.ArrayFeature)
-        or (isinstance(feature, mil.ImageFeature) and feature.layout == "RGB")
+        or (isinstance(feature, mil.ImageFeature) and feature.layout in ("RGB", "BGR"))
     )
     if not inputs:
         raise ArtifactError(

@@ -268,7 +268,9 @@ def _sentences(report: Report, accused: Collection[str]) -> Iterator[str]:
             every = f"All {len(exact)} artifacts give" if whole else f"{_names(exact)} give"
             if len(exact) == 1:
                 every = "The artifact gives" if whole else f"{exact[0].id} gives"
-            yield f"{every} PyTorch's answers, as nearly as rounding allows."
+            is_file = report.vouching is not None and report.vouching.by == "reference"
+            whose = "the reference's" if is_file else "PyTorch's"
+            yield f"{every} {whose} answers, as nearly as rounding allows."
         for artifact in report.artifacts:
             if artifact.precision not in ROUNDED:
                 yield _of_quantised(report, artifact)
