@@ -102,6 +102,7 @@ def _gate_options(command: Callable[..., Any]) -> Callable[..., Any]:
             metavar="FILE",
             help="Write a summary; appended when FILE is $GITHUB_STEP_SUMMARY.",
         ),
+        click.option("--html", metavar="FILE", help="Write the report as a page; - is stdout."),
     )
     for option in reversed(declared):
         command = option(command)

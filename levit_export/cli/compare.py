@@ -15,7 +15,6 @@ from levit_export.cli.output import (
     in_github_actions,
     present_checks,
     refuse_unwritable,
-    write_or_print,
 )
 
 
@@ -76,8 +75,8 @@ def compare(ctx: click.Context, /, reference: Path, candidates: tuple[Path, ...]
     given = {option: params[name] for name, option in CHECK_FILES.items()}
     read = [reference, *candidates, params["inputs"], params["data"]]
     sources = [path for path in read if path is not None]
-    refuse_unwritable({**given, "--html": params["html"]}, sources)
-    screen = console.Screen(quiet=params["quiet"] or params["html"] == "-")
+    refuse_unwritable(given, sources)
+    screen = console.Screen(quiet=params["quiet"])
     request = comparing.CompareRequest(
         reference=reference,
         candidates=candidates,
@@ -94,10 +93,6 @@ def compare(ctx: click.Context, /, reference: Path, candidates: tuple[Path, ...]
     checks = gate.of_report(report.artifacts)
     report = replace(report, verdict=gate.verdict_of(checks))
     present_checks(screen, params, report, checks, title="levit-export compare")
-    if params["html"] is not None:
-        from levit_export.reports import html
-
-        write_or_print(html.page(report), params["html"])
     if in_github_actions():
         for line in ci.annotate(checks):
             click.echo(line, err=True)

@@ -17,7 +17,12 @@ if TYPE_CHECKING:
     from levit_export.reports.gate import Check
     from levit_export.reports.report import Report
 
-CHECK_FILES = {"json_file": "--json", "junit": "--junit", "markdown": "--markdown"}
+CHECK_FILES = {
+    "json_file": "--json",
+    "junit": "--junit",
+    "markdown": "--markdown",
+    "html": "--html",
+}
 """Parameters of the verbs that check, and the options that they come from."""
 
 SUMMARY = "GITHUB_STEP_SUMMARY"
@@ -103,6 +108,10 @@ def present_checks(
             bool(summary) and Path(params["markdown"]).absolute() == Path(str(summary)).absolute()
         )
         write_or_print(text, params["markdown"], append=is_shared)
+    if params["html"] is not None:
+        from levit_export.reports import html
+
+        write_or_print(html.page(report, is_beside=False), params["html"])
 
 
 def in_github_actions() -> bool:

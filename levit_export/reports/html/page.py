@@ -149,7 +149,8 @@ def _context(report: Report, drift: DriftMap | None, pixels: Pixels) -> dict[str
         if artifact.timing is not None
     ]
     timed = {name: t for name, t in (*timings, *report.baselines.items()) if t.seconds}
-    first = next(iter(timed.values()), None)
+    # Devices measure each row by itself.
+    first = next((t for t in timed.values() if t.regimes is None), None)
     accuracies = [
         a.accuracy for a in report.artifacts if a.accuracy and a.accuracy.top1 is not None
     ]
@@ -199,6 +200,7 @@ def _context(report: Report, drift: DriftMap | None, pixels: Pixels) -> dict[str
         "strips": plots.latency(timed, STRIPS) if timed else None,
         "strips_explanation": STRIPS,
         "threads": 0 if first is None else first.threads,
+        "has_devices": any(t.regimes is not None for t in timed.values()),
         "batch": 0 if first is None else first.batch,
         "any_noisy": any(timing.noisy for timing in timed.values()),
         "noisy_percent": f"{100 * NOISY:.0f}",

@@ -107,10 +107,12 @@ def test_results_of_verify_py_are_rows(cli: Cli, digits: Path, python_results: P
 def test_results_in_the_files_for_ci(
     cli: Cli, digits: Path, python_results: Path, tmp_path: Path
 ) -> None:
-    """JUnit has a case for a device's row, and Markdown a line with its verdict and latency."""
+    """JUnit has a case for a device's row, Markdown a line with its verdict and latency, and the
+    page its regimes.
+    """
     junit, markdown = tmp_path / "j.xml", tmp_path / "m.md"
-    saved = tmp_path / "report.json"
-    given = ("--junit", junit, "--markdown", markdown, "--json", saved)
+    saved, page = tmp_path / "report.json", tmp_path / "page.html"
+    given = ("--junit", junit, "--markdown", markdown, "--json", saved, "--html", page)
     assert cli("check", digits, "--results", python_results, *given).exit_code == 0
     cases = ET.fromstring(junit.read_text(encoding="utf-8")).iter("testcase")
     names = {(case.get("classname"), case.get("name")) for case in cases}
@@ -120,6 +122,10 @@ def test_results_in_the_files_for_ci(
     ]
     assert "pass" in line
     assert line.endswith(" ms |")
+    shown = page.read_text(encoding="utf-8")
+    assert "onnx-fp32 (iPhone 17 Pro, CPU)" in shown
+    assert "What devices report they measured by themselves" in shown
+    assert "interleaved" not in shown
     again = cli("check", "--recheck", saved, "--rtol", "1e-12")
     assert (again.exit_code, "onnx-fp32 (iPhone 17 Pro, CPU)" in again.stdout) == (1, True)
 
