@@ -157,6 +157,20 @@ def test_without_float64_nothing_is_decided(subjects: dict[str, Subject]) -> Non
     assert given.verdict == "pass"
 
 
+def test_a_fault_is_located_between_two_files_of_openvino(
+    subjects: dict[str, Subject], tmp_path: Path
+) -> None:
+    """With a given tolerance any format may be the reference, by the names of its own values."""
+    subject = subjects["resnet"]
+    program = classifiers.captured(classifiers.faulty(subject.network, "swapped channels"))
+    faulty = classifiers.write(program, "openvino", tmp_path / "faulty")
+    overrides = Overrides(rtol=1e-4)
+    report = _compare(subject.files["openvino"], faulty, overrides=overrides)
+    (artifact,) = report.artifacts
+    assert artifact.drift is not None
+    assert artifact.drift.tap.startswith("_native_batch_norm_legit_no_training/")
+
+
 def test_without_a_tolerance_a_missing_output_still_fails(
     subjects: dict[str, Subject], tmp_path: Path
 ) -> None:
