@@ -36,7 +36,6 @@ from levit_export.checks.reference import Overrides
 from levit_export.checks.results import ArtifactReport, Explanation
 from levit_export.core import machine
 from levit_export.core.errors import (
-    DataError,
     LevitExportError,
     MissingDependencyError,
     NotRunError,
@@ -47,8 +46,6 @@ from levit_export.core.packages import TOOLCHAIN, needs, versions
 from levit_export.core.progress import Progress, Silent
 from levit_export.core.values import (
     UNIT_ROUNDOFF,
-    Artifact,
-    Preprocessing,
     RunOptions,
     Session,
     Signature,
@@ -59,7 +56,7 @@ from levit_export.core.values import (
     overall,
 )
 from levit_export.formats import target
-from levit_export.inputs import images as image_files
+from levit_export.inputs import shared
 from levit_export.inputs.samples import Samples
 from levit_export.reports.report import Report, Vouching
 from levit_export.storage.located import locate
@@ -70,9 +67,6 @@ UNLIMITED = Tolerance(0.0, (math.inf,), "given")
 
 DIFFERENCES = ("too-far", "decided-flips", "not-finite")
 """Kinds of findings that say that answers differ, so that there is a first difference."""
-
-FLOATS = ("float16", "float32", "float64")
-"""From the coarsest; every number of one is a number of those behind it."""
 
 Arithmetic = Literal["own", "fp64"]
 
@@ -147,16 +141,21 @@ def compare(request: CompareRequest, progress: Progress | None = None) -> Report
     found = [locate(path) for path in dict.fromkeys(request.candidates)]
     artifacts = [artifact for each in found for artifact in each.artifacts]
     reference = _opened(request, [artifact.signature for artifact in artifacts])
-    matched = [_matched_inputs(reference, artifact) for artifact in artifacts]
-    specs = _resolved(reference, artifacts, matched)
+    taken, matched = reference.signature.inputs, []
+    for artifact in artifacts:
+        pairs = shared.paired(taken, artifact.signature.inputs, artifact.path.name)
+        matched.append({ours.name: theirs for ours, theirs in pairs})
+    names = [artifact.path.name for artifact in artifacts]
+    others = list(zip(names, matched, strict=True))
+    specs = shared.resolved(taken, request.reference.name, others)
     samples, arrays, pixels = _samples(request, reference, specs, matched)
     progress.stage(f"running {request.reference.name}")
     expected = _answers(request, reference, samples, arrays, pixels)
     reports = []
-    for artifact, names in zip(artifacts, matched, strict=True):
+    for artifact, takers in zip(artifacts, matched, strict=True):
         for row in execution.rows([artifact], request.run):
             progress.stage(f"comparing {artifact.path.name}")
-            reports.append(_judged(request, reference, expected, row, names))
+            reports.append(_judged(request, reference, expected, row, takers))
     return Report(
         verdict=overall(report.parity.verdict for report in reports),
         model=None,
@@ -244,7 +243,7 @@ def _torch_reference(request: CompareRequest, candidates: Sequence[Signature]) -
         signature = Signature(
             tuple(
                 _as_tensor(replace(theirs, name=ours.name), batch)
-                for ours, theirs in _paired_specs(file.inputs, first, "the first candidate")
+                for ours, theirs in shared.paired(file.inputs, first, "the first candidate")
             ),
             file.outputs,
         )
@@ -254,104 +253,7 @@ def _torch_reference(request: CompareRequest, candidates: Sequence[Signature]) -
 def _as_tensor(spec: TensorSpec, batch: int | None) -> TensorSpec:
     """What a program of PyTorch takes in place of a candidate's input."""
     dtype = spec.dtype if spec.dtype.startswith("int") else "float32"
-    return TensorSpec(spec.name, (batch, *_planes(spec).shape[1:]), dtype)
-
-
-# --- inputs ---------------------------------------------------------------------------------
-
-
-def _paired_specs(
-    ours: Sequence[TensorSpec], theirs: Sequence[TensorSpec], name: str
-) -> list[tuple[TensorSpec, TensorSpec]]:
-    """Inputs of the reference with those of a candidate: by name, the others by position."""
-    if len(ours) != len(theirs):
-        raise UsageError(
-            f"{name} takes {len(theirs)} inputs ({', '.join(s.name for s in theirs)}), the "
-            f"reference {len(ours)} ({', '.join(s.name for s in ours)})",
-            remedy="Compare files of the same network, exported with the same inputs.",
-        )
-    named = {spec.name: spec for spec in theirs}
-    known = {spec.name for spec in ours}
-    rest = iter([spec for spec in theirs if spec.name not in known])
-    return [(spec, named[spec.name] if spec.name in named else next(rest)) for spec in ours]
-
-
-def _matched_inputs(reference: Reference, artifact: Artifact) -> dict[str, TensorSpec]:
-    """What the candidate takes, by the names that the reference has for it."""
-    pairs = _paired_specs(
-        reference.signature.inputs, artifact.signature.inputs, artifact.path.name
-    )
-    return {ours.name: theirs for ours, theirs in pairs}
-
-
-def _is_image(spec: TensorSpec) -> bool:
-    """Whether an input is an image, uint8 ``(batch, H, W, 3)``: of a package, or of bytes."""
-    return spec.dtype == "uint8" and len(spec.shape) == 4 and spec.shape[3] == 3
-
-
-def _planes(spec: TensorSpec) -> TensorSpec:
-    """An input as the network behind it sees it: planes in place of an image."""
-    if not _is_image(spec):
-        return spec
-    batch, height, width, channels = spec.shape
-    return replace(spec, shape=(batch, channels, height, width))
-
-
-def _resolved(
-    reference: Reference,
-    artifacts: Sequence[Artifact],
-    matched: Sequence[Mapping[str, TensorSpec]],
-) -> dict[str, TensorSpec]:
-    """Each input of the reference, with sizes that it leaves open taken from the candidates.
-
-    Raises ``UsageError`` where two files take other ranks, sizes or kinds of number.
-    """
-    found = {}
-    for spec in reference.signature.inputs:
-        ours = _planes(spec)
-        if not ours.shape:
-            raise UsageError(
-                f"input {spec.name!r} of {reference.path.name} has no axes",
-                remedy="Export the network with a batch axis in front of every input.",
-            )
-        shape = list(ours.shape)
-        for artifact, names in zip(artifacts, matched, strict=True):
-            theirs = _planes(names[spec.name])
-            fits = len(theirs.shape) == len(shape) and all(
-                a is None or b is None or a == b
-                for a, b in zip(shape[1:], theirs.shape[1:], strict=True)
-            )
-            is_alike = _family(ours.dtype) == _family(theirs.dtype)
-            if not fits or not (is_alike or "uint8" in (ours.dtype, theirs.dtype)):
-                raise _unlike(reference, ours, artifact, theirs)
-            shape = [shape[0], *(a or b for a, b in zip(shape[1:], theirs.shape[1:], strict=True))]
-        found[spec.name] = replace(ours, shape=tuple(shape))
-    return found
-
-
-def _family(dtype: str) -> str:
-    return "bool" if dtype == "bool" else np.dtype(dtype).kind.replace("u", "i")
-
-
-def _unlike(
-    reference: Reference, ours: TensorSpec, artifact: Artifact, theirs: TensorSpec
-) -> UsageError:
-    """The error for two inputs that cannot be given the same numbers."""
-    sides = [
-        f"{name} takes {spec.name!r} as {spec.dtype} {_shown(spec.shape)}"
-        for name, spec in ((artifact.path.name, theirs), (reference.path.name, ours))
-    ]
-    is_layout = sorted(map(str, ours.shape)) == sorted(map(str, theirs.shape))
-    return UsageError(
-        ", ".join(sides),
-        remedy="They are in other layouts: export both in the same one."
-        if is_layout and ours.shape != theirs.shape
-        else "Export both with inputs of the same shape and kind of number.",
-    )
-
-
-def _shown(shape: Sequence[int | None]) -> str:
-    return f"({', '.join('any' if side is None else str(side) for side in shape)})"
+    return TensorSpec(spec.name, (batch, *shared.planes(spec).shape[1:]), dtype)
 
 
 def _samples(
@@ -369,15 +271,15 @@ def _samples(
         name for name, sides in takers.items() if any(side.dtype == "uint8" for side in sides)
     }
     if request.inputs is not None:
-        names, arrays = _read_inputs(request.inputs, specs, pixels)
+        names, arrays = shared.read_arrays(request.inputs, specs, pixels)
     elif request.data is not None:
-        names, arrays = _read_images(request, specs, pixels)
+        names, arrays = shared.read_images(request.data, specs, pixels, count=request.samples)
     else:
-        names, arrays = _drawn(request, specs, pixels)
+        names, arrays = shared.drawn(specs, pixels, count=request.samples, seed=request.seed)
     for name, array in arrays.items():
         coarsest = min(
-            (spec.dtype for spec in takers[name] if spec.dtype in FLOATS),
-            key=FLOATS.index,
+            (spec.dtype for spec in takers[name] if spec.dtype in shared.FLOATS),
+            key=shared.FLOATS.index,
             default=None,
         )
         # What this program draws or normalises is rounded; what a user gives must be exact.
@@ -385,142 +287,6 @@ def _samples(
             arrays[name] = array.astype(coarsest)
     count = len(names)
     return Samples(names, np.arange(count), np.full(count, -1), {}), arrays, frozenset(pixels)
-
-
-def _drawn(
-    request: CompareRequest, specs: Mapping[str, TensorSpec], pixels: set[str]
-) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
-    """Seeded normal numbers, or bytes where one of the files takes an image or bytes."""
-    generator = np.random.default_rng(request.seed)
-    arrays: dict[str, np.ndarray] = {}
-    for name, spec in specs.items():
-        shape = (request.samples, *_sides(spec))
-        if name in pixels:
-            arrays[name] = generator.integers(0, 256, shape, dtype=np.uint8)
-        elif spec.dtype == "bool":
-            arrays[name] = generator.integers(0, 2, shape).astype(bool)
-        elif spec.dtype in FLOATS:
-            arrays[name] = generator.standard_normal(shape)
-        else:
-            raise UsageError(
-                f"input {name!r} is {spec.dtype}, and which whole numbers make sense for it is "
-                "not known",
-                remedy="Give --inputs FILE.npz with an array for each input.",
-            )
-    kind = "pixels" if pixels else "normal"
-    return tuple(f"{kind}-{index}" for index in range(request.samples)), arrays
-
-
-def _sides(spec: TensorSpec) -> tuple[int, ...]:
-    """The shape of one sample."""
-    sides = tuple(side for side in spec.shape[1:] if side is not None)
-    if len(sides) != len(spec.shape) - 1:
-        raise UsageError(
-            f"input {spec.name!r} is {_shown(spec.shape)}, and no file says which size to take",
-            remedy="Give --inputs FILE.npz with arrays of the size that you mean.",
-        )
-    return sides
-
-
-def _read_inputs(
-    path: Path, specs: Mapping[str, TensorSpec], pixels: set[str]
-) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
-    """The arrays of an ``.npz``; an image may be uint8 ``(n, H, W, 3)`` or ``(n, 3, H, W)``."""
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, AttributeError, TypeError) as error:
-        raise DataError(
-            f"{path} cannot be read as arrays: {error}",
-            remedy="Write it with numpy.savez(file, NAME=array, …).",
-        ) from error
-    except Exception as error:  # zipfile and zlib have errors of their own
-        raise DataError(f"{path} is damaged: {error}", remedy="Write it again.") from error
-    if set(arrays) != set(specs):
-        raise DataError(
-            f"{path} holds {sorted(arrays)}, the reference takes {sorted(specs)}",
-            remedy="Give one array for each input, under its name in the reference.",
-        )
-    for name, spec in specs.items():
-        array = arrays[name]
-        if name in pixels and array.ndim == 4 and array.shape[3] == spec.shape[1]:
-            array = array.transpose(0, 3, 1, 2)
-        admitted = array.ndim == len(spec.shape) and all(
-            want is None or want == have
-            for want, have in zip(spec.shape[1:], array.shape[1:], strict=True)
-        )
-        if not admitted or not len(array):
-            raise DataError(
-                f"{name!r} of {path} has shape {array.shape}, the reference takes "
-                f"{_shown((None, *spec.shape[1:]))}",
-                remedy="The first axis counts the samples; the others are those of the input.",
-            )
-        if array.dtype.kind not in "fiub" or not np.isfinite(array).all():
-            raise DataError(
-                f"{name!r} of {path} holds {array.dtype} that are not all finite numbers",
-                remedy="Give finite numbers.",
-            )
-        arrays[name] = array
-    counts = {len(array) for array in arrays.values()}
-    if len(counts) != 1:
-        raise DataError(
-            f"the arrays of {path} hold {sorted(counts)} samples",
-            remedy="Give every input for each sample.",
-        )
-    return tuple(f"{path.stem}-{index}" for index in range(counts.pop())), arrays
-
-
-def _read_images(
-    request: CompareRequest, specs: Mapping[str, TensorSpec], pixels: set[str]
-) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
-    """Images resized to the input's size: as bytes, or normalised as ImageNet's are.
-
-    Whatever was done to the training images, both files are given the same.
-    """
-    (name, spec), *others = specs.items()
-    if others or len(spec.shape) != 4 or spec.shape[1] != 3:
-        raise UsageError(
-            f"--data gives pictures, and the network takes "
-            f"{', '.join(f'{n} {_shown(s.shape)}' for n, s in specs.items())}",
-            remedy="Give --inputs FILE.npz with an array for each input.",
-        )
-    _, height, width = _sides(spec)
-    size = (height, width)
-    recipe = Preprocessing("compare", resize=size, crop=size, resize_mode="exact")
-    found = image_files.open_images(request.data or "", labels=()).limited(request.samples)
-    inputs, names = [], []
-    for batch in image_files.batches(found, recipe, [range(len(found))]):
-        inputs.append(batch.inputs)
-        names += [found.entries[row].name for row in batch.rows]
-        image_files.refuse_too_many(
-            [each for _, each in batch.unreadable], len(found), found.source
-        )
-    array = np.concatenate(inputs)
-    if name in pixels:
-        from levit_export.inputs.preprocessing import pixels_of
-
-        array = pixels_of(recipe, array).transpose(0, 3, 1, 2)
-    return tuple(names), {name: array}
-
-
-def _given(arrays: Tensors, takers: Mapping[str, TensorSpec], file: str) -> dict[str, np.ndarray]:
-    """The samples as a file takes them, by its own names. Raises where a number would change."""
-    found = {}
-    for name, array in arrays.items():
-        spec, given = takers[name], array
-        if _is_image(spec):
-            given = array.transpose(0, 2, 3, 1)
-        with np.errstate(over="ignore", invalid="ignore"):
-            converted = given.astype(spec.dtype)
-        if not np.array_equal(converted, given):
-            raise DataError(
-                f"{file} takes {spec.name!r} as {spec.dtype}, which cannot hold the numbers given "
-                f"for {name!r} ({given.dtype})",
-                remedy=f"Round the numbers to {spec.dtype} first, so that every file is given "
-                "the same.",
-            )
-        found[spec.name] = np.ascontiguousarray(converted)
-    return found
 
 
 def _collected(
@@ -551,7 +317,7 @@ def _answers(
     pixels: frozenset[str],
 ) -> Answers:
     """What the reference answers; in float64 as well, unless a tolerance was given."""
-    inputs = _given(arrays, reference.takers, reference.path.name)
+    inputs = shared.converted(arrays, reference.takers, reference.path.name)
     with reference.open("own", ()) as session:
         outputs, runtime = (
             _collected(session, samples, inputs, reference.signature.batch),
@@ -588,7 +354,7 @@ def _judged(
     if not available.ok:
         not_run = parity.not_run(f"{available.reason}: {available.fix}")
         return execution.describe(row, None, not_run, None, None)
-    inputs = _given(expected.arrays, takers, artifact.path.name)
+    inputs = shared.converted(expected.arrays, takers, artifact.path.name)
     with ExitStack() as stack:
         try:
             session = stack.enter_context(kind.open(artifact, row.run))
@@ -726,9 +492,14 @@ def _located(
     """The first value that both name and that differs, on the sample that is farthest off."""
     kind, stage = target(row.artifact.format), row.artifact.id
     batch = reference.signature.batch
+    shown = {spec.name for spec in row.artifact.signature.outputs}
     theirs = by_name.by_key(kind.values(row.artifact))
-    ours = by_name.by_key(reference.values)
-    inner = [key for key in ours if key in theirs and ours[key] not in expected.outputs]
+    inner: dict[str, str] = {}
+    for key, name in by_name.by_key(reference.values).items():
+        other = theirs.get(key, "")
+        is_new = name not in inner and other not in inner.values()
+        if other and is_new and name not in expected.outputs and other not in shown:
+            inner[name] = other
     if not inner:
         return Explanation(
             f"{reference.path.name} and {row.artifact.path.name} have no inner values of one "
@@ -736,28 +507,27 @@ def _located(
             stage=stage,
         )
     at = _farthest(report, expected.samples)
-    own = _given(expected.arrays, reference.takers, reference.path.name)
-    taps = [ours[key] for key in inner]
+    own = shared.converted(expected.arrays, reference.takers, reference.path.name)
     try:
-        with reference.open("own", taps) as session:
+        with reference.open("own", tuple(inner)) as session:
             right = _once(session, own, at, batch)
         exact: Tensors = {}
         if expected.exact:
-            with reference.open("fp64", taps) as session:
+            with reference.open("fp64", tuple(inner)) as session:
                 exact = _once(session, own, at, batch)
-        with kind.open(row.artifact, row.run, [theirs[key] for key in inner]) as session:
+        with kind.open(row.artifact, row.run, tuple(inner.values())) as session:
             seen = _once(session, inputs, at, batch)
     except LevitExportError as error:
         return Explanation(f"the inner values cannot be looked at: {error.what}", stage=stage)
-    shared = {
-        ours[key]: seen[theirs[key]].reshape(right[ours[key]].shape)
-        for key in inner
-        if by_name.is_comparable(right[ours[key]], seen[theirs[key]])
+    common = {
+        name: seen[other].reshape(right[name].shape)
+        for name, other in inner.items()
+        if by_name.is_comparable(right[name], seen[other])
     }
-    right = {name: right[name] for name in shared}
+    right = {name: right[name] for name in common}
     precisions = (reference.precision, execution.judged_as(row))
     allowed = _tolerances(overrides, precisions, right, exact)
-    shares = {name: by_name.share(right[name], shared[name], allowed[name]) for name in shared}
+    shares = {name: by_name.share(right[name], common[name], allowed[name]) for name in common}
     return by_name.first_difference(reference.values, shares, expected.samples.names[at], stage)
 
 

@@ -164,8 +164,14 @@ def test_a_fault_is_located_between_two_files_of_openvino(
     subject = subjects["resnet"]
     program = classifiers.captured(classifiers.faulty(subject.network, "swapped channels"))
     faulty = classifiers.write(program, "openvino", tmp_path / "faulty")
-    overrides = Overrides(rtol=1e-4)
-    report = _compare(subject.files["openvino"], faulty, overrides=overrides)
+    images = np.random.default_rng(0).standard_normal((2, 3, 32, 32)).astype(np.float32)
+    np.savez(tmp_path / "images.npz", pixel_values=images)
+    report = _compare(
+        subject.files["openvino"],
+        faulty,
+        inputs=tmp_path / "images.npz",
+        overrides=Overrides(rtol=1e-4),
+    )
     (artifact,) = report.artifacts
     assert artifact.drift is not None
     assert artifact.drift.tap.startswith("_native_batch_norm_legit_no_training/")
