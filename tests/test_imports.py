@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 
 import click
 import pytest
+from click.testing import CliRunner
 
 import levit_export
 from levit_export.cli import cli
+from levit_export.cli.command import Verb
+from levit_export.cli.export import EXAMPLES
 from levit_export.cli.reference import commands
 
 HEAVY = (
@@ -69,6 +73,13 @@ def test_help_is_light(verb: str) -> None:
     assert not found & {*HEAVY, "numpy"}
 
 
+def test_the_list_of_models_is_light() -> None:
+    """``models`` prints its table without NumPy, which alone would take half of its time."""
+    found = imported("-m", "levit_export", "models")
+    assert "rich" in found
+    assert not found & {*HEAVY, "numpy"} - {"rich"}
+
+
 def test_the_list_of_verbs_loads_none() -> None:
     """What the command can do is listed without loading a verb, and on a line each."""
     done = subprocess.run(
@@ -114,6 +125,34 @@ def test_options_have_help(name: str, option: click.Option) -> None:
     """Every option has help, or is a count whose name and shown default say it all."""
     counted = isinstance(option.type, click.IntRange) and option.show_default
     assert option.help or counted, name
+
+
+def test_options_of_export_stand_below_headings() -> None:
+    """Every option of ``export`` has a heading, in up to 100 columns, and examples follow."""
+    command = COMMANDS["export"]
+    assert isinstance(command, Verb)
+    named = [name for names in command.sections.values() for name in names]
+    shown = [option.name for option in command.params if not getattr(option, "hidden", False)]
+    assert sorted(named) == sorted(name for name in shown if name is not None)
+    with click.Context(command, info_name="levit-export export", terminal_width=100) as context:
+        text = command.get_help(context)
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= 100
+    assert [line[:-1] for line in lines if line.endswith(":") and line[0] != " "] == [
+        *command.sections,
+        "Others",
+        "Examples",
+    ]
+    examples = lines[lines.index("Examples:") + 1 :]
+    assert [line.strip() for line in examples[::2]] == [example for example, _ in command.examples]
+
+
+@pytest.mark.parametrize("example", [example for example, _ in EXAMPLES])
+def test_examples_of_export_can_be_given(example: str) -> None:
+    """What the help shows is parsed as it stands."""
+    given = [*shlex.split(example)[1:], "--help"]
+    result = CliRunner().invoke(cli, given, prog_name="levit-export")
+    assert result.exit_code == 0, result.output
 
 
 def test_help_of_exit_status_keeps_its_lines() -> None:

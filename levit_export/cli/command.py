@@ -65,11 +65,10 @@ class Verb(click.Command):
                 formatter.write_dl([found for name in names if (found := records[name])])
         with formatter.section("Others"):
             formatter.write_dl([found for name, found in shown if found and name not in named])
-        # A command that is to be copied is not wrapped.
-        longest = max((len(command) for command, _ in self.examples), default=0)
         with formatter.section("Examples"):
             for command, purpose in self.examples:
-                formatter.write(f"  {command:<{longest}}  # {purpose}\n")
+                # A command that is to be copied is not wrapped.
+                formatter.write(f"  {command}\n      {purpose}\n")
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the callback; map errors on purpose, interrupts and bugs to their exit status."""

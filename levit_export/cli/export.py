@@ -71,7 +71,10 @@ SECTIONS = {
 EXAMPLES = (
     ("levit-export -c levit_256.pth", "all formats, from your weights"),
     ("levit-export -c levit_256.pth -f coreml --classifier", "for an iPhone"),
-    ("levit-export -c levit_256.pth -f onnx --precision int8 --data photos/", "smaller, faster"),
+    (
+        "levit-export -c levit_256.pth -f onnx --precision int8 --data photos/",
+        "smaller and faster, calibrated on photos",
+    ),
 )
 """Commands that ``--help`` shows, with what each is for."""
 

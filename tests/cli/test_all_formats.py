@@ -44,6 +44,16 @@ def test_one_command_gives_three_formats(everything: Exported) -> None:
     assert (everything.folder / "coreml-fp16" / "levit_digits.mlpackage").is_dir()
 
 
+@pytest.mark.skipif(sys.platform == "darwin", reason="there all of them can be timed")
+def test_bench_passes_where_some_can_be_timed(everything: Exported, cli: Cli) -> None:
+    """What this system cannot time is named, and the run passes by what it can."""
+    result = cli("bench", everything.folder, "--warmup", 0, "--iters", 2)
+    assert result.exit_code == 0, result.output
+    assert "coreml-fp16: not timed: Core ML runs on macOS only" in result.stdout
+    alone = cli("bench", everything.folder / "coreml-fp16" / "levit_digits.mlpackage")
+    assert alone.exit_code == 3
+
+
 def test_accuracy_survives_in_every_format(artifacts: dict[str, Any]) -> None:
     """float32 files classify every held-out image as PyTorch does; float16 all but one at most."""
     for name in ("onnx", "openvino"):

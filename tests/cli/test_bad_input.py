@@ -102,6 +102,29 @@ def test_refused_request(
     refused(cli, place, tree, ("export", *arguments), *parts)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message", "remedy"),
+    [
+        (("export", "--no-such"), "error: no such option", "See levit-export export --help."),
+        (("evaluate", "out"), "error: missing option", "See levit-export evaluate --help."),
+        (
+            ("chek",),
+            "error: unknown verb 'chek': Did you mean 'check'?",
+            "See levit-export --help.",
+        ),
+    ],
+)
+def test_what_click_refuses_looks_like_all_errors(
+    cli: Cli, arguments: tuple[str, ...], message: str, remedy: str
+) -> None:
+    """A line says what happened and the next one what to do, whoever found it; status 2."""
+    result = cli(*arguments)
+    assert (result.exit_code, result.stdout) == (2, "")
+    first, second = result.stderr.splitlines()
+    assert first.startswith(message)
+    assert second.strip() == remedy
+
+
 @pytest.mark.parametrize("arguments", [("--opset", 5), ("--skip-pass", "fuse_batchnrm")])
 def test_earlier_export_survives_refusal(
     cli: Cli, place: Path, tree: Tree, arguments: tuple[object, ...]

@@ -241,6 +241,9 @@ def test_dry_run(cli: Cli, tmp_path: Path, tree: Tree, monkeypatch: pytest.Monke
         assert part in result.stdout
     assert "latency" not in result.stdout
     assert not tree(tmp_path)
+    named = cli("export", "--dry-run", "--format", "onnx")
+    assert named.stdout.splitlines()[-1] == f"write {Path('exported', 'levit_digits')}"
+    assert not tree(tmp_path)
 
 
 def test_unchecked_export(cli: Cli, tmp_path: Path) -> None:
