@@ -156,7 +156,7 @@ def _check(params: dict[str, Any], paths: tuple[Path, ...]) -> int:
     steps = []
     if report.verdict == "fail" and paths:
         named = [str(path) for path in paths]
-        steps.append(["levit-export", "drift", *named, *options.choice_words(params)])
+        steps.append(["levit-export", "drift", *named, *options.same_again(params)])
     elif report.verdict == "not-run":
         steps.append(["levit-export", "doctor"])
     present_checks(

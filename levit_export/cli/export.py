@@ -228,7 +228,7 @@ def _next(params: dict[str, Any], report: Report) -> list[list[str]]:
     """The commands that make sense after an export."""
     folder = str(report.output)
     if report.verdict == "fail":
-        return [["levit-export", "drift", folder, *options.choice_words(params)]]
+        return [["levit-export", "drift", folder, *options.same_again(params)]]
     if report.verdict == "not-run" and params["check"]:
         return [["levit-export", "doctor"]]
     is_digits = options.model_choice(params).is_digits

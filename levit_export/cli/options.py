@@ -277,8 +277,8 @@ def model_choice(params: dict[str, Any]) -> ModelChoice:
     )
 
 
-def choice_words(params: Mapping[str, Any]) -> list[str]:
-    """The options that name the same model again, for a command that is suggested."""
+def same_again(params: Mapping[str, Any]) -> list[str]:
+    """The options that name the same model and providers again, for a command to suggest."""
     words: list[str] = []
     for name in ("model", "checkpoint", "random_weights", "activation"):
         if params[name] is not None:
@@ -286,7 +286,11 @@ def choice_words(params: Mapping[str, Any]) -> list[str]:
     if params["imgsz"] is not None:
         words += ["--imgsz", size_in_words(params["imgsz"])]
     flags = ("pretrained", "offline", "resize_bias")
-    return words + [f"--{name.replace('_', '-')}" for name in flags if params[name]]
+    words += [f"--{name.replace('_', '-')}" for name in flags if params[name]]
+    # How a file is executed may be what its failure is of.
+    for provider in params["providers"]:
+        words += ["--provider", provider]
+    return words
 
 
 def overrides(params: dict[str, Any]) -> Overrides:

@@ -91,9 +91,6 @@ def present_checks(
 
     if not screen.quiet and all(params[name] != "-" for name in CHECK_FILES):
         print_report(screen, report, compared=compared, require_audit=require_audit, steps=steps)
-        if report.vouching is not None and report.vouching.by != "checkpoint":
-            words = report.vouching.sentence
-            screen.out.print(words, markup=False, highlight=False, soft_wrap=True)
     if params["json_file"] is not None:
         content = {**to_json(report), "checks": checks}
         write_or_print(serialisation.to_text(content), params["json_file"])

@@ -251,6 +251,8 @@ def _notes(report: Report) -> Iterator[str]:
     if any(output.tolerance.origin == "given" for output in outputs):
         yield "held against a tolerance that was given (--atol, --rtol), not the derived one"
     runtimes = {a.parity.runtime for a in report.artifacts if a.parity.runtime}
+    if report.vouching is not None and report.vouching.by != "checkpoint":
+        yield report.vouching.sentence
     if runtimes:
         yield f"checked on {', '.join(sorted(runtimes))}"
     timings = [a.timing for a in report.artifacts if a.timing and a.timing.verdict == "pass"]

@@ -131,8 +131,9 @@ def device(artifact: ArtifactReport) -> str:
     """
     if artifact.device:
         return artifact.device
-    timed = "" if artifact.timing is None else artifact.timing.runtime
-    return (artifact.parity.runtime or timed).partition("(")[2].partition(")")[0]
+    runtimes = [artifact.parity.runtime]
+    runtimes += [found.runtime for found in (artifact.accuracy, artifact.timing) if found]
+    return next(filter(None, runtimes), "").partition("(")[2].partition(")")[0]
 
 
 def to_json(report: Report) -> dict[str, Any]:

@@ -143,6 +143,17 @@ def test_ways_to_execute_a_file_are_told_apart(capsys: pytest.CaptureFixture[str
     assert "pass" in row_of(text, "onnx-fp32 (CPU) ")
     assert "pass" in row_of(text, "onnx-fp32 (OpenVINO) ")
     assert "onnx-fp32 (OpenVINO): OpenVINO" in text
+    accuracy = Accuracy("val", 9, 9, 9, 1.0)
+    evaluated = [
+        replace(
+            ARTIFACT,
+            parity=parity.NOT_ASKED,
+            accuracy=replace(accuracy, runtime=f"openvino 9 ({way})"),
+        )
+        for way in ("CPU", "CPU, by default in bf16")
+    ]
+    text = shown(capsys, artifacts=tuple(evaluated))
+    assert "9/9" in row_of(text, "onnx-fp32 (CPU, by default in bf16) ")
 
 
 LATENCIES = (0.00078, 0.0123, 1.52807)
