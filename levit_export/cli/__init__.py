@@ -14,7 +14,7 @@ __all__ = ["cli", "main"]
 VERBS = {
     "export": "Export a trained LeViT, prove that it is the same model, time it.",
     "check": "Hold exports, bundles or files against PyTorch: the gate for CI.",
-    "compare": "Hold files of any network against another file of it, across formats.",
+    "compare": "Hold files of any network against one of them.",
     "bench": "Time exports or single files, interleaved in one run.",
     "drift": "Name the first block that diverges and the stage at fault.",
     "evaluate": "Measure top-1, top-5 and agreement with PyTorch on your images.",
