@@ -6,7 +6,7 @@ import click
 
 from levit_export._version import __version__
 from levit_export.cli import process
-from levit_export.cli.command import SETTINGS, VerbGroup
+from levit_export.cli.command import SETTINGS, VerbGroup, complain_unforeseen
 from levit_export.core.packages import collect_garbage_rarely
 
 __all__ = ["cli", "main"]
@@ -54,4 +54,6 @@ def main() -> None:
         status = cli.main(prog_name="levit-export", standalone_mode=False)
     except SystemExit as end:
         status = end.code
+    except Exception as error:  # before a verb began: where memory ends, it cannot be loaded
+        status = complain_unforeseen(error)
     process.leave(status)

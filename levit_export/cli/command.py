@@ -87,10 +87,18 @@ class Verb(click.Command):
             status = INTERRUPTED
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
-        except Exception as error:  # Python's own status 1 would mean a failed check
-            _complain(*_unforeseen(error), verbose=verbose)
-            status = 2
+        except Exception as error:
+            status = complain_unforeseen(error, verbose=verbose)
         ctx.exit(status or 0)
+
+
+def complain_unforeseen(error: Exception, *, verbose: bool = False) -> int:
+    """Say what this package did not raise itself; the status of it.
+
+    Python's own status for an exception, 1, would mean a failed check.
+    """
+    _complain(*_unforeseen(error), verbose=verbose)
+    return 2
 
 
 def _unforeseen(error: Exception) -> tuple[str, str]:

@@ -107,7 +107,9 @@ def _end_on_signals() -> None:
         if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # nohup
             signal.signal(number, _ended)
     signal.set_wakeup_fd(told, warn_on_full_buffer=False)
-    threading.Thread(target=_watch, args=(heard,), daemon=True).start()
+    # Without memory for a thread a signal waits for native code, and the run will fail in words.
+    with suppress(RuntimeError):
+        threading.Thread(target=_watch, args=(heard,), daemon=True).start()
 
 
 def _ended(number: int, _: object) -> None:

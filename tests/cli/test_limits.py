@@ -257,23 +257,25 @@ main()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, and limits address space")
-@pytest.mark.parametrize("mebibytes", [30, 120])
-def test_memory_that_runs_out_leaves_the_old_export(
-    copied: Path, tree: Tree, mebibytes: int
-) -> None:
+def test_memory_that_runs_out_leaves_the_old_export(copied: Path, tree: Tree) -> None:
     """An export that meets the end of memory does not succeed and leaves the earlier one whole.
 
-    Where a runtime's own code meets it first, the process dies of that, and says nothing.
+    Where Python meets it, it is said in words, with status 2; where a runtime's own code meets it
+    first, the process may die of that and say nothing. Among these limits some are met by Python.
     """
     before = tree(copied)
     given = ("export", "-f", "onnx", "--no-bench", "--batch", "512", "-o", str(copied))
-    done = subprocess.run(
-        [sys.executable, "-c", STARVED, str(mebibytes), *given],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode not in (0, 1)
-    assert tree(copied) == before
-    if done.returncode == 2:
-        assert "not enough memory" in done.stderr, done.stderr
+    statuses = []
+    for mebibytes in (1, 30, 60):
+        done = subprocess.run(
+            [sys.executable, "-c", STARVED, str(mebibytes), *given],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode not in (0, 1), done.stderr
+        assert tree(copied) == before
+        if done.returncode == 2:
+            assert "not enough memory" in done.stderr, done.stderr
+        statuses.append(done.returncode)
+    assert 2 in statuses
