@@ -15,7 +15,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -40,15 +40,39 @@ from levit_export.workflows import check
 from levit_export.workflows.check import InspectRequest
 from levit_export.workflows.sweep.cell import Cell, CellStore, Result
 
-PRECISIONS = {name: target(name).precisions for name in ("onnx", "openvino", "coreml")}
 CHECKPOINT, OWN = "checkpoint", "golden vectors"
 FACTOR = {"w6": 1.1, "w4": 1.4}
 """How far off a weight is. A change below a step of a file's grid is its own rounding."""
-COARSER = {"fp32": "int8", "fp16": "w4", "int8": "w4", "w8": "w4", "w6": "w4", "w4": "int8"}
-"""What a file of each precision is called to get another tolerance."""
 HIDDEN = tuple(f"hidden {way}" for way in fooling.WAYS)
 TRICKS = ("relabelled", "no passes", "decoys", *HIDDEN, "labels", "recipe", "unlisted")
 CARRIERS = ("file", "file and metadata", "directory", "bundle")
+
+
+@dataclass(frozen=True)
+class Base:
+    """What is spoilt: the precisions of each format, and what each is called to be judged by
+    another tolerance.
+    """
+
+    precisions: Mapping[str, tuple[str, ...]]
+    coarser: Mapping[str, str]
+    tolerances: tuple[str, ...] = ()
+
+    def __hash__(self) -> int:
+        """Each is one of the module's constants."""
+        return id(self)
+
+
+EVERYTHING = Base(
+    {name: target(name).precisions for name in ("onnx", "openvino", "coreml")},
+    {"fp32": "int8", "fp16": "w4", "int8": "w4", "w8": "w4", "w6": "w4", "w4": "int8"},
+)
+FEW = Base(
+    {"onnx": ("fp32",), "openvino": ("fp32",), "coreml": ("fp16",)},
+    {"fp32": "w8", "fp16": "w8"},
+    tolerances=("w8",),
+)
+"""What can be exported and checked within seconds."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +85,7 @@ class Try:
     precision: str
     seed: int
     against: str = CHECKPOINT
+    base: Base = field(default=EVERYTHING, repr=False)
 
     @property
     def cell(self) -> tuple[str, str, str, str]:
@@ -81,10 +106,12 @@ class Outcome:
 
 
 @cache
-def _everything() -> Path:
-    """An export of the bundled model in every precision of every format; do not change it."""
-    place = subjects.folder() / "everything"
-    wanted = ",".join(f"{kind}={p}" for kind, all_of in PRECISIONS.items() for p in all_of)
+def exported(base: Base) -> Path:
+    """An export of the bundled model in every precision of ``base``; do not change it."""
+    place = subjects.folder() / f"fooling-{len(base.tolerances)}"
+    asked = [(kind, p) for kind, all_of in base.precisions.items() for p in all_of]
+    asked += [("onnx", precision) for precision in base.tolerances]
+    wanted = ",".join(f"{kind}={precision}" for kind, precision in asked)
     given = ("export", "-f", "all", "--precision", wanted, "--no-bench", "-o", str(place))
     done = CliRunner().invoke(cli, given, prog_name="levit-export")
     if done.exit_code:
@@ -92,11 +119,12 @@ def _everything() -> Path:
     return place
 
 
-def directory(kind: str, precision: str, place: Path) -> tuple[Path, Manifest]:
+def directory(tried: Try, place: Path) -> tuple[Path, Manifest]:
     """An honest export directory of one artifact with the tolerances of all precisions."""
-    whole = _everything()
+    whole = exported(tried.base)
     manifest = export_directory.read_manifest(whole)
-    (entry,) = (a for a in manifest.artifacts if (a.format, a.precision) == (kind, precision))
+    wanted = tried.kind, tried.precision
+    (entry,) = (a for a in manifest.artifacts if (a.format, a.precision) == wanted)
     mine = Path(entry.path).parts[0]
     folders = {Path(a.path).parts[0] for a in manifest.artifacts} - {mine}
     shutil.copytree(whole, place, ignore=lambda _, names: folders.intersection(names))
@@ -133,7 +161,7 @@ def spoil(artifact: Artifact, tried: Try, *, lies: bool) -> None:
     if not lies:
         return
     if tried.trick in ("relabelled", *HIDDEN):
-        _change(artifact, "precision", COARSER[tried.precision])
+        _change(artifact, "precision", tried.base.coarser[tried.precision])
     elif tried.trick == "no passes":
         _change(artifact, "passes", None)
     elif tried.trick == "decoys":
@@ -185,7 +213,7 @@ def _spoil_directory(folder: Path, manifest: Manifest, tried: Try) -> None:
     elif tried.trick == "no passes":
         manifest = replace(manifest, passes=())
     elif tried.trick in ("relabelled", *HIDDEN):
-        manifest = _renamed(folder, manifest, COARSER[tried.precision])
+        manifest = _renamed(folder, manifest, tried.base.coarser[tried.precision])
     manifest = replace(manifest, files=export_directory.list_files(folder))
     export_directory.write_manifest(folder, manifest)
 
@@ -227,10 +255,10 @@ def _bundled(folder: Path, manifest: Manifest, tried: Try, path: Path) -> Path:
 # --- what the check says ---------------------------------------------------------------------
 
 
-def tries(kind: str, seeds: Sequence[int], carriers: Sequence[str] = CARRIERS) -> Iterator[Try]:
+def tries(kind: str, seeds: Sequence[int], base: Base = EVERYTHING) -> Iterator[Try]:
     """Every trick on every carrier; the precisions take turns over seeds and tricks."""
-    all_of = PRECISIONS[kind]
-    for carrier in carriers:
+    all_of = base.precisions[kind]
+    for carrier in CARRIERS:
         holds_itself = carrier in ("directory", "bundle")
         for at, trick in enumerate(TRICKS):
             if carrier == "file" and trick in ("no passes", "labels", "recipe", "unlisted"):
@@ -239,24 +267,21 @@ def tries(kind: str, seeds: Sequence[int], carriers: Sequence[str] = CARRIERS) -
                 continue
             for seed in seeds:
                 precision = all_of[(seed + at) % len(all_of)]
-                yield Try(kind, carrier, trick, precision, seed)
-                if holds_itself:
-                    yield Try(kind, carrier, trick, precision, seed, OWN)
+                for against in (CHECKPOINT, OWN) if holds_itself else (CHECKPOINT,):
+                    yield Try(kind, carrier, trick, precision, seed, against, base)
 
 
-def honest(kind: str, carriers: Sequence[str] = CARRIERS) -> Iterator[Try]:
+def honest(kind: str, base: Base = EVERYTHING) -> Iterator[Try]:
     """Every precision on every carrier as it was made, which must pass, or tries show nothing."""
-    for carrier in carriers:
-        for precision in PRECISIONS[kind]:
-            if carrier in ("directory", "bundle"):
-                yield Try(kind, carrier, "honest", precision, 0, OWN)
-            if carrier != "file and metadata":
-                yield Try(kind, carrier, "honest", precision, 0)
+    for carrier in ("file", "directory", "bundle"):
+        for precision in base.precisions[kind]:
+            for against in (CHECKPOINT,) if carrier == "file" else (CHECKPOINT, OWN):
+                yield Try(kind, carrier, "honest", precision, 0, against, base)
 
 
 def make(tried: Try, place: Path) -> Path:
     """The carrier of a try, below the empty folder ``place``."""
-    folder, manifest = directory(tried.kind, tried.precision, place / "export")
+    folder, manifest = directory(tried, place / "export")
     if tried.carrier in ("file", "file and metadata"):
         (found,) = export_directory.artifacts(folder, manifest)
         artifact = subjects.copy(found, _made(place / "bare"))
@@ -319,31 +344,31 @@ def _checked(paths: Mapping[Path, Try]) -> list[Outcome]:
 # --- stores and reports ----------------------------------------------------------------------
 
 
-def swapped(kind: str, seed: int) -> Outcome:
+def swapped(kind: str, seed: int, base: Base = EVERYTHING) -> Outcome:
     """A finished cell of a sweep whose artifact was replaced, all hashes but the result's new."""
-    precision = PRECISIONS[kind][seed % len(PRECISIONS[kind])]
-    tried = Try(kind, "store", "swapped", precision, seed)
+    precision = base.precisions[kind][seed % len(base.precisions[kind])]
+    tried = Try(kind, "store", "swapped", precision, seed, base=base)
     with tempfile.TemporaryDirectory(prefix="fooling-") as folder:
         store = CellStore(Path(folder) / "store")
         cell = Cell("levit_digits", ModelChoice("levit_digits"), "bundled", kind, precision)
         with store.staged() as work:
-            made, manifest = directory(kind, precision, work / "export")
+            made, manifest = directory(tried, work / "export")
             (artifact,) = export_directory.artifacts(made, manifest)
             entry = hashing.digest(artifact.files)
             said = {"path": manifest.artifacts[0].path, "sha256": entry.sha256}
             place = store.commit(work, cell, Result("pass", "", said, {}, "export"))
         assert store.find(cell) is not None
         trick = ("decoys", "labels", "recipe", *HIDDEN[:3])[seed % 6]
-        _spoil_directory(place / "export", manifest, replace(tried, trick=trick, carrier="store"))
+        _spoil_directory(place / "export", manifest, replace(tried, trick=trick))
         is_believed = store.find(cell) is not None
     return Outcome(tried, "pass" if is_believed else "done again", "")
 
 
 @cache
-def _failed_report(kind: str) -> str:
+def _failed_report(kind: str, base: Base) -> str:
     """The saved report of a file with a tensor that is a little off."""
     with tempfile.TemporaryDirectory(prefix="fooling-") as folder:
-        tried = Try(kind, "file", "relabelled", PRECISIONS[kind][0], 0)
+        tried = Try(kind, "file", "relabelled", base.precisions[kind][0], 0, base=base)
         path = make(tried, Path(folder))
         choice = ModelChoice("levit_digits")
         report = check.check(InspectRequest((path,), choice=choice, drift=False))
@@ -382,10 +407,10 @@ HOLLOW = (
 )
 
 
-def hollow(kind: str, seed: int) -> Outcome:
+def hollow(kind: str, seed: int, base: Base = EVERYTHING) -> Outcome:
     """A saved report of a failure that says pass, and keeps less of what was found."""
-    tried = Try(kind, "report", "hollow", PRECISIONS[kind][0], seed)
-    content = json.loads(_failed_report(kind))
+    tried = Try(kind, "report", "hollow", base.precisions[kind][0], seed, base=base)
+    content = json.loads(_failed_report(kind, base))
     content["verdict"] = "pass"
     for artifact in content["artifacts"]:
         artifact["parity"]["verdict"] = "pass"
