@@ -89,7 +89,7 @@ def test_skipped_images_are_named(run: Run, exported: Exported, tmp_path: Path) 
     (tmp_path / "broken.png").write_bytes(b"x")
     result = run(exported.folder, "-d", tmp_path)
     assert result.exit_code == 0
-    assert "1 images could not be read and are left out: broken.png: no image" in result.stdout
+    assert "1 images could not be read and are left out: broken.png: not an image" in result.stdout
 
 
 @pytest.fixture
