@@ -244,7 +244,7 @@ def test_what_is_not_printed_is_logged(
         logging.getLogger("coremltools").warning("version not tested")
         raise RuntimeError("no such op\nat line 1")
 
-    monkeypatch.setattr(coreml, "convert", refuse)
+    monkeypatch.setattr(coreml, "_convert", refuse)
     with (
         caplog.at_level(logging.DEBUG, "levit_export"),
         pytest.raises(ExportFailedError, match="levit_digits: no such op") as raised,
