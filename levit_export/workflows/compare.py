@@ -13,7 +13,8 @@ what the files say, so only answers are compared:
   Numerical Algorithms", section 3.1), so that is how far a sound candidate lies. Grids of
   quantisers are not roundoff: for them, and where there is no float64 run, nothing is derived.
 - Where a candidate fails, the values that both files know by one name are compared on the sample
-  that is farthest off, and the first is named that differs while nothing made of it agrees.
+  that is farthest off. The first is named that differs and whose error is not lost again in what
+  is made of it.
 """
 
 from __future__ import annotations
@@ -299,7 +300,8 @@ def _collected(
     sizes = {spec.shape[0] for spec in session.signature.inputs}
     if len(sizes) != 1:
         raise UsageError(
-            f"the inputs have other first axes: {sorted(map(str, sizes))}",
+            "the inputs of this file have different batch sizes: "
+            f"{', '.join(sorted(map(str, sizes)))}",
             remedy="Export the network with the batch as the first axis of every input.",
         )
     pieces = samples.batches(session.signature.batch or batch)
@@ -399,14 +401,15 @@ def _named_as(
     named = {name: theirs[name] for name in ours if name in theirs}
     rest = [name for name in ours if name not in theirs]
     others = [name for name in theirs if name not in ours]
-    notes = []
+    notes, unmatched = [], others[len(rest) :]
     for name, other in zip(rest, others, strict=False):
         if ours[name].shape == theirs[other].shape:
             named[name] = theirs[other]
             notes.append(f"its output {other!r} is held against {name!r}, by position")
-    taken = len(notes)
-    if len(others) > taken:
-        notes.append(f"gives {', '.join(others[taken:])} as well, which nothing is held against")
+        else:
+            unmatched.append(other)
+    if unmatched:
+        notes.append(f"gives {', '.join(unmatched)} as well, which nothing is held against")
     if pixels:
         notes.append(
             f"{', '.join(sorted(pixels))}: every file was given the pixels 0 to 255; a file that "

@@ -19,7 +19,7 @@ from levit_export.core import packages
 from levit_export.core.errors import ArtifactError, DataError, UsageError
 from levit_export.core.quiet import quiet
 from levit_export.reports.report import Report
-from levit_export.workflows.compare import CompareRequest, compare
+from levit_export.workflows.compare import CompareRequest, _named_as, compare
 
 FORMATS = tuple(classifiers.SUFFIXES)
 
@@ -296,3 +296,15 @@ def test_a_file_that_is_no_program_is_refused(tmp_path: Path) -> None:
     for name in ("weights.pt", "text.pt2"):
         with pytest.raises(ArtifactError, match="cannot be read as a"):
             _compare(tmp_path / name, one)
+
+
+def test_an_output_that_fits_none_is_named() -> None:
+    """Of two outputs under other names the one whose shape agrees is compared, the other named."""
+    ours = {"a": np.zeros((1, 2)), "b": np.zeros((1, 3))}
+    theirs = {"x": np.ones((1, 5)), "y": np.ones((1, 3))}
+    named, notes = _named_as(ours, theirs, frozenset())
+    assert named == {"b": theirs["y"]}
+    assert notes == [
+        "its output 'y' is held against 'b', by position",
+        "gives x as well, which nothing is held against",
+    ]

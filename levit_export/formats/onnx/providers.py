@@ -30,7 +30,7 @@ REMOTE = "AzureExecutionProvider"
 """It sends the inputs to a server, and is listed by every build of ONNX Runtime."""
 
 PLUGINS = "onnxruntime_ep_"
-"""What the packages that bring a provider have their module's name begin with."""
+"""Prefix of the module names of packages that add a provider."""
 
 HINT = "INFERENCE_PRECISION_HINT"
 HINTS = {"f32": "fp32", "bf16": "bf16", "f16": "fp16"}
@@ -96,7 +96,7 @@ def present() -> dict[str, str]:
 
 @cache
 def _plugins() -> dict[str, str]:
-    """The providers of installed packages, registered once; and why one does not start, if so."""
+    """Providers of installed packages, and for each why it does not start, or empty."""
     import onnxruntime
 
     found = {}
@@ -227,7 +227,8 @@ def _refuse_strays(session: InferenceSession, provider: Provider) -> None:
     raise NotRunError(
         f"{provider.label} leaves {len(strays)} nodes to other providers ({where}): {named}"
         f"{', …' if len(strays) > SHOWN else ''}",
-        remedy="Check the provider that executes all of it, or export in another precision.",
+        remedy="Choose a provider that takes every operator, such as cpu, or export in another "
+        "precision.",
     )
 
 

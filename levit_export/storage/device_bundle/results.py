@@ -196,4 +196,4 @@ def _refuse_impossible_latency(where: str, latency: Latency) -> None:
     if not all(0 < value < math.inf for value in seconds):
         raise ValueError(f"{where} has a latency that is not a positive number")
     if latency.cold_s < latency.first_s:
-        raise ValueError(f"{where} has a first call that is longer than loading and it together")
+        raise ValueError(f"{where} has first_s longer than cold_s, which includes it")
