@@ -237,14 +237,19 @@ def _check_one(each: Located, model: CheckedModel, *, folder: Path | None) -> li
             for row in rows
             if not row.run.by_default or execution.judged_as(row) in held.reference.tolerances
         )
+        kept: list[Row] = []
         for row in rows:
             model.progress.stage(f"checking {row.artifact.path.name}")
             suspect = Row(held.suspects.get(row.artifact, row.artifact), row.run)
             found, accuracy = execution.check(suspect, expected, held.claims.get(row.artifact, ()))
+            if row.run.by_default and found.verdict == "inconclusive":
+                continue  # nobody asked for this row: where it decides nothing it says nothing
+            kept.append(row)
             if request.min_ane is not None and row.artifact.format == "coreml":
                 found = found.joined(*_on_ane(row, request.min_ane))
             shown = row if each.manifest is not None else suspect
             reports.append(execution.describe(shown, folder, found, accuracy, None))
+        rows = tuple(kept)
         if each.manifest is not None and (unlisted := _unlisted(each.folder, each.manifest)):
             more = f" and {len(unlisted) - 3} more" if len(unlisted) > 3 else ""
             words = (

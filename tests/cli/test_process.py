@@ -24,6 +24,11 @@ QUICK = ("--no-bench", "--no-simplify")
 VERBS = {
     "export": ("--dry-run", "-f", "onnx"),
     "check": ("{}",),
+    "compare": (
+        "{0}/onnx-fp32/levit_digits.onnx",
+        "{0}/onnx-fp32/levit_digits.onnx",
+        "--samples=2",
+    ),
     "bench": ("{}", "--warmup=0", "--iters=1"),
     "drift": ("{}", "--samples=1"),
     "evaluate": ("{}", "--data=digits", "--limit=2", "--workers=1"),
@@ -125,15 +130,15 @@ def test_a_device_takes_a_report(
     assert null.is_char_device()
 
 
-def test_a_stream_without_arrows(exported: Exported) -> None:
+def test_a_stream_without_arrows(tmp_path: Path) -> None:
     """Where the output's encoding lacks a character, another one stands for it."""
     done = subprocess.run(
-        [*COMMAND, "check", exported.folder],
+        [*COMMAND, "export", "-f", "onnx", *QUICK, "-o", tmp_path / "out"],
         capture_output=True,
         env={**os.environ, "PYTHONIOENCODING": "ascii"},
         check=False,
     )
-    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.returncode == 0
     assert b"573 ? 430" in done.stdout
 
 

@@ -200,19 +200,21 @@ def misfit(tmp_path: Path, tensors: Tensors) -> str:
 def test_missing_keys(tmp_path: Path, tiny: Tensors) -> None:
     """A missing tensor is named."""
     fewer = {k: v for k, v in tiny.items() if k != "head.bn.running_var"}
-    assert misfit(tmp_path, fewer).endswith("two heads: head.bn.running_var: missing")
+    assert misfit(tmp_path, fewer).endswith("two classifier heads: head.bn.running_var: missing")
 
 
 def test_unexpected_keys(tmp_path: Path, tiny: Tensors) -> None:
     """A tensor that the model has no place for is named."""
     more = {**tiny, "extra.weight": torch.ones(1)}
-    assert misfit(tmp_path, more).endswith("two heads: extra.weight: unexpected")
+    assert misfit(tmp_path, more).endswith("two classifier heads: extra.weight: unexpected")
 
 
 def test_misshaped_keys(tmp_path: Path, tiny: Tensors) -> None:
     """A tensor of the wrong shape is named with both shapes."""
     changed = {**tiny, "head.l.bias": torch.ones(5)}
-    assert misfit(tmp_path, changed).endswith("two heads: head.l.bias: expected [3], found [5]")
+    assert misfit(tmp_path, changed).endswith(
+        "two classifier heads: head.l.bias: expected [3], found [5]"
+    )
 
 
 def test_long_lists_are_cut(tmp_path: Path, tiny: Tensors) -> None:
