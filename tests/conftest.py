@@ -23,6 +23,10 @@ from click.testing import CliRunner, Result
 from support import Cli, Exported
 
 
+# As wide as what is not a terminal is written; workers of xdist are told 80 by their controller.
+os.environ["COLUMNS"] = "160"
+
+
 @pytest.fixture(scope="session")
 def cli() -> Cli:
     """Run the command line in this process: ``cli("check", folder)``."""
