@@ -22,7 +22,6 @@ import torch
 from click.testing import CliRunner, Result
 from support import Cli, Exported
 
-
 # As wide as what is not a terminal is written; workers of xdist are told 80 by their controller.
 os.environ["COLUMNS"] = "160"
 
