@@ -73,20 +73,18 @@ def judged_as(row: Row) -> str:
     return computed.type if computed.is_accepted and is_coarser else precision
 
 
-def rows(artifacts: Sequence[Artifact], options: RunOptions) -> tuple[Row, ...]:
-    """Every artifact, once for each way that ``options`` ask its target to execute it."""
+def rows(
+    artifacts: Sequence[Artifact], options: RunOptions, *, also_by_default: bool = False
+) -> tuple[Row, ...]:
+    """Every artifact, once for each way that ``options`` ask its target to execute it.
+
+    With ``also_by_default`` once more as its runtime computes unless it is told, where that is
+    coarser.
+    """
+    asked = replace(options, also_by_default=also_by_default)
     return tuple(
-        Row(artifact, run)
-        for artifact in artifacts
-        for run in target(artifact.format).runs(options)
+        Row(artifact, run) for artifact in artifacts for run in target(artifact.format).runs(asked)
     )
-
-
-def checked(
-    expected: Reference, options: RunOptions, artifact: Artifact
-) -> dict[Row, tuple[ParityReport, Accuracy | None]]:
-    """:func:`check` of each of an artifact's rows."""
-    return {row: check(row, expected) for row in rows([artifact], options)}
 
 
 def check(

@@ -22,6 +22,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from levit_export.core.values import Availability
 
+PRECISION_HINT = "INFERENCE_PRECISION_HINT"
+"""OpenVINO's property that says what it computes float32 numbers in, and its provider's."""
+
+COMPUTED_IN = {"f32": "fp32", "bf16": "bf16", "f16": "fp16"}
+"""What OpenVINO calls the types that it computes in, and what they are called here."""
+
 GARBAGE_THRESHOLDS = (50_000, 20, 20)
 """For ``gc.set_threshold``, which begins with 700, 10, 10."""
 

@@ -1,7 +1,7 @@
 """Checks in the forms that systems for continuous integration show: Markdown, JUnit, annotations.
 
 Markdown is the summary page of a job. JUnit XML is the form in which test results are read; there
-is no standard, and this keeps to what the schema of Jenkins' xUnit plugin (junit-10) allows.
+is not a standard, and this keeps to what the schema of Jenkins' xUnit plugin (junit-10) allows.
 Annotations are lines that the runner of GitHub Actions shows beside the commit.
 """
 

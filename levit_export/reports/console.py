@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from levit_export.reports.report import Report, SearchResult
 
 WIDE = 160
-"""Columns where there is no terminal to ask, so that tables in logs do not wrap."""
+"""How many columns a table may take where no terminal says it: tables in logs do not wrap."""
 
 GAP = 2
 """Blanks between columns."""

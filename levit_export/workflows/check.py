@@ -85,8 +85,9 @@ def check(request: InspectRequest, progress: Progress | None = None) -> Report:
             )
     if request.min_ane is not None:
         _refuse_without_ane(found, request.run)
-    run = replace(request.run, also_by_default=True)
-    ways = sum(len(execution.rows(each.artifacts, run)) for each in found)
+    ways = sum(
+        len(execution.rows(each.artifacts, request.run, also_by_default=True)) for each in found
+    )
     progress.plan(ways + (not request.choice.is_default))
     reports: list[ArtifactReport] = []
     model = CheckedModel(request, progress)
@@ -186,8 +187,11 @@ def bench(request: InspectRequest, progress: Progress | None = None) -> Report:
     progress = progress or Silent()
     found = [locate(path) for path in dict.fromkeys(request.paths)]
     alone = len(found) == 1
-    run = replace(request.run, also_by_default=True)
-    rows = [(each, row) for each in found for row in execution.rows(each.artifacts, run)]
+    rows = [
+        (each, row)
+        for each in found
+        for row in execution.rows(each.artifacts, request.run, also_by_default=True)
+    ]
     others: dict[str, Session] = {}
     # Efficiency is known where all paths hold one model.
     counts = {0 if each.manifest is None else each.manifest.model.macs for each in found}
@@ -221,7 +225,7 @@ def bench(request: InspectRequest, progress: Progress | None = None) -> Report:
 def _check_one(each: Located, model: CheckedModel, *, folder: Path | None) -> list[ArtifactReport]:
     """A report on each artifact at one path; a failure names the block at fault, if it may."""
     request = model.request
-    rows = execution.rows(each.artifacts, replace(request.run, also_by_default=True))
+    rows = execution.rows(each.artifacts, request.run, also_by_default=True)
     expected: Reference | None = None
     damage = [] if each.manifest is None else export_directory.damage(each.folder, each.manifest)
     if damage:

@@ -223,8 +223,8 @@ def _fresh(
     for precision in {a.precision for a in held}:  # the blocks that all of them leave in float
         sets = (frozenset(a.keep) for a in held if a.precision == precision)
         keep[precision] = tuple(sorted(frozenset.intersection(*sets)))
-    run = replace(model.request.run, also_by_default=True)
-    for row in execution.rows([*held, *measured], run):  # what their runtimes compute in
+    # What their runtimes compute in has a tolerance too.
+    for row in execution.rows([*held, *measured], model.request.run, also_by_default=True):
         keep.setdefault(execution.judged_as(row), ())
     made = model.reference(keep)
     every = dict.fromkeys((*held, *measured))

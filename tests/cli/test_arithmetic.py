@@ -11,10 +11,11 @@ import openvino
 import pytest
 from support import Cli, Exported
 
+from levit_export.core.packages import PRECISION_HINT as HINT
 from levit_export.core.values import RunOptions
 from levit_export.formats import target
 from levit_export.formats.onnx import providers
-from levit_export.formats.onnx.providers import HINT, OPENVINO
+from levit_export.formats.onnx.providers import OPENVINO
 
 PLUGIN = pytest.mark.skipif(
     providers.present().get(OPENVINO) != "",

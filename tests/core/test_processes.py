@@ -42,6 +42,12 @@ def noisy(text: str) -> str:
     return text
 
 
+def sleep(started: Path) -> None:
+    """Say that the call has arrived, and keep the process busy."""
+    started.touch()
+    time.sleep(60)
+
+
 def die(status: int, words: str) -> None:
     """End the process as a crash does."""
     sys.stderr.write(f"{words}\n")
@@ -146,7 +152,7 @@ def test_an_unexpected_error(function: Callable[[], object], words: str) -> None
         assert worker.submit(add, 1, 2).result() == 3
 
 
-def test_a_process_that_dies() -> None:
+def test_a_process_that_dies(tmp_path: Path) -> None:
     """Its status and last words are in the error; the next call gets a new process."""
     with Worker() as worker:
         first, _ = worker.submit(here).result()
@@ -155,7 +161,9 @@ def test_a_process_that_dies() -> None:
         assert "memory" in raised.value.remedy
         second, _ = worker.submit(here).result()
         assert second != first
-        asleep = worker.submit(time.sleep, 60)
+        asleep = worker.submit(sleep, tmp_path / "started")
+        while not (tmp_path / "started").exists():  # a call that waits would get a new process
+            time.sleep(0.01)
         os.kill(second, signal.SIGKILL)
         with pytest.raises(RuntimeFailedError, match="status -9"):
             asleep.result()

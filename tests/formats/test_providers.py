@@ -13,10 +13,11 @@ import subjects
 from onnx import TensorProto, helper
 
 from levit_export.core.errors import NotRunError, UnknownNameError, UsageError
+from levit_export.core.packages import PRECISION_HINT as HINT
 from levit_export.core.values import Artifact, ExportOptions, RunOptions
 from levit_export.formats import target
 from levit_export.formats.onnx import providers
-from levit_export.formats.onnx.providers import HINT, OPENVINO, Provider, parse
+from levit_export.formats.onnx.providers import OPENVINO, Provider, parse
 
 here = pytest.mark.skipif(
     providers.present().get(OPENVINO) != "",

@@ -100,7 +100,7 @@ class Distance:
 
     @property
     def snr_db(self) -> float | None:
-        """Signal over noise; None where there is no noise or no finite value."""
+        """The ratio of signal to noise; it is None without noise or without finite values."""
         if not self.noise or not self.signal or math.inf in self.errors:
             return None
         return 10 * math.log10(self.signal / self.noise)

@@ -18,6 +18,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from levit_export.core.errors import NotRunError, UnknownNameError, UsageError
+from levit_export.core.packages import COMPUTED_IN, PRECISION_HINT
 from levit_export.core.quiet import first_line
 
 if TYPE_CHECKING:
@@ -31,10 +32,6 @@ REMOTE = "AzureExecutionProvider"
 
 PLUGINS = "onnxruntime_ep_"
 """Prefix of the module names of packages that add a provider."""
-
-HINT = "INFERENCE_PRECISION_HINT"
-HINTS = {"f32": "fp32", "bf16": "bf16", "f16": "fp16"}
-"""What OpenVINO calls the types that it computes in."""
 
 SHOWN = 3
 """How many operators are named that another provider took."""
@@ -68,7 +65,7 @@ def parse(text: str) -> Provider:
         raise UsageError(
             f"--provider {text} is not a name with key=value pairs behind it",
             remedy="Give one provider with its options, such as "
-            f"openvino,{HINT}=f32; repeat --provider for several.",
+            f"openvino,{PRECISION_HINT}=f32; repeat --provider for several.",
         )
     wanted = name.strip().lower()
     if wanted in ("cpu", CPU.lower()):  # without asking ONNX Runtime, which may not be here
@@ -159,9 +156,9 @@ def arithmetic(provider: Provider) -> str:
     """
     if provider.name != OPENVINO:
         return "fp32"
-    told = str(_properties(provider).get(HINT, ""))
+    told = str(_properties(provider).get(PRECISION_HINT, ""))
     if told:
-        return HINTS.get(told.lower(), told.lower())
+        return COMPUTED_IN.get(told.lower(), told.lower())
     metadata = dict(_device(provider).ep_metadata)
     able = str(metadata.get("OPTIMIZATION_CAPABILITIES", "")).split()
     if metadata.get("ov_device") == "CPU":
@@ -171,7 +168,7 @@ def arithmetic(provider: Provider) -> str:
 
 def is_told(provider: Provider) -> bool:
     """Whether the user said what the provider is to compute in."""
-    return provider.name == OPENVINO and HINT in _properties(provider)
+    return provider.name == OPENVINO and PRECISION_HINT in _properties(provider)
 
 
 def _device(provider: Provider) -> Any:
@@ -196,7 +193,8 @@ def _properties(provider: Provider) -> dict[str, Any]:
         raise UsageError(
             f"load_config={provider.options['load_config']} of --provider is not a JSON object "
             "of objects",
-            remedy=f'Give the properties themselves, such as {HINT}=f32, or {{"CPU": {{…}}}}.',
+            remedy=f"Give the properties themselves, such as {PRECISION_HINT}=f32, or "
+            '{"CPU": {…}}.',
         ) from error
     return given | {key: value for key, value in provider.options.items() if key.isupper()}
 

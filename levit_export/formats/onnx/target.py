@@ -19,7 +19,7 @@ from levit_export.core.errors import (
     RuntimeFailedError,
     UsageError,
 )
-from levit_export.core.packages import needs
+from levit_export.core.packages import PRECISION_HINT, needs
 from levit_export.core.quiet import first_line
 from levit_export.core.values import (
     CALIBRATED,
@@ -196,7 +196,7 @@ class OnnxTarget:
         """Float32, but for OpenVINO's provider on processors that are faster in less."""
         (text,) = options.providers
         provider = providers.parse(text)
-        hint = f"{providers.HINT}=f32"
+        hint = f"{PRECISION_HINT}=f32"
         return Arithmetic(
             providers.arithmetic(provider),
             is_accepted=providers.is_told(provider),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from levit_export.core.errors import (
     RuntimeFailedError,
     UsageError,
 )
-from levit_export.core.packages import needs
+from levit_export.core.packages import COMPUTED_IN, PRECISION_HINT, needs
 from levit_export.core.quiet import first_line, last_line, quiet
 from levit_export.core.values import (
     Arithmetic,
@@ -41,10 +42,6 @@ if TYPE_CHECKING:
 SECTION = PREFIX.rstrip(".")
 """Where in ``rt_info`` the metadata lives."""
 
-
-HINT = "INFERENCE_PRECISION_HINT"
-TYPES = {"bf16": "bf16", "f16": "fp16", "f32": "fp32"}
-"""What OpenVINO calls the types that it computes in."""
 
 OLDEST_RUNTIME = "OpenVINO 2023.2 and later"
 """The first that knows opset 13, whose operators are written
@@ -144,11 +141,10 @@ class OpenvinoTarget:
         """Float32, which is asked for; ``by_default`` what OpenVINO takes the device for."""
         if not options.by_default:
             return Arithmetic()
-        hint = packages.openvino().Core().get_property(options.device.upper(), HINT)
         return Arithmetic(
-            TYPES.get(hint.get_type_name(), "fp32"),
+            _type_by_default(options.device.upper()),
             exact=replace(options, by_default=False),
-            remedy=f"compile it with {HINT} f32",
+            remedy=f"compile it with {PRECISION_HINT} f32",
         )
 
     def values(self, artifact: Artifact) -> list[str]:
@@ -186,7 +182,7 @@ class OpenvinoTarget:
         _add_taps(graph, taps, artifact.path)
         settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
         if not options.by_default:
-            settings[HINT] = "f32"
+            settings[PRECISION_HINT] = "f32"
         if device == "CPU":
             settings |= {"INFERENCE_NUM_THREADS": options.threads, "NUM_STREAMS": 1}
         try:
@@ -242,6 +238,13 @@ class OpenvinoSession:
                 remedy="Check the input's name, shape and type against the model's.",
             ) from error
         return {name: np.array(results[i]) for i, name in enumerate(self._names)}
+
+
+@cache
+def _type_by_default(device: str) -> str:
+    """What OpenVINO computes float32 in on a device of this machine unless it is told."""
+    hint = packages.openvino().Core().get_property(device, PRECISION_HINT)
+    return COMPUTED_IN.get(hint.get_type_name(), "fp32")
 
 
 def _refuse_absent(core: openvino.Core, device: str) -> None:

@@ -4,10 +4,10 @@ A pickle is a program for a stack machine. This machine has the same stack and m
 nothing: what PyTorch would build is noted, storages and tensors as descriptions. It knows only the
 operations that a state dict and its training state need, and holds every size against the file's.
 
-``torch.load(weights_only=True)`` runs no code either, and is no defence against files that are
-made to harm: ``torch.FloatTensor(10**12)``, ``bytearray(10**12)`` and quantised tensors allocate
-what they are told to, a tensor with strides of 0 has terabytes of one stored number, a list that
-is copied two thousand times takes 20 KB of pickle, and a tuple nested 200,000 deep as a
+``torch.load(weights_only=True)`` runs no code either, but it does not protect against files that
+are made to harm: ``torch.FloatTensor(10**12)``, ``bytearray(10**12)`` and quantised tensors
+allocate what they are told to, a tensor with strides of 0 has terabytes of one stored number, a
+list that is copied two thousand times takes 20 KB of pickle, and a tuple nested 200,000 deep as a
 dictionary's key (0.2 MB) exhausts C's stack while it is hashed, which ends the process without an
 exception. ``tests/models/checkpoints/test_reading.py`` has a file of each kind.
 """

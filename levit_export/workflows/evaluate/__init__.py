@@ -191,7 +191,7 @@ def _refuse_task(task: Task, of: object) -> None:
 def _subject(
     each: Located, choice: ModelChoice, checkpoint: Checkpoint | None, run: RunOptions
 ) -> EvaluationSubject:
-    rows = execution.rows(each.artifacts, replace(run, also_by_default=True))
+    rows = execution.rows(each.artifacts, run, also_by_default=True)
     if each.manifest is None:
         if checkpoint is None:
             raise UsageError(

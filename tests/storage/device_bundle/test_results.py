@@ -313,7 +313,7 @@ IMPOSSIBLE: list[tuple[Edit, str]] = [
     (of_latency(warm_s=[True]), "expected float"),
     (of_latency(warm_s="0123"), "warm_s"),
     (of_latency(batch=0), "batch 0"),
-    (of_latency(cold_s=1e-9), "longer than loading"),
+    (of_latency(cold_s=1e-9), "longer than cold_s"),
 ]
 
 
