@@ -19,10 +19,9 @@ import numpy as np
 
 from levit_export.core.errors import ArtifactError, LevitExportError, RuntimeFailedError
 from levit_export.core.network import Network, Op, Value
+from levit_export.core.precisions import CALIBRATED, UNIT_ROUNDOFF
 from levit_export.core.quiet import first_line
 from levit_export.core.values import (
-    CALIBRATED,
-    UNIT_ROUNDOFF,
     Arithmetic,
     Artifact,
     Availability,

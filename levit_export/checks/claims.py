@@ -17,6 +17,7 @@ import numpy as np
 
 from levit_export.checks import weights
 from levit_export.core import constants
+from levit_export.core.precisions import PRECISIONS
 from levit_export.core.values import (
     FORMAT_ALIASES,
     PROBABILITIES,
@@ -26,7 +27,6 @@ from levit_export.core.values import (
     Signature,
 )
 
-KNOWN = ("fp32", "fp16", "int8", "w8", "w6", "w4")
 SHOWN = 60
 """Characters of a claim that a message repeats."""
 
@@ -125,10 +125,11 @@ def _in_name(found: Artifact) -> dict[str, str]:
     """The precision that a file's name, or that of its folder in an export, speaks of."""
     formats = "|".join((*FORMAT_ALIASES.values(), *FORMAT_ALIASES))
     said = {}
-    folder = re.fullmatch(rf"({formats})-({'|'.join(KNOWN)})", found.path.absolute().parent.name)
+    precisions = "|".join(PRECISIONS)
+    folder = re.fullmatch(rf"({formats})-({precisions})", found.path.absolute().parent.name)
     if folder:
         said["the name of its folder"] = folder[2]
-    parts = {part for part in re.split(r"[-_.]", found.path.stem.lower()) if part in KNOWN}
+    parts = {part for part in re.split(r"[-_.]", found.path.stem.lower()) if part in PRECISIONS}
     if len(parts) == 1:
         said["its name"] = parts.pop()
     return said

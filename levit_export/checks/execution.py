@@ -24,9 +24,9 @@ from levit_export.core.errors import (
     NotRunError,
     RuntimeFailedError,
 )
+from levit_export.core.precisions import UNIT_ROUNDOFF
 from levit_export.core.progress import Progress, Silent
 from levit_export.core.values import (
-    UNIT_ROUNDOFF,
     Artifact,
     RunOptions,
     Session,

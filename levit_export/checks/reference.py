@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from levit_export.checks import parity, tolerance, weights
-from levit_export.core.constants import ROUNDED
 from levit_export.core.errors import DataError, UsageError
+from levit_export.core.precisions import CALIBRATED, FLOATS, GRIDS, PRECISIONS
 from levit_export.core.values import (
-    CALIBRATED,
     PROBABILITIES,
     Artifact,
     Calibration,
@@ -323,7 +322,7 @@ def with_stored_weights(
     found = {
         artifact.id: stored_weights(artifact, weights_of_model, blocks)
         for artifact in artifacts
-        if weights_of_model and (artifact.keep or artifact.precision not in ROUNDED)
+        if weights_of_model and (artifact.keep or artifact.precision not in FLOATS)
     }
     return replace(expected, weights={**expected.weights, **found})
 
@@ -337,14 +336,13 @@ def stored_weights(
     these digests fails where it must. ``blocks`` says by its path which block a module is: tensors
     of blocks that the artifact keeps in float must be there bit for bit.
     """
-    from levit_export.formats import simulated_quantisation as simulated
     from levit_export.formats import target
 
     exact = weights.tensors_of(tensors, blocks, artifact.keep)
-    if artifact.precision not in simulated.BITS:
+    if artifact.precision not in GRIDS:
         return weights.mixed(tensors, exact, artifact.precision)
     stored = target(artifact.format).constants(artifact)
-    return weights.settled(tensors, stored, simulated.BITS[artifact.precision], exact)
+    return weights.settled(tensors, stored, PRECISIONS[artifact.precision].bits, exact)
 
 
 def rounded_session(
@@ -363,7 +361,7 @@ def rounded_session(
     from levit_export.models.architectures.blocks import block_names
 
     paths = [path for path, block in block_names(checkpoint.config).items() if block in keep]
-    if precision not in simulated.BITS:
+    if precision not in GRIDS:
         return eager_session(checkpoint, arithmetic=precision, threads=threads, keep=paths)
     if precision in CALIBRATED and calibration is None:
         raise UsageError(

@@ -35,7 +35,8 @@ import math
 
 import numpy as np
 
-from levit_export.core.values import CALIBRATED, UNIT_ROUNDOFF, Tolerance
+from levit_export.core.precisions import PRECISIONS, UNIT_ROUNDOFF
+from levit_export.core.values import Tolerance
 
 FALSE_ALARM = 1e-6
 """p of the formula: how often a correct artifact may be refused, per check."""
@@ -43,12 +44,6 @@ FALSE_ALARM = 1e-6
 KERNEL = 4.0
 """Largest ratio of a runtime's error to PyTorch's seen over the variants, 2.1 (OpenVINO), rounded
 up to a power of two."""
-
-
-SCHEME = {True: 2.0, False: 1.0}
-"""``scheme`` where activations are quantised (True), whose ranges every quantiser settles in its
-own way, and where only weights are. On the bundled model artifacts lay up to 6.2 sigma (OpenVINO,
-``int8``) and 3.7 sigma (Core ML, ``w6``) from the reference, with lambda some 6.3."""
 
 
 def relative_spread(rounded: np.ndarray, exact: np.ndarray) -> np.ndarray:
@@ -69,7 +64,7 @@ def factor_of(precision: str) -> float:
     """``kernel * sqrt(2)``, or ``scheme`` for a quantised precision."""
     if precision in UNIT_ROUNDOFF:
         return KERNEL * math.sqrt(2)
-    return SCHEME[precision in CALIBRATED]
+    return PRECISIONS[precision].scheme
 
 
 def roundoff_of(precision: str) -> float:

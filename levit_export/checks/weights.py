@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from levit_export.core.constants import ROUNDED, fingerprint, fingerprints, is_neutral
+from levit_export.core.constants import fingerprint, fingerprints, is_neutral
+from levit_export.core.precisions import FLOATS
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ def audit(
     of blocks that stay in float32 must be, and rounded. Zeros are neither missed nor strange: see
     :func:`fingerprints`.
     """
-    rounded = ROUNDED.get(precision, np.float32)
+    rounded = FLOATS.get(precision, "float32")
     known = set(expected.values())
     present: set[str] = set()
     strange: dict[str, np.ndarray] = {}

@@ -18,6 +18,7 @@ from levit_export.cli.output import (
     present_checks,
     refuse_unwritable,
 )
+from levit_export.core.precisions import PRECISIONS
 
 if TYPE_CHECKING:
     from levit_export.reports.console import Screen
@@ -32,7 +33,7 @@ def _gate_options(command: Callable[..., Any]) -> Callable[..., Any]:
     declared = (
         click.option(
             "--precision",
-            type=click.Choice(("fp32", "fp16", "int8", "w8", "w6", "w4")),
+            type=click.Choice(tuple(PRECISIONS)),
             help="What the files are expected to be in; it is measured in their graphs.",
         ),
         click.option(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 
 import numpy as np
+
+from levit_export.core.precisions import FLOATS, PRECISIONS
 
 NEUTRAL = (
     *(0.0, 0.5, 1.0, 2.0, 3.0, 6.0, 1 / 6),
@@ -23,18 +26,6 @@ what normalisations add to a variance.
 
 HALF = 0.5
 """Share of the numbers of all weights that decides what a file's precision is."""
-
-
-BITS_OF = {"w4": 5.5, "w6": 7.5, "w8": 13.0, "fp16": 24.0}
-"""Most bits that a file of a precision spends on a weight, scales and palettes included.
-
-With a float32 scale for each channel, 8 bits become 12 where a channel has 8 weights, which is
-fewer than any layer of a LeViT.
-"""
-
-
-ROUNDED = {"fp32": np.float32, "fp16": np.float16}
-"""Precisions whose files store the tensors themselves, and the type they are rounded to."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,8 +57,13 @@ def shares_of(constants: Iterable[Constant]) -> dict[str, float]:
         coarse = (each for each in layers if each.bits <= most and each.on_grid >= on_grid)
         return sum(each.numbers.size for each in coarse) / total
 
-    shares = {name: share(most) for name, most in BITS_OF.items()}
-    return {"int8": share(BITS_OF["w8"], on_grid=True), **shares}
+    coarsest_first = sorted(
+        (each for each in PRECISIONS.values() if math.isfinite(each.most_bits)),
+        key=lambda each: (not each.is_calibrated, each.most_bits),
+    )
+    return {
+        each.name: share(each.most_bits, on_grid=each.is_calibrated) for each in coarsest_first
+    }
 
 
 def precision_of(shares: Mapping[str, float]) -> str:
@@ -97,10 +93,10 @@ def fingerprints(tensors: Mapping[str, np.ndarray], precision: str) -> dict[str,
     A tensor that is zero throughout, such as a bias before training, need not be there: adding it
     changes nothing, and simplifiers leave it out.
     """
-    if precision not in ROUNDED:
+    if precision not in FLOATS:
         return {}
     with np.errstate(over="ignore"):
-        rounded = {name: tensor.astype(ROUNDED[precision]) for name, tensor in tensors.items()}
+        rounded = {name: tensor.astype(FLOATS[precision]) for name, tensor in tensors.items()}
     return {name: fingerprint(tensor) for name, tensor in rounded.items() if tensor.any()}
 
 

@@ -37,9 +37,6 @@ Layout = Literal["tokens", "maps"]
 LAID_OUT_AS_MAPS = "lay_out_maps"
 """The pass that makes maps of tokens; a file in maps names it among its passes."""
 
-UNIT_ROUNDOFF = {"fp64": 2.0**-53, "fp32": 2.0**-24, "fp16": 2.0**-11, "bf16": 2.0**-8}
-"""Largest relative error of rounding to nearest: half the spacing of numbers at 1."""
-
 FLOAT16_MAX = 65504.0
 """The largest number that float16 holds; what is larger becomes infinite."""
 
@@ -300,10 +297,6 @@ class Prepared:
         return self.signature.batch is None
 
 
-CALIBRATED = ("int8",)
-"""Precisions that round activations to a grid, which real images have to fit."""
-
-
 @dataclass(frozen=True)
 class Calibration:
     """Real inputs ``(n, 3, H, W)`` float32 that a quantiser may look at, and their source.
@@ -321,10 +314,10 @@ class ExportOptions:
     """What a user may ask of an export. Each target reads what concerns it.
 
     ``batch`` None leaves the batch open. ``calibration`` is needed for the precisions of
-    ``CALIBRATED``; blocks of ``keep``, by the names that users see, stay in the format's own float
-    precision. ``embedded`` is what the graph does beside the network, ``layout`` the form of a
-    LeViT or ``auto`` (see ``preparation.layout_of``). ``opset`` and ``simplify`` are ONNX's,
-    ``deployment_target`` and ``classifier`` Core ML's.
+    ``precisions.CALIBRATED``; blocks of ``keep``, by the names that users see, stay in the
+    format's own float precision. ``embedded`` is what the graph does beside the network,
+    ``layout`` the form of a LeViT or ``auto`` (see ``preparation.layout_of``). ``opset`` and
+    ``simplify`` are ONNX's, ``deployment_target`` and ``classifier`` Core ML's.
     """
 
     precision: str = "fp32"

@@ -15,17 +15,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from levit_export.core.values import CALIBRATED, Calibration
+from levit_export.core.precisions import CALIBRATED, PRECISIONS
+from levit_export.core.values import Calibration
 
-BITS = {"int8": 7, "w8": 8, "w6": 6, "w4": 4}
-"""Bits of a weight in each precision that stores whole numbers. With 8-bit activations, products
-of full-range weights would overflow 16 bits on processors without VNNI, so half the range is
-used."""
-PALETTES = ("w6", "w4")
-"""Precisions in which the coarsest scheme, Core ML's palette, serves a whole tensor. Its colours
-lie where the weights are, which is worth one bit: for normally distributed weights, 16 colours
-(Max 1960: 0.0095 of the variance) come between even grids of 16 and of 32 steps over four standard
-deviations (0.024, 0.006)."""
 CALIBRATION_BATCH = 16
 
 Layer = nn.Linear | nn.Conv2d
@@ -48,14 +40,17 @@ def quantise_(
     ``ranges`` are those of the inputs of its layers, where inputs are quantised; ``only`` says by
     its path whether a layer is.
     """
+    stored = PRECISIONS[precision]
+    # A palette's colours lie where the weights are, which is worth one bit: for normally
+    # distributed weights, 16 colours (Max 1960: 0.0095 of the variance) come between even grids of
+    # 16 and of 32 steps over four standard deviations (0.024, 0.006).
+    bits = stored.bits + stored.is_palette
     for path, layer in _layers(module):
         if not only(path):
             continue
         if ranges is not None:
             layer.register_forward_pre_hook(_Clipped(*ranges[path]))
-        is_palette = precision in PALETTES
-        bits = BITS[precision] + is_palette
-        layer.weight.data = on_grid(layer.weight, bits, per_tensor=is_palette)
+        layer.weight.data = on_grid(layer.weight, bits, per_tensor=stored.is_palette)
     return module
 
 

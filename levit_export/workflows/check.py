@@ -18,9 +18,9 @@ from levit_export.checks.timing import EAGER, TimingPlan, TimingReport
 from levit_export.core import files, hashing, machine
 from levit_export.core.errors import BundleError, DataError, NotRunError, UsageError
 from levit_export.core.packages import TOOLCHAIN, versions
+from levit_export.core.precisions import CALIBRATED
 from levit_export.core.progress import Progress, Silent
 from levit_export.core.values import (
-    CALIBRATED,
     RunOptions,
     Session,
     Verdict,

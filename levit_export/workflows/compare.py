@@ -44,9 +44,9 @@ from levit_export.core.errors import (
     UsageError,
 )
 from levit_export.core.packages import TOOLCHAIN, needs, versions
+from levit_export.core.precisions import UNIT_ROUNDOFF
 from levit_export.core.progress import Progress, Silent
 from levit_export.core.values import (
-    UNIT_ROUNDOFF,
     RunOptions,
     Session,
     Signature,

@@ -16,8 +16,9 @@ from levit_export.checks.drift.tolerances import samples_of, spread
 from levit_export.checks.drift.values import DriftMap
 from levit_export.core.errors import DataError, MissingDependencyError
 from levit_export.core.packages import needs
+from levit_export.core.precisions import CALIBRATED
 from levit_export.core.progress import Progress, Silent
-from levit_export.core.values import CALIBRATED, Artifact, RunOptions, Tolerances
+from levit_export.core.values import Artifact, RunOptions, Tolerances
 from levit_export.formats import target
 from levit_export.formats.pytorch import cpu_threads
 from levit_export.inputs import samples

@@ -16,7 +16,6 @@ import numpy as np
 from levit_export.checks.reference import Overrides
 from levit_export.checks.timing import TimingPlan
 from levit_export.core import machine
-from levit_export.core.constants import ROUNDED
 from levit_export.core.errors import (
     DownloadError,
     MissingDependencyError,
@@ -24,8 +23,8 @@ from levit_export.core.errors import (
     UnknownNameError,
     UsageError,
 )
+from levit_export.core.precisions import CALIBRATED, FLOATS
 from levit_export.core.values import (
-    CALIBRATED,
     FORMAT_ALIASES,
     Calibration,
     ExportOptions,
@@ -201,7 +200,7 @@ def _job(name: str, precision: str, request: ExportRequest) -> Job:
             raise precision_search.no_images()
     else:
         kind.refuse(options)
-    if kind.name == "coreml" and precision not in ROUNDED and "fuse_batchnorm" in request.skip:
+    if kind.name == "coreml" and precision not in FLOATS and "fuse_batchnorm" in request.skip:
         raise UsageError(
             f"coremltools folds BatchNorm into the weights that it compresses, so {precision} "
             "cannot be exported without fuse_batchnorm",

@@ -18,8 +18,9 @@ from levit_export.checks import claims, execution, reference
 from levit_export.checks.claims import Known
 from levit_export.checks.reference import Reference
 from levit_export.core.errors import MissingDependencyError, UsageError
+from levit_export.core.precisions import CALIBRATED
 from levit_export.core.progress import Progress
-from levit_export.core.values import CALIBRATED, Artifact, Calibration, Embedded, Signature
+from levit_export.core.values import Artifact, Calibration, Embedded, Signature
 from levit_export.formats import target
 from levit_export.models import loading
 from levit_export.models.loading import ModelChoice

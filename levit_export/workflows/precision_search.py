@@ -23,8 +23,9 @@ from levit_export.checks import parity, reference, timing
 from levit_export.checks.timing import TimingPlan
 from levit_export.core import hashing
 from levit_export.core.errors import UnknownNameError, UsageError
+from levit_export.core.precisions import CALIBRATED, GRIDS
 from levit_export.core.progress import Progress
-from levit_export.core.values import CALIBRATED, Calibration, Prepared, RunOptions
+from levit_export.core.values import Calibration, Prepared, RunOptions
 from levit_export.formats import Job, target
 from levit_export.inputs.samples import Samples, filled
 from levit_export.models.zoo import LOGITS
@@ -240,7 +241,7 @@ def rank(
     from levit_export.formats import simulated_quantisation as simulated
 
     blocks = list(dict.fromkeys(model.blocks.values()))
-    if precision not in simulated.BITS:
+    if precision not in GRIDS:
         peaks = float16_overflow.peaks(model, images.inputs[:SENSITIVITY_IMAGES])
         return tuple(sorted(blocks, key=lambda block: (-peaks.get(block, 0.0), block)))
     few = replace(images, inputs=images.inputs[:SENSITIVITY_IMAGES], labels=None)

@@ -17,7 +17,8 @@ import subjects
 
 from levit_export.checks.parity import ParityReport
 from levit_export.checks.results import ArtifactReport
-from levit_export.core.values import CALIBRATED, Artifact, ExportOptions
+from levit_export.core.precisions import CALIBRATED
+from levit_export.core.values import Artifact, ExportOptions
 from levit_export.formats import target
 from levit_export.models import checkpoints, loading
 from levit_export.models.loading import ModelChoice

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from levit_export.checks.reference import Overrides
 from levit_export.checks.tolerance import FALSE_ALARM, KERNEL, derive, relative_spread
-from levit_export.core.values import UNIT_ROUNDOFF, Tolerance
+from levit_export.core.precisions import UNIT_ROUNDOFF
+from levit_export.core.values import Tolerance
 
 CHECKS = 2000
 

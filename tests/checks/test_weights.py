@@ -18,6 +18,7 @@ from levit_export.checks.parity import ParityReport
 from levit_export.checks.weights import WeightAudit, audit
 from levit_export.core import constants
 from levit_export.core.constants import Constant, fingerprint, fingerprints
+from levit_export.core.precisions import FLOATS
 from levit_export.core.values import ExportOptions, Fingerprints, Prepared
 from levit_export.formats import target
 from levit_export.models.preparation import prepare
@@ -99,7 +100,7 @@ def test_a_file_with_everything_lacks_nothing(tensors: Drawn, precision: str) ->
     Single numbers that a sound graph may hold change nothing.
     """
     expected = fingerprints(tensors, precision)
-    stored = [t.astype(constants.ROUNDED[precision]) for t in tensors.values()]
+    stored = [t.astype(FLOATS[precision]) for t in tensors.values()]
     others = [np.array(2), np.array(True), np.float32(0.5), np.float16(1 / 6), np.float32([-3.0])]
     assert audit(expected, [*others, *reversed(stored)]) == WeightAudit(len(tensors))
 

@@ -17,9 +17,9 @@ from mutations import read_specification
 
 from levit_export.checks import weights
 from levit_export.core.errors import ExportFailedError, UsageError
+from levit_export.core.precisions import PRECISIONS
 from levit_export.core.values import Artifact, Calibration, ExportOptions, Prepared
 from levit_export.formats import mil
-from levit_export.formats import simulated_quantisation as simulated
 from levit_export.formats.coreml import target as coreml
 from levit_export.formats.coreml.target import CoremlTarget
 from levit_export.inputs import samples
@@ -198,7 +198,7 @@ def test_weights_by_palette(precision: str, name: str) -> None:
     tensor = tensors()[name].astype(np.float16).astype(np.float64)
     stored = found_in(small(precision), name)
     colours = np.unique(stored).astype(np.float64)
-    assert 2 < len(colours) <= 2 ** simulated.BITS[precision]
+    assert 2 < len(colours) <= 2 ** PRECISIONS[precision].bits
     nearest = np.abs(tensor[..., None] - colours).min(axis=-1)
     assert np.array_equal(nearest, np.abs(stored - tensor))
 
@@ -207,7 +207,7 @@ def test_weights_by_palette(precision: str, name: str) -> None:
 def test_audit(precision: str) -> None:
     """Every tensor is found among the constants, and none that is strange beside them."""
     made = small(precision)
-    bits = simulated.BITS[precision]
+    bits = PRECISIONS[precision].bits
     settled = weights.settled(tensors(), TARGET.constants(made), bits)
     audit = weights.audit(settled, TARGET.constants(made), precision)
     assert (audit.missing, audit.strange) == ((), ())

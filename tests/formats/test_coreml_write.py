@@ -20,8 +20,9 @@ from hypothesis import strategies as st
 from levit_export.checks import tolerance
 from levit_export.core import packages
 from levit_export.core.network import KINDS, Network, Op, Value
+from levit_export.core.precisions import UNIT_ROUNDOFF
 from levit_export.core.quiet import quiet
-from levit_export.core.values import UNIT_ROUNDOFF, Embedded, ExportOptions, Prepared, RunOptions
+from levit_export.core.values import Embedded, ExportOptions, Prepared, RunOptions
 from levit_export.formats import mil, target
 from levit_export.formats.coreml.package import assembled, write_package
 from levit_export.formats.coreml.write import WRITERS, program

@@ -13,9 +13,9 @@ import subjects
 from levit_export.checks.reference import Reference
 from levit_export.core import constants
 from levit_export.core.errors import DataError, RuntimeFailedError, UsageError
+from levit_export.core.precisions import UNIT_ROUNDOFF
 from levit_export.core.values import (
     PROBABILITIES,
-    UNIT_ROUNDOFF,
     Artifact,
     Embedded,
     ExportOptions,

@@ -16,7 +16,8 @@ from torch import nn
 
 from levit_export.checks import reference
 from levit_export.core.errors import PassError, PassProofError, UsageError
-from levit_export.core.values import CALIBRATED, Artifact, Calibration, ExportOptions, Prepared
+from levit_export.core.precisions import CALIBRATED
+from levit_export.core.values import Artifact, Calibration, ExportOptions, Prepared
 from levit_export.formats import Job, target
 from levit_export.inputs import samples
 from levit_export.models.architectures import build, levit

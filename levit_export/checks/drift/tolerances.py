@@ -42,7 +42,8 @@ import torch
 
 from levit_export.checks import tolerance
 from levit_export.checks.drift import taps
-from levit_export.core.values import FLOAT16_MAX, UNIT_ROUNDOFF, Calibration
+from levit_export.core.precisions import GRIDS, UNIT_ROUNDOFF
+from levit_export.core.values import FLOAT16_MAX, Calibration
 from levit_export.formats import simulated_quantisation as simulated
 from levit_export.formats.pytorch import round_, to_half
 from levit_export.inputs.samples import Samples
@@ -201,7 +202,7 @@ class Rounded:
         self._rounding: AbstractContextManager[Any] = nullcontext()
         if self.half:
             self._rounding = round_(self.module, to_float16, self.keep)
-        if precision in simulated.BITS:
+        if precision in GRIDS:
             simulated.quantise_all_but_(self.module, precision, calibration, self.keep)
 
     def run(

@@ -34,13 +34,12 @@ import numpy as np
 from levit_export.core import packages
 from levit_export.core.errors import ExportFailedError
 from levit_export.core.network import Network, is_within
+from levit_export.core.precisions import PRECISIONS
 from levit_export.formats import mil
 from levit_export.formats.coreml.package import write_package
 from levit_export.formats.coreml.write import Range, name_in
 from levit_export.inputs.samples import in_batches
 
-PALETTE_BITS = {"w6": 6, "w4": 4}
-COMPRESSED = ("int8", "w8", *PALETTE_BITS)
 LAYERS = ("convolution", "linear")
 WEIGHT_THRESHOLD = 2048
 """Weights of at most so many numbers stay in float16: coremltools' own default."""
@@ -123,9 +122,9 @@ def compress_weights(converted: Any, found: Sequence[Layer], network: Network, t
     """
     tools = packages.coremltools("optimize.coreml")
     grouped = converted.get_spec().specificationVersion >= GROUPED_FROM
-    if to in PALETTE_BITS:
+    if PRECISIONS[to].is_palette:
         shrink = tools.palettize_weights
-        paint = {"mode": "custom", "lut_function": palette(PALETTE_BITS[to])}
+        paint = {"mode": "custom", "lut_function": palette(PRECISIONS[to].bits)}
         whole = tools.OpPalettizerConfig(**paint)
         shared = tools.OpPalettizerConfig(
             **paint, granularity="per_grouped_channel", group_size=GROUP

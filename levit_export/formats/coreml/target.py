@@ -28,9 +28,9 @@ from levit_export.core.errors import (
     UsageError,
 )
 from levit_export.core.packages import needs
+from levit_export.core.precisions import CALIBRATED, GRIDS
 from levit_export.core.quiet import first_line, quiet
 from levit_export.core.values import (
-    CALIBRATED,
     PROBABILITIES,
     Arithmetic,
     Artifact,
@@ -50,7 +50,6 @@ from levit_export.formats.coreml.package import (
     describe,
     write_package,
 )
-from levit_export.formats.coreml.precisions import COMPRESSED
 from levit_export.formats.coreml.write import Range, from_image, program, to_probabilities
 from levit_export.formats.metadata import PREFIX, claims_in, keep_in, metadata, passes_in
 
@@ -88,7 +87,7 @@ class CoremlTarget:
 
     name = "coreml"
     suffix = ".mlpackage"
-    precisions = ("fp16", "fp32", *COMPRESSED)
+    precisions = ("fp16", "fp32", *GRIDS)
 
     def computes_in_half(self, precision: str) -> bool:
         """All but float32: compressed weights are computed with in float16."""
@@ -339,7 +338,7 @@ def _convert(model: Prepared, options: ExportOptions) -> Any:
     if options.classifier:
         network = to_probabilities(network)
     opset = getattr(ct.target, DEPLOYMENT_TARGETS[options.deployment_target])
-    is_compressed = options.precision in COMPRESSED
+    is_compressed = options.precision in GRIDS
     labels = model.info.labels if options.classifier else ()
     taken = _input(model.signature.inputs[0])
 

@@ -20,10 +20,9 @@ from levit_export.core.errors import (
     UsageError,
 )
 from levit_export.core.packages import PRECISION_HINT, needs
+from levit_export.core.precisions import CALIBRATED, UNIT_ROUNDOFF
 from levit_export.core.quiet import first_line
 from levit_export.core.values import (
-    CALIBRATED,
-    UNIT_ROUNDOFF,
     Arithmetic,
     Artifact,
     Availability,

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 from levit_export.core.errors import MissingDependencyError, UnknownNameError, UsageError
 from levit_export.core.network import Network, Op, Shape, Value, is_within
 from levit_export.core.packages import needs
+from levit_export.core.precisions import GRIDS
 from levit_export.core.quiet import quiet
 from levit_export.core.values import ExportOptions, Prepared
 from levit_export.formats.openvino import write as openvino_write
@@ -34,7 +35,6 @@ from levit_export.inputs.samples import in_batches
 if TYPE_CHECKING:
     import openvino
 
-NNCF_PRECISIONS = ("int8", "w8", "w4")
 GROUP = 64
 """Weights of a row that share a scale in w4; fewer where a row is not a multiple of it."""
 PACKED_BITS = 4
@@ -49,7 +49,7 @@ POINTWISE = {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "groups": 
 
 def refuse(options: ExportOptions) -> None:
     """Raise unless NNCF, images and a layout are there for a precision that needs them."""
-    if options.precision in NNCF_PRECISIONS:
+    if options.precision in GRIDS:
         _refuse_without_nncf(options.precision)
     if options.precision == "int8" and options.calibration is None:
         raise UsageError(

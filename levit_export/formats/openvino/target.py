@@ -20,6 +20,7 @@ from levit_export.core.errors import (
     UsageError,
 )
 from levit_export.core.packages import COMPUTED_IN, PRECISION_HINT, needs
+from levit_export.core.precisions import GRIDS
 from levit_export.core.quiet import first_line, last_line, quiet
 from levit_export.core.values import (
     Arithmetic,
@@ -269,7 +270,7 @@ def _said(graph: openvino.Model) -> dict[str, str]:
 
 def _packages(precision: str) -> tuple[str, ...]:
     """What makes a file of that precision."""
-    return ("openvino", *("nncf",) * (precision in openvino_precisions.NNCF_PRECISIONS))
+    return ("openvino", *("nncf",) * (precision in GRIDS))
 
 
 def _read(core: openvino.Core, path: Path) -> openvino.Model:

@@ -20,7 +20,7 @@ from markupsafe import Markup
 from levit_export.checks.parity import ParityReport
 from levit_export.checks.results import ArtifactReport
 from levit_export.checks.timing import NOISY
-from levit_export.core.constants import ROUNDED
+from levit_export.core.precisions import FLOATS
 from levit_export.core.values import Verdict, overall
 from levit_export.reports import figures
 from levit_export.reports.gate import of_report
@@ -264,7 +264,7 @@ def _sentences(report: Report, accused: Collection[str]) -> Iterator[str]:
             "were measured before."
         )
     elif set(verdicts) == {"pass"}:
-        exact = [a for a in report.artifacts if a.precision in ROUNDED]
+        exact = [a for a in report.artifacts if a.precision in FLOATS]
         if exact:
             whole = len(exact) == len(report.artifacts)
             every = f"All {len(exact)} artifacts give" if whole else f"{_names(exact)} give"
@@ -274,7 +274,7 @@ def _sentences(report: Report, accused: Collection[str]) -> Iterator[str]:
             whose = "the reference's" if is_file else "PyTorch's"
             yield f"{every} {whose} answers, as nearly as rounding allows."
         for artifact in report.artifacts:
-            if artifact.precision not in ROUNDED:
+            if artifact.precision not in FLOATS:
                 yield _of_quantised(report, artifact)
     else:
         said = ", ".join(

@@ -19,7 +19,7 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from levit_export.core.values import UNIT_ROUNDOFF
+from levit_export.core.precisions import UNIT_ROUNDOFF
 from levit_export.models.architectures.census import count_parameters
 from levit_export.models.architectures.grafted import Grafted, SelfAttention, trunk_width
 from levit_export.models.architectures.random_weights import randomize_

@@ -12,7 +12,7 @@ from transformers.models.levit.modeling_levit import (
     LevitForImageClassificationWithTeacher,
 )
 
-from levit_export.core.values import UNIT_ROUNDOFF
+from levit_export.core.precisions import UNIT_ROUNDOFF
 from levit_export.models.architectures.levit import Levit
 from levit_export.models.architectures.random_weights import randomize_
 from levit_export.models.zoo import VARIANTS, LevitConfig

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from levit_export.core.values import UNIT_ROUNDOFF
+from levit_export.core.precisions import UNIT_ROUNDOFF
 from levit_export.models.architectures.census import count_parameters
 from levit_export.models.architectures.levit import AttentionBias
 from levit_export.models.architectures.random_weights import randomize_

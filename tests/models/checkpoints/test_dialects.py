@@ -19,7 +19,7 @@ from transformers.models.levit.modeling_levit import (
 )
 
 from levit_export.core.errors import CheckpointError, UsageError
-from levit_export.core.values import UNIT_ROUNDOFF
+from levit_export.core.precisions import UNIT_ROUNDOFF
 from levit_export.models import checkpoints
 from levit_export.models.architectures.levit import Levit
 from levit_export.models.architectures.random_weights import randomize_

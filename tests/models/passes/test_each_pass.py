@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from levit_export.core.errors import PassError
-from levit_export.core.values import UNIT_ROUNDOFF
+from levit_export.core.precisions import UNIT_ROUNDOFF
 from levit_export.models.architectures.layers import BNLinear, ConvBN, LinearBN
 from levit_export.models.architectures.levit import Levit
 from levit_export.models.architectures.random_weights import randomize_
