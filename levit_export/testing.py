@@ -123,7 +123,7 @@ class _FakeSession:
 
     def run(self, inputs: Tensors) -> dict[str, np.ndarray]:
         """One forward call."""
-        from levit_export.models.evaluate import evaluate
+        from levit_export.models.interpreter import evaluate
 
         for spec in self.signature.inputs:
             if spec.name not in inputs or not spec.admits(inputs[spec.name]):

@@ -11,7 +11,7 @@ from levit_export.checks.parity import ParityReport
 from levit_export.core.values import FLOAT16_MAX, Artifact
 from levit_export.formats import target
 from levit_export.inputs.samples import in_batches
-from levit_export.models.evaluate import steps
+from levit_export.models.interpreter import steps
 
 if TYPE_CHECKING:
     from levit_export.core.values import Prepared

@@ -35,7 +35,7 @@ from levit_export.models.architectures.blocks import block_names
 from levit_export.models.architectures.levit import AttentionBias
 from levit_export.models.capture import exported, read
 from levit_export.models.checkpoints import Checkpoint
-from levit_export.models.evaluate import evaluate
+from levit_export.models.interpreter import evaluate
 from levit_export.models.passes import LAY_OUT_MAPS, PASSES, apply_passes
 from levit_export.models.zoo import AUTO_LAYOUT, Config, LevitConfig
 

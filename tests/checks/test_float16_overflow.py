@@ -9,7 +9,7 @@ import subjects
 from levit_export.checks import float16_overflow
 from levit_export.inputs.samples import make
 from levit_export.models import checkpoints
-from levit_export.models.evaluate import evaluate
+from levit_export.models.interpreter import evaluate
 from levit_export.models.preparation import prepare
 
 

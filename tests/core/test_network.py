@@ -9,7 +9,7 @@ import pytest
 
 from levit_export.core.errors import ExportFailedError
 from levit_export.core.network import KINDS, Network, Op, Value, is_within
-from levit_export.models import evaluate as evaluation
+from levit_export.models import interpreter
 
 X = Value("x", (None, 4))
 WEIGHT = np.ones((2, 4), np.float32)
@@ -78,4 +78,4 @@ def test_is_within(block: str, blocks: list[str], found: bool) -> None:  # noqa:
 
 def test_every_kind_has_a_meaning() -> None:
     """What a network may hold can be computed, and nothing else is."""
-    assert set(evaluation._FUNCTIONS) == set(KINDS)
+    assert set(interpreter._FUNCTIONS) == set(KINDS)

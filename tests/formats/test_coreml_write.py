@@ -27,7 +27,7 @@ from levit_export.formats import mil, target
 from levit_export.formats.coreml.package import assembled, write_package
 from levit_export.formats.coreml.write import WRITERS, program
 from levit_export.models import checkpoints
-from levit_export.models.evaluate import evaluate
+from levit_export.models.interpreter import evaluate
 from levit_export.models.preparation import prepare
 from levit_export.models.zoo import Config, GraftedConfig, VitPytorchConfig, variant
 

@@ -20,7 +20,7 @@ from levit_export.core.network import KINDS, Network, Op, Value
 from levit_export.core.precisions import UNIT_ROUNDOFF
 from levit_export.core.values import Embedded
 from levit_export.formats.onnx.write import WRITERS, write
-from levit_export.models.evaluate import evaluate
+from levit_export.models.interpreter import evaluate
 from levit_export.models.preparation import prepare
 
 SIDES = st.integers(1, 4)

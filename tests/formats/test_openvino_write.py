@@ -18,7 +18,7 @@ from subjects import small as small_network
 from levit_export.core.network import KINDS, Network, Op, Value
 from levit_export.formats.openvino.precisions import as_convolutions
 from levit_export.formats.openvino.write import write
-from levit_export.models.evaluate import evaluate, steps
+from levit_export.models.interpreter import evaluate, steps
 from levit_export.models.preparation import prepare
 
 Draw = Callable[[st.SearchStrategy[Any]], Any]

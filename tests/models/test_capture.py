@@ -18,7 +18,7 @@ from levit_export.core.values import Embedded, RunOptions, Signature, TensorSpec
 from levit_export.formats import target
 from levit_export.models.capture import exported, read
 from levit_export.models.embedding import around
-from levit_export.models.evaluate import evaluate
+from levit_export.models.interpreter import evaluate
 from levit_export.models.passes import PASSES
 from levit_export.models.preparation import laid_out, prepare, rewrite
 

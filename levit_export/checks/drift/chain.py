@@ -18,7 +18,7 @@ import numpy as np
 
 from levit_export.checks import reference, weights
 from levit_export.checks.drift import taps, verdict
-from levit_export.checks.drift.compare import Comparison
+from levit_export.checks.drift.rows import Comparison
 from levit_export.checks.drift.tolerances import Exact, Rounded, Yardstick
 from levit_export.checks.drift.values import DriftFinding, DriftMap, DriftRow, DriftStage
 from levit_export.checks.drift.verdict import Circumstances

@@ -22,7 +22,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from levit_export.core.network import Network
-from levit_export.models.evaluate import evaluate
+from levit_export.models.interpreter import evaluate
 
 HEADS = ("head", "head_dist", "distill_head")
 """Blocks whose result is an output of the model, or is averaged into one."""
