@@ -25,15 +25,15 @@ if TYPE_CHECKING:
     )
     from levit_export.models.loading import ModelChoice
     from levit_export.reports.report import Report, to_json
-    from levit_export.workflows.check import InspectRequest, bench, check
+    from levit_export.workflows.check import CheckRequest, bench, check
     from levit_export.workflows.export import export
     from levit_export.workflows.export_plan import ExportRequest
 
 __all__ = [
     "Artifact",
+    "CheckRequest",
     "ExportOptions",
     "ExportRequest",
-    "InspectRequest",
     "LevitExportError",
     "ModelChoice",
     "Overrides",
@@ -55,7 +55,7 @@ _HOMES = {
     "Artifact": "core.values",
     "ExportOptions": "core.values",
     "ExportRequest": "workflows.export_plan",
-    "InspectRequest": "workflows.check",
+    "CheckRequest": "workflows.check",
     "ModelChoice": "models.loading",
     "Overrides": "checks.reference",
     "Preprocessing": "core.values",

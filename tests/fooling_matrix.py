@@ -37,7 +37,7 @@ from levit_export.reports.report import read_report, to_json
 from levit_export.storage import device_bundle, export_directory
 from levit_export.storage.export_directory import Manifest
 from levit_export.workflows import check
-from levit_export.workflows.check import InspectRequest
+from levit_export.workflows.check import CheckRequest
 from levit_export.workflows.sweep.cell import Cell, CellStore, Result
 
 CHECKPOINT, OWN = "checkpoint", "golden vectors"
@@ -321,7 +321,7 @@ def _checked(paths: Mapping[Path, Try]) -> list[Outcome]:
     against = {tried.against for tried in paths.values()}
     choice = ModelChoice("levit_digits") if against == {CHECKPOINT} else ModelChoice()
     try:
-        report = check.check(InspectRequest(tuple(paths), choice=choice, drift=False))
+        report = check.check(CheckRequest(tuple(paths), choice=choice, drift=False))
     except LevitExportError as error:
         if len(paths) == 1:
             return [Outcome(tried, "refused", str(error)) for tried in paths.values()]
@@ -371,7 +371,7 @@ def _failed_report(kind: str, base: Base) -> str:
         tried = Try(kind, "file", "relabelled", base.precisions[kind][0], 0, base=base)
         path = make(tried, Path(folder))
         choice = ModelChoice("levit_digits")
-        report = check.check(InspectRequest((path,), choice=choice, drift=False))
+        report = check.check(CheckRequest((path,), choice=choice, drift=False))
     assert report.verdict == "fail"
     return json.dumps(to_json(report), allow_nan=False)
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from levit_export.checks import parity
-from levit_export.checks.execution import Row as ArtifactRow
-from levit_export.checks.execution import judged_as
+from levit_export.checks.execution import Row, judged_as
 from levit_export.checks.findings import Finding
 from levit_export.checks.parity import ParityReport
 from levit_export.checks.reference import Reference
@@ -15,7 +14,7 @@ from levit_export.checks.timing import Regimes, TimingReport
 from levit_export.core import hashing
 from levit_export.core.errors import DataError
 from levit_export.core.values import Artifact, RunOptions, Signature, TensorSpec
-from levit_export.storage.device_bundle.results import Latency, Results, Row
+from levit_export.storage.device_bundle.results import DeviceRow, Latency, Results
 
 
 def judge(
@@ -56,7 +55,7 @@ def judge(
     return reports
 
 
-def _compared(row: Row, artifact: Artifact, reference: Reference) -> ParityReport:
+def _compared(row: DeviceRow, artifact: Artifact, reference: Reference) -> ParityReport:
     """The device's answers to the golden inputs, held against the reference's."""
     runtime = f"{row.runtime} ({row.unit})"
     if row.error:
@@ -65,7 +64,7 @@ def _compared(row: Row, artifact: Artifact, reference: Reference) -> ParityRepor
     arrays = row.arrays()
     given = tuple(TensorSpec(name, array.shape) for name, array in arrays.items())
     expected = reference.matching(Signature(artifact.signature.inputs, given))
-    judged = judged_as(ArtifactRow(artifact, RunOptions()))
+    judged = judged_as(Row(artifact, RunOptions()))
     return parity.compare_outputs(
         expected.outputs,
         arrays,

@@ -22,7 +22,7 @@ PARTS: tuple[Part, ...] = ("answers", "shape", "weights", "claims", "placement",
 
 
 @dataclass(frozen=True)
-class Kind:
+class FindingKind:
     """A kind of finding: its part, its verdict, and its sentence with the values' names."""
 
     part: Part
@@ -30,103 +30,105 @@ class Kind:
     sentence: str
 
 
-KINDS: Mapping[str, Kind] = {
+KINDS: Mapping[str, FindingKind] = {
     # --- answers: what the artifact computes -----------------------------------------------------
-    "no-samples": Kind("answers", "fail", "no samples were compared"),
-    "run-failed": Kind("answers", "fail", "{text}"),
-    "not-finite": Kind(
+    "no-samples": FindingKind("answers", "fail", "no samples were compared"),
+    "run-failed": FindingKind("answers", "fail", "{text}"),
+    "not-finite": FindingKind(
         "answers", "fail", "NaN or infinity on {count:.0f} of {rows:.0f} samples, first {sample}"
     ),
-    "too-far": Kind(
+    "too-far": FindingKind(
         "answers",
         "fail",
         "error {error:.2e} on {sample} exceeds the tolerance {allowed:.2e}",
     ),
-    "decided-flips": Kind(
+    "decided-flips": FindingKind(
         "answers", "fail", "{count:.0f} top-1 flips that rounding does not excuse"
     ),
-    "reference-not-finite": Kind(
+    "reference-not-finite": FindingKind(
         "answers",
         "inconclusive",
         "the reference itself answers NaN or infinity on {count:.0f} of {rows:.0f} samples, first "
         "{sample}: mend its weights",
     ),
-    "untrained": Kind(
+    "untrained": FindingKind(
         "answers",
         "inconclusive",
         "this check decides nothing: {text}; check trained weights",
     ),
-    "no-row-decides": Kind(
+    "no-row-decides": FindingKind(
         "answers",
         "inconclusive",
         "this check decides nothing: the reference varies by {spread:.1e} over the samples, its "
         "values reach {scale:.1e}, the tolerance {allowed:.1e}; check trained weights, or a finer "
         "precision or tolerance",
     ),
-    "some-rows-decide": Kind(
+    "some-rows-decide": FindingKind(
         "answers",
         "pass",
         "only {count:.0f} of {rows:.0f} samples can show a fault; on the others the tolerance is "
         "as large as the model's own variation: {names}",
     ),
-    "no-tolerance": Kind(
+    "no-tolerance": FindingKind(
         "answers",
         "inconclusive",
         "the largest error is {error:.1e}, {relative:.1e} of the largest answer to {sample}, and "
         "what may be accepted is not known: {text}; give --rtol or --atol",
     ),
-    "not-run": Kind("answers", "not-run", "{text}"),
-    "not-asked": Kind("answers", "not-run", "parity was not asked for"),
+    "not-run": FindingKind("answers", "not-run", "{text}"),
+    "not-asked": FindingKind("answers", "not-run", "parity was not asked for"),
     # --- shape: the form of what it gives --------------------------------------------------------
-    "missing-output": Kind("shape", "fail", "output {name!r} is missing"),
-    "no-outputs": Kind("shape", "fail", "the reference has no outputs"),
-    "no-values": Kind("shape", "fail", "the output has no values"),
-    "wrong-shape": Kind("shape", "fail", "shape {found}, expected {expected}"),
-    "wrong-type": Kind("shape", "fail", "type {found}, expected floating point"),
+    "missing-output": FindingKind("shape", "fail", "output {name!r} is missing"),
+    "no-outputs": FindingKind("shape", "fail", "the reference has no outputs"),
+    "no-values": FindingKind("shape", "fail", "the output has no values"),
+    "wrong-shape": FindingKind("shape", "fail", "shape {found}, expected {expected}"),
+    "wrong-type": FindingKind("shape", "fail", "type {found}, expected floating point"),
     # --- weights: the tensors in the file --------------------------------------------------------
-    "missing-weights": Kind(
+    "missing-weights": FindingKind(
         "weights",
         "fail",
         "{count:.0f} of {tensors:.0f} weight tensors are not in the file as the checkpoint has "
         "them: {names}",
     ),
-    "strange-constants": Kind(
+    "strange-constants": FindingKind(
         "weights",
         "fail",
         "{count:.0f} constants of the file are not tensors of the checkpoint: {names}",
     ),
-    "weights-not-looked-at": Kind("weights", "inconclusive", "weights not looked at: {text}"),
-    "answers-only": Kind(
+    "weights-not-looked-at": FindingKind(
+        "weights", "inconclusive", "weights not looked at: {text}"
+    ),
+    "answers-only": FindingKind(
         "weights",
         "pass",
         "answers only: the file is not of this toolchain, its weights were not looked at",
     ),
     # --- claims: what file and manifest say of themselves ----------------------------------------
-    "altered-files": Kind(
+    "altered-files": FindingKind(
         "claims", "fail", "the directory was altered after it was written: {text}"
     ),
-    "contradiction": Kind("claims", "fail", "{text}"),
-    "unlisted-files": Kind("claims", "inconclusive", "{text}"),
+    "contradiction": FindingKind("claims", "fail", "{text}"),
+    "unlisted-files": FindingKind("claims", "inconclusive", "{text}"),
     # --- placement: which device would execute the ops -------------------------------------------
-    "enough-on-ane": Kind(
+    "enough-on-ane": FindingKind(
         "placement",
         "pass",
         "{share:.1f} % of the estimated work is on the Neural Engine, {least:g} % is the least",
     ),
-    "too-little-on-ane": Kind(
+    "too-little-on-ane": FindingKind(
         "placement",
         "fail",
         "{share:.1f} % of the estimated work is on the Neural Engine, {least:g} % is the least",
     ),
-    "placement-unknown": Kind("placement", "not-run", "{text}"),
+    "placement-unknown": FindingKind("placement", "not-run", "{text}"),
     # --- hints at a cause ------------------------------------------------------------------------
-    "coarser-arithmetic": Kind(
+    "coarser-arithmetic": FindingKind(
         "hint",
         "pass",
         "the file is right in float32 (relative error {error:.1e}); by default this runtime "
         "computes in {type} on this processor: {remedy}",
     ),
-    "float16-overflow": Kind(
+    "float16-overflow": FindingKind(
         "hint",
         "pass",
         "{block} reaches {peak:.3g}{more}, float16 ends at 65504: leave it in float32 with "

@@ -31,7 +31,7 @@ def bench(ctx: click.Context, /, paths: tuple[Path, ...], **_: Any) -> int:
 
     params = ctx.params
     refuse_unwritable({"--json": params["json_file"]}, options.sources(params))
-    request = check.InspectRequest(
+    request = check.CheckRequest(
         paths=paths,
         choice=options.model_choice(params),
         run=options.run(params),

@@ -247,7 +247,7 @@ def _run(
 
     vouching = _vouching(params, paths)
     with opened(paths) as places:
-        request = check_workflow.InspectRequest(
+        request = check_workflow.CheckRequest(
             paths=places.paths,
             choice=options.model_choice(params),
             run=options.run(params),

@@ -2,7 +2,8 @@
 
 A :class:`Network` is the graph between the captured PyTorch module (``models.capture``) and the
 files (the writers of each format). It knows some 25 kinds of operator, listed in ``KINDS``, and
-NumPy arrays; nothing of PyTorch or of any format. ``models.interpreter`` says what a kind computes.
+NumPy arrays; nothing of PyTorch or of any format. What a kind computes is in
+``models.interpreter``.
 
 Every value is called after its block, ``stage2_block0_attention_softmax``, and every operator
 knows its block. A *tap* is a value that users may ask for, under the name that they see:

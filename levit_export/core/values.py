@@ -252,7 +252,7 @@ def applied(ledger: Iterable[PassRecord]) -> tuple[str, ...]:
     return tuple(record.name for record in ledger if record.status == "applied")
 
 
-class Captured(Protocol):
+class Capture(Protocol):
     """A module, captured when it is first asked for."""
 
     def program(self) -> ExportedProgram:
@@ -277,7 +277,7 @@ class Prepared:
     fingerprints: Fingerprints
     blocks: Mapping[str, str]
     weights: Mapping[str, np.ndarray]
-    capture: Captured
+    capture: Capture
     embedded: Embedded = Embedded()
     layout: Layout = "tokens"
 

@@ -26,7 +26,9 @@ LARGEST_BATCH = 65535
 """Upper bound that is declared for an open batch."""
 
 
-def operators_of(program: ExportedProgram, blocks: Mapping[str, str], model: str) -> Captured:
+def operators_of(
+    program: ExportedProgram, blocks: Mapping[str, str], model: str
+) -> CapturedNetwork:
     """A captured program, operator by operator; values have the names of ``torch.export``.
 
     ``blocks`` are public names by module path, ``model`` is what errors call the model. Raises
@@ -36,7 +38,7 @@ def operators_of(program: ExportedProgram, blocks: Mapping[str, str], model: str
 
 
 @dataclass(frozen=True)
-class Captured:
+class CapturedNetwork:
     """A network whose values have ``torch.export``'s names, and the module path of each op."""
 
     network: Network
@@ -57,7 +59,7 @@ class _Reader:
     paths: dict[str, tuple[str, ...]] = field(default_factory=dict)
     inputs: list[Value] = field(default_factory=list)
 
-    def read(self) -> Captured:
+    def read(self) -> CapturedNetwork:
         stored = _stored(self.program)
         for node in self.program.graph.nodes:
             if node.op == "placeholder":
@@ -69,7 +71,7 @@ class _Reader:
         read = {name for op in self.ops for name in op.inputs}
         constants = {name: array for name, array in self.constants.items() if name in read}
         network = Network(tuple(self.inputs), outputs, tuple(self.ops), constants)
-        return Captured(network, self.paths)
+        return CapturedNetwork(network, self.paths)
 
     def _placeholder(self, node: Node, stored: Mapping[str, tuple[str, np.ndarray]]) -> None:
         if node.name in stored:

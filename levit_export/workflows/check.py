@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class InspectRequest:
+class CheckRequest:
     """What ``check`` and ``bench`` may be asked for.
 
     ``choice`` names the model of bare artifacts; for a directory it replaces the golden outputs by
@@ -65,7 +65,7 @@ class InspectRequest:
     min_ane: float | None = None
 
 
-def check(request: InspectRequest, progress: Progress | None = None) -> Report:
+def check(request: CheckRequest, progress: Progress | None = None) -> Report:
     """Parity of everything at ``paths``.
 
     An export directory needs no torch: it is held against its own golden vectors, after every file
@@ -151,9 +151,7 @@ def _results_by_bundle(
     return matched
 
 
-def _judge_results(
-    results: Results, each: Located, request: InspectRequest
-) -> list[ArtifactReport]:
+def _judge_results(results: Results, each: Located, request: CheckRequest) -> list[ArtifactReport]:
     """A report on each row that a device reported."""
     from levit_export.checks import device_results
     from levit_export.storage.device_bundle import description
@@ -179,7 +177,7 @@ def _judge_results(
     return device_results.judge(results, artifacts, golden(each.folder, each.manifest, request))
 
 
-def bench(request: InspectRequest, progress: Progress | None = None) -> Report:
+def bench(request: CheckRequest, progress: Progress | None = None) -> Report:
     """Latency of everything at ``paths``, interleaved in one run.
 
     Eager PyTorch takes part when ``choice`` names a model. Parity is reported as not run.

@@ -93,7 +93,7 @@ class CompareRequest:
 
 
 @dataclass(frozen=True)
-class Reference:
+class ReferenceFile:
     """The file that others are held against.
 
     ``open`` runs it in its own arithmetic or in float64, with inner values beside the outputs.
@@ -115,7 +115,7 @@ class Reference:
 
 
 @dataclass(frozen=True)
-class Answers:
+class ReferenceAnswers:
     """What the reference answers to the samples, and in float64 where that is known.
 
     ``arrays`` are the inputs by their names in the reference, ``(n, ...)``; those of ``pixels``
@@ -172,7 +172,7 @@ def compare(request: CompareRequest, progress: Progress | None = None) -> Report
 # --- the reference --------------------------------------------------------------------------
 
 
-def _opened(request: CompareRequest, candidates: Sequence[Signature]) -> Reference:
+def _opened(request: CompareRequest, candidates: Sequence[Signature]) -> ReferenceFile:
     """The reference, ready to be run; TorchScript has its shapes from the candidates."""
     path = request.reference
     if path.suffix in (".pt", ".pt2"):
@@ -214,7 +214,7 @@ def _opened(request: CompareRequest, candidates: Sequence[Signature]) -> Referen
             return nullcontext(ExactSession(artifact, taps))
         return kind.open(artifact, run, taps)
 
-    return Reference(
+    return ReferenceFile(
         path,
         artifact.precision,
         artifact.signature,
@@ -224,7 +224,7 @@ def _opened(request: CompareRequest, candidates: Sequence[Signature]) -> Referen
     )
 
 
-def _torch_reference(request: CompareRequest, candidates: Sequence[Signature]) -> Reference:
+def _torch_reference(request: CompareRequest, candidates: Sequence[Signature]) -> ReferenceFile:
     if not (torch := needs("torch")).ok:
         raise MissingDependencyError(
             f"{request.reference.name} needs PyTorch: {torch.reason}", remedy=torch.fix
@@ -248,7 +248,7 @@ def _torch_reference(request: CompareRequest, candidates: Sequence[Signature]) -
             ),
             file.outputs,
         )
-    return Reference(request.reference, "fp32", signature, opened, file.values)
+    return ReferenceFile(request.reference, "fp32", signature, opened, file.values)
 
 
 def _as_tensor(spec: TensorSpec, batch: int | None) -> TensorSpec:
@@ -259,7 +259,7 @@ def _as_tensor(spec: TensorSpec, batch: int | None) -> TensorSpec:
 
 def _samples(
     request: CompareRequest,
-    reference: Reference,
+    reference: ReferenceFile,
     specs: Mapping[str, TensorSpec],
     matched: Sequence[Mapping[str, TensorSpec]],
 ) -> tuple[Samples, dict[str, np.ndarray], frozenset[str]]:
@@ -313,11 +313,11 @@ def _collected(
 
 def _answers(
     request: CompareRequest,
-    reference: Reference,
+    reference: ReferenceFile,
     samples: Samples,
     arrays: Tensors,
     pixels: frozenset[str],
-) -> Answers:
+) -> ReferenceAnswers:
     """What the reference answers; in float64 as well, unless a tolerance was given."""
     inputs = shared.converted(arrays, reference.takers, reference.path.name)
     with reference.open("own", ()) as session:
@@ -333,7 +333,7 @@ def _answers(
                 exact = _collected(session, samples, inputs, reference.signature.batch)
         except LevitExportError as error:
             inexact = error.what
-    return Answers(samples, arrays, pixels, outputs, exact, runtime, inexact)
+    return ReferenceAnswers(samples, arrays, pixels, outputs, exact, runtime, inexact)
 
 
 def _is_given(overrides: Overrides) -> bool:
@@ -345,8 +345,8 @@ def _is_given(overrides: Overrides) -> bool:
 
 def _judged(
     request: CompareRequest,
-    reference: Reference,
-    expected: Answers,
+    reference: ReferenceFile,
+    expected: ReferenceAnswers,
     row: Row,
     takers: Mapping[str, TensorSpec],
 ) -> ArtifactReport:
@@ -439,7 +439,7 @@ def _tolerances(
 
 
 def _compared(
-    expected: Answers, named: Tensors, tolerances: Tolerances, runtime: str, unknown: str
+    expected: ReferenceAnswers, named: Tensors, tolerances: Tolerances, runtime: str, unknown: str
 ) -> ParityReport:
     """The comparison; where no tolerance is known, its figures and what follows without one."""
     specs = []
@@ -485,8 +485,8 @@ def _compared(
 
 def _located(
     overrides: Overrides,
-    reference: Reference,
-    expected: Answers,
+    reference: ReferenceFile,
+    expected: ReferenceAnswers,
     row: Row,
     *,
     inputs: Tensors,

@@ -30,14 +30,14 @@ from levit_export.storage.located import Located
 if TYPE_CHECKING:
     from levit_export.models.checkpoints import Checkpoint
     from levit_export.storage.export_directory import Manifest
-    from levit_export.workflows.check import InspectRequest
+    from levit_export.workflows.check import CheckRequest
 
 
 @dataclass
 class CheckedModel:
     """The model that artifacts are held against, loaded and computed once for all of them."""
 
-    request: InspectRequest
+    request: CheckRequest
     progress: Progress
     _loaded: Checkpoint | None = field(default=None, init=False)
     _answered: reference.Answered | None = field(default=None, init=False)
@@ -188,7 +188,7 @@ def _interface(known: Known, seen: Artifact, artifact: Artifact) -> Signature | 
     return Signature((replace(taken, name=name),), ())
 
 
-def golden(folder: Path, manifest: Manifest, request: InspectRequest) -> Reference:
+def golden(folder: Path, manifest: Manifest, request: CheckRequest) -> Reference:
     """The reference that travels with a directory."""
     samples, outputs = export_directory.read_golden(folder, manifest)
     return Reference(

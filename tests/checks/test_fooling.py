@@ -24,7 +24,7 @@ from levit_export.models import checkpoints, loading
 from levit_export.models.loading import ModelChoice
 from levit_export.reports.report import Report
 from levit_export.workflows import check
-from levit_export.workflows.check import InspectRequest
+from levit_export.workflows.check import CheckRequest
 from levit_export.workflows.drift import DriftRequest, trace
 
 KINDS = (("onnx", "fp32"), ("openvino", "fp32"), ("coreml", "fp32"))
@@ -172,7 +172,7 @@ def judged_mixed() -> dict[str, ArtifactReport]:
         (place / name).mkdir(parents=True)
         paths[name] = make(place / name)
     choice = ModelChoice("levit_digits")
-    report = check.check(InspectRequest(tuple(paths.values()), choice=choice, drift=False))
+    report = check.check(CheckRequest(tuple(paths.values()), choice=choice, drift=False))
     return dict(zip(paths, in_float32(report), strict=True))
 
 
@@ -208,7 +208,7 @@ def judged_half() -> dict[str, ParityReport]:
     paths = {kind: half_kept(kind).path for kind in HALF}
     paths["rounded"] = rounded_once_more(place)
     choice = ModelChoice("levit_digits")
-    report = check.check(InspectRequest(tuple(paths.values()), choice=choice, drift=False))
+    report = check.check(CheckRequest(tuple(paths.values()), choice=choice, drift=False))
     return dict(zip(paths, (a.parity for a in in_float32(report)), strict=True))
 
 
@@ -268,7 +268,7 @@ def judged() -> dict[tuple[str, str, str], ParityReport]:
     """What one check of all of them finds."""
     paths = tuple(spoilt(*case) for case in CASES)
     choice = ModelChoice("levit_digits")
-    report = check.check(InspectRequest(paths, choice=choice, drift=False))
+    report = check.check(CheckRequest(paths, choice=choice, drift=False))
     return dict(zip(CASES, (a.parity for a in in_float32(report)), strict=True))
 
 

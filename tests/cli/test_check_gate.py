@@ -340,7 +340,7 @@ def test_a_damaged_bundle(cli: Cli, zipped: Path, tmp_path: Path) -> None:
 def test_an_error_inside_a_bundle(cli: Cli, zipped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An error about a file of a bundle names the bundle, not the folder it was unpacked into."""
 
-    def check(request: check_workflow.InspectRequest, *_: object) -> Report:
+    def check(request: check_workflow.CheckRequest, *_: object) -> Report:
         from levit_export.core.errors import DataError
 
         raise DataError(f"{request.paths[0]}/x is bad", remedy=f"Look at {request.paths[0]}.")

@@ -34,7 +34,7 @@ from levit_export.formats.coreml.target import CoremlTarget
 from levit_export.models.loading import ModelChoice
 from levit_export.reports import gate
 from levit_export.reports.report import Report
-from levit_export.workflows.check import InspectRequest, check
+from levit_export.workflows.check import CheckRequest, check
 
 TARGET = CoremlTarget()
 UNITS = ("cpu_only", "cpu_and_ne", "cpu_and_gpu", "all")
@@ -311,7 +311,7 @@ WORK = (0.0, 0.3, 0.2, 0.0, 0.3, 0.1, 0.1)
 
 def asked(artifact: Artifact, least: float, *units: str) -> Report:
     """``check --min-ane`` of one package on some compute units."""
-    request = InspectRequest(
+    request = CheckRequest(
         paths=(artifact.path,),
         choice=ModelChoice(model="levit_digits"),
         run=RunOptions(compute_units=units or ("cpu_only",)),

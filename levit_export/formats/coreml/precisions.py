@@ -61,7 +61,7 @@ Palette = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
 @dataclass(frozen=True)
-class Layer:
+class CompressedLayer:
     """A layer whose weight is compressed: its value, the value it reads, its block, its size."""
 
     name: str
@@ -70,18 +70,18 @@ class Layer:
     channels: int
 
 
-def layers(network: Network, keep: Collection[str]) -> list[Layer]:
+def layers(network: Network, keep: Collection[str]) -> list[CompressedLayer]:
     """The layers to compress, in the network's order; the blocks ``keep`` are left out."""
     found = []
     for op in network.ops:
         if op.kind in LAYERS and not is_within(op.block, keep):
             weight = network.constants.get(op.inputs[1], np.zeros(0))
             if weight.size > WEIGHT_THRESHOLD:
-                found.append(Layer(op.output.name, op.inputs[0], op.block, len(weight)))
+                found.append(CompressedLayer(op.output.name, op.inputs[0], op.block, len(weight)))
     return found
 
 
-def with_grids(found: Sequence[Layer]) -> list[Layer]:
+def with_grids(found: Sequence[CompressedLayer]) -> list[CompressedLayer]:
     """Those of the layers whose input ``int8`` puts on a grid."""
     return [layer for layer in found if layer.block not in FLOAT_INPUTS]
 
@@ -115,7 +115,9 @@ def observe(converted: Any, values: Collection[str], images: np.ndarray) -> dict
     return {name: (low[name], high[name]) for name in names}
 
 
-def compress_weights(converted: Any, found: Sequence[Layer], network: Network, to: str) -> Any:
+def compress_weights(
+    converted: Any, found: Sequence[CompressedLayer], network: Network, to: str
+) -> Any:
     """``converted``, an ``MLModel`` of ``network``, with the weights of ``found`` as ``to`` says.
 
     The weights of other layers stay as they are.

@@ -22,7 +22,7 @@ from levit_export.formats.mil.elements import (
     Value,
 )
 from levit_export.formats.mil.rounding import round_to_half_
-from levit_export.formats.mil.table import OPS, Arguments, Like, Named, Op, Variable
+from levit_export.formats.mil.table import OPS, Arguments, Like, Named, OpRow, Variable
 
 SUPPORT = "Remove the op from the model, or add its formula to levit_export/formats/mil/table.py."
 _RAISED = (ValueError, TypeError, IndexError, ArithmeticError, MemoryError)
@@ -43,7 +43,7 @@ class Node:
     """An op of the program, checked and ready to run."""
 
     type: str
-    op: Op
+    op: OpRow
     operands: Mapping[str, tuple[Operand, ...]]
     outputs: tuple[tuple[str, DeclaredType], ...]
     context: Mapping[str, int]
@@ -52,7 +52,7 @@ class Node:
 
     @property
     def label(self) -> str:
-        """Op type, first output and package, as messages name an op."""
+        """OpRow type, first output and package, as messages name an op."""
         return f"op {self.type!r} -> {self.outputs[0][0]!r} in {self.package}"
 
     @property

@@ -58,7 +58,7 @@ Result = Like | Named | Variable | Element
 
 
 @dataclass(frozen=True)
-class Op:
+class OpRow:
     """A row of :data:`OPS`."""
 
     function: Callable[..., object]
@@ -121,119 +121,121 @@ _NORMALISED = ("x", "gamma", "beta", "epsilon")
 _SCATTERED = ("data", "updates")
 _ALL = "fib"
 
-OPS: dict[str, Op] = {
+OPS: dict[str, OpRow] = {
     # Arithmetic
-    "add": Op(elementwise.add, _PAIR, "fi"),
-    "sub": Op(elementwise.sub, _PAIR, "fi"),
-    "mul": Op(elementwise.mul, _PAIR, "fi"),
-    "real_div": Op(elementwise.real_div, _PAIR),
-    "floor_div": Op(elementwise.floor_div, _PAIR, "fi"),
-    "mod": Op(elementwise.mod, _PAIR, "fi"),
-    "maximum": Op(elementwise.maximum, _PAIR, "fi", exact=True),
-    "minimum": Op(elementwise.minimum, _PAIR, "fi", exact=True),
-    "pow": Op(elementwise.power, _PAIR),
-    "square": Op(elementwise.square, kinds="fi"),
-    "abs": Op(elementwise.absolute, kinds="fi", exact=True),
-    "sign": Op(elementwise.sign, kinds="fi", exact=True),
-    "ceil": Op(elementwise.ceil, exact=True),
-    "floor": Op(elementwise.floor, exact=True),
-    "round": Op(elementwise.nearest, exact=True),
-    "exp": Op(elementwise.exp),
-    "exp2": Op(elementwise.exp2),
-    "log": Op(elementwise.log, ("x", "epsilon")),
-    "sqrt": Op(elementwise.sqrt),
-    "rsqrt": Op(elementwise.rsqrt, ("x", "epsilon")),
-    "inverse": Op(elementwise.inverse, ("x", "epsilon")),
-    "clip": Op(elementwise.clip, ("x", "alpha", "beta"), exact=True),
-    "threshold": Op(elementwise.threshold, ("x", "alpha"), "fi", exact=True),
-    "erf": Op(elementwise.erf),
-    "sin": Op(elementwise.sin),
-    "cos": Op(elementwise.cos),
-    "tan": Op(elementwise.tan),
-    "asin": Op(elementwise.asin),
-    "acos": Op(elementwise.acos),
-    "atan": Op(elementwise.atan),
-    "sinh": Op(elementwise.sinh),
-    "cosh": Op(elementwise.cosh),
-    "atanh": Op(elementwise.atanh),
-    "cast": Op(elementwise.cast, kinds=_ALL, results=(Named("dtype"),), choices={"dtype": _CAST}),
+    "add": OpRow(elementwise.add, _PAIR, "fi"),
+    "sub": OpRow(elementwise.sub, _PAIR, "fi"),
+    "mul": OpRow(elementwise.mul, _PAIR, "fi"),
+    "real_div": OpRow(elementwise.real_div, _PAIR),
+    "floor_div": OpRow(elementwise.floor_div, _PAIR, "fi"),
+    "mod": OpRow(elementwise.mod, _PAIR, "fi"),
+    "maximum": OpRow(elementwise.maximum, _PAIR, "fi", exact=True),
+    "minimum": OpRow(elementwise.minimum, _PAIR, "fi", exact=True),
+    "pow": OpRow(elementwise.power, _PAIR),
+    "square": OpRow(elementwise.square, kinds="fi"),
+    "abs": OpRow(elementwise.absolute, kinds="fi", exact=True),
+    "sign": OpRow(elementwise.sign, kinds="fi", exact=True),
+    "ceil": OpRow(elementwise.ceil, exact=True),
+    "floor": OpRow(elementwise.floor, exact=True),
+    "round": OpRow(elementwise.nearest, exact=True),
+    "exp": OpRow(elementwise.exp),
+    "exp2": OpRow(elementwise.exp2),
+    "log": OpRow(elementwise.log, ("x", "epsilon")),
+    "sqrt": OpRow(elementwise.sqrt),
+    "rsqrt": OpRow(elementwise.rsqrt, ("x", "epsilon")),
+    "inverse": OpRow(elementwise.inverse, ("x", "epsilon")),
+    "clip": OpRow(elementwise.clip, ("x", "alpha", "beta"), exact=True),
+    "threshold": OpRow(elementwise.threshold, ("x", "alpha"), "fi", exact=True),
+    "erf": OpRow(elementwise.erf),
+    "sin": OpRow(elementwise.sin),
+    "cos": OpRow(elementwise.cos),
+    "tan": OpRow(elementwise.tan),
+    "asin": OpRow(elementwise.asin),
+    "acos": OpRow(elementwise.acos),
+    "atan": OpRow(elementwise.atan),
+    "sinh": OpRow(elementwise.sinh),
+    "cosh": OpRow(elementwise.cosh),
+    "atanh": OpRow(elementwise.atanh),
+    "cast": OpRow(
+        elementwise.cast, kinds=_ALL, results=(Named("dtype"),), choices={"dtype": _CAST}
+    ),
     # Comparisons and logic
-    "equal": Op(elementwise.equal, _PAIR, _ALL, results=(BOOL,)),
-    "not_equal": Op(elementwise.not_equal, _PAIR, _ALL, results=(BOOL,)),
-    "greater": Op(elementwise.greater, _PAIR, "fi", results=(BOOL,)),
-    "greater_equal": Op(elementwise.greater_equal, _PAIR, "fi", results=(BOOL,)),
-    "less": Op(elementwise.less, _PAIR, "fi", results=(BOOL,)),
-    "less_equal": Op(elementwise.less_equal, _PAIR, "fi", results=(BOOL,)),
-    "logical_and": Op(elementwise.logical_and, _PAIR, "b"),
-    "logical_or": Op(elementwise.logical_or, _PAIR, "b"),
-    "logical_xor": Op(elementwise.logical_xor, _PAIR, "b"),
-    "logical_not": Op(elementwise.logical_not, kinds="b"),
+    "equal": OpRow(elementwise.equal, _PAIR, _ALL, results=(BOOL,)),
+    "not_equal": OpRow(elementwise.not_equal, _PAIR, _ALL, results=(BOOL,)),
+    "greater": OpRow(elementwise.greater, _PAIR, "fi", results=(BOOL,)),
+    "greater_equal": OpRow(elementwise.greater_equal, _PAIR, "fi", results=(BOOL,)),
+    "less": OpRow(elementwise.less, _PAIR, "fi", results=(BOOL,)),
+    "less_equal": OpRow(elementwise.less_equal, _PAIR, "fi", results=(BOOL,)),
+    "logical_and": OpRow(elementwise.logical_and, _PAIR, "b"),
+    "logical_or": OpRow(elementwise.logical_or, _PAIR, "b"),
+    "logical_xor": OpRow(elementwise.logical_xor, _PAIR, "b"),
+    "logical_not": OpRow(elementwise.logical_not, kinds="b"),
     # Activation functions
-    "relu": Op(elementwise.relu, exact=True),
-    "relu6": Op(elementwise.relu6, exact=True),
-    "leaky_relu": Op(elementwise.leaky_relu, ("x", "alpha")),
-    "prelu": Op(elementwise.prelu, ("x", "alpha")),
-    "thresholded_relu": Op(elementwise.thresholded_relu, ("x", "alpha"), exact=True),
-    "clamped_relu": Op(elementwise.clamped_relu, ("x", "alpha", "beta")),
-    "elu": Op(elementwise.elu, ("x", "alpha")),
-    "linear_activation": Op(elementwise.linear_activation, ("x", "alpha", "beta")),
-    "sigmoid_hard": Op(elementwise.sigmoid_hard, ("x", "alpha", "beta")),
-    "sigmoid": Op(elementwise.sigmoid),
-    "silu": Op(elementwise.silu),
-    "softplus": Op(elementwise.softplus),
-    "softplus_parametric": Op(elementwise.softplus_parametric, ("x", "alpha", "beta")),
-    "softsign": Op(elementwise.softsign),
-    "tanh": Op(elementwise.tanh),
-    "scaled_tanh": Op(elementwise.scaled_tanh, ("x", "alpha", "beta")),
-    "gelu": Op(
+    "relu": OpRow(elementwise.relu, exact=True),
+    "relu6": OpRow(elementwise.relu6, exact=True),
+    "leaky_relu": OpRow(elementwise.leaky_relu, ("x", "alpha")),
+    "prelu": OpRow(elementwise.prelu, ("x", "alpha")),
+    "thresholded_relu": OpRow(elementwise.thresholded_relu, ("x", "alpha"), exact=True),
+    "clamped_relu": OpRow(elementwise.clamped_relu, ("x", "alpha", "beta")),
+    "elu": OpRow(elementwise.elu, ("x", "alpha")),
+    "linear_activation": OpRow(elementwise.linear_activation, ("x", "alpha", "beta")),
+    "sigmoid_hard": OpRow(elementwise.sigmoid_hard, ("x", "alpha", "beta")),
+    "sigmoid": OpRow(elementwise.sigmoid),
+    "silu": OpRow(elementwise.silu),
+    "softplus": OpRow(elementwise.softplus),
+    "softplus_parametric": OpRow(elementwise.softplus_parametric, ("x", "alpha", "beta")),
+    "softsign": OpRow(elementwise.softsign),
+    "tanh": OpRow(elementwise.tanh),
+    "scaled_tanh": OpRow(elementwise.scaled_tanh, ("x", "alpha", "beta")),
+    "gelu": OpRow(
         elementwise.gelu,
         choices={"mode": frozenset({"EXACT", "TANH_APPROXIMATION", "SIGMOID_APPROXIMATION"})},
     ),
     # Matrix products
-    "linear": Op(linear.linear, ("x", "weight", "bias")),
-    "matmul": Op(linear.matmul, _PAIR, results=(Variable(_PAIR),)),
-    "einsum": Op(
+    "linear": OpRow(linear.linear, ("x", "weight", "bias")),
+    "matmul": OpRow(linear.matmul, _PAIR, results=(Variable(_PAIR),)),
+    "einsum": OpRow(
         linear.einsum,
         ("values",),
         strings=frozenset({"equation"}),
         variadic=frozenset({"values"}),
     ),
-    "scaled_dot_product_attention": Op(
+    "scaled_dot_product_attention": OpRow(
         linear.scaled_dot_product_attention, ("query", "key", "value")
     ),
-    "conv": Op(convolution.conv, ("x", "weight", "bias"), choices={"pad_type": _PADDING}),
-    "conv_transpose": Op(
+    "conv": OpRow(convolution.conv, ("x", "weight", "bias"), choices={"pad_type": _PADDING}),
+    "conv_transpose": OpRow(
         convolution.conv_transpose,
         ("x", "weight", "bias"),
         choices={"pad_type": _PADDING - {"same_lower"}},
     ),
     # Reductions and order
-    "softmax": Op(reduce.softmax),
-    "reduce_mean": Op(reduce.reduce_mean),
-    "reduce_sum": Op(reduce.reduce_sum, kinds="fi"),
-    "reduce_prod": Op(reduce.reduce_prod, kinds="fi"),
-    "reduce_max": Op(reduce.reduce_max, kinds="fi", exact=True),
-    "reduce_min": Op(reduce.reduce_min, kinds="fi", exact=True),
-    "reduce_sum_square": Op(reduce.reduce_sum_square, kinds="fi"),
-    "reduce_l1_norm": Op(reduce.reduce_l1_norm, kinds="fi"),
-    "reduce_l2_norm": Op(reduce.reduce_l2_norm),
-    "reduce_log_sum": Op(reduce.reduce_log_sum),
-    "reduce_log_sum_exp": Op(reduce.reduce_log_sum_exp),
-    "reduce_argmax": Op(
+    "softmax": OpRow(reduce.softmax),
+    "reduce_mean": OpRow(reduce.reduce_mean),
+    "reduce_sum": OpRow(reduce.reduce_sum, kinds="fi"),
+    "reduce_prod": OpRow(reduce.reduce_prod, kinds="fi"),
+    "reduce_max": OpRow(reduce.reduce_max, kinds="fi", exact=True),
+    "reduce_min": OpRow(reduce.reduce_min, kinds="fi", exact=True),
+    "reduce_sum_square": OpRow(reduce.reduce_sum_square, kinds="fi"),
+    "reduce_l1_norm": OpRow(reduce.reduce_l1_norm, kinds="fi"),
+    "reduce_l2_norm": OpRow(reduce.reduce_l2_norm),
+    "reduce_log_sum": OpRow(reduce.reduce_log_sum),
+    "reduce_log_sum_exp": OpRow(reduce.reduce_log_sum_exp),
+    "reduce_argmax": OpRow(
         reduce.reduce_argmax,
         kinds="fi",
         results=(Named("output_dtype", "int32"),),
         choices={"output_dtype": _INDEX},
     ),
-    "reduce_argmin": Op(
+    "reduce_argmin": OpRow(
         reduce.reduce_argmin,
         kinds="fi",
         results=(Named("output_dtype", "int32"),),
         choices={"output_dtype": _INDEX},
     ),
-    "cumsum": Op(reduce.cumsum, kinds="fi"),
-    "argsort": Op(reduce.argsort, kinds="fi", results=(INT32,)),
-    "topk": Op(
+    "cumsum": OpRow(reduce.cumsum, kinds="fi"),
+    "argsort": OpRow(reduce.argsort, kinds="fi", results=(INT32,)),
+    "topk": OpRow(
         reduce.topk,
         kinds="fi",
         results=(Like(), Named("output_indices_dtype", "int32")),
@@ -241,21 +243,23 @@ OPS: dict[str, Op] = {
         choices={"output_indices_dtype": _INDEX},
     ),
     # Normalisation
-    "batch_norm": Op(normalization.batch_norm, (*_NORMALISED, "mean", "variance")),
-    "instance_norm": Op(normalization.instance_norm, _NORMALISED),
-    "layer_norm": Op(normalization.layer_norm, _NORMALISED),
-    "l2_norm": Op(normalization.l2_norm, ("x", "epsilon")),
-    "local_response_norm": Op(normalization.local_response_norm, ("x", "alpha", "beta", "k")),
+    "batch_norm": OpRow(normalization.batch_norm, (*_NORMALISED, "mean", "variance")),
+    "instance_norm": OpRow(normalization.instance_norm, _NORMALISED),
+    "layer_norm": OpRow(normalization.layer_norm, _NORMALISED),
+    "l2_norm": OpRow(normalization.l2_norm, ("x", "epsilon")),
+    "local_response_norm": OpRow(normalization.local_response_norm, ("x", "alpha", "beta", "k")),
     # Pooling
-    "avg_pool": Op(pooling.avg_pool, choices={"pad_type": _PADDING}),
-    "max_pool": Op(pooling.max_pool, exact=True, choices={"pad_type": _PADDING}),
-    "l2_pool": Op(pooling.l2_pool, choices={"pad_type": _PADDING}),
+    "avg_pool": OpRow(pooling.avg_pool, choices={"pad_type": _PADDING}),
+    "max_pool": OpRow(pooling.max_pool, exact=True, choices={"pad_type": _PADDING}),
+    "l2_pool": OpRow(pooling.l2_pool, choices={"pad_type": _PADDING}),
     # Images
-    "upsample_nearest_neighbor": Op(resizing.upsample_nearest_neighbor, exact=True),
-    "resize_nearest_neighbor": Op(resizing.resize_nearest_neighbor, exact=True),
-    "upsample_bilinear": Op(resizing.upsample_bilinear),
-    "resize_bilinear": Op(resizing.resize_bilinear, choices={"sampling_mode": resizing.SAMPLING}),
-    "resize": Op(
+    "upsample_nearest_neighbor": OpRow(resizing.upsample_nearest_neighbor, exact=True),
+    "resize_nearest_neighbor": OpRow(resizing.resize_nearest_neighbor, exact=True),
+    "upsample_bilinear": OpRow(resizing.upsample_bilinear),
+    "resize_bilinear": OpRow(
+        resizing.resize_bilinear, choices={"sampling_mode": resizing.SAMPLING}
+    ),
+    "resize": OpRow(
         resizing.resize,
         kinds="fi",
         choices={
@@ -263,8 +267,8 @@ OPS: dict[str, Op] = {
             "sampling_mode": resizing.SAMPLING,
         },
     ),
-    "crop": Op(resizing.crop, exact=True),
-    "crop_resize": Op(
+    "crop": OpRow(resizing.crop, exact=True),
+    "crop_resize": OpRow(
         resizing.crop_resize,
         ("x", "pad_value"),
         choices={
@@ -272,7 +276,7 @@ OPS: dict[str, Op] = {
             "sampling_mode": resizing.SAMPLING,
         },
     ),
-    "affine": Op(
+    "affine": OpRow(
         resizing.affine,
         ("x", "transform_matrix", "padding_value"),
         choices={
@@ -281,7 +285,7 @@ OPS: dict[str, Op] = {
             "coordinates_mode": frozenset({"normalized_minus_one_to_one"}),
         },
     ),
-    "resample": Op(
+    "resample": OpRow(
         resizing.resample,
         ("x", "padding_value"),
         choices={
@@ -291,96 +295,102 @@ OPS: dict[str, Op] = {
         },
     ),
     # Moving values
-    "identity": Op(shape.identity, kinds=_ALL, exact=True),
-    "reshape": Op(shape.reshape, kinds=_ALL, exact=True),
-    "reshape_like": Op(
+    "identity": OpRow(shape.identity, kinds=_ALL, exact=True),
+    "reshape": OpRow(shape.reshape, kinds=_ALL, exact=True),
+    "reshape_like": OpRow(
         shape.reshape_like,
         kinds=_ALL,
         exact=True,
         variadic=frozenset({"ref_tensors", "begins", "ends", "end_masks"}),
     ),
-    "flatten2d": Op(shape.flatten2d, kinds=_ALL, exact=True),
-    "transpose": Op(shape.transpose, kinds=_ALL, exact=True),
-    "expand_dims": Op(shape.expand_dims, kinds=_ALL, exact=True),
-    "squeeze": Op(shape.squeeze, kinds=_ALL, exact=True),
-    "slice_by_index": Op(shape.slice_by_index, kinds=_ALL, exact=True),
-    "slice_by_size": Op(shape.slice_by_size, kinds=_ALL, exact=True),
-    "slice_update": Op(shape.slice_update, ("x", "update"), _ALL, exact=True),
-    "split": Op(shape.split, kinds=_ALL, exact=True),
-    "concat": Op(shape.concat, ("values",), _ALL, exact=True, variadic=frozenset({"values"})),
-    "stack": Op(shape.stack, ("values",), _ALL, exact=True, variadic=frozenset({"values"})),
-    "reverse": Op(shape.reverse, kinds=_ALL, exact=True),
-    "reverse_sequence": Op(shape.reverse_sequence, kinds=_ALL, exact=True),
-    "sliding_windows": Op(shape.sliding_windows, kinds=_ALL, exact=True),
-    "depth_to_space": Op(shape.depth_to_space, exact=True),
-    "space_to_depth": Op(shape.space_to_depth, exact=True),
-    "pixel_shuffle": Op(shape.pixel_shuffle, exact=True),
-    "pixel_unshuffle": Op(shape.pixel_unshuffle, exact=True),
-    "batch_to_space": Op(shape.batch_to_space, exact=True),
-    "space_to_batch": Op(shape.space_to_batch, exact=True),
-    "band_part": Op(shape.band_part, kinds=_ALL, exact=True),
-    "tile": Op(shape.tile, kinds=_ALL, exact=True),
-    "fill": Op(shape.fill, ("value",), _ALL, exact=True),
-    "fill_like": Op(shape.fill_like, ("value",), _ALL, exact=True),
-    "range_1d": Op(shape.range_1d, ("start", "end", "step"), "fi"),
-    "pad": Op(
+    "flatten2d": OpRow(shape.flatten2d, kinds=_ALL, exact=True),
+    "transpose": OpRow(shape.transpose, kinds=_ALL, exact=True),
+    "expand_dims": OpRow(shape.expand_dims, kinds=_ALL, exact=True),
+    "squeeze": OpRow(shape.squeeze, kinds=_ALL, exact=True),
+    "slice_by_index": OpRow(shape.slice_by_index, kinds=_ALL, exact=True),
+    "slice_by_size": OpRow(shape.slice_by_size, kinds=_ALL, exact=True),
+    "slice_update": OpRow(shape.slice_update, ("x", "update"), _ALL, exact=True),
+    "split": OpRow(shape.split, kinds=_ALL, exact=True),
+    "concat": OpRow(shape.concat, ("values",), _ALL, exact=True, variadic=frozenset({"values"})),
+    "stack": OpRow(shape.stack, ("values",), _ALL, exact=True, variadic=frozenset({"values"})),
+    "reverse": OpRow(shape.reverse, kinds=_ALL, exact=True),
+    "reverse_sequence": OpRow(shape.reverse_sequence, kinds=_ALL, exact=True),
+    "sliding_windows": OpRow(shape.sliding_windows, kinds=_ALL, exact=True),
+    "depth_to_space": OpRow(shape.depth_to_space, exact=True),
+    "space_to_depth": OpRow(shape.space_to_depth, exact=True),
+    "pixel_shuffle": OpRow(shape.pixel_shuffle, exact=True),
+    "pixel_unshuffle": OpRow(shape.pixel_unshuffle, exact=True),
+    "batch_to_space": OpRow(shape.batch_to_space, exact=True),
+    "space_to_batch": OpRow(shape.space_to_batch, exact=True),
+    "band_part": OpRow(shape.band_part, kinds=_ALL, exact=True),
+    "tile": OpRow(shape.tile, kinds=_ALL, exact=True),
+    "fill": OpRow(shape.fill, ("value",), _ALL, exact=True),
+    "fill_like": OpRow(shape.fill_like, ("value",), _ALL, exact=True),
+    "range_1d": OpRow(shape.range_1d, ("start", "end", "step"), "fi"),
+    "pad": OpRow(
         shape.pad,
         ("x", "constant_val"),
         exact=True,
         choices={"mode": frozenset({"constant", "reflect", "replicate"})},
     ),
-    "shape": Op(shape.shape, kinds=_ALL, results=(INT32,)),
+    "shape": OpRow(shape.shape, kinds=_ALL, results=(INT32,)),
     # Values at places that a tensor holds
-    "gather": Op(indexing.gather, kinds=_ALL, exact=True),
-    "gather_along_axis": Op(indexing.gather_along_axis, kinds=_ALL, exact=True),
-    "gather_nd": Op(indexing.gather_nd, kinds=_ALL, exact=True),
-    "scatter": Op(indexing.scatter, _SCATTERED, "fi", choices={"mode": frozenset(indexing.MODES)}),
-    "scatter_along_axis": Op(
+    "gather": OpRow(indexing.gather, kinds=_ALL, exact=True),
+    "gather_along_axis": OpRow(indexing.gather_along_axis, kinds=_ALL, exact=True),
+    "gather_nd": OpRow(indexing.gather_nd, kinds=_ALL, exact=True),
+    "scatter": OpRow(
+        indexing.scatter, _SCATTERED, "fi", choices={"mode": frozenset(indexing.MODES)}
+    ),
+    "scatter_along_axis": OpRow(
         indexing.scatter_along_axis,
         _SCATTERED,
         "fi",
         choices={"mode": frozenset(indexing.MODES)},
     ),
-    "scatter_nd": Op(
+    "scatter_nd": OpRow(
         indexing.scatter_nd, _SCATTERED, "fi", choices={"mode": frozenset(indexing.MODES)}
     ),
-    "select": Op(indexing.select, ("a", "b"), _ALL, exact=True),
-    "non_zero": Op(indexing.non_zero, kinds=_ALL, results=(INT32,)),
-    "one_hot": Op(indexing.one_hot, ("on_value", "off_value"), _ALL, exact=True),
+    "select": OpRow(indexing.select, ("a", "b"), _ALL, exact=True),
+    "non_zero": OpRow(indexing.non_zero, kinds=_ALL, results=(INT32,)),
+    "one_hot": OpRow(indexing.one_hot, ("on_value", "off_value"), _ALL, exact=True),
     # Quantised activations
-    "quantize": Op(
+    "quantize": OpRow(
         compression.quantize,
         ("input", "scale"),
         results=(Named("output_dtype"),),
         choices={"output_dtype": frozenset({"int8", "uint8"})},
     ),
-    "dequantize": Op(compression.dequantize, ("scale",)),
+    "dequantize": OpRow(compression.dequantize, ("scale",)),
     # Compressed weights
-    "constexpr_affine_dequantize": Op(compression.constexpr_affine_dequantize, ("scale",)),
-    "constexpr_blockwise_shift_scale": Op(compression.constexpr_blockwise_shift_scale, ("scale",)),
-    "constexpr_cast": Op(
+    "constexpr_affine_dequantize": OpRow(compression.constexpr_affine_dequantize, ("scale",)),
+    "constexpr_blockwise_shift_scale": OpRow(
+        compression.constexpr_blockwise_shift_scale, ("scale",)
+    ),
+    "constexpr_cast": OpRow(
         compression.constexpr_cast,
         ("source_val",),
         results=(Named("output_dtype"),),
         choices={"output_dtype": frozenset({"fp32"})},
     ),
-    "constexpr_lut_to_dense": Op(compression.constexpr_lut_to_dense, ("lut",), "fi", exact=True),
-    "constexpr_sparse_to_dense": Op(
+    "constexpr_lut_to_dense": OpRow(
+        compression.constexpr_lut_to_dense, ("lut",), "fi", exact=True
+    ),
+    "constexpr_sparse_to_dense": OpRow(
         compression.constexpr_sparse_to_dense, ("nonzero_data",), "fi", exact=True
     ),
-    "constexpr_lut_to_sparse": Op(
+    "constexpr_lut_to_sparse": OpRow(
         compression.constexpr_lut_to_sparse,
         ("lut",),
         "fi",
         results=(Like("indices_mask"), Like("lut")),
     ),
-    "constexpr_sparse_blockwise_shift_scale": Op(
+    "constexpr_sparse_blockwise_shift_scale": OpRow(
         compression.constexpr_sparse_blockwise_shift_scale,
         ("scale",),
         results=(Like("data_mask"), Like("scale")),
     ),
     # Classifiers
-    "classify": Op(reduce.classify, ("probabilities",), results=(), labels="classes"),
+    "classify": OpRow(reduce.classify, ("probabilities",), results=(), labels="classes"),
 }
 
 LEFT_OUT: dict[str, str] = {

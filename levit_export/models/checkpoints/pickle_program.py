@@ -103,7 +103,7 @@ def unsafe(path: Path, wanted: str) -> UnsafeCheckpointError:
 
 
 @dataclass
-class Machine:
+class StackMachine:
     """Runs pickles of one file, of ``size`` bytes, and calls nothing.
 
     ``storages`` are those that the pickles have named. :meth:`run` raises
@@ -177,7 +177,7 @@ class Machine:
         refuse_views(self.logical, self.size, self.path)
 
 
-def _import(machine: Machine, argument: str) -> None:
+def _import(machine: StackMachine, argument: str) -> None:
     module, _, name = argument.partition(" ")
     # Protocol 2 is Python 2's, so modules have the names that they had there.
     pair = _compat_pickle.NAME_MAPPING.get((module, name))
@@ -188,7 +188,7 @@ def _import(machine: Machine, argument: str) -> None:
     machine.push(Global(path))
 
 
-def _call(machine: Machine, _: object) -> None:
+def _call(machine: StackMachine, _: object) -> None:
     arguments, function = machine.stack.pop(), machine.stack.pop()
     if not isinstance(function, Global) or type(arguments) is not tuple:
         raise TypeError("a call of what cannot be called")
@@ -197,7 +197,7 @@ def _call(machine: Machine, _: object) -> None:
     machine.push(CALLS[function.path](machine, *arguments))
 
 
-def _make(machine: Machine, _: object) -> None:
+def _make(machine: StackMachine, _: object) -> None:
     """``NEWOBJ``, of which only empty namespaces are made so."""
     arguments, kind = machine.stack.pop(), machine.stack.pop()
     if kind != Global("argparse.Namespace") or arguments != ():
@@ -206,7 +206,7 @@ def _make(machine: Machine, _: object) -> None:
     machine.push(Namespace())
 
 
-def _set_state(machine: Machine, _: object) -> None:
+def _set_state(machine: StackMachine, _: object) -> None:
     """``BUILD``: attributes of a namespace, or the ``_metadata`` of a state dict."""
     state, instance = machine.stack.pop(), machine.stack[-1]
     if type(state) is not dict or not all(isinstance(key, str) for key in state):
@@ -219,7 +219,7 @@ def _set_state(machine: Machine, _: object) -> None:
     machine.spend(len(state))
 
 
-def _set_items(machine: Machine, pairs: list[Any]) -> None:
+def _set_items(machine: StackMachine, pairs: list[Any]) -> None:
     target = machine.stack[-1]
     if type(target) not in {dict, OrderedDict} or len(pairs) % 2:
         raise TypeError("items of what is not a dictionary")
@@ -229,19 +229,19 @@ def _set_items(machine: Machine, pairs: list[Any]) -> None:
         target[key] = value
 
 
-def _extend(machine: Machine, items: list[Any]) -> None:
+def _extend(machine: StackMachine, items: list[Any]) -> None:
     if type(machine.stack[-1]) is not list:
         raise TypeError("elements of what is not a list")
     machine.stack[-1].extend(items)
 
 
-def _mark(machine: Machine, _: object) -> None:
+def _mark(machine: StackMachine, _: object) -> None:
     machine.marks.append(machine.stack)
     machine.stack = []
 
 
-def _tuple(count: int) -> Callable[[Machine, object], None]:
-    def make(machine: Machine, _: object) -> None:
+def _tuple(count: int) -> Callable[[StackMachine, object], None]:
+    def make(machine: StackMachine, _: object) -> None:
         items = machine.stack[len(machine.stack) - count :]
         if len(items) != count:
             raise IndexError("stack")
@@ -250,11 +250,11 @@ def _tuple(count: int) -> Callable[[Machine, object], None]:
     return make
 
 
-def _remember(machine: Machine, index: int) -> None:
+def _remember(machine: StackMachine, index: int) -> None:
     machine.memo[index] = machine.stack[-1]
 
 
-def _name_storage(machine: Machine, _: object) -> None:
+def _name_storage(machine: StackMachine, _: object) -> None:
     """``BINPERSID``: ``("storage", type, key, location, elements)``, and None in old files."""
     identity = machine.stack.pop()
     if type(identity) is not tuple or len(identity) not in {5, 6} or type(identity[0]) is not str:
@@ -277,7 +277,7 @@ def _name_storage(machine: Machine, _: object) -> None:
     machine.push(storage)
 
 
-OPERATIONS: Mapping[str, Callable[[Machine, Any], None]] = {
+OPERATIONS: Mapping[str, Callable[[StackMachine, Any], None]] = {
     "PROTO": lambda *_: None,
     "GLOBAL": _import,
     "REDUCE": _call,
@@ -318,25 +318,25 @@ LITERALS = (
 )
 
 
-def _tensor(machine: Machine, storage: Any, offset: Any, *shape: Any) -> Opaque:
+def _tensor(machine: StackMachine, storage: Any, offset: Any, *shape: Any) -> Opaque:
     machine.note_tensor(storage, offset, shape, storage.itemsize)
     return Opaque()
 
 
-def _tensor_v2(machine: Machine, *arguments: Any) -> Opaque:
+def _tensor_v2(machine: StackMachine, *arguments: Any) -> Opaque:
     storage, offset, sizes, strides, *extras = arguments
     _refuse_extras(*extras)
     return _tensor(machine, storage, offset, sizes, strides)
 
 
-def _tensor_v3(machine: Machine, *arguments: Any) -> Opaque:
+def _tensor_v3(machine: StackMachine, *arguments: Any) -> Opaque:
     storage, offset, sizes, strides, grad, hooks, dtype, *metadata = arguments
     _refuse_extras(grad, hooks, *metadata)
     machine.note_tensor(storage, offset, (sizes, strides), PLAIN_DTYPES[dtype.path])
     return Opaque()
 
 
-def _parameter(_: Machine, data: Any, grad: Any, hooks: Any) -> Opaque:
+def _parameter(_: StackMachine, data: Any, grad: Any, hooks: Any) -> Opaque:
     _refuse_extras(grad, hooks)
     if type(data) is not Opaque:
         raise TypeError("a parameter without a tensor")
@@ -348,7 +348,7 @@ def _refuse_extras(grad: object, hooks: object, *metadata: object) -> None:
         raise ValueError("a tensor with hooks or other extras")
 
 
-def _ordered_dict(machine: Machine, items: Any = ()) -> OrderedDict[Any, Any]:
+def _ordered_dict(machine: StackMachine, items: Any = ()) -> OrderedDict[Any, Any]:
     if not isinstance(items, list | tuple):
         raise TypeError("a dictionary made of something else than pairs")
     machine.spend(len(items))
@@ -358,7 +358,7 @@ def _ordered_dict(machine: Machine, items: Any = ()) -> OrderedDict[Any, Any]:
     return made
 
 
-def _plain(machine: Machine, *arguments: Any) -> Opaque:
+def _plain(machine: StackMachine, *arguments: Any) -> Opaque:
     """A value that is made of text and numbers, or of one collection of them.
 
     What PyTorch then makes of wrong ones is an exception. Types are looked at before anything
@@ -376,19 +376,19 @@ def _plain(machine: Machine, *arguments: Any) -> Opaque:
     return Opaque()
 
 
-def _size(machine: Machine, sizes: Any) -> Any:
+def _size(machine: StackMachine, sizes: Any) -> Any:
     _plain(machine, sizes)
     return sizes
 
 
-def _bytes(machine: Machine, text: Any, encoding: Any) -> bytes:
+def _bytes(machine: StackMachine, text: Any, encoding: Any) -> bytes:
     if type(text) is not str or type(encoding) is not str or encoding[:5] != "latin":
         raise TypeError("bytes that are not made of text")
     machine.spend(len(text) // 100)  # a copy costs memory as well, a hundredth of an object's
     return text.encode("latin-1")
 
 
-def _byte_array(machine: Machine, value: Any = b"", encoding: Any = "latin-1") -> Opaque:
+def _byte_array(machine: StackMachine, value: Any = b"", encoding: Any = "latin-1") -> Opaque:
     content = value if type(value) is bytes else _bytes(machine, value, encoding)
     machine.spend(len(content) // 100)
     return Opaque()

@@ -26,7 +26,7 @@ import torch
 from levit_export.core import files
 from levit_export.core.errors import CheckpointError, LevitExportError
 from levit_export.models.checkpoints.limits import PICKLE_BYTES, TENSORS, size_of
-from levit_export.models.checkpoints.pickle_program import Machine, unsafe
+from levit_export.models.checkpoints.pickle_program import StackMachine, unsafe
 
 MAGIC = 0x1950A86A20F9469CFC6C
 PROTOCOL = 1001
@@ -74,7 +74,7 @@ def read_torch_file(path: Path, kind: Literal["zip", "legacy"]) -> object:
 def _check_archive(path: Path) -> None:
     """Hold the pickle of an archive against the storages beside it."""
     content, held = _read_archive(path)
-    machine = Machine(path, size_of(path))
+    machine = StackMachine(path, size_of(path))
     machine.run(io.BytesIO(content))
     for key, storage in machine.storages.items():
         if held.get(key) != storage.nbytes:
@@ -89,7 +89,7 @@ def _check_legacy(path: Path) -> None:
 
     Each storage of the keys follows as its number of elements, 8 bytes, and its elements.
     """
-    machine = Machine(path, size := size_of(path))
+    machine = StackMachine(path, size := size_of(path))
     with files.open_regular(path) as file:
         stream = io.BytesIO(file.read(PICKLE_BYTES))
         if bytes(stream.getbuffer()[:1]) != b"\x80":

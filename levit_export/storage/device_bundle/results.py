@@ -60,7 +60,7 @@ class Latency:
 
 
 @dataclass(frozen=True)
-class Row:
+class DeviceRow:
     """One artifact on one compute unit or provider. ``error`` is why there are no outputs."""
 
     artifact: str
@@ -88,7 +88,7 @@ class Results:
     program: str
     device: str
     system: str
-    rows: tuple[Row, ...]
+    rows: tuple[DeviceRow, ...]
 
 
 def bundle_hash(folder: Path) -> str | None:
@@ -166,7 +166,7 @@ def _refuse_impossible(results: Results) -> None:
         _refuse_impossible_row(row)
 
 
-def _refuse_impossible_row(row: Row) -> None:
+def _refuse_impossible_row(row: DeviceRow) -> None:
     where = f"the row of {row.artifact} on {row.unit}"
     if bool(row.error) == bool(row.outputs):
         raise ValueError(f"{where} needs either outputs or an error")

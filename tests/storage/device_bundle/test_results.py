@@ -23,7 +23,7 @@ from levit_export.core.errors import DataError
 from levit_export.formats.onnx import providers
 from levit_export.storage import device_bundle
 from levit_export.storage.device_bundle import results
-from levit_export.workflows.check import InspectRequest, check
+from levit_export.workflows.check import CheckRequest, check
 
 NODE = shutil.which("node")
 Edit = Callable[[dict[str, Any]], object]
@@ -216,7 +216,7 @@ def test_wrong_answers_fail(
         "float32": base64.b64encode(values.tobytes()).decode(),
     }
     file = written(content, tmp_path / "r.json")
-    report = check(InspectRequest(paths=(digits,), results=(file,), drift=False))
+    report = check(CheckRequest(paths=(digits,), results=(file,), drift=False))
     (row,) = [each for each in report.artifacts if each.device]
     assert (report.verdict, row.parity.verdict) == ("fail", "fail")
     assert words in row.parity.reason
