@@ -52,7 +52,7 @@ class Node:
 
     @property
     def label(self) -> str:
-        """OpRow type, first output and package, as messages name an op."""
+        """Op type, first output and package, as messages name an op."""
         return f"op {self.type!r} -> {self.outputs[0][0]!r} in {self.package}"
 
     @property
