@@ -47,8 +47,6 @@ OTHER_TENSORS = "the file does not name its passes, and most of what all of them
 MOST = 0.5
 """Share of the tensors whose absence shows that a file was made in another way."""
 
-"""What a report calls the model in PyTorch, beside which the artifacts are timed."""
-
 GEMM_CALLS = 10
 SPIN_S = 0.05
 """OpenBLAS lets idle threads spin for 2**26 cycles, some 25 ms; OpenMP's go on for some 20."""

@@ -80,10 +80,10 @@ def fingerprint(array: np.ndarray) -> str:
 
     Axes of length one do not count: a bias ``(C,)`` may be stored as ``(1, 1, C)``.
     """
-    plain = np.squeeze(array).astype("<f4")
-    digests = [sha256(np.ascontiguousarray(plain).tobytes()).hexdigest()]
+    plain = np.ascontiguousarray(np.squeeze(array), "<f4")
+    digests = [sha256(plain.data).hexdigest()]
     if plain.ndim == 2:
-        digests.append(sha256(np.ascontiguousarray(plain.T).tobytes()).hexdigest())
+        digests.append(sha256(np.ascontiguousarray(plain.T).data).hexdigest())
     return min(digests)
 
 

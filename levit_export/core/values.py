@@ -232,8 +232,8 @@ class PassRecord:
     """One line of the ledger: what a pass matched, what it cost, how well it kept the function.
 
     ``error`` is the largest ``max|after - before| / max|before|`` of the places that it rewrote,
-    in float64, and ``network_error`` that of the whole network by all passes together. ``nodes``
-    are the operators that one forward call with a batch of two executes.
+    in float64, and ``network_error`` that of the whole network. ``nodes`` are the operators that
+    one forward call with a batch of two executes.
     """
 
     name: str

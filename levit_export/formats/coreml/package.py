@@ -6,6 +6,7 @@ stamps the date of conversion. Here the identifiers follow from the content and 
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -44,15 +45,20 @@ def assembled(written: Any, target: Any, inputs: Sequence[Any], labels: Sequence
     coremltools adds what an image or labels need, and leaves the rest as it was written.
     """
     ct = packages.coremltools()
-    return ct.convert(
-        written,
-        inputs=list(inputs),
-        convert_to="mlprogram",
-        minimum_deployment_target=target,
-        pass_pipeline=ct.PassPipeline.EMPTY,
-        skip_model_load=True,
-        classifier_config=ct.ClassifierConfig(list(labels)) if labels else None,
-    )
+    # ct.convert ends with a search for garbage among all objects, most of them PyTorch's.
+    gc.freeze()
+    try:
+        return ct.convert(
+            written,
+            inputs=list(inputs),
+            convert_to="mlprogram",
+            minimum_deployment_target=target,
+            pass_pipeline=ct.PassPipeline.EMPTY,
+            skip_model_load=True,
+            classifier_config=ct.ClassifierConfig(list(labels)) if labels else None,
+        )
+    finally:
+        gc.unfreeze()
 
 
 def describe(specification: Any, model: Prepared, options: ExportOptions) -> None:

@@ -43,7 +43,7 @@ from levit_export.formats.onnx.write import Written
 from levit_export.inputs.samples import seeded
 
 if TYPE_CHECKING:
-    from onnx import GraphProto, ModelProto, ValueInfoProto
+    from onnx import GraphProto, ValueInfoProto
     from onnxruntime import InferenceSession
 
     from levit_export.core.network import Network, Op
@@ -309,20 +309,22 @@ def _content(written: Written, model: Prepared, options: ExportOptions) -> bytes
     del proto.metadata_props[:]
     for key in sorted(pairs):
         proto.metadata_props.add(key=key, value=pairs[key])
-    _check(proto)
-    return bytes(proto.SerializeToString(deterministic=True))
-
-
-def _check(proto: ModelProto) -> None:
-    import onnx
-
-    if (size := proto.ByteSize()) >= ONE_FILE_LIMIT:
+    # Once: protobuf serialises a message to say how large it is, and the checker to check it.
+    content = bytes(proto.SerializeToString(deterministic=True))
+    if len(content) >= ONE_FILE_LIMIT:
         raise ExportFailedError(
-            f"the model takes {size / 1e9:.1f} GB, one ONNX file holds 2 GiB",
+            f"the model takes {len(content) / 1e9:.1f} GB, one ONNX file holds 2 GiB",
             remedy="Export a smaller model.",
         )
+    _check(content)
+    return content
+
+
+def _check(content: bytes) -> None:
+    import onnx
+
     try:
-        onnx.checker.check_model(proto, full_check=True)
+        onnx.checker.check_model(content, full_check=True)
     except Exception as error:
         raise ExportFailedError(
             f"the exported graph is not valid ONNX: {first_line(error)}",

@@ -1,15 +1,15 @@
 """Apply passes to a copy of a model and prove each one in float64.
 
 Every place that a pass rewrites is proven on its own, on a few random inputs, so a fault names its
-layer; the whole network is held against itself once before and once after all passes.
+layer; the whole network is held against itself before and after each pass.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -53,29 +53,25 @@ class _CountOperators(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 @dataclass(frozen=True)
-class _Size:
-    """How large a module is: its parameters, and the operators of one forward call."""
+class _Run:
+    """What a network answers, and its size: its parameters, the operators of a forward call."""
 
+    outputs: tuple[torch.Tensor, ...]
     parameters: int
     operators: int
 
 
-def _size(module: nn.Module, inputs: torch.Tensor) -> _Size:
-    """Counted without computing anything."""
-    tensors = {
-        name: tensor.to("meta")
-        for name, tensor in (*module.named_parameters(), *module.named_buffers())
-    }
-    empty = inputs.to("meta")
-    with torch.no_grad(), _CountOperators() as operators:
-        torch.func.functional_call(module, tensors, (empty,))
-    return _Size(sum(p.numel() for p in module.parameters()), operators.count)
-
-
 @torch.no_grad()
-def _outputs(module: nn.Module, inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    result = module(inputs)
-    return result if isinstance(result, tuple) else (result,)
+def _run(module: nn.Module, inputs: torch.Tensor) -> _Run:
+    # Counted while it computes: on the meta device, which computes nothing, PyTorch takes half of
+    # its operators apart in Python, which takes longer than computing them.
+    with _CountOperators() as operators:
+        outputs = module(inputs)
+    return _Run(
+        outputs if isinstance(outputs, tuple) else (outputs,),
+        sum(parameter.numel() for parameter in module.parameters()),
+        operators.count,
+    )
 
 
 def relative_error(after: torch.Tensor, before: torch.Tensor) -> float:
@@ -95,8 +91,8 @@ def apply_passes(
     """The rewritten copy of ``module`` in float32, and a line of the ledger for each pass.
 
     The copy is rewritten in float64 and rounded to float32 once, at the end. ``input_shape`` is
-    that of one image, ``(3, H, W)``. Raises ``PassProofError`` when a pass changed a place, or all
-    of them the network, by more than ``PROOF_BOUND``; it names the pass and the place.
+    that of one image, ``(3, H, W)``. Raises ``PassProofError`` when a pass changed a place, or the
+    network, by more than ``PROOF_BOUND``; it names the pass and the place.
     """
     for name in skip:
         if name not in {p.name for p in passes}:
@@ -106,21 +102,15 @@ def apply_passes(
     work = copy.deepcopy(module).double()
     generator = torch.Generator().manual_seed(seed)
     inputs = torch.randn(PROOF_BATCH, *input_shape, dtype=torch.float64, generator=generator)
-    before = _outputs(work, inputs)
-    applied = [each for each in passes if each.name not in skip]
-    records = {each.name: PassRecord(each.name, "skipped", "--skip-pass") for each in passes}
-    size = _size(work, inputs)
-    for each in applied:
-        records[each.name], size = _apply_one(each, work, inputs, size)
-    if any(record.status == "applied" for record in records.values()):
-        error = max(map(relative_error, _outputs(work, inputs), before))
-        if not _is_rounding(error, module, inputs):
-            raise _blamed(error, applied, module, inputs, before)
-        records = {
-            name: replace(record, network_error=error) if record.status == "applied" else record
-            for name, record in records.items()
-        }
-    return work.float().requires_grad_(requires_grad=False), tuple(records.values())
+    run = _run(work, inputs)
+    records = []
+    for each in passes:
+        if each.name in skip:
+            records.append(PassRecord(each.name, "skipped", "--skip-pass"))
+        else:
+            record, run = _apply_one(each, work, inputs, run, module)
+            records.append(record)
+    return work.float().requires_grad_(requires_grad=False), tuple(records)
 
 
 def _is_rounding(error: float, original: nn.Module, inputs: torch.Tensor) -> bool:
@@ -128,26 +118,6 @@ def _is_rounding(error: float, original: nn.Module, inputs: torch.Tensor) -> boo
     return error <= PROOF_BOUND or (
         math.isfinite(error) and error <= SENSITIVITIES * _sensitivity(original, inputs)
     )
-
-
-def _blamed(
-    error: float,
-    passes: Sequence[Pass],
-    original: nn.Module,
-    inputs: torch.Tensor,
-    expected: tuple[torch.Tensor, ...],
-) -> PassProofError:
-    """The passes changed the network by ``error``: which one did, found by going once more."""
-    work = copy.deepcopy(original).double()
-    culprit, before = passes[-1], expected
-    for each in passes:
-        each.apply(work)
-        after = _outputs(work, inputs)
-        if not _is_rounding(max(map(relative_error, after, before)), original, inputs):
-            culprit = each
-            break
-        before = after
-    return _refused(culprit.name, "the model", error)
 
 
 def _refused(name: str, place: str, error: float) -> PassProofError:
@@ -169,15 +139,15 @@ def _sensitivity(module: nn.Module, inputs: torch.Tensor) -> float:
     for parameter in other.parameters():
         signs = torch.randint(0, 2, parameter.shape, generator=generator).double() * 2 - 1
         parameter.mul_(1 + torch.finfo(torch.float64).eps * signs)
-    before, after = (_outputs(each, inputs) for each in (exact, other))
+    before, after = (_run(each, inputs).outputs for each in (exact, other))
     return max(map(relative_error, after, before))
 
 
 @torch.no_grad()
 def _apply_one(
-    each: Pass, work: nn.Module, inputs: torch.Tensor, before: _Size
-) -> tuple[PassRecord, _Size]:
-    """Rewrite ``work`` in place, and prove every place that was rewritten on its own."""
+    each: Pass, work: nn.Module, inputs: torch.Tensor, before: _Run, original: nn.Module
+) -> tuple[PassRecord, _Run]:
+    """Rewrite ``work`` in place; prove every place that was rewritten, then the network."""
     probes = each.probes(work)
     expected = {place: probe(work) for place, probe in probes.items()}
     outcome = each.apply(work)
@@ -192,12 +162,16 @@ def _apply_one(
     if faults := [place for place, error in errors.items() if error > PROOF_BOUND]:
         others = f" and {len(faults) - 1} other places" if len(faults) > 1 else ""
         raise _refused(each.name, f"{faults[0]}{others}", errors[faults[0]])
-    after = _size(work, inputs)
+    after = _run(work, inputs)
+    error = max(map(relative_error, after.outputs, before.outputs))
+    if not _is_rounding(error, original, inputs):
+        raise _refused(each.name, "the model", error)
     record = PassRecord(
         each.name,
         "applied",
         matches=outcome.count,
         error=max(errors.values(), default=0.0),
+        network_error=error,
         parameters=(before.parameters, after.parameters),
         nodes=(before.operators, after.operators),
         bytes_added=outcome.bytes_added,
