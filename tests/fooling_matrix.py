@@ -27,10 +27,11 @@ import subjects
 from click.testing import CliRunner
 
 from levit_export.cli import cli
-from levit_export.core import hashing
+from levit_export.core import hashing, packages
 from levit_export.core.errors import LevitExportError
 from levit_export.core.values import Artifact, Preprocessing, Tolerance, overall
 from levit_export.formats import target
+from levit_export.models import checkpoints
 from levit_export.models.loading import ModelChoice
 from levit_export.reports import gate
 from levit_export.reports.report import read_report, to_json
@@ -41,11 +42,16 @@ from levit_export.workflows.check import CheckRequest
 from levit_export.workflows.sweep.cell import Cell, CellStore, Result
 
 CHECKPOINT, OWN = "checkpoint", "golden vectors"
+CHUNK = 30
+"""How many carriers one check is given, so that they share what they are held against."""
 FACTOR = {"w6": 1.1, "w4": 1.4}
 """How far off a weight is. A change below a step of a file's grid is its own rounding."""
 HIDDEN = tuple(f"hidden {way}" for way in fooling.WAYS)
 TRICKS = ("relabelled", "no passes", "decoys", *HIDDEN, "labels", "recipe", "unlisted")
 CARRIERS = ("file", "file and metadata", "directory", "bundle")
+LAYOUTS = ("auto", "tokens", "maps")
+REFUSED = {("maps", "openvino", "w4")}
+"""What cannot be exported: NNCF packs no convolution into 4 bits."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +92,7 @@ class Try:
     seed: int
     against: str = CHECKPOINT
     base: Base = field(default=EVERYTHING, repr=False)
+    layout: str = "auto"
 
     @property
     def cell(self) -> tuple[str, str, str, str]:
@@ -106,13 +113,16 @@ class Outcome:
 
 
 @cache
-def exported(base: Base) -> Path:
+def exported(base: Base, layout: str = "auto") -> Path:
     """An export of the bundled model in every precision of ``base``; do not change it."""
-    place = subjects.folder() / f"fooling-{len(base.tolerances)}"
+    place = subjects.folder() / f"fooling-{len(base.tolerances)}-{layout}"
     asked = [(kind, p) for kind, all_of in base.precisions.items() for p in all_of]
     asked += [("onnx", precision) for precision in base.tolerances]
+    asked = [each for each in asked if (layout, *each) not in REFUSED]
     wanted = ",".join(f"{kind}={precision}" for kind, precision in asked)
     given = ("export", "-f", "all", "--precision", wanted, "--no-bench", "-o", str(place))
+    if layout != "auto":
+        given = (*given, "--layout", layout)
     done = CliRunner().invoke(cli, given, prog_name="levit-export")
     if done.exit_code:
         raise RuntimeError(done.output)
@@ -121,7 +131,7 @@ def exported(base: Base) -> Path:
 
 def directory(tried: Try, place: Path) -> tuple[Path, Manifest]:
     """An honest export directory of one artifact with the tolerances of all precisions."""
-    whole = exported(tried.base)
+    whole = exported(tried.base, tried.layout)
     manifest = export_directory.read_manifest(whole)
     wanted = tried.kind, tried.precision
     (entry,) = (a for a in manifest.artifacts if (a.format, a.precision) == wanted)
@@ -271,16 +281,75 @@ def tries(kind: str, seeds: Sequence[int], base: Base = EVERYTHING) -> Iterator[
                     yield Try(kind, carrier, trick, precision, seed, against, base)
 
 
-def honest(kind: str, base: Base = EVERYTHING) -> Iterator[Try]:
-    """Every precision on every carrier as it was made, which must pass, or tries show nothing."""
-    for carrier in ("file", "directory", "bundle"):
-        for precision in base.precisions[kind]:
-            for against in (CHECKPOINT,) if carrier == "file" else (CHECKPOINT, OWN):
-                yield Try(kind, carrier, "honest", precision, 0, against, base)
+def honest(kind: str, rounds: int, base: Base = EVERYTHING) -> Iterator[Try]:
+    """Every precision in every layout on every carrier as it was made, which must pass.
+
+    A check that refuses these would show nothing by refusing others. Files are held against the
+    checkpoint ``rounds`` times, each on the inputs of another seed; golden vectors are what they
+    are, so what is held against those is tried once.
+    """
+    for layout in LAYOUTS:
+        for carrier in ("file", "directory", "bundle"):
+            for precision in base.precisions[kind]:
+                if (layout, kind, precision) in REFUSED:
+                    continue
+                for seed in range(rounds):
+                    yield Try(kind, carrier, "honest", precision, seed, CHECKPOINT, base, layout)
+                if carrier != "file":
+                    yield Try(kind, carrier, "honest", precision, 0, OWN, base, layout)
+
+
+def foreign(kind: str, rounds: int) -> Iterator[Try]:
+    """What the vendors' converters make of the same weights, on the inputs of ``rounds`` seeds."""
+    for precision in ("fp32",) if kind == "onnx" else ("fp32", "fp16"):
+        for seed in range(rounds):
+            yield Try(kind, "foreign file", "honest", precision, seed)
+
+
+@cache
+def converted(kind: str, precision: str) -> Path:
+    """The bundled model by a vendor's converter, with the names of the interface and no metadata.
+
+    Nothing is fused or prepared: torch.onnx, OpenVINO's and coremltools' frontends get the module
+    as it was trained.
+    """
+    import torch
+
+    module = checkpoints.bundled().build().eval()
+    (given,) = subjects.digits().signature.inputs
+    (answer,) = subjects.digits().signature.outputs
+    example = torch.zeros([side or 1 for side in given.shape])
+    path = subjects.folder() / f"foreign-{kind}-{precision}" / f"m{target(kind).suffix}"
+    path.parent.mkdir()
+    if kind == "onnx":
+        names = {"input_names": [given.name], "output_names": [answer.name]}
+        torch.onnx.export(module, (example,), path, dynamo=True, external_data=False, **names)
+    elif kind == "openvino":
+        openvino = packages.openvino()
+        graph = openvino.convert_model(module, example_input=example, input=[example.shape])
+        graph.inputs[0].set_names({given.name})
+        graph.outputs[0].set_names({answer.name})
+        openvino.save_model(graph, path, compress_to_fp16=precision == "fp16")
+    else:
+        ct = packages.coremltools()
+        package = ct.convert(
+            torch.jit.trace(module, example),
+            inputs=[ct.TensorType(name=given.name, shape=example.shape)],
+            outputs=[ct.TensorType(name=answer.name)],
+            minimum_deployment_target=ct.target.iOS16,
+            compute_precision=getattr(ct.precision, precision.replace("fp", "FLOAT")),
+            skip_model_load=True,
+        )
+        package.save(str(path))
+    return path
 
 
 def make(tried: Try, place: Path) -> Path:
     """The carrier of a try, below the empty folder ``place``."""
+    if tried.carrier == "foreign file":
+        made = converted(tried.kind, tried.precision)
+        shutil.copytree(made.parent, place, dirs_exist_ok=True)
+        return place / made.name
     folder, manifest = directory(tried, place / "export")
     if tried.carrier in ("file", "file and metadata"):
         (found,) = export_directory.artifacts(folder, manifest)
@@ -295,6 +364,11 @@ def make(tried: Try, place: Path) -> Path:
     if tried.trick != "honest":
         _spoil_directory(folder, manifest, tried)
     return folder
+
+
+def _held(tried: Try) -> tuple[str, int]:
+    """What a try is held against, and the seed of the inputs."""
+    return tried.against, tried.seed if tried.trick == "honest" else 0
 
 
 def judged(wanted: Sequence[Try]) -> list[Outcome]:
@@ -318,10 +392,10 @@ def _checked(paths: Mapping[Path, Try]) -> list[Outcome]:
     """One check of all of them; where one is refused, it is looked for by halving."""
     if not paths:
         return []
-    against = {tried.against for tried in paths.values()}
-    choice = ModelChoice("levit_digits") if against == {CHECKPOINT} else ModelChoice()
+    ((against, seed),) = {_held(tried) for tried in paths.values()}
+    choice = ModelChoice("levit_digits") if against == CHECKPOINT else ModelChoice()
     try:
-        report = check.check(CheckRequest(tuple(paths), choice=choice, drift=False))
+        report = check.check(CheckRequest(tuple(paths), choice=choice, seed=seed, drift=False))
     except LevitExportError as error:
         if len(paths) == 1:
             return [Outcome(tried, "refused", str(error)) for tried in paths.values()]
@@ -428,17 +502,21 @@ def hollow(kind: str, seed: int, base: Base = EVERYTHING) -> Outcome:
 # --- the table -------------------------------------------------------------------------------
 
 
-def run(kinds: Sequence[str], seeds: Sequence[int], chunk: int = 30) -> Iterator[Outcome]:
-    """Every outcome: honest carriers first, then all tries, stores and reports."""
+def run(
+    kinds: Sequence[str], seeds: Sequence[int], rounds: int = 1, base: Base = EVERYTHING
+) -> Iterator[Outcome]:
+    """Every outcome: honest carriers, all tries, stores and reports, format by format."""
     for kind in kinds:
-        wanted = [*honest(kind), *tries(kind, seeds)]
-        for against in (CHECKPOINT, OWN):
-            mine = [tried for tried in wanted if tried.against == against]
-            for start in range(0, len(mine), chunk):
-                yield from judged(mine[start : start + chunk])
+        wanted = [*honest(kind, rounds, base), *foreign(kind, rounds), *tries(kind, seeds, base)]
+        together: dict[tuple[str, int], list[Try]] = {}
+        for tried in wanted:
+            together.setdefault(_held(tried), []).append(tried)
+        for mine in together.values():
+            for start in range(0, len(mine), CHUNK):
+                yield from judged(mine[start : start + CHUNK])
         for seed in seeds:
-            yield swapped(kind, seed)
-            yield hollow(kind, seed)
+            yield swapped(kind, seed, base)
+            yield hollow(kind, seed, base)
 
 
 def table(outcomes: Sequence[Outcome]) -> str:
