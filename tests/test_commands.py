@@ -23,6 +23,7 @@ NOT_HERE = {
     "--with web": "it fetches the npm package onnxruntime-web",
     "--results": "it reads what devices found; tests/storage/device_bundle/test_results.py does",
     "--workers": "it starts processes; tests/workflows/test_evaluation.py and test_sweep.py do so",
+    "--against": "it installs other versions of runtimes, as tests/cli/test_check_against.py does",
     "auto": "it searches for minutes; tests/workflows/test_precision_search.py runs searches",
 }
 """What makes a command impossible here, or too slow, and why."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter, sleep
@@ -86,16 +86,20 @@ def rows(
 
 
 def check(
-    row: Row, reference: Reference, claims: tuple[str, ...] = ()
+    row: Row,
+    reference: Reference,
+    claims: tuple[str, ...] = (),
+    opened: Callable[[Row], AbstractContextManager[Session]] | None = None,
 ) -> tuple[ParityReport, Accuracy | None]:
     """Parity of one artifact, and its accuracy where the reference has labelled images.
 
-    ``claims`` are what it says of itself and is not true.
+    ``claims`` are what it says of itself and is not true. ``opened`` loads it in place of the
+    runtime that is installed here; a ``RuntimeFailedError`` of it is a failure of the artifact.
     """
     untrue = [Finding("contradiction", {"text": claim}) for claim in claims]
     kind = target(row.artifact.format)
     available = kind.can_run()
-    if not available.ok:
+    if opened is None and not available.ok:
         return parity.not_run(f"{available.reason}: {available.fix}"), None
     judged = judged_as(row)
     if judged not in reference.tolerances:
@@ -104,9 +108,15 @@ def check(
         ), None
     with ExitStack() as stack:
         try:
-            session = stack.enter_context(kind.open(row.artifact, row.run))
+            session = stack.enter_context(
+                kind.open(row.artifact, row.run) if opened is None else opened(row)
+            )
         except NotRunError as error:
             return parity.not_run(str(error)), None
+        except RuntimeFailedError as error:
+            refused = Finding("run-failed", {"text": str(error)})
+            refusal = ParityReport("", len(reference.samples), findings=(refused,))
+            return refusal.joined(*untrue), None
         expected = reference.matching(session.signature)
         try:
             outputs = parity.collect(session, expected.samples)
@@ -237,13 +247,16 @@ def time_rows(
     others: Mapping[str, Session] | None = None,
     progress: Progress | None = None,
 ) -> tuple[dict[Row, TimingReport], dict[str, TimingReport]]:
-    """Latency of every row and of ``others`` (by name), all measured round robin.
+    """Latency of every row and of ``others`` (by name), measured round robin or by rules.
 
     ``macs`` of one image, where known, gives the efficiency against the machine's GEMM rate on
     ``threads`` threads, measured just before and just after.
     """
     progress = progress or Silent()
-    progress.steps(plan.iterations)
+    rules = plan.rules
+    progress.steps(
+        plan.iterations if rules is None else int(rules.seconds) * (len(rows) + len(others or {}))
+    )
     reports: dict[Row, TimingReport] = {}
     # Peak memory first: the processes that it is measured in would disturb the timing.
     able = [row for row in rows if target(row.artifact.format).can_time().ok]
@@ -287,6 +300,7 @@ def time_rows(
     baselines: dict[str, TimingReport] = {}
     for key, entrant in entrants.items():
         timed = _timed(entrant, seconds[key], threads, macs=macs, rate=rate)
+        timed = replace(timed, rules="" if rules is None else rules.name)
         if isinstance(key, Row):
             reports[key] = replace(timed, peak_bytes=peaks[key])
         else:

@@ -75,6 +75,9 @@ KINDS: Mapping[str, FindingKind] = {
         "the largest error is {error:.1e}, {relative:.1e} of the largest answer to {sample}, and "
         "what may be accepted is not known: {text}; give --rtol or --atol",
     ),
+    "oldest-that-passes": FindingKind(
+        "answers", "pass", "{version} is the oldest tried that passes ({others})"
+    ),
     "not-run": FindingKind("answers", "not-run", "{text}"),
     "not-asked": FindingKind("answers", "not-run", "parity was not asked for"),
     # --- shape: the form of what it gives --------------------------------------------------------

@@ -89,8 +89,8 @@ class Explanation:
 class ArtifactReport:
     """Everything found out about one artifact; None where it was not asked for.
 
-    ``drift`` is there for failures only. ``device`` is where it ran, if that is not this machine:
-    ``iPhone 17 Pro, cpu_and_ne``.
+    ``drift`` is there for failures only. ``device`` is where it ran, if that is not this machine
+    with the runtime installed here: ``iPhone 17 Pro, cpu_and_ne`` or ``onnxruntime 1.20``.
     """
 
     format: str

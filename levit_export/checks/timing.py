@@ -8,6 +8,7 @@ seconds are kept; every statistic is computed from them.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -34,6 +35,34 @@ FEWEST = 10
 """Rounds that are measured even when the budget is spent."""
 
 RESAMPLES = 2000
+MOST_DRAWS = 1_000_000
+"""Values that a bootstrap holds in memory at once."""
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How a benchmark wants latency measured: one session after the other, its calls in a row.
+
+    At least ``calls`` of them are made, and until ``seconds`` have passed; what is quoted of them
+    is the ``quantile``.
+    """
+
+    name: str
+    calls: int
+    seconds: float
+    quantile: float
+
+    @property
+    def in_words(self) -> str:
+        """What a figure that was measured by them is."""
+        return (
+            f"{100 * self.quantile:.0f}th percentile of calls in a row, at least {self.calls:,} "
+            f"of them and {self.seconds:g} s ({self.name})"
+        )
+
+
+RULES = {each.name: each for each in (Rules("mlperf-mobile", 1024, 60.0, 0.9),)}
+"""By name. Those of MLPerf Mobile's single-stream scenario, in which each call is one image."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +70,14 @@ class TimingPlan:
     """How long to measure: at most ``warmup`` calls before, at most ``iterations`` rounds after.
 
     Warm-up takes at most half of ``budget_s`` seconds; once all of it has passed, rounds end after
-    ``FEWEST`` of them: a slow model on a busy machine is not worth minutes.
+    ``FEWEST`` of them: a slow model on a busy machine is not worth minutes. ``rules`` take the
+    place of the rounds.
     """
 
     warmup: int = 30
     iterations: int = 50
     budget_s: float = 5.0
+    rules: Rules | None = None
 
 
 @dataclass(frozen=True)
@@ -85,7 +116,7 @@ class TimingReport:
     ``efficiency`` is ``(2 * MACs * batch / GEMM rate) / latency``: 1 means that the model runs as
     fast as this machine multiplies matrices, by the rate measured in the same run. ``peak_bytes``
     is the resident memory of a process of its own that loads the artifact and runs it once.
-    ``regimes`` is there where a device measured.
+    ``regimes`` is there where a device measured, ``rules`` the name of what it was measured by.
     """
 
     verdict: Verdict
@@ -98,6 +129,7 @@ class TimingReport:
     peak_bytes: int | None = None
     seconds: tuple[float, ...] = field(default=(), repr=False)
     regimes: Regimes | None = None
+    rules: str = ""
 
     def quantile_ms(self, q: float) -> float:
         """The q-quantile in milliseconds."""
@@ -141,6 +173,8 @@ def measure(
     end = clock() + plan.budget_s
     for call in calls.values():
         _warm_up(call, plan.warmup, plan.budget_s / len(calls) / 2, clock)
+    if plan.rules is not None:
+        return {name: _by_rules(call, plan.rules, clock, progress) for name, call in calls.items()}
     seconds: dict[KeyT, list[float]] = {name: [] for name in calls}
     for done in range(plan.iterations):
         if done >= FEWEST and clock() > end:
@@ -152,6 +186,22 @@ def measure(
         if progress is not None:
             progress.advance()
     return {name: tuple(values) for name, values in seconds.items()}
+
+
+def _by_rules(
+    call: Callable[[], object],
+    rules: Rules,
+    clock: Callable[[], float],
+    progress: Progress | None,
+) -> tuple[float, ...]:
+    """Seconds of calls in a row, as many and for as long as the rules ask."""
+    start, seconds, shown = clock(), array("d"), 0
+    while len(seconds) < rules.calls or clock() - start < rules.seconds:
+        seconds.extend(series(call, 1, clock=clock))
+        while progress is not None and shown < min(int(clock() - start), rules.seconds):
+            progress.advance()
+            shown += 1
+    return tuple(seconds)
 
 
 def series(
@@ -194,10 +244,16 @@ def _warm_up(
 
 
 def _bootstrap_medians(seconds: Sequence[float], seed: int) -> np.ndarray:
-    values = np.asarray(seconds)
-    draws = np.random.default_rng(seed).integers(0, len(values), (RESAMPLES, len(values)))
-    medians: np.ndarray = np.median(values[draws], axis=1)
-    return medians
+    values, drawn = np.asarray(seconds), np.random.default_rng(seed)
+    # A few samples at a time: all of a minute's calls would take gigabytes.
+    at_once = max(1, MOST_DRAWS // len(values))
+    sizes = [min(at_once, RESAMPLES - done) for done in range(0, RESAMPLES, at_once)]
+    return np.concatenate(
+        [
+            np.median(values[drawn.integers(0, len(values), (size, len(values)))], axis=1)
+            for size in sizes
+        ]
+    )
 
 
 def _tails(level: float) -> tuple[float, float]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from levit_export.cli import options
 from levit_export.cli.command import Verb, status_of
@@ -17,6 +19,12 @@ from levit_export.cli.output import present, refuse_unwritable
 @options.model_options
 @options.run_options
 @options.timing_options
+@click.option(
+    "--rules",
+    type=click.Choice(("mlperf-mobile",)),
+    help="Measure as a benchmark asks: mlperf-mobile times one image at a time, file after file, "
+    "at least 1,024 calls and 60 s of each, and quotes the 90th percentile.",
+)
 @click.option("--allow-not-run", is_flag=True, help="Exit 0 although nothing could be timed.")
 @options.output_options
 @click.pass_context
@@ -26,16 +34,26 @@ def bench(ctx: click.Context, /, paths: tuple[Path, ...], **_: Any) -> int:
     What cannot be timed here, such as Core ML off macOS, is named, and the run passes if anything
     was timed. With --checkpoint (or --model levit_digits) eager PyTorch takes part.
     """
+    from levit_export.checks import timing
+    from levit_export.core.errors import UsageError
     from levit_export.reports import console
     from levit_export.workflows import check
 
     params = ctx.params
+    plan = options.plan(params)
+    if params["rules"] is not None:
+        if ctx.get_parameter_source("iters") is not ParameterSource.DEFAULT:
+            raise UsageError(
+                f"--rules {params['rules']} says how many calls are timed, and so does --iters",
+                remedy="Give one of them.",
+            )
+        plan = replace(plan, rules=timing.RULES[params["rules"]])
     refuse_unwritable({"--json": params["json_file"]}, options.sources(params))
     request = check.CheckRequest(
         paths=paths,
         choice=options.model_choice(params),
         run=options.run(params),
-        plan=options.plan(params),
+        plan=plan,
     )
     screen = console.Screen(quiet=params["quiet"])
     with screen.progress() as progress:

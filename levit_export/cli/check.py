@@ -97,6 +97,13 @@ def _gate_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="What a verifier of the bundle wrote on a device; may be repeated, each compute "
             "unit or provider is a row.",
         ),
+        click.option(
+            "--against",
+            multiple=True,
+            metavar="NAME==VERSION",
+            help="Check on another version of a runtime as well, such as onnxruntime==1.20 or "
+            "openvino==2025.2, in an environment that is made once and kept; may be repeated.",
+        ),
         click.option("--junit", metavar="FILE", help="Write JUnit XML; - is stdout."),
         click.option(
             "--markdown",
@@ -195,12 +202,13 @@ def _refuse(params: dict[str, Any], paths: tuple[Path, ...]) -> None:
         )
     if params["recheck"] is not None:
         _refuse_recheck(params, paths)
-    if params["results"] and params["latency_slack"] is not None:
-        raise UsageError(
-            "--latency-slack compares with a reference timed in the same run, which a device did "
-            "not time",
-            remedy="Leave out --results or --latency-slack.",
-        )
+    for name, other in (("results", "a device"), ("against", "another version")):
+        if params[name] and params["latency_slack"] is not None:
+            raise UsageError(
+                "--latency-slack compares with a reference timed in the same run, which "
+                f"{other} did not time",
+                remedy=f"Leave out --{name} or --latency-slack.",
+            )
     if params["verify_key"] is not None and params["verify_certificate"] is not None:
         raise UsageError(
             "a bundle has one signature, made with a key or with a certificate",
@@ -218,7 +226,7 @@ def _refuse_recheck(params: dict[str, Any], paths: tuple[Path, ...]) -> None:
             "--recheck runs nothing, so it takes neither paths nor a model",
             remedy="Leave them out, or leave out --recheck.",
         )
-    for name in ("verify_key", "verify_certificate", "results", "min_ane"):
+    for name in ("verify_key", "verify_certificate", "results", "min_ane", "against"):
         if params[name] not in (None, ()):
             raise UsageError(
                 f"--{name.replace('_', '-')} is about files, and --recheck reads none",
@@ -242,6 +250,7 @@ def _run(
 ) -> tuple[Report, Path | None]:
     """Check what is at ``paths``, and time it when the baseline's latency is asked about."""
     from levit_export.cli.paths import opened
+    from levit_export.formats.environments import Version
     from levit_export.reports import gate
     from levit_export.workflows import check as check_workflow
 
@@ -258,6 +267,7 @@ def _run(
             precision=params["precision"] or "",
             results=params["results"],
             min_ane=params["min_ane"],
+            against=tuple(map(Version.parse, params["against"])),
         )
         with screen.progress() as progress:
             report = places.renamed(check_workflow.check(request, progress))

@@ -35,6 +35,7 @@ SECTIONS = {
         "batch",
         "dynamic",
         "opset",
+        "ort_min",
         "simplify",
         "deployment_target",
         "classifier",
@@ -139,9 +140,13 @@ EXAMPLES = (
 @click.option(
     "--opset",
     type=options.POSITIVE,
-    default=18,
-    show_default=True,
-    help="ONNX only: 18 to 21, for int8 to 20.",
+    help="ONNX only: 18 to 26, for int8 to 20.  [default: 18]",
+)
+@click.option(
+    "--ort-min",
+    metavar="VERSION",
+    help="Oldest ONNX Runtime that must read the file, such as 1.16: the newest opset that it "
+    "reads is written.",
 )
 @click.option(
     "--simplify/--no-simplify",
@@ -251,6 +256,12 @@ def _request(params: dict[str, Any], command: str) -> Any:
             f"--dynamic and --batch {params['batch']} contradict each other",
             remedy="Give one of them.",
         )
+    if params["ort_min"] is not None and params["opset"] is not None:
+        raise UsageError(
+            f"--ort-min {params['ort_min']} chooses the opset, and so does --opset "
+            f"{params['opset']}",
+            remedy="Give one of them.",
+        )
     names = options.comma_separated(params["formats"])
     if "all" in (name.lower() for name in names):
         names = [kind.name for kind in TARGETS]
@@ -277,7 +288,7 @@ def _request(params: dict[str, Any], command: str) -> Any:
         precisions=wanted,
         options=ExportOptions(
             batch=None if params["dynamic"] else params["batch"] or 1,
-            opset=params["opset"],
+            opset=params["opset"] or ExportOptions.opset,
             simplify=params["simplify"],
             deployment_target=params["deployment_target"],
             classifier=params["classifier"],
@@ -296,6 +307,7 @@ def _request(params: dict[str, Any], command: str) -> Any:
         promise=Promise(params["max_drop"], params["prefer"]),
         data=params["data"],
         calibration_images=params["num_samples"],
+        ort_min=params["ort_min"],
         output=output,
         command=command,
     )

@@ -8,6 +8,7 @@ two, ``remedy`` the third, so that a renderer can set them apart.
     LevitExportError
     ├── UsageError                 a request that contradicts itself or the model
     │   ├── UnknownNameError       a model, format or pass that does not exist (nearest name given)
+    │   ├── UnknownVersionError    a release of a runtime that there is not for a Python found here
     │   └── MissingDependencyError a package or platform that the request needs is absent
     ├── CheckpointError            a checkpoint that cannot be read or does not fit
     │   └── UnsafeCheckpointError  a pickle that asks to run code
@@ -19,6 +20,7 @@ two, ``remedy`` the third, so that a renderer can set them apart.
     │   ├── ExportFailedError      the writing of a file
     │   ├── RuntimeFailedError     the runtime that was to execute the artifact
     │   ├── NotRunError            a runtime, provider or device that did not start (status 3)
+    │   │   └── NotInstalledError  another version of a runtime that could not be installed
     │   └── ArtifactError          a file on disk is not what it claims to be
     │       ├── PackageError       a damaged ``.mlpackage``
     │       └── UnsupportedOpError a Core ML package or op that the evaluator does not know
@@ -75,6 +77,10 @@ class UnknownNameError(UsageError):
         )
 
 
+class UnknownVersionError(UsageError):
+    """A release of a runtime of which no Python found here has a wheel."""
+
+
 class MissingDependencyError(UsageError):
     """A package or a platform that the request needs is absent."""
 
@@ -121,6 +127,10 @@ class NotRunError(TargetError):
     """What was asked for does not start here, so nothing was executed and nothing is known."""
 
     exit_status = 3
+
+
+class NotInstalledError(NotRunError):
+    """Another version of a runtime that could not be installed, as without a network."""
 
 
 class ArtifactError(TargetError):

@@ -50,6 +50,10 @@ TOOLCHAIN = (
 """Packages whose versions a report names."""
 
 
+NO_WHEEL = {"coremltools": (3, 14)}
+"""The first Python that the latest release of a package has no wheel for."""
+
+
 def collect_garbage_rarely() -> None:
     """Look for garbage in cycles after more objects: importing PyTorch makes a million, to stay.
 
@@ -108,6 +112,15 @@ def needs(*packages: str) -> Availability:
             missing.append(package)
     if not missing:
         return Availability(ok=True)
+    python = sys.version_info[:2]
+    without = [name for name in missing if python >= NO_WHEEL.get(name, (*python, 1))]
+    if without:
+        last = f"{NO_WHEEL[without[0]][0]}.{NO_WHEEL[without[0]][1] - 1}"
+        return Availability(
+            ok=False,
+            reason=f"{without[0]} has no wheel for Python {'.'.join(map(str, python))}",
+            fix=f"use Python {last} for it, or leave this format out with --format",
+        )
     return Availability(
         ok=False,
         reason=f"{', '.join(missing)} not installed",

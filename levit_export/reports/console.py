@@ -238,6 +238,7 @@ def _notes_on_baseline(compared: Sequence[Check]) -> Iterator[str]:
 
 def _notes(report: Report) -> Iterator[str]:
     """What the table has no room for: remarks, where it was checked and how timed."""
+    from levit_export.checks.timing import RULES
     from levit_export.reports import figures
     from levit_export.reports.report import labels
 
@@ -259,10 +260,10 @@ def _notes(report: Report) -> Iterator[str]:
     # How devices measured stands in their own notes.
     if here := [timing for timing in timings if timing.regimes is None]:
         threads = "1 thread" if here[0].threads == 1 else f"{here[0].threads} threads"
-        yield (
-            f"latency: median and its 95 % interval, timed interleaved, {threads}, "
-            f"batch {here[0].batch}"
-        )
+        how = "median and its 95 % interval, timed interleaved"
+        if here[0].rules:
+            how = RULES[here[0].rules].in_words
+        yield f"latency: {how}, {threads}, batch {here[0].batch}"
     if any(timing.noisy for timing in (*timings, *report.baselines.values())):
         yield f"{NOISY} {figures.NOISE}"
     if any(timing.efficiency is not None for timing in timings):

@@ -108,11 +108,16 @@ def machine(found: Machine) -> str:
 
 
 def latency(timing: TimingReport | None) -> str:
-    """The median and its 95 % interval."""
+    """The median and its 95 % interval, or what the rules quote that it was measured by."""
     if timing is None:
         return NONE
     if not timing.seconds:
         return WORDS["not-run"]
+    if timing.rules:
+        from levit_export.checks.timing import RULES
+
+        quantile = RULES[timing.rules].quantile
+        return f"p{100 * quantile:.0f} {timing.quantile_ms(quantile):.2f} ms"
     low, high = timing.interval_ms()
     return f"{timing.median_ms:.2f} ms ({low:.2f}–{high:.2f})"
 

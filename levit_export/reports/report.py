@@ -16,7 +16,7 @@ from typing import Any, Literal
 from levit_export.checks.findings import Finding
 from levit_export.checks.parity import ParityReport, with_weights
 from levit_export.checks.results import Accuracy, ArtifactReport
-from levit_export.checks.timing import Regimes, TimingReport
+from levit_export.checks.timing import RULES, Regimes, TimingReport
 from levit_export.core import files, serialisation
 from levit_export.core.errors import DataError
 from levit_export.core.machine import Machine
@@ -244,6 +244,7 @@ def _timing(timing: TimingReport) -> dict[str, Any]:
         "p90_ms": timing.quantile_ms(0.9),
         "noisy": timing.noisy,
         "efficiency": timing.efficiency,
+        "rules": timing.rules,
         "seconds": list(timing.seconds),
         "regimes": None if timing.regimes is None else _regimes(timing.regimes),
     }
@@ -314,6 +315,7 @@ def _timing_of_json(value: Any, _: Any) -> TimingReport:
         efficiency=None if efficiency is None else float(efficiency),
         peak_bytes=None if peak is None else int(peak),
         seconds=tuple(float(second) for second in value.get("seconds", ())),
+        rules=str(value.get("rules", "")),
         regimes=None
         if regimes is None
         else Regimes(
@@ -343,6 +345,8 @@ def _inconsistencies(report: Report, verdicts: Sequence[str]) -> Iterator[str]:
         measured = timing.verdict == "pass"
         if measured and not (timing.seconds and all(0 < s < math.inf for s in timing.seconds)):
             yield f"has no latencies of {name}, or impossible ones"
+        if timing.rules not in ("", *RULES):
+            yield f"has the latency of {name} by rules {timing.rules!r}, which are not known"
         if timing.efficiency is not None and not 0 < timing.efficiency < math.inf:
             yield f"has the efficiency {timing.efficiency} of {name}"
 

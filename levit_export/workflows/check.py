@@ -8,13 +8,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from levit_export.checks import execution, parity, reference
+from levit_export.checks import execution, other_versions, parity, reference
 from levit_export.checks.execution import Row
 from levit_export.checks.findings import Finding
+from levit_export.checks.other_versions import Environments
 from levit_export.checks.parity import ParityReport
 from levit_export.checks.reference import Overrides, Reference
 from levit_export.checks.results import ArtifactReport
-from levit_export.checks.timing import EAGER, TimingPlan, TimingReport
+from levit_export.checks.timing import EAGER, Rules, TimingPlan, TimingReport
 from levit_export.core import files, hashing, machine
 from levit_export.core.errors import BundleError, DataError, NotRunError, UsageError
 from levit_export.core.packages import TOOLCHAIN, versions
@@ -26,6 +27,7 @@ from levit_export.core.values import (
     Verdict,
     overall,
 )
+from levit_export.formats.environments import Version
 from levit_export.models import loading
 from levit_export.models.loading import ModelChoice
 from levit_export.reports.report import Report
@@ -49,6 +51,7 @@ class CheckRequest:
     ``precision`` is what the artifacts are expected to be in, empty where nothing is expected.
     ``results`` are files that verifiers of a bundle wrote on devices. ``min_ane`` are the percent
     of the work that Core ML has to place on the Neural Engine, for compute units that have it.
+    ``against`` are other versions of runtimes that have to give the right answers as well.
     """
 
     paths: tuple[Path, ...]
@@ -63,6 +66,7 @@ class CheckRequest:
     precision: str = ""
     results: tuple[Path, ...] = ()
     min_ane: float | None = None
+    against: tuple[Version, ...] = ()
 
 
 def check(request: CheckRequest, progress: Progress | None = None) -> Report:
@@ -85,14 +89,18 @@ def check(request: CheckRequest, progress: Progress | None = None) -> Report:
             )
     if request.min_ane is not None:
         _refuse_without_ane(found, request.run)
+    _refuse_idle_versions(found, request)
     ways = sum(
         len(execution.rows(each.artifacts, request.run, also_by_default=True)) for each in found
     )
+    formats = [artifact.format for each in found for artifact in each.artifacts]
+    ways += sum(formats.count(version.format) for version in request.against)
     progress.plan(ways + (not request.choice.is_default))
+    where = other_versions.install(request.against, progress)
     reports: list[ArtifactReport] = []
     model = CheckedModel(request, progress)
     for each in found:
-        reports += _check_one(each, model, folder=each.folder if alone else None)
+        reports += _check_one(each, model, where, folder=each.folder if alone else None)
     for each, results in reported:
         reports += _judge_results(results, each, request)
     return build_report(reports, found)
@@ -112,6 +120,27 @@ def _refuse_without_ane(found: Sequence[Located], run: RunOptions) -> None:
             f"--min-ane with the compute units {', '.join(run.compute_units)}, which leave the "
             "Neural Engine out",
             remedy=f"Add --compute-units {' or '.join(coreml.UNITS_WITH_ANE)}.",
+        )
+
+
+def _refuse_idle_versions(found: Sequence[Located], request: InspectRequest) -> None:
+    """Raise for versions of a runtime that would execute nothing, or not as was asked."""
+    formats = {artifact.format for each in found for artifact in each.artifacts}
+    for version in request.against:
+        if version.format not in formats:
+            raise UsageError(
+                f"--against {version.package} is about {version.format}, and none of what is "
+                "checked is in that format",
+                remedy="Leave it out, or give such a file.",
+            )
+    default = RunOptions()
+    if request.against and (request.run.providers, request.run.device.upper()) != (
+        default.providers,
+        default.device,
+    ):
+        raise UsageError(
+            "--against runs other versions on the CPU only",
+            remedy="Leave out --provider and --device, or --against.",
         )
 
 
@@ -190,6 +219,8 @@ def bench(request: CheckRequest, progress: Progress | None = None) -> Report:
         for each in found
         for row in execution.rows(each.artifacts, request.run, also_by_default=True)
     ]
+    if request.plan.rules is not None:
+        _refuse_batches(rows, request.plan.rules)
     others: dict[str, Session] = {}
     # Efficiency is known where all paths hold one model.
     counts = {0 if each.manifest is None else each.manifest.model.macs for each in found}
@@ -220,11 +251,27 @@ def bench(request: CheckRequest, progress: Progress | None = None) -> Report:
     return build_report(reports, found, verdict=verdict, baselines=baselines)
 
 
-def _check_one(each: Located, model: CheckedModel, *, folder: Path | None) -> list[ArtifactReport]:
-    """A report on each artifact at one path; a failure names the block at fault, if it may."""
+def _refuse_batches(rows: Sequence[tuple[Located, Row]], rules: Rules) -> None:
+    """Raise for a file whose calls are not of one image, as rules want them."""
+    for _, row in rows:
+        if (batch := row.artifact.signature.batch) not in (None, 1):
+            raise UsageError(
+                f"{row.artifact.path} takes {batch} images at a time, and {rules.name} times one",
+                remedy="Export it with --batch 1 or --dynamic, or leave out --rules.",
+            )
+
+
+def _check_one(
+    each: Located, model: CheckedModel, where: Environments, *, folder: Path | None
+) -> list[ArtifactReport]:
+    """A report on each artifact at one path; a failure names the block at fault, if it may.
+
+    Behind them stand those on the versions in ``where``, of files that are as they were written.
+    """
     request = model.request
     rows = execution.rows(each.artifacts, request.run, also_by_default=True)
     expected: Reference | None = None
+    elsewhere: list[ArtifactReport] = []
     damage = [] if each.manifest is None else export_directory.damage(each.folder, each.manifest)
     if damage:
         # Nothing is executed, so the ways to execute a file do not matter.
@@ -260,9 +307,24 @@ def _check_one(each: Located, model: CheckedModel, *, folder: Path | None) -> li
             )
             unvouched = Finding("unlisted-files", {"text": words})
             reports = [replace(r, parity=r.parity.joined(unvouched)) for r in reports]
-    if not request.drift:
-        return reports
-    return _explained(reports, rows, each, model, expected=expected, damage=damage)
+        elsewhere = [
+            report
+            for artifact in each.artifacts
+            for suspect in (held.suspects.get(artifact, artifact),)
+            for report in other_versions.check(
+                suspect,
+                held.reference,
+                held.claims.get(artifact, ()),
+                where,
+                shown=artifact if each.manifest is not None else suspect,
+                folder=folder,
+                threads=request.run.threads,
+                progress=model.progress,
+            )
+        ]
+    if request.drift:
+        reports = _explained(reports, rows, each, model, expected=expected, damage=damage)
+    return [*reports, *elsewhere]
 
 
 def _on_ane(row: Row, least: float) -> Iterator[Finding]:

@@ -32,6 +32,7 @@ from levit_export.core.values import (
     RunOptions,
 )
 from levit_export.formats import Job, target
+from levit_export.formats.onnx.target import INT8_OPSETS, OPSETS, newest_opset
 from levit_export.models import loading
 from levit_export.models.loading import ModelChoice
 from levit_export.storage import export_directory
@@ -53,6 +54,7 @@ class ExportRequest:
     ``precisions`` are the artifacts to make of a format; one that is not named is made in its
     default precision. ``keep`` are the blocks that stay in a format's float precision. ``layouts``
     are what an earlier export had for a format and precision, in place of ``options.layout``.
+    ``ort_min`` is the oldest ONNX Runtime that has to read the file; it chooses the opset.
     ``data`` are the images that ``int8`` is calibrated on and that ``auto`` keeps ``promise`` on.
     ``command`` is what was typed, for the report.
     """
@@ -73,6 +75,7 @@ class ExportRequest:
     keep: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     layouts: Mapping[tuple[str, str], str] = field(default_factory=dict)
     promise: Promise = field(default_factory=Promise)
+    ort_min: str | None = None
     output: Path | None = None
     command: str = ""
 
@@ -171,6 +174,11 @@ def plan(request: ExportRequest) -> list[Job]:
             "only a Core ML model can be a classifier",
             remedy="Add --format coreml, or leave out --classifier.",
         )
+    if request.ort_min is not None and "onnx" not in {job.format for job in jobs}:
+        raise UsageError(
+            "--ort-min is about ONNX files, and none is exported",
+            remedy="Add --format onnx, or leave out --ort-min.",
+        )
     if request.output is not None:
         refuse_output(request.output)
     return jobs
@@ -190,6 +198,10 @@ def _job(name: str, precision: str, request: ExportRequest) -> Job:
         )
     layout = request.layouts.get((kind.name, precision), request.options.layout)
     options = replace(request.options, precision=precision, layout=layout)
+    if request.ort_min is not None and kind.name == "onnx":
+        may_be_int8 = precision in (*CALIBRATED, AUTO)
+        opset = newest_opset(request.ort_min, INT8_OPSETS if may_be_int8 else OPSETS)
+        options = replace(options, opset=opset)
     # ``refuse`` has to see that there will be images, which are read with the checkpoint.
     if precision in CALIBRATED and (request.data is not None or request.choice.is_digits):
         options = replace(options, calibration=TO_BE_READ)
@@ -296,6 +308,11 @@ def describe(request: ExportRequest, jobs: Sequence[Job]) -> list[str]:
     return [
         f"load {model} and prepare it for {batch}",
         *(f"export {job.format} as {job.options.precision}" for job in jobs),
+        *(
+            f"in opset {job.options.opset}, for ONNX Runtime {request.ort_min} and later"
+            for job in jobs
+            if job.format == "onnx" and request.ort_min is not None
+        ),
         *["with normalisation inside: raw RGB bytes in"] * request.options.embedded.preprocessing,
         *["with the activation of its task inside: probabilities out"]
         * request.options.embedded.softmax,

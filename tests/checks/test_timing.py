@@ -141,6 +141,30 @@ def test_budget_that_is_kept() -> None:
     assert len(seconds["a"]) == 50
 
 
+@pytest.mark.parametrize(
+    ("seconds", "calls"),
+    [(0.25, 1024), (0.0078125, 7680)],  # 256 s pass, and 60 s of shorter calls
+)
+def test_rules_of_a_benchmark(seconds: float, calls: int) -> None:
+    """MLPerf Mobile's rules time one session after the other, 1,024 calls and 60 s of each."""
+    clock = Clock()
+    passed: list[float] = []
+
+    class Watching(Silent):
+        """Notes when a step was done."""
+
+        def advance(self) -> None:
+            """A second of a session."""
+            passed.append(clock.now)
+
+    named = {name: clock.work(name, steady(seconds)) for name in "ab"}
+    plan = TimingPlan(warmup=0, iterations=3, rules=timing.RULES["mlperf-mobile"])
+    found = timing.measure(named, plan, clock=clock, progress=Watching())
+    assert found == {"a": (seconds,) * calls, "b": (seconds,) * calls}
+    assert "".join(clock.calls) == "a" * calls + "b" * calls
+    assert len(passed) == 2 * 60
+
+
 def test_no_sessions() -> None:
     """Nothing to measure gives nothing."""
     assert timing.measure({}, TimingPlan(iterations=2)) == {}
@@ -183,6 +207,14 @@ def test_interval_covers_the_truth() -> None:
     intervals = [report(*generator.normal(10, 1, 41)).interval_ms() for _ in range(200)]
     covered = np.mean([low <= 10 <= high for low, high in intervals])
     assert 0.9 <= covered <= 0.99
+
+
+def test_interval_of_a_long_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing a few samples at a time gives the interval that all at once would give."""
+    values = np.random.default_rng(7).gamma(9, 1, 301)
+    at_once = report(*values).interval_ms()
+    monkeypatch.setattr(timing, "MOST_DRAWS", 5 * 301 + 7)
+    assert report(*values).interval_ms() == at_once
 
 
 def test_interval_of_one_value() -> None:

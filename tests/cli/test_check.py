@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,10 @@ import pytest
 from onnx import numpy_helper
 from support import Cli, Exported
 
+from levit_export.checks import timing
 from levit_export.core import hashing
+from levit_export.core.errors import DataError
+from levit_export.reports.report import read_report
 
 FILE = "onnx-fp32/levit_digits.onnx"
 Edit = Callable[[dict[str, Any]], object]
@@ -248,6 +252,44 @@ def test_bench_of_a_directory(cli: Cli, exported: Exported) -> None:
     assert " ms" in row
     assert "pass" not in row
     assert "PyTorch" not in result.stdout
+
+
+def test_bench_by_rules(
+    cli: Cli, exported: Exported, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """``bench --rules mlperf-mobile`` quotes the p90 of the calls that the rules ask for.
+
+    They are made fewer here.
+    """
+    quick = replace(timing.RULES["mlperf-mobile"], calls=12, seconds=0.0)
+    monkeypatch.setitem(timing.RULES, "mlperf-mobile", quick)
+    written = tmp_path / "report.json"
+    result = cli("bench", exported.folder, "--rules", "mlperf-mobile", "--json", written)
+    assert result.exit_code == 0, result.output
+    (artifact,) = json.loads(written.read_text())["artifacts"]
+    timed = artifact["timing"]
+    assert (timed["rules"], len(timed["seconds"])) == ("mlperf-mobile", 12)
+    assert f"p90 {timed['p90_ms']:.2f} ms" in result.stdout
+    assert "90th percentile of calls in a row, at least 12 of them and 0 s" in result.stdout
+    assert read_report(written).artifacts[0].timing.rules == "mlperf-mobile"  # type: ignore[union-attr]
+    edited = written.read_text().replace('"mlperf-mobile"', '"no-such-rules"')
+    written.write_text(edited)
+    with pytest.raises(DataError, match="no-such-rules"):
+        read_report(written)
+
+
+def test_rules_that_contradict(cli: Cli, exported: Exported, tmp_path: Path) -> None:
+    """Rules say how many calls are timed, and that each is of one image: else status 2."""
+    given = ("--rules", "mlperf-mobile")
+    result = cli("bench", exported.folder, *given, "--iters", 2000)
+    assert result.exit_code == 2
+    assert "--iters" in result.stderr
+    pair = tmp_path / "pair"
+    made = cli("export", "-f", "onnx", "--batch", 2, "--no-check", "--no-bench", "-o", pair)
+    assert made.exit_code == 0, made.output
+    result = cli("bench", pair, *given)
+    assert result.exit_code == 2
+    assert "takes 2 images at a time" in result.stderr
 
 
 def test_bench_against_pytorch(cli: Cli, exported: Exported) -> None:

@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import subjects
@@ -14,6 +14,8 @@ import subjects
 from levit_export.core import packages
 from levit_export.core.errors import MissingDependencyError
 from levit_export.formats import mil
+from levit_export.workflows import export_plan
+from levit_export.workflows.export_plan import ExportRequest
 
 LOOKED_FOR = """
 import json, sys, warnings
@@ -129,3 +131,25 @@ def test_the_evaluator_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(MissingDependencyError, match="needs coremltools") as raised:
         mil.load(package)
     assert raised.value.remedy == "pip install coremltools"
+
+
+@pytest.mark.parametrize("python", [(3, 13), (3, 14)])
+def test_a_python_without_a_wheel(
+    monkeypatch: pytest.MonkeyPatch, python: tuple[int, int]
+) -> None:
+    """Where coremltools has no wheel, nobody is told to install it, but which Python to take.
+
+    Python 3.14 is pretended here.
+    """
+    pretended = SimpleNamespace(version_info=(*python, 0, "final", 0), modules=sys.modules)
+    monkeypatch.setattr(packages, "sys", pretended)
+    monkeypatch.setitem(sys.modules, "coremltools", None)
+    found = packages.needs("coremltools")
+    assert not found.ok
+    if python == (3, 13):
+        assert found.fix == "pip install coremltools"
+    else:
+        assert found.reason == "coremltools has no wheel for Python 3.14"
+        assert found.fix.startswith("use Python 3.13")
+    with pytest.raises(MissingDependencyError, match=found.reason):
+        export_plan.plan(ExportRequest(formats=("coreml",)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -70,6 +71,30 @@ releases 1.20.1 to 1.28.0 did with a file of the bundled model.
 
 INT8_OPSETS = range(18, 21)
 """From opset 21 on, versions of ONNX Runtime differ in what they quantise with calibration."""
+
+
+def newest_opset(runtime: str, known: range = OPSETS) -> int:
+    """The newest of the opsets ``known`` that an ONNX Runtime of version ``runtime`` can read.
+
+    Raises ``UsageError`` for what is not a version, and for one that can read none.
+    """
+    if not re.fullmatch(r"\d+\.\d+(\.\d+)*", runtime):
+        raise UsageError(
+            f"{runtime!r} is not a version of ONNX Runtime", remedy="Give one such as 1.16."
+        )
+
+    def release(version: str) -> tuple[int, ...]:
+        return tuple(map(int, version.split(".")[:2]))
+
+    readable = [o for o in known if release(OLDEST_RUNTIME[o]) <= release(runtime)]
+    if not readable:
+        raise UsageError(
+            f"ONNX Runtime {runtime} can read none of the opsets that are written here: opset "
+            f"{known.start} needs {OLDEST_RUNTIME[known.start]}",
+            remedy=f"Give --ort-min {OLDEST_RUNTIME[known.start]} or a later one.",
+        )
+    return readable[-1]
+
 
 ONE_FILE_LIMIT = 2 * 1024**3
 """Protobuf cannot hold a message of 2 GiB; above it ONNX needs external data."""
