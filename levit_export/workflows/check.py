@@ -123,7 +123,7 @@ def _refuse_without_ane(found: Sequence[Located], run: RunOptions) -> None:
         )
 
 
-def _refuse_idle_versions(found: Sequence[Located], request: InspectRequest) -> None:
+def _refuse_idle_versions(found: Sequence[Located], request: CheckRequest) -> None:
     """Raise for versions of a runtime that would execute nothing, or not as was asked."""
     formats = {artifact.format for each in found for artifact in each.artifacts}
     for version in request.against:
