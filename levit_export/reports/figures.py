@@ -276,4 +276,10 @@ def _images(accuracy: Accuracy) -> Iterator[str]:
     if accuracy.skipped:
         more = accuracy.skipped - len(accuracy.skipped_names)
         names = "; ".join(accuracy.skipped_names) + (f"; and {more} more" if more else "")
-        yield f"{accuracy.skipped} images could not be read and are left out: {names}"
+        yield f"{left_out(accuracy)}: {names}"
+
+
+def left_out(accuracy: Accuracy) -> str:
+    """How many images could not be read."""
+    said = "1 image" if accuracy.skipped == 1 else f"{accuracy.skipped} images"
+    return f"{said} could not be read and {'is' if accuracy.skipped == 1 else 'are'} left out"

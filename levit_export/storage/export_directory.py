@@ -178,8 +178,8 @@ def damage(folder: Path, manifest: Manifest) -> list[str]:
             found.append(f"{name} is missing")
         elif (actual := hashing.file_entry(path)) != entry:
             found.append(
-                f"{name} has {actual.bytes} bytes and SHA-256 {actual.sha256[:12]}…, "
-                f"the manifest says {entry.bytes} and {entry.sha256[:12]}…"
+                f"{name} has {actual.bytes} bytes and SHA-256 {actual.sha256}, "
+                f"the manifest says {entry.bytes} and {entry.sha256}"
             )
     return found
 

@@ -164,9 +164,9 @@ def _results_by_bundle(
     for path in dict.fromkeys(paths):
         read = results.read(path)
         if read.bundle not in bundles:
-            known = ", ".join(f"{hashed[:12]}…" for hashed in bundles) or "no bundle"
+            known = ", ".join(bundles) or "no bundle"
             raise DataError(
-                f"{path} is about the bundle {read.bundle[:12]}…, and what is checked is {known}",
+                f"{path} is about the bundle {read.bundle}, and what is checked is {known}",
                 remedy="Give the bundle (.zip, or its unpacked folder) that was on the device.",
             )
         for row in read.rows:

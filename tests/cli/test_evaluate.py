@@ -57,6 +57,7 @@ def test_pass(run: Run, exported: Exported) -> None:
         assert part in row
     assert "360 images of held-out UCI digits" in result.stdout
     assert "onnxruntime" in result.stdout
+    assert result.stderr.startswith("stage 1/1: evaluating on 360 images")
 
 
 def test_wrong_labels_hurt_both_alike(run: Run, exported: Exported, threes: Path) -> None:
@@ -69,9 +70,12 @@ def test_wrong_labels_hurt_both_alike(run: Run, exported: Exported, threes: Path
 
 
 def test_gate(run: Run, exported: Exported, tmp_path: Path) -> None:
-    """Against another checkpoint the answers differ, and the gate ends with status 1."""
+    """Against another checkpoint the answers differ: status 1. Each stage has its number."""
     arguments = (exported.folder, "-d", "digits", "--limit", 36, "--model", "levit_digits")
-    assert run(*arguments, "--max-drop", 0).exit_code == 0
+    passed = run(*arguments, "--max-drop", 0)
+    assert passed.exit_code == 0
+    stages = [line.partition(" (")[0] for line in passed.stderr.splitlines()]
+    assert stages == ["stage 1/2: reading the checkpoint", "stage 2/2: evaluating on 36 images"]
     pixels, _ = samples.held_out_digits()
     np.savez(tmp_path / "x.npz", images=pixels[:20])
     random = ("--model", "levit_digits", "--random-weights", 0)
@@ -89,7 +93,7 @@ def test_skipped_images_are_named(run: Run, exported: Exported, tmp_path: Path) 
     (tmp_path / "broken.png").write_bytes(b"x")
     result = run(exported.folder, "-d", tmp_path)
     assert result.exit_code == 0
-    assert "1 images could not be read and are left out: broken.png: not an image" in result.stdout
+    assert "1 image could not be read and is left out: broken.png: not an image" in result.stdout
 
 
 @pytest.fixture

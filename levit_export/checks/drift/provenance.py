@@ -54,8 +54,7 @@ def refuse_another(found: Sequence[Located], checkpoint: Checkpoint) -> None:
         if info is not None and made_of and made_of != checkpoint.sha256:
             raise UsageError(
                 f"{each.folder} was made of {info.checkpoint} with SHA-256 "
-                f"{made_of[:12]}…, {checkpoint.source} has "
-                f"{checkpoint.sha256[:12]}…",
+                f"{made_of}, {checkpoint.source} has {checkpoint.sha256}",
                 remedy="Give the one that was exported with --checkpoint.",
             )
 

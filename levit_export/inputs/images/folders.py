@@ -251,7 +251,8 @@ def _by_list(root: Path, file: Path, classes: int) -> ImageSet:
     ignored = len(set(_walk(root).images) - set(entries))
     remarks = [f"classes are from {file.name}"]
     if ignored:
-        remarks.append(f"{ignored} images are not in {file.name} and are left out")
+        said = "1 image is" if ignored == 1 else f"{ignored} images are"
+        remarks.append(f"{said} not in {file.name} and left out")
     return _image_set(root, list(entries.values()), str(root), remarks)
 
 
@@ -286,11 +287,12 @@ def _listed_entry(line: str, where: str, classes: int) -> Entry:
 
 
 def _left_out(names: Sequence[str]) -> list[str]:
-    return (
-        [f"{len(names)} files are not images by their names: {listed(list(names))}"]
-        if names
-        else []
+    said = (
+        "1 file is not an image by its name"
+        if len(names) == 1
+        else (f"{len(names)} files are not images by their names")
     )
+    return [f"{said}: {listed(list(names))}"] if names else []
 
 
 def _image_set(

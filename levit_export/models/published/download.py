@@ -32,8 +32,6 @@ CHUNK = 1 << 16
 """Bytes read at a time."""
 STEP = 1 << 20
 """Bytes for each step of the progress."""
-SHOWN = 20
-"""Characters of a hash that a message shows."""
 
 
 @dataclass(frozen=True)
@@ -163,8 +161,7 @@ def _download(file: KnownFile, transfer: Transfer, progress: Progress) -> None:
         found = file.hash_of(partial)
         if not found.startswith(file.expected):
             raise WrongHashError(
-                f"{file.url} has the hash {found[:SHOWN]}…, not {file.expected[:SHOWN]}…; it was "
-                "not kept",
+                f"{file.url} has the hash {found}, not {file.expected}; it was not kept",
                 remedy="Something on the way answers in the server's place (a proxy or a login "
                 f"page), or the mirror is damaged. {file.by_hand}",
             )

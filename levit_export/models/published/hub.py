@@ -137,7 +137,7 @@ def _damage(weights: Path) -> str:
     found = sha256_of(blob)
     if found == blob.name:
         return ""
-    return f"{weights.name} has SHA-256 {found[:16]}…, not {blob.name[:16]}… as published"
+    return f"{weights.name} has SHA-256 {found}, not {blob.name} as published"
 
 
 @contextmanager

@@ -357,7 +357,7 @@ def _remarks_on(artifact: ArtifactReport) -> Iterator[str]:
         yield f"accuracy on {accuracy.images} images of {accuracy.dataset}"
         yield from accuracy.remarks
         if accuracy.skipped:
-            yield f"{accuracy.skipped} images could not be read and are left out"
+            yield figures.left_out(accuracy)
 
 
 def _flips(report: Report, pixels: Pixels) -> ChangedAnswers | None:

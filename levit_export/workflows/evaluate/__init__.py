@@ -109,7 +109,11 @@ def evaluate(request: EvaluateRequest, progress: Progress | None = None) -> Repo
 
 
 def _evaluated(request: EvaluateRequest, progress: Progress, waiting: list[Worker]) -> Report:
+    own_stages = 0 if request.choice.is_default else 1
+    progress.plan(own_stages + 1)
     all_subjects = subjects(request.paths, request.choice, request.run, progress)
+    different = dict.fromkeys(subject.shared for subject in all_subjects)
+    progress.plan(own_stages + len(different))
     data = {
         subject.labels: open_images(request.data, labels=subject.labels)
         for subject in all_subjects
@@ -119,7 +123,7 @@ def _evaluated(request: EvaluateRequest, progress: Progress, waiting: list[Worke
     answers = partial(_answers, request, progress, waiting)
     results: dict[tuple[int, Row], _Result] = {}
     # Paths of one recipe and one reference go through the images together, which are decoded once.
-    for shared in dict.fromkeys(subject.shared for subject in all_subjects):
+    for shared in different:
         members = [(i, s) for i, s in enumerate(all_subjects) if s.shared == shared]
         rows = [(i, row) for i, subject in members for row in subject.rows]
         images = data[members[0][1].labels].limited(request.limit)

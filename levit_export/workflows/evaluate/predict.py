@@ -233,8 +233,8 @@ def _eager(weights: Weights, threads: int) -> Session:
     checkpoint = loading.load(weights.choice)
     if checkpoint.sha256 != weights.sha256:
         raise CheckpointError(
-            f"the checkpoint has SHA-256 {checkpoint.sha256[:12]}… here and "
-            f"{weights.sha256[:12]}… where the evaluation began",
+            f"the checkpoint has SHA-256 {checkpoint.sha256} here and "
+            f"{weights.sha256} where the evaluation began",
             remedy="Do not change it meanwhile.",
         )
     return reference.eager_session(checkpoint, threads=threads)

@@ -105,7 +105,7 @@ def test_plain_folder(tmp_path: Path) -> None:
         (tmp_path / name).write_text("x")
     assert found(tmp_path) == {"a.jpg": -1, "b.png": -1}
     assert not open_images(tmp_path, labels=ANIMALS).labelled
-    assert said(tmp_path) == "1 files are not images by their names: notes.txt"
+    assert said(tmp_path) == "1 file is not an image by its name: notes.txt"
 
 
 def test_one_image(tmp_path: Path) -> None:
@@ -127,7 +127,7 @@ def test_list(tmp_path: Path, name: str, text: str) -> None:
         picture(tmp_path / image)
     (tmp_path / name).write_text(text, encoding="utf-8")
     assert found(tmp_path) == {"sub/my cat.png": 2, "b.png": 0}
-    assert f"1 images are not in {name}" in said(tmp_path)
+    assert f"1 image is not in {name}" in said(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -239,7 +239,7 @@ def test_results_of_another_bundle(
     content = content_of(python_results)
     content["bundle"] = "0" * 64
     other = cli("check", digits, "--results", written(content, tmp_path / "r.json"))
-    assert (other.exit_code, "is about the bundle 000000000000…" in other.stderr) == (2, True)
+    assert (other.exit_code, f"is about the bundle {'0' * 64}," in other.stderr) == (2, True)
     folder = shutil.copytree(digits, tmp_path / "altered")
     np.save(folder / "golden" / "allowed" / "fp32" / "logits.npy", np.full(26, 1e9))
     altered = cli("check", folder, "--results", python_results)

@@ -102,7 +102,7 @@ def check_files(folder: Path, described: Any) -> Iterator[Line]:
         elif path.is_symlink() or not path.is_file():
             yield Line("fail", "files", f"{name} is a link or no file")
         elif (found := sha256_of(path)) != (entry["sha256"], entry["bytes"]):
-            yield Line("fail", "files", f"{name} was altered: SHA-256 {found[0][:12]}…")
+            yield Line("fail", "files", f"{name} was altered: SHA-256 {found[0]}")
 
 
 def check_labels(folder: Path, manifest: Any) -> Iterator[Line]:

@@ -149,7 +149,7 @@ def _checked(
             raise refuse(name, f"cannot be read: {error.strerror or 'missing'}") from error
         digest = sha256(content).hexdigest()
         if FileEntry(digest, len(content)) != wanted:
-            raise refuse(name, f"has SHA-256 {digest[:12]}…, not {wanted.sha256[:12]}…")
+            raise refuse(name, f"has SHA-256 {digest}, not {wanted.sha256}")
         found[name] = content
     return found
 
