@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from levit_export.cli import options
-from levit_export.cli.command import Verb, status_of
+from levit_export.cli.command import TYPED, Verb, status_of
 from levit_export.cli.output import present_plan, refuse_unwritable, write_or_print
 
 
@@ -52,6 +52,7 @@ def sweep(ctx: click.Context, /, file: Path, **_: Any) -> int:
         output=params["output"],
         workers=params["workers"],
         scheduler=params["scheduler"],
+        command=ctx.meta.get(TYPED, ""),
     )
     screen = console.Screen(quiet=params["quiet"])
     if params["dry_run"]:

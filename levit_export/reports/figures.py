@@ -49,15 +49,6 @@ def printable(text: str) -> str:
     return NOT_XML.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
-def shortened(text: str, most: int) -> str:
-    """One line of at most ``most`` characters, cut in the middle: names differ at the ends."""
-    line = " ".join(printable(text).split())
-    if len(line) <= most:
-        return line
-    head = (most - 1) // 2
-    return f"{line[:head]}…{line[len(line) - (most - 1 - head) :]}"
-
-
 def size(count: int) -> str:
     """Bytes in megabytes of 10**6."""
     return f"{count / 1e6:.2f} MB" if count else NONE

@@ -12,7 +12,8 @@ from levit_export.checks.drift.values import DriftFinding, DriftMap, DriftRow, D
 from levit_export.checks.parity import OutputParity, ParityReport
 from levit_export.checks.results import Accuracy, ArtifactReport
 from levit_export.checks.timing import TimingReport
-from levit_export.core.values import PassRecord
+from levit_export.core.values import PassRecord, overall
+from levit_export.reports import html
 from levit_export.reports.report import Report
 
 VOID = {"meta", "img", "br"}
@@ -104,6 +105,43 @@ def drift_of(*names: str) -> DriftMap:
         names[0], "conversion", names[0], taps[2], taps[2], f"{taps[2]} is at fault"
     )
     return DriftMap("levit_digits", ("noise",), tuple(stages), (finding,))
+
+
+SWEPT = tuple(
+    html.SweptRow(
+        html.Measured(
+            f"{kind}-{precision}",
+            size,
+            top1,
+            (top1 - 1, top1 + 0.5),
+            latency,
+            (latency * 0.9, latency * 1.1),
+            model=model,
+        ),
+        verdict,
+        reason,
+        f"store/{model}/{kind}-{precision}",
+        (f"{size / 1e6:.2f} MB", f"{top1}", f"{latency} ms"),
+    )
+    for model, kind, precision, size, top1, latency, verdict, reason in (
+        ("small", "onnx", "fp32", 3_000_000, 97.0, 3.0, "pass", ""),
+        ("small", "openvino", "int8", 800_000, 96.0, 2.0, "fail", "too far"),
+        ("large", "onnx", "fp32", 9_000_000, 96.5, 9.0, "pass", ""),
+    )
+)
+
+
+def swept(rows: tuple[html.SweptRow, ...] = SWEPT) -> str:
+    """The page of a sweep."""
+    return html.sweep_page(
+        "zoo.toml",
+        overall(row.verdict for row in rows),
+        rows,
+        headings=("size", "top-1", "latency"),
+        notes=["a note"],
+        environment=[("machine", "M")],
+        command="levit-export sweep zoo.toml",
+    )
 
 
 @dataclass

@@ -18,6 +18,7 @@ import pytest
 from html_reports import (
     HOSTILE,
     PASSES,
+    SWEPT,
     Flip,
     Node,
     artifact,
@@ -25,6 +26,7 @@ from html_reports import (
     flipped,
     read,
     rows,
+    swept,
     timed,
     twelve,
 )
@@ -33,6 +35,7 @@ from levit_export.checks.parity import NOT_ASKED
 from levit_export.checks.results import Explanation
 from levit_export.checks.weights import WeightAudit
 from levit_export.reports import html
+from levit_export.reports.html import plots
 from levit_export.reports.report import Candidate, Report, SearchPoint, SearchResult
 
 LATENCY = "latency (95 %)"
@@ -290,6 +293,124 @@ def test_drift() -> None:
     assert "openvino-fp32: 3.0e-07 at head" in said
     assert said.endswith("within its tolerance.")
     assert {"onnx-fp32", "openvino-fp32", "tolerance"} <= {t.text for t in fp32.all("text")}
+
+
+def test_the_faulty_tap_is_marked_by_its_name() -> None:
+    """Where a file leaves its tolerance the plot names the tap, in the colour of what it means."""
+    found = drift_of("onnx-fp32", "openvino-fp32")
+    for cause, colour in (("conversion", "fail"), ("none", "warn")):
+        (finding,) = found.findings
+        told = replace(found, findings=(replace(finding, cause=cause),))
+        (svg,) = section(read(html.page(made.report_of(artifact()), drift=told)), "drift").all(
+            "svg"
+        )
+        (name,) = [t for t in svg.all("text") if t.text == "stage2.block0.attention"]
+        assert f"var(--{colour})" in name.attributes["style"]
+    (svg,) = section(
+        read(html.page(made.report_of(artifact()), drift=drift_of("", "onnx-fp32"))), "drift"
+    ).all("svg")
+    assert not [t for t in svg.all("text") if t.text == "stage2.block0.attention"]
+
+
+def test_taps_of_a_kind_share_a_plot() -> None:
+    """Scores, softmax and results have lines of their own; those inside attention are folded."""
+    found = drift_of("onnx-fp32")
+    (stage,) = found.stages
+    inside = [
+        replace(row, tap=f"{row.block}.{kind}", status="ok")
+        for row in stage.rows[1:3]
+        for kind in ("scores", "softmax")
+    ]
+    more = replace(found, stages=(replace(stage, rows=(*stage.rows, *inside)),))
+    part = section(read(html.page(made.report_of(artifact()), drift=more)), "drift")
+    titles = [svg.attributes["aria-label"] for svg in part.all("svg")]
+    kinds = ["results of blocks", "attention scores", "attention after the softmax"]
+    assert [title.split(", ")[1].split(":")[0] for title in titles] == kinds
+    folded = part.all("details")[0]
+    assert [svg.attributes["aria-label"] for svg in folded.all("svg")] == titles[1:]
+    faulty = replace(inside[0], status="exceeds")
+    worse = replace(found, stages=(replace(stage, rows=(*stage.rows, faulty, *inside[1:])),))
+    part = section(read(html.page(made.report_of(artifact()), drift=worse)), "drift")
+    assert len(part.all("details")[0].all("svg")) == 1
+
+
+def test_figures_under_the_pointer() -> None:
+    """Every point of a plot says its figures, by what browsers show without a script."""
+    page = read(full())
+    for name, words, count in (
+        ("tradeoff", "onnx-fp32: size in MB 3.00, top-1 in percent 99.17", 1),
+        ("tradeoff", "onnx-fp32: median latency in ms", 1),
+        ("latency", "onnx-fp32: median", 1),
+        ("drift", "onnx-fp32, stem.0: 1.0e-07 accumulated, 1.0e-07 introduced", 2),
+    ):
+        said = [tip.text for svg in section(page, name).all("svg") for tip in svg.all("title")]
+        assert sum(tip.startswith(words) for tip in said) == count, (name, said)
+
+
+@pytest.mark.parametrize(
+    ("points", "best"),
+    [
+        ([(1, 90), (2, 95), (3, 94), (4, 97)], [0, 1, 3]),
+        ([(1, 90), (1, 91), (2, 91)], [1]),
+        ([(2, 80), (1, 99)], [1]),
+    ],
+)
+def test_the_front_is_what_nothing_beats(points: list[tuple[int, int]], best: list[int]) -> None:
+    """An artifact is on the Pareto front unless another is as good in both and better in one."""
+    items = [html.Measured(str(n), x * 10**6, y) for n, (x, y) in enumerate(points)]
+    ((of, spots),) = plots.panels(items).items()
+    assert of == (plots.SIZE, plots.TOP1)
+    assert [spot.of.artifact for spot in plots.front(plots.TOP1, spots)] == list(map(str, best))
+    flipped_axis = [replace(spot, y=-spot.y) for spot in spots]
+    assert [spot.of.artifact for spot in plots.front(plots.LATENCY, flipped_axis)] == list(
+        map(str, best)
+    )
+
+
+def test_the_command_stands_on_the_page() -> None:
+    """What was typed is said beneath the headline."""
+    report = replace(made.report_of(artifact()), command="levit-export --format all '<x>'")
+    (header,) = read(html.page(report)).all("header")
+    assert [node.text for node in header.all("code")] == ["levit-export --format all '<x>'"]
+
+
+def test_long_names_are_whole() -> None:
+    """Neither a table nor a plot cuts a name or a path, however long it is."""
+    long = "onnx-fp32/" + "levit_of_somebody/" * 6 + "model.onnx"
+    items = (
+        replace(artifact(timing=timed(2.0), correct=342), path=long),
+        replace(artifact(timing=timed(3.0), correct=343), path="x.onnx"),
+    )
+    page = read(html.page(made.report_of(*items), drift=drift_of(f"onnx-fp32 {long}")))
+    assert "…" not in page.text
+    for name in ("artifacts", "tradeoff", "latency", "drift"):
+        found = "".join(section(page, name).text.split())
+        assert long in found, name
+
+
+def test_a_sweep_has_the_same_page() -> None:
+    """Verdict, reasons, plots with the front, and a table whose rows link to the artifacts."""
+    page = read(swept())
+    assert page.all("h1")[0].text == "✗ fail zoo.toml"
+    assert page.all("title")[0].text == "zoo.toml: fail"
+    assert "small openvino-int8 ✗ fail: too far" in page.all("header")[0].text
+    assert sections(page) == ["tradeoff", "cells", "environment"]
+    assert len(section(page, "tradeoff").all("svg")) == 2
+    table = section(page, "cells").all("table")[0]
+    fronts = "top-1 over size, top-1 over median latency"
+    assert [row[-1] for row in rows(table)] == ["on a front", fronts, fronts, ""]
+    assert table.all("a")[1].attributes["href"] == "store/small/openvino-int8"
+    words = [node.text for node in section(page, "tradeoff").all("svg")[0].all("text")]
+    assert {"onnx", "openvino", "small", "large", "nothing beats these"} <= set(words)
+
+
+def test_a_sweep_of_which_nothing_is_known() -> None:
+    """Without figures there are no plots, and the reasons stand at the top."""
+    row = replace(SWEPT[0], measured=html.Measured("onnx-fp32", 0, model="m"), verdict="not-run")
+    page = read(swept((replace(row, reason="crashed", path=""),)))
+    assert page.all("h1")[0].text == "○ not run zoo.toml"
+    assert "crashed" in page.all("header")[0].text
+    assert not page.all("svg")
 
 
 def test_a_stage_that_could_not_be_run_draws_nothing() -> None:

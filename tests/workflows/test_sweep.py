@@ -274,7 +274,7 @@ def test_report(work: Work, run: Run, file: Path, tmp_path: Path) -> None:
     work.act = lambda _: cell_module.Result("pass", "", artifact, MODEL, "export")
     result = run(file, "-o", tmp_path / "out", "--json", tmp_path / "r.json")
     assert result.exit_code == 0, result.output
-    parts = ("levit_digits", "pass", "2.00 MB", "25 %", "9/10", "0.50", "1.50 ms (1.25–1.75)")
+    parts = ("levit_digits", "pass", "2.00 MB", "25 %", "9/10", "+0.50", "1.50 ms (1.25–1.75)")
     line = " ".join(line for line in result.stdout.splitlines() if "openvino-fp32" in line)
     assert all(part in line for part in parts)
     written = json.loads((tmp_path / "out" / "sweep.json").read_text())
@@ -282,7 +282,11 @@ def test_report(work: Work, run: Run, file: Path, tmp_path: Path) -> None:
     row = written["rows"][0]
     assert (row["model"], row["format"], row["precision"]) == ("levit_digits", "onnx", "fp32")
     assert row["path"] == f"store/{row['key']}/export/onnx-fp32/a.onnx"
-    assert "| 9/10 | 0.50 |" in (tmp_path / "out" / "sweep.md").read_text()
+    assert "| 9/10 | +0.50 |" in (tmp_path / "out" / "sweep.md").read_text()
+    page = (tmp_path / "out" / "sweep.html").read_text()
+    assert "<title>s.toml: pass</title>" in page
+    assert f'<a href="{row["path"]}">levit_digits onnx-fp32</a>' in page
+    assert f"report: {tmp_path / 'out' / 'sweep.html'}" in result.stdout
 
 
 @pytest.mark.parametrize(

@@ -42,9 +42,6 @@ COUNTED = {
 }
 LATENCY = f"{figures.LATENCY} (95 %)"
 SPEED_UP, SMALLER = "speed-up", "times smaller"
-MOST_OF_A_PATH = 60
-"""Characters of a path in the table; the list of files has all of it."""
-
 STRIPS = (
     "Each dot is one call, from the first round at the bottom of its strip to the last at the "
     "top; the bar spans the middle half, its stroke is the median."
@@ -111,6 +108,77 @@ def page(
     A page that lies in the export directory (``is_beside``) links to the files in it.
     Without matplotlib the page has no plots and says how to get them.
     """
+    return _rendered(
+        "page.html.j2",
+        {
+            **_context(report, drift, pixels or {}),
+            "has_links": is_beside and report.output is not None,
+        },
+    )
+
+
+@dataclass(frozen=True)
+class SweptRow:
+    """A cell of a sweep: its verdict, figures as ``cells``, and the artifact's ``path``."""
+
+    measured: plots.Measured
+    verdict: Verdict
+    reason: str
+    path: str
+    cells: tuple[str, ...]
+
+
+def sweep_page(
+    name: str,
+    verdict: Verdict,
+    rows: Sequence[SweptRow],
+    *,
+    headings: Sequence[str],
+    notes: Sequence[str],
+    environment: Sequence[tuple[str, str]],
+    command: str,
+) -> str:
+    """A sweep as one HTML file, which lies in the sweep's folder.
+
+    ``headings`` are those of each row's ``cells``.
+    """
+    items = [row.measured for row in rows]
+    drawn = plots.tradeoff(items)
+    passed = sum(row.verdict == "pass" for row in rows)
+    contents = [("tradeoff", "Size, accuracy, latency")] if drawn else []
+    return _rendered(
+        "sweep.html.j2",
+        {
+            "name": name,
+            "verdict_of_all": verdict,
+            "lead": f"{passed} of {len(rows)} artifacts pass.",
+            "wrong": [row for row in rows if row.verdict != "pass"],
+            "command": command,
+            "contents": [*contents, ("cells", "Artifacts"), ("environment", "Environment")],
+            "plots": drawn,
+            "headings": ["artifact", "verdict", *headings, "on a front"],
+            "rows": rows,
+            "fronts": _fronts(items),
+            "notes": notes,
+            "environment": environment,
+        },
+    )
+
+
+def _fronts(items: Sequence[plots.Measured]) -> list[str]:
+    """For each item the plots on whose Pareto front it stands."""
+    best = {
+        f"{y.partition(' in ')[0]} over {x.partition(' in ')[0]}": plots.front(y, spots)
+        for (x, y), spots in plots.panels(items).items()
+    }
+    return [
+        ", ".join(name for name, spots in best.items() if any(s.of is item for s in spots))
+        for item in items
+    ]
+
+
+def _rendered(template: str, context: Mapping[str, Any]) -> str:
+    """A template with what every page has: its policy, its looks, marks and words."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("levit_export.reports", "html"),
         autoescape=True,
@@ -126,8 +194,14 @@ def page(
         count=figures.count,
         milliseconds=figures.milliseconds,
     )
-    return environment.get_template("page.html.j2").render(
-        _context(report, drift, pixels or {}), has_links=is_beside and report.output is not None
+    style = (resources.files(__package__) / "report.css").read_text(encoding="utf-8")
+    return environment.get_template(template).render(
+        policy=POLICY,
+        style=Markup(style),  # noqa: S704 - ours
+        marks=MARKS,
+        words=figures.WORDS,
+        none_known=figures.NONE,
+        **context,
     )
 
 
@@ -138,7 +212,6 @@ def _printable(value: object) -> object:
 
 def _context(report: Report, drift: DriftMap | None, pixels: Pixels) -> dict[str, Any]:
     """Every name that the template uses."""
-    style = (resources.files(__package__) / "report.css").read_text(encoding="utf-8")
     columns = list(_columns(report))
     headings = [LATENCY if c.heading == figures.LATENCY else c.heading for c in columns]
     asked = any(artifact.parity.was_asked for artifact in report.artifacts)
@@ -158,16 +231,15 @@ def _context(report: Report, drift: DriftMap | None, pixels: Pixels) -> dict[str
     # Nothing on the page is greener than the gravest that was found.
     gravest = [report.verdict, *(check.verdict for check in checks)]
     verdict: Verdict = "fail" if faults else overall(gravest)
-    tradeoff, flips = plots.tradeoff(report), _flips(report, pixels)
+    references = (
+        100 * a.reference_correct / a.images for a in accuracies if a.reference_correct is not None
+    )
+    tradeoff = plots.tradeoff(plots.measured(report), next(references, None))
+    flips = _flips(report, pixels)
     return {
         "report": report,
         "verdict_of_all": verdict,
         "drift": drift,
-        "policy": POLICY,
-        "style": Markup(style),  # noqa: S704 - ours
-        "marks": MARKS,
-        "words": figures.WORDS,
-        "none_known": figures.NONE,
         "name": "levit-export" if report.model is None else report.model.name,
         "sentences": list(_sentences(report, {fault.subject for fault in faults})),
         "contents": [
@@ -206,7 +278,7 @@ def _context(report: Report, drift: DriftMap | None, pixels: Pixels) -> dict[str
         "noisy_percent": f"{100 * NOISY:.0f}",
         "untimed": [(label, t.reason) for label, t in timings if t.verdict == "not-run"],
         "timed": timed,
-        "maps": [] if drift is None else plots.drift(drift),
+        "maps": None if drift is None else plots.drift(drift),
         "found": []
         if drift is None
         else [(drift.state(each), each.sentence) for each in drift.findings if each.sentence],
@@ -321,7 +393,7 @@ def _rows(report: Report, columns: Sequence[figures.Column]) -> Iterator[Artifac
         name, _, place = label.partition(" ")
         yield ArtifactRow(
             name,
-            figures.shortened(place, MOST_OF_A_PATH),
+            place,
             tuple(column.of_artifact(artifact) for column in columns),
             artifact.parity,
             artifact.timing is not None
@@ -338,7 +410,7 @@ def _remarks(report: Report) -> list[tuple[str, str]]:
     concerned: dict[str, list[str]] = {}
     for label, artifact in zip(labels(report.artifacts), report.artifacts, strict=True):
         for remark in _remarks_on(artifact):
-            concerned.setdefault(remark, []).append(figures.shortened(label, MOST_OF_A_PATH))
+            concerned.setdefault(remark, []).append(label)
     everyone = len(report.artifacts)
     return [
         (remark, "all" if 1 < everyone == len(names) else ", ".join(names))
@@ -409,7 +481,7 @@ def _flips(report: Report, pixels: Pixels) -> ChangedAnswers | None:
 
 def _class(number: int, classes: Sequence[str]) -> str:
     if 0 <= number < len(classes) and classes[number]:
-        return figures.shortened(classes[number], 48)
+        return classes[number]
     return f"class {number}"
 
 
@@ -447,8 +519,6 @@ def _environment(report: Report) -> Iterator[tuple[str, object]]:
     timed = {a.timing.runtime for a in report.artifacts if a.timing and a.timing.seconds}
     if timed:
         yield "timed on", ", ".join(sorted(timed))
-    if report.command:
-        yield "command", report.command
     yield "versions", ", ".join(f"{name} {known}" for name, known in report.toolchain.items())
     if report.output is not None:
         yield "written to", report.output

@@ -34,12 +34,16 @@ ALONE = (
 
 @dataclass(frozen=True)
 class SweepRequest:
-    """What ``sweep`` may be asked for: its file, where to write, and where to run."""
+    """What ``sweep`` may be asked for: its file, where to write, and where to run.
+
+    ``command`` is what was typed, for the report.
+    """
 
     file: Path
     output: Path | None = None
     workers: int = 1
     scheduler: str | None = None
+    command: str = ""
 
     @property
     def untimed(self) -> str:
@@ -119,6 +123,7 @@ def _report(
         notes=tuple(filter(None, (request.untimed, *wanted.left_out))),
         machine=machine.describe(),
         toolchain=versions(TOOLCHAIN),
+        command=request.command,
     )
 
 

@@ -1,8 +1,8 @@
-"""What a sweep found out: as values, as JSON (schema 1), as Markdown and on a terminal."""
+"""What a sweep found out: as values, as JSON (schema 1), as Markdown, a page and on a terminal."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,15 +10,26 @@ from typing import TYPE_CHECKING, Any
 from levit_export.core import serialisation
 from levit_export.core.machine import Machine
 from levit_export.core.values import Verdict
-from levit_export.reports import ci
+from levit_export.reports import ci, figures
 from levit_export.workflows.sweep.cell import Cell, Result
 
 if TYPE_CHECKING:
+    from levit_export.reports import html
     from levit_export.reports.console import Screen
 
 SCHEMA = 1
 NONE = "–"
-HEADINGS = ("model", "artifact", "verdict", "size", "of tolerance", "top-1", "drop", "latency")
+HEADINGS = (
+    "model",
+    "artifact",
+    "verdict",
+    "size",
+    "of tolerance",
+    "top-1",
+    figures.DROP,
+    "latency",
+)
+PAGE = "sweep.html"
 LEFT = 3
 """The first columns are words, the others figures."""
 
@@ -70,6 +81,8 @@ class SweepReport:
     notes: tuple[str, ...]
     machine: Machine
     toolchain: Mapping[str, str]
+    command: str = ""
+    """What was typed, where it was asked for on a command line."""
 
 
 def to_json(report: SweepReport) -> dict[str, Any]:
@@ -82,6 +95,7 @@ def to_json(report: SweepReport) -> dict[str, Any]:
         "notes": list(report.notes),
         "machine": asdict(report.machine),
         "toolchain": dict(report.toolchain),
+        "command": report.command,
     }
 
 
@@ -112,7 +126,48 @@ def report_files(report: SweepReport) -> dict[str, str]:
     return {
         "sweep.json": serialisation.to_text(to_json(report)),
         "sweep.md": as_markdown(report),
+        PAGE: as_page(report),
     }
+
+
+def as_page(report: SweepReport) -> str:
+    """The same looks as a report's: the table, and plots with their Pareto fronts."""
+    from levit_export.reports import html
+
+    return html.sweep_page(
+        Path(report.file).name,
+        report.verdict,
+        [_swept(row) for row in report.rows],
+        headings=HEADINGS[LEFT:],
+        notes=list(_notes(report, reasons=False)),
+        environment=[
+            ("machine", figures.machine(report.machine)),
+            ("versions", ", ".join(f"{name} {known}" for name, known in report.toolchain.items())),
+            ("written to", str(report.output)),
+        ],
+        command=report.command,
+    )
+
+
+def _swept(row: SweepRow) -> html.SweptRow:
+    from levit_export.reports import html
+
+    accuracy, timing = row.accuracy or {}, row.timing
+    measured = html.Measured(
+        row.cell.id,
+        row.bytes or 0,
+        accuracy.get("top1"),
+        _pair(accuracy.get("top1_interval")),
+        None if timing is None else timing["median_ms"],
+        None if timing is None else _pair(timing["median_interval_ms"]),
+        model=row.cell.label,
+    )
+    result = row.result
+    return html.SweptRow(measured, result.verdict, result.reason, row.path, _cells(row)[LEFT:])
+
+
+def _pair(values: Sequence[float] | None) -> tuple[float, float] | None:
+    return None if values is None else (values[0], values[1])
 
 
 def as_markdown(report: SweepReport) -> str:
@@ -143,6 +198,7 @@ def print_sweep(screen: Screen, report: SweepReport) -> None:
     colour = COLOURS[report.verdict]
     line = Text.assemble((report.verdict, colour), f"  {report.output}")
     screen.out.print(line, soft_wrap=True)
+    screen.out.print(Text(f"report: {report.output / PAGE}"), soft_wrap=True)
 
 
 def _cells(row: SweepRow) -> tuple[str, ...]:
@@ -153,7 +209,7 @@ def _cells(row: SweepRow) -> tuple[str, ...]:
     if accuracy is not None and accuracy["correct"] is not None:
         top1 = f"{accuracy['correct']}/{accuracy['images']}"
     if accuracy is not None and accuracy["drop"] is not None:
-        drop = f"{accuracy['drop']:.2f}"
+        drop = f"{accuracy['drop']:+.2f}"
     if timing is not None:
         low, high = timing["median_interval_ms"]
         noisy = " noisy" if timing["noisy"] else ""
@@ -170,9 +226,9 @@ def _cells(row: SweepRow) -> tuple[str, ...]:
     )
 
 
-def _notes(report: SweepReport) -> Iterator[str]:
+def _notes(report: SweepReport, *, reasons: bool = True) -> Iterator[str]:
     for row in report.rows:
-        if row.result.reason:
+        if row.result.reason and reasons:
             yield f"{row.cell.label} {row.cell.id}: {row.result.reason}"
     kept = sum(not row.fresh for row in report.rows)
     if kept:

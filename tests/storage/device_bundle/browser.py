@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -17,12 +18,16 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import pytest
 import requests
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
 ELEMENT = "element-6066-11e4-a52e-4f735466cecf"
 """The key under which WebDriver gives an element (W3C WebDriver, section 12)."""
+
+AXE = os.environ.get("AXE_CORE", "")
+"""The file ``axe.min.js`` of the npm package axe-core, which finds what keeps people out."""
 
 PATIENCE = 120.0
 """Seconds after which a page that does not get ready is a failure, not a slow machine."""
@@ -93,6 +98,23 @@ class Browser:
     def command(self, name: str, **parameters: object) -> Any:
         """A command of the DevTools protocol."""
         return self.ask("POST", "/goog/cdp/execute", {"cmd": name, "params": parameters})
+
+    def show(self, width: int, height: int, *, dark: bool = False) -> None:
+        """As a window of this size, in the light or the dark scheme."""
+        sizes = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        self.command("Emulation.setDeviceMetricsOverride", **sizes)
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self.command("Emulation.setEmulatedMedia", features=[scheme])
+
+    def barriers(self) -> list[str]:
+        """What axe-core finds on the page, with where; a skip where there is no axe-core."""
+        if not AXE:
+            pytest.skip("no axe-core: AXE_CORE does not name the axe.min.js of npm's package")
+        self.run(Path(AXE).read_text(encoding="utf-8"))
+        script = """return axe.run(document).then(({ violations }) => violations.flatMap(
+            ({ id, nodes }) => nodes.map(({ target, failureSummary }) =>
+                `${id} at ${target}: ${failureSummary}`)))"""
+        return list(self.run(script))
 
     def picture(self, path: Path) -> None:
         """Save the whole page as PNG."""
