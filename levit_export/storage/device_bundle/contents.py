@@ -95,7 +95,9 @@ def collect(
                 f"the export already holds another {name}", remedy="Rename that output or sample."
             )
         sources[name] = content
-    sources["README.md"] = model_card.render(manifest, images, has_page=has_page).encode()
+    measured = model_card.measurements(folder)
+    card = model_card.render(manifest, images, measured, has_page=has_page)
+    sources["README.md"] = card.encode()
     return sources, described
 
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_exports import COREML, ONNX, OPENVINO, OUTPUTS, make_export
+from tiny_exports import CLASSES, COREML, ONNX, OPENVINO, OUTPUTS, make_export
 
 from levit_export.core import hashing
 from levit_export.core.errors import BundleError, OutputError, UnknownNameError, UsageError
@@ -273,6 +276,96 @@ def test_model_card(unpacked: Path) -> None:
     assert "- input `input`: float32 [1, 3, 16, 16]" in card
     assert "| fp32 | `distill` |" in card
     assert "not stated" in (unpacked / "LICENCES.md").read_text(encoding="utf-8")
+
+
+def card_of(export: Path, output: Path, *formats: str) -> tuple[str, Path]:
+    """The card of a bundle of these formats, and the unpacked bundle."""
+    folder = output.with_suffix("")
+    shutil.unpack_archive(device_bundle.write(export, output, formats or None), folder, "zip")
+    return (folder / "README.md").read_text(encoding="utf-8"), folder
+
+
+def test_the_card_has_what_was_measured(export: Path, tmp_path: Path) -> None:
+    """Error, accuracy and latency are those of the report, and where they were measured."""
+    report = {
+        "schema": 1,
+        "machine": {"processor": "A | <b>CPU</b>"},
+        "artifacts": [
+            {
+                "path": ONNX,
+                "parity": {"max_rel": 2.5e-7},
+                "accuracy": {"top1": 99.1666, "images": 360, "dataset": "held-out digits"},
+                "timing": {"median_ms": 1.2345, "batch": 1, "threads": 2},
+            },
+            {"path": OPENVINO, "parity": {"max_rel": None}, "accuracy": None, "timing": "no"},
+        ],
+    }
+    (export / "report.json").write_text(json.dumps(report), encoding="utf-8")
+    card, _ = card_of(export, tmp_path / "b.zip")
+    head = "| size | parity | largest relative error | top-1 | latency | runs on |"
+    assert head in card
+    assert "| pass | 2.5e-07 | 99.17 % | 1.23 ms (batch 1, 2 threads) |" in card
+    assert f"| `{OPENVINO}` |" in card
+    assert "| pass | – | – | – |" in card
+    assert "(A bCPU/b): the largest difference" in card
+    assert "top-1 on 360 images of held-out digits; median latency" in card
+    plain, _ = card_of(export, tmp_path / "c.zip", "openvino")
+    assert "| size | parity | runs on |" in plain
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"schema": 9}', '{"schema": 1, "artifacts": [3]}'])
+def test_a_report_that_says_nothing(export: Path, tmp_path: Path, text: str) -> None:
+    """A report that cannot be read leaves the figures out of the card, and nothing else."""
+    (export / "report.json").write_text(text, encoding="utf-8")
+    card, _ = card_of(export, tmp_path / "b.zip")
+    assert "| size | parity | runs on |" in card
+
+
+def test_what_the_hub_reads(export: Path, tmp_path: Path) -> None:
+    """The card begins with YAML: licence, task, library and tags."""
+    yaml = pytest.importorskip("yaml", reason="PyYAML is not installed")
+    card, _ = card_of(export, tmp_path / "b.zip", "onnx", "openvino")
+    _, front, rest = card.split("---\n", 2)
+    assert yaml.safe_load(front) == {
+        "license": "other",
+        "license_name": "not stated",
+        "license_link": "LICENCES.md",
+        "pipeline_tag": "image-classification",
+        "library_name": "onnx",
+        "tags": ["levit", "onnx", "openvino"],
+    }
+    assert rest.startswith("# tiny\n")
+
+
+@pytest.mark.parametrize("kind", ["onnx", "openvino"])
+def test_the_lines_of_python_run(export: Path, tmp_path: Path, kind: str) -> None:
+    """What the card says to type gives PyTorch's answer for that picture."""
+    card, folder = card_of(export, tmp_path / "b.zip", kind)
+    (lines,) = re.findall("```python\n(.*?)```", card, re.DOTALL)
+    done = subprocess.run(
+        [sys.executable, "-c", lines], cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    (name,) = re.findall(r"golden/images/(.*?)\.png", lines)
+    described = json.loads((folder / "bundle.json").read_text(encoding="utf-8"))
+    row = described["images"][name]["row"]
+    assert row is not None
+    logits = np.load(folder / "golden" / "logits.npy")[row]
+    assert done.stdout.strip() == CLASSES[logits.argmax()]
+
+
+def test_the_lines_of_swift(export: Path, tmp_path: Path) -> None:
+    """They are there for Core ML alone, and take only what ``verify.swift`` has."""
+    card, folder = card_of(export, tmp_path / "b.zip", "coreml")
+    (lines,) = re.findall("```swift\n(.*?)```", card, re.DOTALL)
+    program = (folder / "verify.swift").read_text(encoding="utf-8")
+    assert COREML in lines
+    for name in ("struct Golden", "func values", "func normalise", "func predict"):
+        assert name in program
+        assert f"{name.split()[1]}(" in lines
+    (image,) = re.findall(r"cropped/(.*?)\.npy", lines)
+    assert (folder / "golden" / "cropped" / f"{image}.npy").is_file()
+    assert "```swift" not in card_of(export, tmp_path / "c.zip", "onnx")[0]
 
 
 def test_licence_text_is_the_repositorys() -> None:
