@@ -96,7 +96,8 @@ def collect(
             )
         sources[name] = content
     measured = model_card.measurements(folder)
-    card = model_card.render(manifest, images, measured, has_page=has_page)
+    has_gpu = any(name in (library or ()) for name in web_library.GPU_FILES)
+    card = model_card.render(manifest, images, measured, has_page=has_page, has_gpu=has_gpu)
     sources["README.md"] = card.encode()
     return sources, described
 
@@ -120,7 +121,8 @@ def possible_names(manifest: Manifest) -> set[str]:
     }
     programs = {name for name, kinds in VERIFIERS.items() if not kinds or present & {*kinds}}
     page = {web.LICENCE, *(f"{web.FOLDER}/{name}" for name in web.PAGE)}
-    page |= {f"{web.RUNTIME}/{name}" for name in web_library.FILES}
+    library = {**web_library.FILES, **web_library.GPU_FILES}
+    page |= {f"{web.RUNTIME}/{name}" for name in library}
     return {
         *manifest.files,
         *REQUIRED,

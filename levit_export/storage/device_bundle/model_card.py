@@ -121,8 +121,13 @@ def render(
     measured: Measurements | None = None,
     *,
     has_page: bool = False,
+    has_gpu: bool = False,
 ) -> str:
-    """``README.md`` of a bundle; ``has_page`` says whether it holds the page for browsers."""
+    """``README.md`` of a bundle.
+
+    ``has_page`` says whether it holds the page for browsers, ``has_gpu`` whether that page can use
+    a GPU.
+    """
     known = measured or Measurements()
     of_artifacts = [known.of.get(artifact.path, Measured()) for artifact in manifest.artifacts]
     sizes = [
@@ -171,6 +176,7 @@ def render(
         ],
         passes=applied(manifest.passes),
         has_page=has_page,
+        has_gpu=has_gpu,
         web_version=VERSION,
         schema=SCHEMA,
     )

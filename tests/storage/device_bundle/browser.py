@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import requests
@@ -40,6 +40,9 @@ ARGUMENTS = (
     "--no-first-run",
     "--disable-background-networking",
     "--disable-component-update",
+    # A camera that shows a test picture, given to whoever asks.
+    "--use-fake-device-for-media-stream",
+    "--use-fake-ui-for-media-stream",
     "--host-resolver-rules=MAP insecure.test 127.0.0.1, MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
 )
 
@@ -170,14 +173,26 @@ def browsing(profile: Path) -> Iterator[Browser]:
 
 
 class _Quiet(SimpleHTTPRequestHandler):
+    headers_of_all: ClassVar[dict[str, str]] = {}
+
+    def end_headers(self) -> None:
+        """Add those of every answer."""
+        for name, value in self.headers_of_all.items():
+            self.send_header(name, value)
+        super().end_headers()
+
     def log_message(self, format: str, *args: object) -> None:
         """Say nothing."""
 
 
 @contextmanager
-def served(folder: Path) -> Iterator[str]:
-    """The address of Python's own file server for ``folder``: what the model card tells to use."""
-    handler = functools.partial(_Quiet, directory=str(folder))
+def served(folder: Path, headers: dict[str, str] | None = None) -> Iterator[str]:
+    """The address of Python's own file server for ``folder``: what the model card tells to use.
+
+    ``headers`` go with every answer.
+    """
+    kind = type("Handler", (_Quiet,), {"headers_of_all": headers or {}})
+    handler = functools.partial(kind, directory=str(folder))
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))

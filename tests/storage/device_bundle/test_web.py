@@ -230,6 +230,30 @@ def test_bundle_with_web(cli: Cli, tiny: Path, tmp_path: Path, unpacked_package:
         assert (folder / ONNX).is_file()
 
 
+def test_bundle_with_webgpu(
+    cli: Cli,
+    tiny: Path,
+    tmp_path: Path,
+    unpacked_package: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """``--with webgpu`` adds the runtime for GPUs, which ``--with web`` leaves out."""
+    content = b"for the GPU"
+    entry = FileEntry(hashlib.sha256(content).hexdigest(), len(content))
+    monkeypatch.setattr(library, "GPU_FILES", dict.fromkeys(library.GPU_FILES, entry))
+    for name in library.GPU_FILES:
+        (unpacked_package / "dist" / name).write_bytes(content)
+    for extra, has_gpu in (("web", False), ("webgpu", True)):
+        output = tmp_path / f"{extra}.zip"
+        result = cli("bundle", tiny, "-o", output, "--with", extra, "--ort-web", unpacked_package)
+        assert result.exit_code == 0, result.output
+        with device_bundle.open_bundle(output) as folder:
+            found = {path.name for path in (folder / "web" / "onnxruntime").iterdir()}
+            assert found == {*library.FILES, *(library.GPU_FILES if has_gpu else ())}
+            card = (folder / "README.md").read_text(encoding="utf-8")
+            assert ("on the GPU" in card) is has_gpu
+
+
 @pytest.mark.parametrize("options", [("--ort-web", "."), ("--offline",)])
 def test_options_of_the_page_without_it(
     cli: Cli, tiny: Path, tmp_path: Path, options: tuple[str, ...]

@@ -7,6 +7,7 @@ onnxruntime-web: an unpacked npm package named by ``ONNXRUNTIME_WEB``, or the ta
 from __future__ import annotations
 
 import base64
+import json
 import os
 import shutil
 import sys
@@ -19,7 +20,7 @@ import numpy as np
 import pytest
 from browser import CHROMIUM, DRIVER, Browser, browsing, served
 from PIL import Image
-from support import Exported
+from support import Cli, Exported
 from tiny_exports import make_export
 
 from levit_export.checks import reference
@@ -40,6 +41,14 @@ pytestmark = pytest.mark.skipif(
 
 DIGITS = slice(0, 360, 6)
 """60 of the held-out digits."""
+
+READ, RESIZED, FED, ANSWERED, WHOLE = CHECKS = (
+    "Pictures are read as they were saved",
+    "Pictures are resized and cropped as in training",
+    "The model is fed the same numbers",
+    "The model gives PyTorch's answers",
+    "No file was changed",
+)
 
 TAB, ENTER = "\ue004", "\ue007"
 """Keys as WebDriver calls them."""
@@ -120,10 +129,8 @@ def test_golden_vectors_pass(browser: Browser, address: str) -> None:
     browser.complaints()
     browser.open(address)
     assert browser.settle() == "ready"
-    assert verdicts(browser) == dict.fromkeys(
-        ("Decoding", "Resize and crop", "Model input", "Outputs", "Files"), "pass"
-    )
-    assert "All 5 checks pass" in browser.text("#verdict")
+    assert verdicts(browser) == dict.fromkeys(CHECKS, "pass")
+    assert browser.text("#verdict").startswith("Yes. All 5 checks pass")
     assert browser.complaints() == []
     asked = browser.requests()
     assert address in asked
@@ -182,6 +189,120 @@ def test_a_model_that_normalises_by_itself(
         assert len(verdicts(browser)) == 5
 
 
+def test_known_answers_stand_side_by_side(page: Browser, digits: Path) -> None:
+    """Each golden picture is seen with PyTorch's answer and with the one given here."""
+    manifest = export_directory.read_manifest(digits)
+    described = json.loads((digits / "bundle.json").read_text("utf-8"))["images"]
+    logits = np.load(digits / "golden" / "logits.npy")
+    script = """return [...document.querySelectorAll('#examples li')].map((item) =>
+        [item.querySelector('img').alt, item.querySelector('img').naturalWidth,
+         ...[...item.querySelectorAll('.told span')].map((each) => each.innerText)])"""
+    shown = page.run(script)
+    assert len(shown) == min(16, sum(each["row"] is not None for each in described.values()))
+    for name, width, expected, given in shown:
+        assert width > 0
+        best = manifest.model.labels[logits[described[name]["row"]].argmax()]
+        assert expected.startswith(f"PyTorch: {best}, ")
+        assert given == expected.replace("PyTorch", "here")
+
+
+def test_a_changed_answer_stands_out(browser: Browser, digits: Path, tmp_path: Path) -> None:
+    """Where the answer given here is another, both are there and the second is marked."""
+    folder = shutil.copytree(digits, tmp_path / "copy", copy_function=os.link)
+    described = json.loads((folder / "bundle.json").read_text("utf-8"))["images"]
+    name = next(name for name in described if name.startswith("real-"))
+    logits = np.load(folder / "golden" / "logits.npy")
+    row = described[name]["row"]
+    logits[row] = np.roll(logits[row], 1)
+    replace(folder / "golden/logits.npy", golden.encode_array(logits))
+    with served(folder) as place:
+        browser.open(f"{place}/web/")
+        assert browser.settle() == "ready"
+        script = """const marked = [...document.querySelectorAll('#examples .fail')];
+            return marked.map((each) => each.closest('li').querySelector('img').alt)"""
+        assert browser.run(script) == [name]
+
+
+@pytest.fixture(scope="session")
+def several(cli: Cli, runtime: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle with two ONNX files of one model, and the runtime for GPUs."""
+    folder = tmp_path_factory.mktemp("several")
+    options = ("--format", "onnx", "--precision", "onnx=fp32,fp16", "--no-bench")
+    result = cli("export", *options, "--output", folder / "levit_digits")
+    assert result.exit_code == 0, result.output
+    return laid_out(folder / "levit_digits", folder, {**runtime, **GPU})
+
+
+GPU = dict.fromkeys(library.GPU_FILES, b"throw new Error('this runtime does not start');")
+"""Stands for the runtime for GPUs where none is to be had: it does not start."""
+
+
+def test_files_are_compared(browser: Browser, several: Path) -> None:
+    """Several files are run on one picture: answer, latency, size, and whether they are right."""
+    with served(several) as place:
+        browser.open(f"{place}/web/")
+        assert browser.settle() == "ready"
+        browser.run("document.querySelector('#compare').click()")
+        assert browser.settle() == "ready"
+        script = """return [...document.querySelectorAll('#files tr')].map((row) =>
+            [...row.children].map((cell) => cell.innerText))"""
+        found = browser.run(script)
+        assert [row[0] for row in found] == [
+            f"onnx-{precision}/levit_digits.onnx" for precision in ("fp32", "fp16")
+        ]
+        assert len({row[1] for row in found}) == 1
+        for name, _, share, median, size, judged in found:
+            assert share.endswith(" %")
+            assert median.endswith(" ms")
+            assert size == f"{(several / name).stat().st_size / 1e6:.2f} MB"
+            assert judged.startswith("pass ")
+        # The file that was chosen is the one that goes on.
+        browser.run(
+            """const chosen = document.querySelector('#variant');
+            chosen.selectedIndex = 1; chosen.dispatchEvent(new Event('change'));"""
+        )
+        assert browser.settle() == "ready"
+        assert verdicts(browser) == dict.fromkeys(CHECKS, "pass")
+
+
+def test_without_a_gpu(browser: Browser, several: Path) -> None:
+    """A page that could use a GPU says why it does not, and passes on the CPU."""
+    with served(several) as place:
+        browser.open(f"{place}/web/")
+        assert browser.settle() == "ready"
+        assert "CPU" in browser.text("#about")
+        assert "CPU" in browser.text("#fallback")
+        assert verdicts(browser) == dict.fromkeys(CHECKS, "pass")
+
+
+def test_threads_where_the_page_may_have_them(browser: Browser, digits: Path) -> None:
+    """A server that isolates the page gives it threads, and the answers stay PyTorch's."""
+    headers = {
+        "Cross-Origin-Opener-Policy": "same-origin",
+        "Cross-Origin-Embedder-Policy": "require-corp",
+    }
+    with served(digits, headers) as place:
+        browser.complaints()
+        browser.open(f"{place}/web/")
+        assert browser.settle() == "ready", browser.text("body")
+        count = min(browser.run("return navigator.hardwareConcurrency"), 8)
+        words = "one thread" if count == 1 else f"{count} threads"
+        assert words in browser.text("#about")
+        assert verdicts(browser) == dict.fromkeys(CHECKS, "pass")
+        assert browser.complaints() == []
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_nobody_is_kept_out(page: Browser, *, dark: bool) -> None:
+    """axe-core finds nothing, with an answer shown and everything unfolded, on a telephone."""
+    page.show(390, 800, dark=dark)
+    page.run("document.querySelector('#examples button').click()")
+    assert page.settle() == "ready"
+    page.run("for (const folded of document.querySelectorAll('details')) folded.open = true")
+    assert page.barriers() == []
+    assert page.run("return document.documentElement.scrollWidth") <= 390
+
+
 # A check that cannot fail is none
 
 
@@ -233,11 +354,11 @@ def replace(path: Path, content: bytes) -> None:
 @pytest.mark.parametrize(
     ("alter", "check"),
     [
-        (altered_cropped, "Resize and crop"),
-        (altered_input, "Model input"),
-        (altered_image, "Decoding"),
-        (altered_reference, "Outputs"),
-        (not_a_number, "Outputs"),
+        (altered_cropped, RESIZED),
+        (altered_input, FED),
+        (altered_image, READ),
+        (altered_reference, ANSWERED),
+        (not_a_number, ANSWERED),
     ],
 )
 def test_what_is_wrong_fails(
@@ -250,7 +371,7 @@ def test_what_is_wrong_fails(
         browser.open(f"{place}/web/")
         assert browser.settle() == "ready"
         assert verdicts(browser)[check] == "fail"
-        assert verdicts(browser)["Files"] == "fail"
+        assert verdicts(browser)[WHOLE] == "fail"
         assert "checks failed" in browser.text("#status")
 
 
@@ -298,18 +419,52 @@ def test_a_file_is_dropped(page: Browser, tmp_path: Path) -> None:
     assert len(answers(page)) == 5
 
 
+def test_a_picture_is_pasted(page: Browser, tmp_path: Path) -> None:
+    """An image from the clipboard is classified; pasted text is left to the browser."""
+    Image.fromarray(samples.held_out_digits()[0][0]).save(tmp_path / "digit.png")
+    raw = base64.b64encode((tmp_path / "digit.png").read_bytes()).decode()
+    script = """const bytes = Uint8Array.from(atob(arguments[0]), (c) => c.charCodeAt(0));
+        const clipboardData = new DataTransfer();
+        if (arguments[1]) clipboardData.setData('text/plain', 'words');
+        else clipboardData.items.add(new File([bytes], 'digit.png', { type: 'image/png' }));
+        const fields = { clipboardData, bubbles: true, cancelable: true };
+        return document.body.dispatchEvent(new ClipboardEvent('paste', fields));"""
+    assert page.run(script, raw, "text")
+    assert page.run("return document.querySelector('#answer').hidden")
+    assert not page.run(script, raw, "")
+    assert page.settle() == "ready"
+    assert page.text("#status").startswith("Answer: ")
+
+
+def test_the_camera(page: Browser) -> None:
+    """A picture of the camera is classified, and the camera is off afterwards."""
+    page.run("document.querySelector('#camera').click()")
+    assert page.settle() == "ready", page.text("#status")
+    assert page.run("return document.querySelector('#video').srcObject.active")
+    page.run("document.querySelector('#take').click()")
+    page.until("document.querySelector('#status').innerText.startsWith('Answer: ')")
+    assert len(answers(page)) == 5
+    assert page.run("return document.querySelector('#video').srcObject") is None
+    assert page.run("return document.querySelector('#viewfinder').hidden")
+    page.run("document.querySelector('#camera').click()")
+    assert page.settle() == "ready"
+    page.run("document.querySelector('#close').click()")
+    assert page.run("return document.querySelector('#video').srcObject") is None
+    assert page.complaints() == []
+
+
 def test_by_keyboard(page: Browser) -> None:
     """Every control is reached with Tab; a golden image is classified and keeps the focus."""
+    for name in ("file", "camera"):
+        page.press(TAB)
+        assert page.run("return document.activeElement.id") == name
     page.press(TAB)
-    assert page.run("return document.activeElement.id") == "file"
-    page.press(TAB)
-    assert page.run("return document.activeElement.tagName") == "SUMMARY"
-    page.press(ENTER, TAB)
-    assert page.run("return document.activeElement.parentElement.id") == "examples"
+    in_examples = "return document.activeElement.closest('#examples') !== null"
+    assert page.run(in_examples)
     page.press(ENTER)
     page.until("document.querySelectorAll('#classes li').length == 5")
     assert page.settle() == "ready"
-    assert page.run("return document.activeElement.parentElement.id") == "examples"
+    assert page.run(in_examples)
 
 
 def test_a_file_that_is_no_image(page: Browser, tmp_path: Path) -> None:
@@ -362,6 +517,6 @@ def test_without_a_secure_context(browser: Browser, address: str) -> None:
     """Where the browser does not hash, files count as not checked, and the rest passes."""
     browser.open(address.replace("127.0.0.1", "insecure.test"))
     assert browser.settle() == "ready"
-    assert verdicts(browser).pop("Files") == "not run"
+    assert verdicts(browser).pop(WHOLE) == "not run"
     assert "others were not run" in browser.text("#verdict")
     assert list(verdicts(browser).values()).count("pass") == 4

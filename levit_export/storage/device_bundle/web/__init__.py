@@ -19,6 +19,7 @@ LICENCE = "licences/onnxruntime-web.txt"
 PAGE = (
     "app.js",
     "bundle.js",
+    "camera.js",
     "checks.js",
     "decode.js",
     "icon.svg",

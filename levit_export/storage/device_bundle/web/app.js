@@ -1,9 +1,10 @@
 // The page: what was chosen goes through decoder, recipe and model, and is shown.
 
 import { Bundle } from "./bundle.js";
-import { check, rows } from "./checks.js";
+import { Camera, hasCamera } from "./camera.js";
+import { answers, check, rows } from "./checks.js";
 import { decode } from "./decode.js";
-import { Model, RUNTIME, breathe, ranked } from "./model.js";
+import { MODULES, Model, THREADS, breathe, ranked, withoutGpu } from "./model.js";
 import { feed, resizeAndCrop } from "./recipe.js";
 import { measure } from "./results.js";
 
@@ -16,15 +17,25 @@ const made = (tag, fields = {}, ...children) => {
   return element;
 };
 
-const page = { bundle: null, model: null, artifact: null, golden: null, times: null, address: null, next: null };
+const page = {
+  bundle: null,
+  model: null,
+  artifact: null,
+  golden: null,
+  times: null,
+  row: null, // what the model was fed last
+  address: null,
+  next: null,
+  lack: "", // why there is no GPU, where the page could use one
+  cards: new Map(), // of golden rows
+};
+const camera = new Camera(part("video"));
 
 /** `busy`, `ready` or `failed`. Nothing is disabled while busy: that would take the focus away. */
 function enter(state, text) {
   document.documentElement.dataset.state = state;
   part("status").textContent = text;
-  for (const element of [part("file"), part("again"), part("save"), part("variant"), ...part("examples").children]) {
-    element.disabled = page.model === null;
-  }
+  for (const element of document.querySelectorAll("[data-control]")) element.disabled = page.model === null;
 }
 
 /** One task at a time; of those asked for meanwhile the last is next. */
@@ -39,7 +50,7 @@ async function task(text, work) {
     try {
       enter("ready", await current.work());
     } catch (error) {
-      part("answer").hidden = true; // it was another image's
+      part("answer").hidden = true; // it was another picture's
       enter("failed", error.message || String(error));
     }
   }
@@ -51,9 +62,7 @@ function describe({ manifest, described, input, artifacts }) {
   const { model } = manifest;
   document.title = `${model.name} in the browser`;
   part("name").textContent = model.name;
-  const figures = `${model.labels.length} classes, ${(model.parameters / 1e6).toFixed(2)} M parameters`;
-  part("about").textContent = `${figures}, on ${RUNTIME} (WebAssembly, one thread)`;
-  part("recipe").textContent = `Preprocessing: ${described.preprocessing.words}.`;
+  part("recipe").textContent = `What happens to a picture first: ${described.preprocessing.words}.`;
   if (input.dtype === "uint8") part("recipe").textContent += " The model normalises by itself.";
   const warning = {
     fail: "This export failed its check. Do not ship it.",
@@ -62,8 +71,9 @@ function describe({ manifest, described, input, artifacts }) {
   }[manifest.verdict];
   part("warning").hidden = !warning;
   part("warning").textContent = warning ?? "";
-  part("variant-row").hidden = artifacts.length < 2;
+  part("variant-row").hidden = part("files-box").hidden = artifacts.length < 2;
   part("variant").append(...artifacts.map((each) => new Option(each.path, each.path)));
+  part("camera-row").hidden = !hasCamera;
 }
 
 function offerExamples({ described }) {
@@ -74,25 +84,75 @@ function offerExamples({ described }) {
     const source = `../golden/images/${encodeURIComponent(name)}.png`;
     const picture = made("img", { src: source, alt: name, loading: "lazy" });
     const button = made("button", { type: "button", title: name, disabled: true }, picture);
+    button.dataset.control = "";
     button.addEventListener("click", () => task("Reading…", () => classifyExample(name)));
-    part("examples").append(button);
+    const told = made("span", { className: "told" });
+    page.cards.set(described.images[name].row, told);
+    part("examples").append(made("li", {}, button, told));
   }
   part("examples-box").hidden = !names.length;
 }
 
-async function load(artifact) {
+/** PyTorch's answer to a golden picture beside the one that was given here. */
+function showKnown(row, expected, given) {
+  const card = page.cards.get(row);
+  if (!card) return;
+  const best = [expected, given].map((outputs) => ranked(outputs, page.bundle.labels.length)[0]);
+  const [wanted, found] = best.map(({ place, share }) => `${page.bundle.labels[place]}, ${percent(share)}`);
+  const isSame = best[0].place === best[1].place;
+  card.replaceChildren(
+    made("span", { textContent: `PyTorch: ${wanted}` }),
+    made("span", { textContent: `here: ${found}`, className: isSame ? "" : "fail" }),
+  );
+}
+
+/** A file of the model on a unit; on the CPU where the GPU cannot, or answers otherwise. */
+async function load(artifact, unit) {
+  page.golden ??= await rows(page.bundle);
+  let opened = null;
+  let why = "";
+  if (unit === "webgpu") {
+    try {
+      opened = await open(artifact, unit);
+      const { verdict, detail } = await answers(page.bundle, opened.model, artifact);
+      if (verdict !== "pass") throw new Error(detail);
+    } catch (error) {
+      await opened?.model.close();
+      why = error.message || String(error);
+      opened = null;
+    }
+  }
+  opened ??= await open(artifact, "wasm");
+  await page.model?.close();
+  Object.assign(page, { artifact, ...opened });
+  part("unit").value = page.model.unit;
+  const said = why ? `The GPU was tried and left, and the CPU took over: ${why}` : page.lack;
+  part("fallback").hidden = !said;
+  part("fallback").textContent = said;
+  const { model } = page.bundle.manifest;
+  const figures = `${model.labels.length} classes, ${(model.parameters / 1e6).toFixed(2)} M parameters`;
+  part("about").textContent = `${figures}, on ${page.model.runtime} (${page.model.place})`;
+}
+
+async function open(artifact, unit) {
   const buffer = await page.bundle.file(artifact.path);
   part("status").textContent = "Starting the runtime…";
   await breathe();
-  const golden = await rows(page.bundle);
   const start = performance.now();
-  const model = await Model.open(buffer, page.bundle.manifest);
+  const model = await Model.open(buffer, page.bundle.manifest, unit);
   const opened = performance.now();
-  await model.run([golden[0]]);
+  await model.run([page.golden[0]]);
   const answered = performance.now();
-  await page.model?.close();
-  const times = { coldMs: answered - start, firstMs: answered - opened };
-  Object.assign(page, { model, artifact, golden, times });
+  return { model, times: { coldMs: answered - start, firstMs: answered - opened } };
+}
+
+/** The unit to begin with. A GPU is offered where the bundle has its runtime and the browser one. */
+async function firstUnit() {
+  if (!(`web/onnxruntime/${MODULES.webgpu}` in page.bundle.described.files)) return "wasm";
+  const lack = await withoutGpu();
+  part("unit-row").hidden = Boolean(lack);
+  page.lack = lack && `It runs on the CPU: ${lack}.`;
+  return lack ? "wasm" : "webgpu";
 }
 
 // Classify
@@ -112,12 +172,13 @@ async function classify(blob, isResized = true) {
   const row = feed(bundle.recipe, bundle.input, cropped);
   const prepared = performance.now();
   const found = ranked(await model.run([row]), bundle.labels.length);
+  page.row = row;
   showPictures(blob, cropped);
   part("shown").classList.toggle("small", image.width < bundle.recipe.crop[1]);
   showClasses(found.slice(0, SHOWN));
   part("remark").hidden = !image.transparent;
   part("remark").textContent = image.transparent
-    ? "This image has transparent pixels; browsers change the colour beneath them, so the answer may differ from PyTorch's."
+    ? "This picture has transparent pixels; browsers change the colour beneath them, so the answer may differ from PyTorch's."
     : "";
   part("latency").textContent = "Measuring…";
   part("answer").hidden = false;
@@ -130,13 +191,13 @@ async function classify(blob, isResized = true) {
 
 const percent = (share) => `${(100 * share).toFixed(1)} %`;
 const milliseconds = (time) => `${time.toFixed(time < 10 ? 2 : 0)} ms`;
+const median = (times) => (times[(times.length - 1) >> 1] + times[times.length >> 1]) / 2;
 
 function latency(times, decoding, preparing) {
-  const middle = (times[(times.length - 1) >> 1] + times[times.length >> 1]) / 2;
   const span = `${milliseconds(times[0])} to ${milliseconds(times.at(-1))}`;
   return (
-    `Model: ${milliseconds(middle)} (median of ${times.length} runs, ${span}; batch ${page.model.batch}). ` +
-    `Decoding ${milliseconds(decoding)}, preprocessing ${milliseconds(preparing)}.`
+    `Model: ${milliseconds(median(times))} (median of ${times.length} runs, ${span}; batch ${page.model.batch}, ` +
+    `${page.model.place}). Decoding ${milliseconds(decoding)}, preprocessing ${milliseconds(preparing)}.`
   );
 }
 
@@ -173,7 +234,7 @@ async function verify() {
   part("verdict").className = "quiet";
   part("verdict").textContent = "Checking…";
   const found = [];
-  for await (const line of check(page.bundle, page.model, page.artifact)) {
+  for await (const line of check(page.bundle, page.model, page.artifact, showKnown)) {
     found.push(line);
     const text = made("span", {}, line.name, made("small", { textContent: line.detail }));
     const mark = made("span", { className: `mark ${line.verdict}`, textContent: line.verdict });
@@ -191,13 +252,50 @@ function conclude(found) {
   const [passed, failed] = [count("pass"), count("fail")];
   const verdict = failed ? "fail" : passed === found.length && passed ? "pass" : "not run";
   const text = {
-    pass: `All ${passed} checks pass: this browser gives PyTorch's answers within the tolerance.`,
-    fail: `${failed} of ${found.length} checks failed.`,
-    "not run": `${passed} of ${found.length} checks pass, the others were not run.`,
+    pass: `Yes. All ${passed} checks pass: this browser gives PyTorch's answers within the tolerance.`,
+    fail: `No. ${failed} of ${found.length} checks failed.`,
+    "not run": `Not known for certain. ${passed} of ${found.length} checks pass, the others were not run.`,
   }[verdict];
   part("verdict").className = verdict === "not run" ? "quiet" : verdict;
   part("verdict").textContent = text;
-  return verdict === "fail" ? `Golden vectors: ${text}` : "Ready for an image.";
+  return verdict === "fail" ? `Is it the same model here? ${text}` : "Ready for a picture.";
+}
+
+// All files
+
+/** A row for each ONNX file: what it answers to one picture, how fast, and whether it is right. */
+async function compareFiles() {
+  const { bundle } = page;
+  const row = page.row ?? page.golden[0];
+  const cell = (text, isNumber = true) => made("td", { textContent: text, className: isNumber ? "number" : "" });
+  part("files").replaceChildren();
+  part("compared").hidden = false;
+  for (const artifact of bundle.artifacts) {
+    const { model } = await open(artifact, page.model.unit);
+    try {
+      const [best] = ranked(await model.run([row]), bundle.labels.length);
+      const times = await model.time(row);
+      const { verdict, detail } = await answers(bundle, model, artifact);
+      const size = `${(bundle.described.files[artifact.path].bytes / 1e6).toFixed(2)} MB`;
+      const judged = made("td", {}, made("span", { textContent: verdict, className: verdict }), ` ${detail}`);
+      part("files").append(
+        made(
+          "tr",
+          {},
+          made("th", { scope: "row", textContent: artifact.path }),
+          cell(bundle.labels[best.place], false),
+          cell(percent(best.share)),
+          cell(milliseconds(median(times))),
+          cell(size),
+          judged,
+        ),
+      );
+    } finally {
+      await model.close();
+    }
+    await breathe();
+  }
+  return "The files are compared.";
 }
 
 // Results
@@ -206,7 +304,9 @@ function conclude(found) {
 async function save() {
   const { bundle, model, artifact, golden, times } = page;
   const sustainS = Number(part("sustain").value) || 0;
-  const text = await measure({ bundle, model, artifact, golden, runtime: RUNTIME, sustainS, ...times });
+  const { runtime, unit } = model;
+  const threads = unit === "webgpu" ? 0 : THREADS;
+  const text = await measure({ bundle, model, artifact, golden, runtime, unit, threads, sustainS, ...times });
   const address = URL.createObjectURL(new Blob([text], { type: "application/json" }));
   made("a", { href: address, download: `${bundle.manifest.model.name}-results.json` }).click();
   setTimeout(() => URL.revokeObjectURL(address), 60000);
@@ -217,39 +317,75 @@ async function save() {
 
 function listen() {
   part("save").addEventListener("click", () => task("Measuring…", save));
+  part("compare").addEventListener("click", () => task("Comparing…", compareFiles));
   part("file").addEventListener("change", (event) => {
     const [file] = event.target.files;
     if (file) task("Reading…", () => classify(file));
     event.target.value = ""; // so that the same file can be chosen again
   });
   part("again").addEventListener("click", () => task("Checking…", verify));
-  part("variant").addEventListener("change", (event) =>
-    task("Loading the model…", async () => {
-      await load(page.bundle.artifacts.find((each) => each.path === event.target.value));
-      part("answer").hidden = true;
-      return verify();
-    }),
-  );
+  for (const name of ["variant", "unit"]) part(name).addEventListener("change", () => task("Loading the model…", reload));
+  listenToCamera();
   listenForDrops();
 }
 
-/** Anywhere: a drop beside the field would leave the page for the image. */
+async function reload() {
+  await load(page.bundle.artifacts.find((each) => each.path === part("variant").value), part("unit").value);
+  part("answer").hidden = true;
+  return verify();
+}
+
+function listenToCamera() {
+  const show = (isOpen) => {
+    part("viewfinder").hidden = !isOpen;
+    part("camera-row").hidden = isOpen;
+  };
+  part("camera").addEventListener("click", () =>
+    task("Waiting for the camera…", async () => {
+      await camera.open();
+      show(true);
+      part("take").focus();
+      return "The camera is on.";
+    }),
+  );
+  const close = () => {
+    camera.close();
+    show(false);
+    part("camera").focus();
+  };
+  part("take").addEventListener("click", () =>
+    task("Reading…", async () => {
+      const blob = await camera.picture();
+      close();
+      return classify(blob);
+    }),
+  );
+  part("close").addEventListener("click", close);
+}
+
+/** Anywhere: a drop beside the field would leave the page for the picture. */
 function listenForDrops() {
   const over = (isOver) => part("drop").classList.toggle("over", isOver);
+  const take = (event, given) => {
+    event.preventDefault();
+    const file = [...given.files].find((each) => each.type.startsWith("image/"));
+    if (!page.model) return;
+    task("Reading…", async () => {
+      if (!file) throw new Error("That is not an image file.");
+      return classify(file);
+    });
+  };
   addEventListener("dragover", (event) => {
     event.preventDefault();
     over(true);
   });
   addEventListener("dragleave", (event) => event.relatedTarget || over(false));
   addEventListener("drop", (event) => {
-    event.preventDefault();
     over(false);
-    const file = [...event.dataTransfer.files].find((each) => each.type.startsWith("image/"));
-    if (!page.model) return;
-    task("Reading…", async () => {
-      if (!file) throw new Error("That is no image file.");
-      return classify(file);
-    });
+    take(event, event.dataTransfer);
+  });
+  addEventListener("paste", (event) => {
+    if (event.clipboardData.files.length) take(event, event.clipboardData);
   });
 }
 
@@ -257,8 +393,8 @@ async function start() {
   page.bundle = await Bundle.open();
   describe(page.bundle);
   offerExamples(page.bundle);
-  await load(page.bundle.artifacts[0]);
-  part("status").textContent = "Checking the golden vectors…";
+  await load(page.bundle.artifacts[0], await firstUnit());
+  part("status").textContent = "Checking whether it is the same model here…";
   return verify();
 }
 

@@ -1,7 +1,7 @@
 // The golden vectors, replayed in this browser. Each check is {name, verdict, detail}.
 
 import { decode } from "./decode.js";
-import { RUNTIME, breathe } from "./model.js";
+import { breathe } from "./model.js";
 import { feed, resizeAndCrop } from "./recipe.js";
 
 const pass = (name, detail) => ({ name, verdict: "pass", detail });
@@ -18,18 +18,26 @@ export function apart(one, other) {
   return largest;
 }
 
-/** All checks of one artifact, as they are done. */
-export async function* check(bundle, model, artifact) {
+/** All checks of one artifact, as they are done; `seen` is told every answer of `answers`. */
+export async function* check(bundle, model, artifact, seen) {
   for (const each of [decoding, resizing, normalisation]) yield await guarded(each, bundle);
-  yield await guarded(outputs, bundle, model, artifact);
+  yield await answers(bundle, model, artifact, seen);
   yield files(bundle);
 }
 
+/**
+ * Does the model give PyTorch's answers? `seen(row, expected, given)` is told both of each golden
+ * row, as outputs {name: {data}}.
+ */
+export function answers(bundle, model, artifact, seen = () => {}) {
+  return guarded(outputs, bundle, model, artifact, seen);
+}
+
 const TITLES = new Map([
-  [decoding, "Decoding"],
-  [resizing, "Resize and crop"],
-  [normalisation, "Model input"],
-  [outputs, "Outputs"],
+  [decoding, "Pictures are read as they were saved"],
+  [resizing, "Pictures are resized and cropped as in training"],
+  [normalisation, "The model is fed the same numbers"],
+  [outputs, "The model gives PyTorch's answers"],
 ]);
 
 async function guarded(each, ...rest) {
@@ -99,7 +107,7 @@ export async function rows(bundle) {
 }
 
 /** Golden inputs through the runtime; each row within its allowance of PyTorch's answer. */
-async function outputs(name, bundle, model, artifact) {
+async function outputs(name, bundle, model, artifact, seen) {
   const golden = await rows(bundle);
   const samples = bundle.manifest.golden.samples;
   const reference = {};
@@ -108,7 +116,7 @@ async function outputs(name, bundle, model, artifact) {
     reference[output] = await bundle.array(`golden/${output}.npy`);
     allowed[output] = await bundle.array(`golden/allowed/${artifact.precision}/${output}.npy`);
   }
-  let worst = 0;
+  let [worst, wrong] = [0, ""];
   for (let start = 0; start < golden.length; start += model.batch) {
     await breathe();
     const piece = golden.slice(start, start + model.batch);
@@ -117,26 +125,34 @@ async function outputs(name, bundle, model, artifact) {
       if (!found[output]) return fail(name, `the output ${output} is missing`);
       const width = reference[output].data.length / golden.length;
       if (found[output].width !== width) return fail(name, `${output} has ${found[output].width} numbers a row`);
-      for (let row = 0; row < piece.length; row++) {
-        const wanted = reference[output].data.subarray((start + row) * width, (start + row + 1) * width);
-        const distance = apart(found[output].data.subarray(row * width, (row + 1) * width), wanted);
+    }
+    for (let row = 0; row < piece.length; row++) {
+      const [expected, given] = [{}, {}];
+      for (const output of model.names) {
+        const { width, data } = found[output];
+        expected[output] = { data: reference[output].data.subarray((start + row) * width, (start + row + 1) * width) };
+        given[output] = { data: data.slice(row * width, (row + 1) * width) };
+        const distance = apart(given[output].data, expected[output].data);
         const limit = allowed[output].data[start + row];
-        if (!(distance <= limit)) {
+        if (distance <= limit) {
+          worst = Math.max(worst, distance / limit || 0);
+        } else {
           const figures = `${distance.toExponential(2)}, allowed ${limit.toExponential(2)}`;
-          return fail(name, `${output} of ${samples[start + row]} is off by ${figures}`);
+          wrong ||= `${output} of ${samples[start + row]} is off by ${figures}`;
         }
-        worst = Math.max(worst, distance / limit || 0);
       }
+      seen(start + row, expected, given);
     }
   }
+  if (wrong) return fail(name, wrong);
   if (!golden.length || !model.names.length) return fail(name, "nothing was compared");
   const share = `${Math.round(100 * worst)} % of the tolerance`;
-  return pass(name, `${golden.length} samples against PyTorch: ${share} (${RUNTIME})`);
+  return pass(name, `${golden.length} samples: ${share} (${model.runtime}, ${model.place})`);
 }
 
 /** Every file that was read, against bundle.json. */
 function files(bundle) {
-  const name = "Files";
+  const name = "No file was changed";
   if (bundle.altered.size) return fail(name, `not as described: ${[...bundle.altered].join(", ")}`);
   if (!bundle.hashes) {
     return { name, verdict: "not run", detail: "browsers compute SHA-256 on https and localhost only" };

@@ -1,8 +1,8 @@
 """The files of onnxruntime-web: of a folder, of the cache, or of the npm registry.
 
 One version is taken, whose hashes are below, so that bundles have the same bytes wherever the
-files come from. Two files are enough: the WebAssembly build for the CPU and the one module that
-drives it, loader included; the variants for WebGPU, WebGL and WebNN are left out.
+files come from. Two files are enough for the CPU: a WebAssembly build and the one module that
+drives it, loader included. Two more are for the GPU (WebGPU); WebGL and WebNN are left out.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 import tarfile
 from base64 import b64encode
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -42,7 +42,13 @@ FILES = {
         "3398c10d07d229bd91b364548e130e0e51a8e5704b88c7c083ebbeb78842dee2", 14_239_897
     ),
 }
-"""What the page loads, all of it in ``dist/`` of the package."""
+"""What the page loads for the CPU, all of it in ``dist/`` of the package."""
+
+GPU_FILES = {
+    "ort.webgpu.bundle.min.mjs": FileEntry("", 0),
+    "ort-wasm-simd-threaded.asyncify.wasm": FileEntry("", 0),
+}
+"""What it loads in their place where it runs on the GPU."""
 
 NPM_URL = "https://registry.npmjs.org"
 NPM_VARIABLE = "LEVIT_EXPORT_NPM_URL"
@@ -76,12 +82,13 @@ class NpmPackage:
 def find(
     folder: Path | None = None,
     *,
+    gpu: bool = False,
     offline: bool = False,
     progress: Progress | None = None,
     transfer: Transfer | None = None,
     package: NpmPackage | None = None,
 ) -> dict[str, bytes]:
-    """The library's files by name, their hashes checked.
+    """The library's files by name, their hashes checked; with ``gpu`` those for the GPU too.
 
     ``folder`` is an unpacked npm package; without it the tarball of the cache is taken, and
     fetched unless ``offline``. Raises ``UsageError`` for a folder that holds something else,
@@ -89,6 +96,8 @@ def find(
     when the cache cannot be written.
     """
     package = package or NpmPackage.from_environment()
+    if gpu:
+        package = replace(package, files={**package.files, **GPU_FILES})
     if folder is not None:
         return _of_folder(folder, package)
     transfer = transfer or Transfer.from_environment()

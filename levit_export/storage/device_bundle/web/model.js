@@ -1,11 +1,29 @@
-// The ONNX file in ONNX Runtime Web: WebAssembly, one thread, which needs no special headers.
+// The ONNX file in ONNX Runtime Web: on the CPU by WebAssembly, or on the GPU by WebGPU.
 
-import * as ort from "./onnxruntime/ort.wasm.bundle.min.mjs";
+/** The runtime's module for each unit; a bundle may be without the one for GPUs. */
+export const MODULES = { wasm: "ort.wasm.bundle.min.mjs", webgpu: "ort.webgpu.bundle.min.mjs" };
 
-ort.env.wasm.numThreads = 1;
-ort.env.logLevel = "error";
+/** Threads need memory that is shared, which a page has only where its server says so. */
+export const THREADS = globalThis.crossOriginIsolated ? Math.min(navigator.hardwareConcurrency || 1, 8) : 1;
 
-export const RUNTIME = `onnxruntime-web ${ort.env.versions.web}`;
+/** "" where this browser lends the page a GPU, or why not. */
+export async function withoutGpu() {
+  if (!navigator.gpu) return "this browser has no WebGPU";
+  const adapter = await navigator.gpu.requestAdapter().catch(() => null);
+  return adapter ? "" : "WebGPU finds no GPU here";
+}
+
+const loaded = {};
+
+/** The runtime for a unit, loaded once. */
+function runtime(unit) {
+  loaded[unit] ??= import(`./onnxruntime/${MODULES[unit]}`).then((ort) => {
+    ort.env.wasm.numThreads = THREADS;
+    ort.env.logLevel = "error";
+    return ort;
+  });
+  return loaded[unit];
+}
 
 const WARMUP = 2;
 const RUNS = 15;
@@ -16,16 +34,25 @@ const PATIENCE_MS = 3000;
 export const breathe = () => new Promise((resolve) => setTimeout(resolve, 0));
 
 export class Model {
-  constructor(session, manifest) {
+  constructor(ort, session, manifest, unit) {
     const [input] = manifest.signature.inputs;
-    Object.assign(this, { session, input, names: manifest.signature.outputs.map((o) => o.name) });
+    Object.assign(this, { ort, session, input, unit, names: manifest.signature.outputs.map((o) => o.name) });
+    this.runtime = `onnxruntime-web ${ort.env.versions.web}`;
     this.batch = input.shape[0] ?? 1;
     this.queue = Promise.resolve();
   }
 
-  static async open(buffer, manifest) {
-    const options = { executionProviders: ["wasm"] };
-    return new Model(await ort.InferenceSession.create(new Uint8Array(buffer), options), manifest);
+  static async open(buffer, manifest, unit = "wasm") {
+    const ort = await runtime(unit);
+    const options = { executionProviders: [unit] };
+    const session = await ort.InferenceSession.create(new Uint8Array(buffer), options);
+    return new Model(ort, session, manifest, unit);
+  }
+
+  /** Where it runs, in words. */
+  get place() {
+    const threads = THREADS === 1 ? "one thread" : `${THREADS} threads`;
+    return this.unit === "webgpu" ? "GPU" : `CPU, ${threads}`;
   }
 
   /** One run after the other: a session takes no second one meanwhile. */
@@ -40,7 +67,7 @@ export class Model {
     const size = rows[0].length;
     const data = new rows[0].constructor(this.batch * size);
     for (let row = 0; row < this.batch; row++) data.set(rows[Math.min(row, rows.length - 1)], row * size);
-    const tensor = new ort.Tensor(this.input.dtype, data, [this.batch, ...this.input.shape.slice(1)]);
+    const tensor = new this.ort.Tensor(this.input.dtype, data, [this.batch, ...this.input.shape.slice(1)]);
     const outputs = await this.session.run({ [this.input.name]: tensor });
     const found = {};
     for (const [name, value] of Object.entries(outputs)) {

@@ -6,7 +6,7 @@ const WARM = 50;
 const WARM_S = 1;
 
 /** The golden inputs through the model, timed by regime; the text of a results file. */
-export async function measure({ bundle, model, artifact, runtime, golden, coldMs, firstMs, sustainS = 0 }) {
+export async function measure({ bundle, model, artifact, runtime, golden, coldMs, firstMs, sustainS = 0, unit = "wasm", threads = 1 }) {
   const parts = {};
   for (let start = 0; start < golden.length; start += model.batch) {
     const piece = golden.slice(start, start + model.batch);
@@ -24,7 +24,7 @@ export async function measure({ bundle, model, artifact, runtime, golden, coldMs
   for (let run = 0; run < WARM_UP; run++) await call();
   const latency = {
     batch: model.batch,
-    threads: 1,
+    threads,
     cold_s: coldMs / 1000,
     first_s: firstMs / 1000,
     warm_s: await timed(call, (count, elapsed) => count < WARM || elapsed < WARM_S),
@@ -37,7 +37,7 @@ export async function measure({ bundle, model, artifact, runtime, golden, coldMs
     program: "web page",
     device: "browser",
     system: navigator.userAgent.slice(0, 400),
-    rows: [{ artifact: artifact.path, runtime, unit: "wasm", error: "", outputs, latency }],
+    rows: [{ artifact: artifact.path, runtime, unit, error: "", outputs, latency }],
   });
 }
 
