@@ -92,7 +92,6 @@ MOST_TICKS = 9
 DECADES_BELOW = 1e3
 """How far below its tolerance an error is still drawn; what is less is cut off."""
 
-
 Tips = dict[str, tuple[str, ...]]
 """What is shown under the pointer, by the ``gid`` of what was drawn: a text for each point of a
 line, or one for all of it. The browser shows it, without a script."""
@@ -213,7 +212,17 @@ def _folded(label: str) -> str:
 
 def _target(axes: Axes, x: Sequence[float], y: Sequence[float], gid: str) -> None:
     """Points that nobody sees, large enough for the pointer to meet them."""
-    axes.plot(x, y, "o", markersize=TARGET, markeredgewidth=0, alpha=0, gid=gid, zorder=9)
+    axes.plot(
+        x,
+        y,
+        "o",
+        color=COLOURS["ink"],
+        markersize=TARGET,
+        markeredgewidth=0,
+        alpha=0,
+        gid=gid,
+        zorder=9,
+    )
 
 
 def _legend_height(names: Sequence[str]) -> float:
