@@ -25,12 +25,19 @@ from levit_export.cli.command import Verb
     help="Formats to take; repeat it or separate with commas.",
 )
 @click.option(
+    "--beside",
+    multiple=True,
+    type=options.EXISTING,
+    metavar="DIR",
+    help="Another export of the same model, such as one in int8, for the same bundle.",
+)
+@click.option(
     "--with",
     "extras",
     multiple=True,
     type=click.Choice(["web", "webgpu"]),
     help="web: a page that runs the ONNX file in a browser, offline, and checks it there; "
-    "webgpu: the same page, which also runs it on the GPU (25 MB more).",
+    "webgpu: the same page, which also runs it on the GPU (27 MB more).",
 )
 @click.option(
     "--ort-web",
@@ -69,6 +76,7 @@ def bundle(
     extras: tuple[str, ...],
     ort_web: Path | None,
     *,
+    beside: tuple[Path, ...],
     key: Path | None,
     certificate: Path | None,
     chain: Path | None,
@@ -96,9 +104,10 @@ def bundle(
         )
     signer = None if key is None else signing.signer(key, certificate, chain)
     library = _library(extras, ort_web, offline=offline, quiet=quiet)
-    write(folder, path, wanted, allow_failed=allow_failed, library=library)
+    write(folder, path, wanted, beside=beside, allow_failed=allow_failed, library=library)
     signature = None if signer is None else signing.sign(path, signer)
-    chosen = contents.choose(read_manifest(folder), wanted, allow_failed=allow_failed)
+    whole, _ = contents.joined({each: read_manifest(each) for each in (folder, *beside)})
+    chosen = contents.choose(whole, wanted, allow_failed=allow_failed)
     if chosen.verdict != "pass":
         said = "failed its check" if chosen.verdict == "fail" else "has a check that was not run"
         click.echo(f"notice: this export {said}; the bundle's README says so", err=True)

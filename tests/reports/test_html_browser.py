@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from browser import CHROMIUM, DRIVER, Browser, browsing, served
 from html_reports import drift_of, swept, twelve
+from PIL import Image
 
 from levit_export.reports import html
 
@@ -60,6 +61,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         ("foreign", report.replace("</body>", foreign)),
     ):
         (folder / f"{name}.html").write_text(text, encoding="utf-8")
+    Image.new("RGB", (9, 9)).save(folder / "elsewhere.png")
     with served(folder) as found:
         yield found
 
@@ -114,5 +116,6 @@ def test_a_request_and_a_wide_page_would_be_seen(browser: Browser, address: str)
     browser.show(*SIZES[0])
     seen, complaints, asked = look(browser, f"{address}/foreign.html")
     assert any("Content Security Policy" in line for line in complaints)
-    assert f"{address}/elsewhere.png" not in asked
+    assert f"{address}/elsewhere.png" in asked
+    assert browser.run("return [...document.images].at(-1).naturalWidth") == 0
     assert seen["across"] > SIZES[0][0]

@@ -523,7 +523,8 @@ def drift(found: DriftMap) -> DriftPlots:
     and down without a meaning, and so would the tolerance.
     """
     coarse = {each.subject for each in found.findings if found.state(each) == "coarse"}
-    shown, more = [], []
+    shown: list[Plot] = []
+    more: list[Plot] = []
     for number, (kind, stages) in enumerate(_groups(found)):
         is_marked = any(stage.first_fault for stage in stages)
         names = [stage.name for stage in stages]

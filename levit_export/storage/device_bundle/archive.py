@@ -85,26 +85,31 @@ def write(
     output: Path,
     formats: Sequence[str] | None = None,
     *,
+    beside: Sequence[Path] = (),
     allow_failed: bool = False,
     library: Mapping[str, bytes] | None = None,
 ) -> Path:
     """Bundle the export directory ``folder`` as ``output``; the same export gives the same bytes.
 
-    ``formats`` None takes all. ``library``, what ``web.library.find`` found, adds the page for
+    ``formats`` None takes all. ``beside`` are further exports of the same model, such as those in
+    other precisions. ``library``, what ``web.library.find`` found, adds the page for
     browsers. Raises ``BundleError`` for an export that failed or is damaged, ``UsageError`` for a
     page without an ONNX file, ``OutputError`` when ``output`` cannot be written; what was there
     before stays then.
     """
     moment = _moment(os.environ.get(EPOCH))
-    manifest = export_directory.read_manifest(folder)
-    if damaged := export_directory.damage(folder, manifest):
-        raise BundleError(
-            f"{folder} is not as it was exported: {'; '.join(damaged[:3])}",
-            remedy="Export anew, or copy the directory again.",
-        )
+    exports = {}
+    for each in (folder, *beside):
+        exports[each] = export_directory.read_manifest(each)
+        if damaged := export_directory.damage(each, exports[each]):
+            raise BundleError(
+                f"{each} is not as it was exported: {'; '.join(damaged[:3])}",
+                remedy="Export anew, or copy the directory again.",
+            )
+        _refuse_place(each, output)
+    manifest, places = contents.joined(exports)
     chosen = contents.choose(manifest, formats, allow_failed=allow_failed)
-    _refuse_place(folder, output)
-    sources, described = contents.collect(folder, chosen, library)
+    sources, described = contents.collect(folder, chosen, places, library)
     hashes = {name: file_entry(source) for name, source in sources.items()}
     text = description.encode(replace(described, files=hashes))
     sums = description.sums({**hashes, DESCRIPTION: file_entry(text)})

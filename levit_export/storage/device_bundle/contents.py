@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
@@ -21,6 +21,9 @@ from levit_export.storage.device_bundle.web import library as web_library
 from levit_export.storage.export_directory import GOLDEN, LABELS, MANIFEST, Manifest
 
 Source = bytes | Path
+SHARED = ("model", "signature", "embedded", "toolchain")
+"""What exports in one bundle have in common."""
+
 VERIFIERS = {
     "verify.py": (),
     "golden.hpp": ("onnx", "openvino"),
@@ -29,6 +32,63 @@ VERIFIERS = {
     "verify.swift": ("coreml",),
 }
 """The programs that a bundle carries, and the formats that each is for; none means all."""
+
+
+def joined(exports: Mapping[Path, Manifest]) -> tuple[Manifest, dict[str, Path]]:
+    """Exports of one model as one, and the directory that each of its files is taken from.
+
+    Raises ``BundleError`` where they differ in more than their artifacts: golden vectors and
+    tolerances are those of all.
+    """
+    (first, manifest), *others = exports.items()
+    places = dict.fromkeys(manifest.files, first)
+    for folder, other in others:
+        if reason := next(_differences(manifest, other), ""):
+            raise BundleError(
+                f"{folder} cannot go into one bundle with {first}: {reason}",
+                remedy="Export both with one version, from one checkpoint and with one --seed.",
+            )
+        places = {**dict.fromkeys(other.files, folder), **places}
+        ours, theirs = manifest.golden, other.golden
+        manifest = replace(
+            manifest,
+            artifacts=(*manifest.artifacts, *other.artifacts),
+            files={**manifest.files, **other.files},
+            passes=tuple(dict.fromkeys((*manifest.passes, *other.passes))),
+            verdict=overall((manifest.verdict, other.verdict)),
+            golden=replace(
+                ours,
+                tolerances={**ours.tolerances, **theirs.tolerances},
+                weights={**ours.weights, **theirs.weights},
+            ),
+        )
+    return manifest, places
+
+
+def _differences(one: Manifest, other: Manifest) -> Iterator[str]:
+    """What two exports differ in beside the artifacts."""
+    passes = [{record.name: record for record in each.passes} for each in (one, other)]
+    golden = [
+        {name: entry for name, entry in each.files.items() if name.startswith(f"{GOLDEN}/")}
+        for each in (one, other)
+    ]
+    same = [
+        *((name, getattr(one, name), getattr(other, name)) for name in SHARED),
+        # Files laid out as maps went through one pass more than those in tokens.
+        *((f"the pass {name}", passes[0].get(name, new), new) for name, new in passes[1].items()),
+        ("their golden vectors", *golden),
+        *(
+            (f"the golden {name}", getattr(one.golden, name), getattr(other.golden, name))
+            for name in ("samples", "labels", "pixels", "doubt")
+        ),
+        *(
+            (f"the tolerances of {name}", one.golden.tolerances.get(name, new), new)
+            for name, new in other.golden.tolerances.items()
+        ),
+    ]
+    yield from (f"they differ in {name}" for name, first, second in same if first != second)
+    both = {a.path for a in one.artifacts} & {a.path for a in other.artifacts}
+    yield from (f"both hold {path}" for path in sorted(both))
 
 
 def choose(manifest: Manifest, formats: Sequence[str] | None, *, allow_failed: bool) -> Manifest:
@@ -68,11 +128,15 @@ def _belongs(name: str, artifact: str) -> bool:
 
 
 def collect(
-    folder: Path, manifest: Manifest, library: Mapping[str, bytes] | None = None
+    folder: Path,
+    manifest: Manifest,
+    places: Mapping[str, Path],
+    library: Mapping[str, bytes] | None = None,
 ) -> tuple[dict[str, Source], Description]:
     """Every file of the bundle but its first two, and the description with no hashes yet.
 
-    ``library`` are the files of ONNX Runtime Web; with them the bundle has a page.
+    ``folder`` has the golden vectors, ``places`` the directory of each file. ``library`` are the
+    files of ONNX Runtime Web; with them the bundle has a page.
     """
     has_page = library is not None
     samples, outputs = export_directory.read_golden(folder, manifest)
@@ -88,14 +152,14 @@ def collect(
         **_licences(manifest, images, has_page=has_page),
         **(web.files(manifest, library) if library is not None else {}),
     }
-    sources: dict[str, Source] = {name: folder / name for name in manifest.files}
+    sources: dict[str, Source] = {name: places[name] / name for name in manifest.files}
     for name, content in generated.items():
-        if name in sources and files.read_bytes(folder / name) != content:
+        if name in sources and files.read_bytes(places[name] / name) != content:
             raise BundleError(
                 f"the export already holds another {name}", remedy="Rename that output or sample."
             )
         sources[name] = content
-    measured = model_card.measurements(folder)
+    measured = model_card.measurements(tuple(dict.fromkeys(places.values())))
     has_gpu = any(name in (library or ()) for name in web_library.GPU_FILES)
     card = model_card.render(manifest, images, measured, has_page=has_page, has_gpu=has_gpu)
     sources["README.md"] = card.encode()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,13 +63,24 @@ class Measurements:
     machine: str = ""
 
 
-def measurements(folder: Path) -> Measurements:
-    """The figures in the report of the export directory ``folder``; none where it has none."""
-    try:
-        report = serialisation.parse(files.read_text(folder / REPORT), REPORT_SCHEMA)
-    except (OSError, ValueError):
-        return Measurements()
-    found, data = {}, {}
+def measurements(folders: Sequence[Path]) -> Measurements:
+    """The figures in the reports of export directories; none of one that has no report."""
+    found: dict[str, Measured] = {}
+    data: dict[str, None] = {}
+    machines: dict[str, None] = {}
+    for folder in folders:
+        try:
+            report = serialisation.parse(files.read_text(folder / REPORT), REPORT_SCHEMA)
+        except (OSError, ValueError):
+            continue
+        found |= _figures(report, data)
+        machines[_text(_dict(report.get("machine")).get("processor"))] = None
+    return Measurements(found, tuple(data), ", ".join(filter(None, machines)))
+
+
+def _figures(report: Mapping[str, Any], data: dict[str, None]) -> dict[str, Measured]:
+    """The figures of each artifact of a report; ``data`` is told of the images."""
+    found = {}
     for artifact in _list(report.get("artifacts")):
         parity, accuracy, timing = (
             _dict(artifact.get(name)) for name in ("parity", "accuracy", "timing")
@@ -91,8 +102,7 @@ def measurements(folder: Path) -> Measurements:
             words = "1 thread" if threads == 1 else f"{threads:.0f} threads"
             said[2] = f"{median:.2f} ms (batch {batch:.0f}, {words})"
         found[_text(artifact.get("path"))] = Measured(*said)
-    machine = _text(_dict(report.get("machine")).get("processor"))
-    return Measurements(found, tuple(data), machine)
+    return found
 
 
 def _dict(value: Any) -> dict[str, Any]:
@@ -110,8 +120,10 @@ def _number(value: Any) -> float | None:
 
 def _text(value: Any) -> str:
     """One line without what Markdown would take for a table, a link or a tag."""
-    line = " ".join(value.split()) if isinstance(value, str) else ""
-    kept = "".join(c for c in line if c.isprintable() and c not in "|<>[]`\\")
+    text = value if isinstance(value, str) else ""
+    kept = " ".join("".join(c for c in text if c not in "|<>[]`\\").split())
+    if not kept.isprintable():
+        return ""
     return kept if len(kept) <= MOST_CHARACTERS else ""
 
 

@@ -10,11 +10,13 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from support import Cli
 from tiny_exports import CLASSES, COREML, ONNX, OPENVINO, OUTPUTS, make_export
 
 from levit_export.core import hashing
@@ -276,6 +278,59 @@ def test_model_card(unpacked: Path) -> None:
     assert "- input `input`: float32 [1, 3, 16, 16]" in card
     assert "| fp32 | `distill` |" in card
     assert "not stated" in (unpacked / "LICENCES.md").read_text(encoding="utf-8")
+
+
+def renamed(export: Path, folder: Path) -> Path:
+    """A copy of an export that holds its ONNX file as another precision, and nothing else."""
+    manifest = export_directory.read_manifest(export)
+    (entry,) = [each for each in manifest.artifacts if each.path == ONNX]
+    other = replace(entry, precision="int8", path="onnx-int8/tiny.onnx")
+    golden = replace(manifest.golden, tolerances={"int8": manifest.golden.tolerances["fp32"]})
+    for name in manifest.files:
+        if name == ONNX or name.startswith("golden/") or "/" not in name:
+            place = folder / (other.path if name == ONNX else name)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(export / name, place)
+    listed = export_directory.list_files(folder)
+    found = replace(manifest, artifacts=(other,), golden=golden, files=listed)
+    (folder / "manifest.json").write_text(export_directory.encode(found), encoding="utf-8")
+    return folder
+
+
+def test_exports_of_one_model_in_one_bundle(cli: Cli, export: Path, tmp_path: Path) -> None:
+    """A bundle of two exports holds the artifacts of both and the tolerances of each."""
+    other = renamed(export, tmp_path / "other")
+    zipped = device_bundle.write(export, tmp_path / "b.zip", ("onnx",), beside=(other,))
+    with device_bundle.open_bundle(zipped) as folder:
+        manifest = export_directory.read_manifest(folder)
+        assert [each.path for each in manifest.artifacts] == [ONNX, "onnx-int8/tiny.onnx"]
+        assert (folder / "onnx-int8" / "tiny.onnx").read_bytes() == (export / ONNX).read_bytes()
+        assert (folder / "golden" / "allowed" / "int8" / "logits.npy").is_file()
+    result = cli("bundle", export, "-o", tmp_path / "c.zip", "-f", "onnx", "--beside", other)
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "c.zip").read_bytes() == zipped.read_bytes()
+    assert f"holds {ONNX}, onnx-int8/tiny.onnx" in result.stdout
+
+
+def test_exports_that_do_not_belong_together(export: Path, tmp_path: Path) -> None:
+    """Another model, other golden vectors, or one artifact twice are refused with the reason."""
+    for number, (change, words) in enumerate(
+        [
+            (lambda m: m, f"both hold {COREML}"),
+            (lambda m: replace(m, model=replace(m.model, name="other")), "differ in model"),
+            (lambda m: replace(m, toolchain={"onnx": "0"}), "differ in toolchain"),
+            (
+                lambda m: replace(m, golden=replace(m.golden, doubt="x")),
+                "differ in the golden doubt",
+            ),
+        ]
+    ):
+        other = shutil.copytree(export, tmp_path / str(number))
+        manifest = change(export_directory.read_manifest(other))
+        (other / "manifest.json").write_text(export_directory.encode(manifest), "utf-8")
+        with pytest.raises(BundleError, match=words):
+            device_bundle.write(export, tmp_path / "b.zip", beside=(other,))
+    assert not (tmp_path / "b.zip").exists()
 
 
 def card_of(export: Path, output: Path, *formats: str) -> tuple[str, Path]:

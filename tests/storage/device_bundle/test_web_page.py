@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -71,9 +71,13 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
         yield found
 
 
-def laid_out(export: Path, folder: Path, runtime: dict[str, bytes]) -> Path:
-    """The unpacked bundle, with its page, of an export."""
-    zipped = device_bundle.write(export, folder / "b.zip", ("onnx",), library=runtime)
+def laid_out(
+    export: Path, folder: Path, runtime: dict[str, bytes], beside: Sequence[Path] = ()
+) -> Path:
+    """The unpacked bundle, with its page, of an export and those ``beside`` it."""
+    zipped = device_bundle.write(
+        export, folder / "b.zip", ("onnx",), beside=beside, library=runtime
+    )
     shutil.unpack_archive(zipped, folder / "unpacked", "zip")
     return folder / "unpacked"
 
@@ -224,13 +228,19 @@ def test_a_changed_answer_stands_out(browser: Browser, digits: Path, tmp_path: P
 
 
 @pytest.fixture(scope="session")
-def several(cli: Cli, runtime: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def several(
+    cli: Cli,
+    exported: Exported,
+    runtime: dict[str, bytes],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
     """A bundle with two ONNX files of one model, and the runtime for GPUs."""
     folder = tmp_path_factory.mktemp("several")
-    options = ("--format", "onnx", "--precision", "onnx=fp32,fp16", "--no-bench")
-    result = cli("export", *options, "--output", folder / "levit_digits")
+    options = ("--format", "onnx", "--precision", "fp16", "--no-bench")
+    result = cli("export", *options, "--output", folder / "fp16")
     assert result.exit_code == 0, result.output
-    return laid_out(folder / "levit_digits", folder, {**runtime, **GPU})
+    library = {**runtime, **GPU}
+    return laid_out(exported.folder, folder, library, beside=(folder / "fp16",))
 
 
 GPU = dict.fromkeys(library.GPU_FILES, b"throw new Error('this runtime does not start');")

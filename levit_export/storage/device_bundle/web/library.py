@@ -45,8 +45,12 @@ FILES = {
 """What the page loads for the CPU, all of it in ``dist/`` of the package."""
 
 GPU_FILES = {
-    "ort.webgpu.bundle.min.mjs": FileEntry("", 0),
-    "ort-wasm-simd-threaded.asyncify.wasm": FileEntry("", 0),
+    "ort.webgpu.bundle.min.mjs": FileEntry(
+        "0730816731ce2cdfb06f273da065d4a1c7091eb9d1756a83b2916c8a89d015e2", 117_732
+    ),
+    "ort-wasm-simd-threaded.asyncify.wasm": FileEntry(
+        "39f9f0894d478800487ed9f7dbe92618498db320cf55c8e3d89adff8dce658da", 26_781_914
+    ),
 }
 """What it loads in their place where it runs on the GPU."""
 
