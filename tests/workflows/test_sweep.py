@@ -282,7 +282,7 @@ def test_report(work: Work, run: Run, file: Path, tmp_path: Path) -> None:
     row = written["rows"][0]
     assert (row["model"], row["format"], row["precision"]) == ("levit_digits", "onnx", "fp32")
     assert row["path"] == f"store/{row['key']}/export/onnx-fp32/a.onnx"
-    assert "| 9/10 | +0.50 |" in (tmp_path / "out" / "sweep.md").read_text()
+    assert "| 9/10 | \\+0.50 |" in (tmp_path / "out" / "sweep.md").read_text()
     page = (tmp_path / "out" / "sweep.html").read_text()
     assert "<title>s.toml: pass</title>" in page
     assert f'<a href="{row["path"]}">levit_digits onnx-fp32</a>' in page
