@@ -16,7 +16,7 @@ from typing import Any
 import jinja2
 
 from levit_export.core import files, serialisation
-from levit_export.core.constants import ROUNDED
+from levit_export.core.precisions import FLOATS
 from levit_export.core.values import applied
 from levit_export.storage.device_bundle.description import SCHEMA
 from levit_export.storage.device_bundle.golden import GoldenImage
@@ -174,7 +174,7 @@ def render(
         swift=next((a.path for a in manifest.artifacts if a.format == "coreml"), ""),
         takes_image=manifest.embedded.preprocessing,
         some_image=next(iter(images), ""),
-        is_quantised=any(a.precision not in ROUNDED for a in manifest.artifacts),
+        is_quantised=any(a.precision not in FLOATS for a in manifest.artifacts),
         has_notes=any(artifact.notes for artifact in manifest.artifacts),
         recipe=manifest.model.preprocessing,
         takes_pixels=manifest.signature.inputs[0].dtype == "uint8",
