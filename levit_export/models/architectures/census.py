@@ -21,7 +21,8 @@ def count_macs(module: nn.Module, input_shape: tuple[int, ...]) -> int:
     """Multiply-accumulates of matrix products and convolutions for one input ``(3, H, W)``.
 
     Counted from the operators that a forward call dispatches, as in the paper's table (which calls
-    them FLOPs); element-wise work is not included. ``module`` may live on the meta device.
+    them FLOPs); element-wise work is not included. ``module`` may live on the meta device, where
+    counting takes longer than computing does elsewhere.
     """
     device = next(module.parameters()).device
     inputs = torch.zeros(1, *input_shape, device=device)

@@ -126,7 +126,7 @@ class Checkpoint:
             checkpoint=self.source,
             checkpoint_sha256=self.sha256,
             parameters=count_parameters(module),
-            macs=count_macs(module.to("meta"), (3, *self.config.image_size)),
+            macs=count_macs(module, (3, *self.config.image_size)),
             heads=self.config.head_count,
             config=vars(self.config),
             labels=self.labels,
