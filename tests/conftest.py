@@ -20,7 +20,12 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 import torch
 from click.testing import CliRunner, Result
+from hypothesis import HealthCheck, settings
 from support import Cli, Exported
+
+# How long an example takes says how busy the machine is.
+settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("suite")
 
 # As wide as what is not a terminal is written; workers of xdist are told 80 by their controller.
 os.environ["COLUMNS"] = "160"

@@ -17,6 +17,9 @@ import numpy as np
 from levit_export.core.constants import fingerprint, fingerprints, is_neutral
 from levit_export.core.precisions import FLOATS
 
+MATRIX = 2
+"""Axes of a matrix."""
+
 
 @dataclass(frozen=True)
 class WeightAudit:
@@ -41,7 +44,8 @@ def audit(
     """Which of the ``expected`` tensors the ``stored`` constants of a file do not hold.
 
     ``stored`` is what a target's ``constants`` gives: every number that an answer depends on.
-    A file of float16 may hold some tensors in float32: they are looked for as they are, as those
+    Writers store a matrix either way round, so it is looked for as it is, and then transposed. A
+    file of float16 may hold some tensors in float32: they are looked for as they are, as those
     of blocks that stay in float32 must be, and rounded. Zeros are neither missed nor strange: see
     :func:`fingerprints`.
     """
@@ -55,9 +59,11 @@ def audit(
                 numbers = array.astype(rounded, copy=False)
                 if not numbers.any():
                     continue
-                digests = [fingerprint(numbers)]
-                if numbers is not array:
-                    digests.append(fingerprint(array))
+                held = [numbers] if numbers is array else [numbers, array]
+                digests = [fingerprint(each) for each in held]
+                if known.isdisjoint(digests):
+                    turned = (np.squeeze(each).T for each in held)
+                    digests += [fingerprint(each) for each in turned if each.ndim == MATRIX]
             else:
                 digests = [f"{array.dtype} {sha256(array.tobytes()).hexdigest()}"]
             present.update(digests)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
@@ -566,7 +566,6 @@ REFERENCES = arrays.arrays(
 """Answers that vary over the samples and have no row of nothing."""
 
 
-@settings(deadline=None)
 @given(reference=REFERENCES)
 def test_an_exact_candidate_always_passes(reference: np.ndarray) -> None:
     """Whatever the reference answers, if it varies, its copy passes without any tolerance."""
@@ -574,7 +573,6 @@ def test_an_exact_candidate_always_passes(reference: np.ndarray) -> None:
     assert (report.verdict, report.reason) == ("pass", "")
 
 
-@settings(deadline=None)
 @given(reference=REFERENCES, data=st.data())
 def test_noise_within_the_allowance_never_exceeds_it(
     reference: np.ndarray, data: st.DataObject
@@ -593,7 +591,6 @@ def test_noise_within_the_allowance_never_exceeds_it(
     assert output.decided_flips + output.undecided_flips <= near.sum()
 
 
-@settings(deadline=None)
 @given(reference=REFERENCES, data=st.data())
 def test_one_value_beyond_the_allowance_fails_and_is_named(
     reference: np.ndarray, data: st.DataObject
@@ -610,7 +607,6 @@ def test_one_value_beyond_the_allowance_fails_and_is_named(
     assert f"on image-{row} exceeds the tolerance" in report.reason
 
 
-@settings(deadline=None)
 @given(reference=REFERENCES, data=st.data())
 def test_the_figures_are_those_of_their_formulas(
     reference: np.ndarray, data: st.DataObject
@@ -654,7 +650,6 @@ def _agreement(r: list[list[float]], c: list[list[float]], k: int) -> float:
     return sum(best(x) == best(y) for x, y in zip(r, c, strict=True)) / len(r)
 
 
-@settings(deadline=None)
 @given(reference=REFERENCES, factor=st.sampled_from([2.0**-20, 2.0**-3, 2.0, 2.0**30]))
 def test_the_verdict_does_not_depend_on_the_scale(reference: np.ndarray, factor: float) -> None:
     """Both sides multiplied by a power of two give the same relative figures."""

@@ -8,7 +8,7 @@ import statistics
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from levit_export.checks.reference import Overrides
@@ -132,7 +132,6 @@ def test_an_arithmetic_that_overflowed_gives_no_finite_tolerance(value: float) -
     assert not np.isfinite(derive(rounded, exact, precision="fp16").allowed(exact)[2])
 
 
-@settings(deadline=None)
 @given(
     spread=st.floats(1e-8, 1e-2),
     factor=st.floats(1.0, 100.0),
@@ -148,7 +147,6 @@ def test_more_rounding_never_allows_less(spread: float, factor: float, row: int)
     assert all(b <= a for b, a in zip(before.rtol, after.rtol, strict=True))
 
 
-@settings(deadline=None)
 @given(power=st.integers(-30, 30))
 def test_the_tolerance_does_not_depend_on_the_scale(power: int) -> None:
     """Logits multiplied by a power of two get the same rtol."""

@@ -282,7 +282,7 @@ def bound(network: Network, inputs: dict[str, np.ndarray], u: float) -> dict[str
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=3, deadline=None, derandomize=True)
+@settings(max_examples=3, derandomize=True)
 @given(data=st.data())
 def test_each_kind(kind: str, data: st.DataObject) -> None:
     """A package computes what a kind of operator means, in float32 and in float16."""

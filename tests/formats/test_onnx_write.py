@@ -12,7 +12,7 @@ import onnxruntime
 import pytest
 import subjects
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import RUNNABLE
 
@@ -198,9 +198,7 @@ def single(kind: str, drawn: Drawn, rng: np.random.Generator) -> tuple[Network, 
 @pytest.mark.parametrize("kind", KINDS)
 @settings(
     max_examples=12,
-    deadline=None,
     derandomize=True,
-    suppress_health_check=[HealthCheck.too_slow],
 )
 @given(data=st.data())
 def test_kinds(kind: str, data: st.DataObject) -> None:

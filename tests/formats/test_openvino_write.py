@@ -24,7 +24,7 @@ from levit_export.models.preparation import prepare
 Draw = Callable[[st.SearchStrategy[Any]], Any]
 UNIT = 2.0**-24
 """The unit roundoff of float32."""
-SETTINGS = settings(max_examples=12, deadline=None, derandomize=True, database=None)
+SETTINGS = settings(max_examples=12, derandomize=True, database=None)
 
 small = st.integers(1, 5)
 pair = st.tuples(st.integers(1, 3), st.integers(1, 3))

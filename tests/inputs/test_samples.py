@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from levit_export.core.errors import DataError
@@ -160,7 +160,6 @@ def test_joined_samples_follow_one_another() -> None:
 # --- batches --------------------------------------------------------------------------------
 
 
-@settings(deadline=None)
 @given(count=st.integers(0, 20), batch=st.none() | st.integers(1, 25))
 def test_batches_hold_every_sample_once_and_in_order(count: int, batch: int | None) -> None:
     """The rows that count, joined, are the samples, whatever the batch."""
@@ -174,7 +173,6 @@ def test_batches_hold_every_sample_once_and_in_order(count: int, batch: int | No
     assert all(rows >= 1 for _, rows in batches)
 
 
-@settings(deadline=None)
 @given(count=st.integers(1, 20), batch=st.integers(1, 25))
 def test_a_fixed_batch_is_always_full(count: int, batch: int) -> None:
     """Each piece has exactly the batch's size, and only the last is filled up, by its last row."""

@@ -25,7 +25,7 @@ Array = npt.NDArray[Any]
 U = UNIT[np.dtype(np.float32)]
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40, derandomize=True)
 @given(
     bits=st.sampled_from([1, 2, 3, 4, 6, 8]),
     numbers=st.lists(st.integers(0, 255), max_size=40),

@@ -170,7 +170,7 @@ def _shapes(draw: st.DrawFn) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return tuple(full), thinned()
 
 
-@settings(max_examples=12, deadline=None, derandomize=True)
+@settings(max_examples=12, derandomize=True)
 @given(shapes=_shapes(), dtype=st.sampled_from(FLOATS), swap=st.booleans())
 def test_binary_ops_broadcast(
     saved: Save, *, shapes: tuple[tuple[int, ...], tuple[int, ...]], dtype: str, swap: bool

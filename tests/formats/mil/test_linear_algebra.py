@@ -35,7 +35,7 @@ def _torch_conv(x: Array, w: Array, pad: list[int], **options: Any) -> Array:
     return np.asarray(function(padded, torch.from_numpy(w.astype(np.float64)), **options))
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=25, derandomize=True)
 @given(
     groups=st.sampled_from([1, 2, 4]),
     kernel=st.lists(st.integers(1, 4), min_size=1, max_size=2),

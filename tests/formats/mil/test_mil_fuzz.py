@@ -17,7 +17,7 @@ from levit_export.formats import mil
 from levit_export.formats.mil.listing import lines
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150, derandomize=True)
 @given(data=st.data())
 def test_mutated_bytes_raise_nothing_foreign(
     sound: Saved, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
@@ -54,7 +54,6 @@ def test_mutated_bytes_raise_nothing_foreign(
 @pytest.mark.parametrize("program", ["sound", "rich"])
 @settings(
     max_examples=150,
-    deadline=None,
     derandomize=True,
     # The packages that the fixtures name are made once and copied for each example.
     suppress_health_check=[HealthCheck.function_scoped_fixture],

@@ -128,7 +128,7 @@ def test_an_index_outside_the_axis_is_refused(saved: Save) -> None:
         package.output()
 
 
-@settings(max_examples=20, deadline=None, derandomize=True)
+@settings(max_examples=20, derandomize=True)
 @given(data=st.data())
 def test_slices_of_any_bounds(saved: Save, data: st.DataObject) -> None:
     """``slice_by_index`` gives what coremltools computes, whatever bounds, strides and masks."""

@@ -115,7 +115,7 @@ def _torch_pool(kind: str, x: Array, kernel: int, stride: int, pad: int, **optio
     )
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=25, derandomize=True)
 @given(
     kind=st.sampled_from(["avg", "max"]),
     kernel=st.integers(1, 4),

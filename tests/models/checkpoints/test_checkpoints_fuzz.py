@@ -95,7 +95,7 @@ def programs() -> Iterator[bytes]:
 SENTENCES = tuple(programs())
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.data())
 def test_shuffled_programs(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     """A real pickle with operations removed, repeated and swapped is read or refused."""
@@ -111,7 +111,7 @@ def test_shuffled_programs(tmp_path_factory: pytest.TempPathFactory, data: st.Da
         assert fuzzing.outcome(file) in OUTCOMES
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.recursive(
         st.none() | st.integers() | st.text(max_size=5) | st.floats(),

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 from timm_levits import RECORDED, image, recorded, weights
@@ -64,7 +64,6 @@ def test_sizes_that_fit(tables: tuple[int, ...], stride: int, sizes: list[Size])
     assert list(fitting(tables, stride)) == sizes
 
 
-@settings(suppress_health_check=[HealthCheck.too_slow])  # a busy machine is not a failure
 @given(st.integers(1, 64), st.integers(1, 64), st.integers(1, 4))
 def test_the_trained_size_always_fits(rows: int, columns: int, stages: int) -> None:
     """Whatever a model was trained at is among the sizes that its own tables fit, and so is its
