@@ -16,7 +16,7 @@ import subjects
 from mutations import edit_specification, main_block
 from support import Cli, Exported
 
-from levit_export.core.values import Artifact, ExportOptions
+from levit_export.core.values import Artifact, Embedded, ExportOptions
 from levit_export.models import checkpoints
 from levit_export.models.preparation import prepare
 from levit_export.storage import device_bundle
@@ -156,3 +156,23 @@ def test_a_classifier_with_reversed_labels(cli: Cli, tmp_path: Path) -> None:
     said = " ".join(result.stdout.split())
     assert "labels: its metadata differs from the checkpoint" in said
     assert "labels: its program differs from the checkpoint" in said
+
+
+@pytest.mark.parametrize(("space", "status"), [("RGB", 0), ("BGR", 1)])
+def test_a_package_that_takes_its_colours_in_another_order(
+    space: str, status: int, cli: Cli, tmp_path: Path
+) -> None:
+    """The order of colours is part of parity: nothing else of the package is wrong."""
+    raw = Embedded(preprocessing=True)
+    model = prepare(checkpoints.bundled(), embedded=raw)
+    options = ExportOptions(precision="fp32", embedded=raw)
+    made = subjects.export(model, tmp_path / "raw", "coreml", options)
+
+    def take(specification: Any) -> None:
+        image = specification.description.input[0].type.imageType
+        image.colorSpace = image.ColorSpace.Value(space)
+        specification.description.metadata.author = space
+
+    edit_specification(made.path, take)
+    result = cli("check", made.path, *MODEL)
+    assert result.exit_code == status, result.output
