@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from xml.etree import ElementTree as ET
 
 import pytest
 
@@ -210,13 +211,25 @@ def tree(root: Path) -> Path:
 def test_pages_are_made_of_records(tmp_path: Path) -> None:
     """What is by hand stays, what was measured follows; pages that are made are up to date."""
     root = tree(tmp_path)
-    assert {path.parent.name for path in pages.outdated(root)} == {"levit_256", root.name}
+    stale = [path.relative_to(root).as_posix() for path in pages.outdated(root)]
+    assert stale == ["models/levit_256/README.md", "models/levit_256/latency.svg", "README.md"]
     for path, text in pages.pages(root).items():
         path.write_text(text, encoding="utf-8")
     assert pages.outdated(root) == []
     page = (root / "models" / "levit_256" / "README.md").read_text(encoding="utf-8")
     assert page.startswith("# levit_256\n\nBy hand.\n")
     assert "1.25 (1.25–1.25) times the speed" in page
+    assert "aim" not in page
+    shown, _, folded = page.partition("<details>")
+    assert "![Latency of levit_256" in shown
+    assert [line.split(" | ")[0] for line in shown.splitlines() if line.startswith("| ")][2:] == [
+        "| PyTorch, fused",
+        "| ours, onnx fp32",
+        "| ours, onnx int8",
+        "| optimum-onnx, onnx fp32",
+    ]
+    assert "GEMM share" in folded
+    assert "(models/levit_256/latency.svg)" in (root / "README.md").read_text(encoding="utf-8")
     front = (root / "README.md").read_text(encoding="utf-8")
     assert "old" not in front
     assert "| levit_256 | 10.0 (optimum-onnx 12.5) |" not in front  # batch 16 is not batch 1
@@ -230,8 +243,22 @@ def test_a_new_record_outdates_the_pages(tmp_path: Path) -> None:
         path.write_text(text, encoding="utf-8")
     one = replace(LATENCY, cells=(replace(CELL, batch=1),))
     record.write(root / "models", one)
-    assert len(pages.outdated(root)) == 2
+    assert len(pages.outdated(root)) == 3
     assert "| levit_256 | 10.0 (optimum-onnx 12.5) |" in pages.pages(root)[root / "README.md"]
+
+
+def test_the_plot_says_what_the_table_says() -> None:
+    """Bars are as long as their values, each with its words, in both schemes."""
+    root = ET.fromstring(tables.drawing(LATENCY))
+    space = "{http://www.w3.org/2000/svg}"
+    widths = [float(bar.get("width", "0")) for bar in root.iter(f"{space}rect")]
+    assert widths == pytest.approx([360, 120, 96, 150], abs=0.1)
+    kinds = [bar.get("class") for bar in root.iter(f"{space}rect")]
+    assert kinds == ["other", "ours", "ours", "other"]
+    words = [text.text for text in root.iter(f"{space}text")]
+    assert words[0] == "levit_256: milliseconds a call, batch 16, 2 threads, a processor"
+    assert words[1:5] == ["PyTorch, fused", "30.0 ms", "ours, onnx fp32", "10.0 ms"]
+    assert "prefers-color-scheme: dark" in str(root[0].text)
 
 
 def test_a_front_page_needs_its_markers() -> None:

@@ -12,7 +12,6 @@ from benchmarking.values import EvaluatorRecord, Row
 
 NAME = "reference evaluator"
 EAGER = "PyTorch, unfused"
-AIM = 2.0
 PRECISIONS = ("fp32", "fp16")
 
 

@@ -20,7 +20,7 @@ from levit_export.models.zoo import VARIANTS
 
 KindT = TypeVar("KindT")
 
-ABOUT, PAGE = "about.md", "README.md"
+ABOUT, PAGE, PLOT = "about.md", "README.md", "latency.svg"
 BEGIN, END = "<!-- figures -->", "<!-- /figures -->"
 SHOWN = "levit_256"
 NONE_YET = "Nothing is recorded yet: `scripts/benchmark --record` does it.\n"
@@ -38,11 +38,19 @@ def model_page(about: str, records: dict[str, Record]) -> str:
     parts = [about.rstrip() + "\n", "## Measured\n"]
     if not records:
         parts.append(NONE_YET)
+    if isinstance(latency := records.get("latency"), LatencyRecord):
+        parts += [f"![Latency of {latency.model}, the table below as bars]({PLOT})\n"]
+        parts += [tables.few(latency)]
     for section in SECTIONS:
         if section in records:
-            parts += [f"### {TITLES[section]}\n", tables.show(records[section])]
+            parts.append(folded(TITLES[section], tables.show(records[section])))
     parts.append("Made by `scripts/model-pages` from `about.md` and `results/`.\n")
     return "\n".join(parts)
+
+
+def folded(title: str, text: str) -> str:
+    """What is there for those who unfold it."""
+    return f"<details><summary>{title}: all figures</summary>\n\n{text}\n</details>\n"
 
 
 def figures(records: dict[str, dict[str, Record]]) -> str:
@@ -60,8 +68,10 @@ def figures(records: dict[str, dict[str, Record]]) -> str:
             tables.overview(latency, 1),
         ]
         shown = [each for each in latency if each.model == SHOWN] or latency[-1:]
-        parts += [f"- {line}" for line in tables.int8_lines(shown[0])]
-        parts.append("")
+        parts += [
+            f"![Latency of {shown[0].model}, float32 and int8, beside PyTorch and optimum]"
+            f"(models/{shown[0].model}/{PLOT})\n",
+        ]
     if commands:
         parts += ["Whole commands:\n", tables.export_over_size(commands)]
     return "\n".join(parts)
@@ -91,6 +101,11 @@ def pages(root: Path) -> dict[Path, str]:
     found = {
         folder / PAGE: model_page((folder / ABOUT).read_text("utf-8"), records[folder.name])
         for folder in folders
+    }
+    found |= {
+        folder / PLOT: tables.drawing(latency)
+        for folder in folders
+        if isinstance(latency := records[folder.name].get("latency"), LatencyRecord)
     }
     front = root / PAGE
     found[front] = with_figures(front.read_text(encoding="utf-8"), figures(records))

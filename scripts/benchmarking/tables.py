@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from benchmarking import evaluator, growth, tool
+from benchmarking.plot import Bar, bars
 from benchmarking.values import (
+    EAGER,
     OURS,
     Cell,
     Circumstances,
@@ -96,6 +98,62 @@ def _latency(record: LatencyRecord) -> Iterator[str]:
     )
 
 
+def first(record: LatencyRecord) -> tuple[Cell, list[Row]]:
+    """The cell and the rows that a reader looks for: one image, as many threads as there are.
+
+    They are PyTorch, ours in each format and precision, and the fastest that others give.
+    """
+    cell = min(record.cells, key=lambda cell: (cell.batch, -cell.threads))
+    others = [row for row in cell.rows if row.seconds and is_alternative(row)]
+    eager = cell.row(EAGER)
+    best = min(
+        (row for row in others if row is not eager), key=lambda row: row.median_ms, default=None
+    )
+    ours = [cell.row(OURS, form, precision) for form, precision in KINDS]
+    return cell, [row for row in (eager, *ours, best) if row is not None]
+
+
+def few(record: LatencyRecord) -> str:
+    """A table of :func:`first`."""
+    cell, rows = first(record)
+    eager = cell.row(EAGER)
+    lines = [
+        (
+            named(row),
+            interval((row.median_ms, *row.interval_ms)),
+            number(1e3 * cell.batch / row.median_ms),
+            interval(ratio(eager, row)) if eager and eager is not row else "",
+            f"{row.bytes / 1e6:.1f}" if row.bytes else "",
+        )
+        for row in rows
+    ]
+    return table(("", "ms", "images/s", "times PyTorch's speed", "MB"), lines)
+
+
+def drawing(record: LatencyRecord) -> str:
+    """:func:`first` as bars."""
+    cell, rows = first(record)
+    where = record.circumstances.machine.processor
+    return bars(
+        f"{record.model}: milliseconds a call, {_title(cell)}, {where}",
+        [
+            Bar(
+                named(row),
+                row.median_ms,
+                row.interval_ms,
+                f"{number(row.median_ms)} ms",
+                is_ours=row.name == OURS,
+            )
+            for row in rows
+        ],
+    )
+
+
+def named(row: Row) -> str:
+    """What a row is called: ``ours, onnx int8``."""
+    return f"{row.name}, {row.format} {row.precision}" if row.format else row.name
+
+
 def int8_lines(record: LatencyRecord) -> Iterator[str]:
     """What int8 gains over our own fp32 in the same runtime, one line for each cell."""
     for form in ("onnx", "openvino"):
@@ -145,12 +203,11 @@ def _cell(cell: Cell, macs: int) -> str:
 
 
 def _row(row: Row, cell: Cell, macs: int) -> tuple[str, ...]:
-    name = f"{row.name}, {row.format} {row.precision}" if row.format else row.name
     if not row.seconds:
-        return (name, _not_run(row.reason), *[""] * 5)
+        return (named(row), _not_run(row.reason), *[""] * 5)
     base = _base(row, cell)
     return (
-        name,
+        named(row),
         interval((row.median_ms, *row.interval_ms)),
         number(1e3 * cell.batch / row.median_ms),
         interval(ratio(row, base)) if base and base is not row else "",
@@ -177,8 +234,9 @@ def _tool(record: ToolRecord) -> Iterator[str]:
     for name in (tool.ALL, tool.ALL_TIMED):
         found = tool.share(record, name)
         if found:
-            aim = f", aim {tool.AIM}" if name == tool.ALL else ""
-            yield f"`{name}` over the sum of both alternatives: {interval(found)}{aim}  "
+            runs = max(len(command.runs) for command in record.commands)
+            said = interval(found) if runs > 1 else number(found[0])
+            yield f"`{name}` over the sum of both alternatives: {said}  "
     for title, stages in (
         ("As one run, formats side by side, imports done", record.as_run),
         ("Each part alone", record.one_by_one),
@@ -191,13 +249,13 @@ def _tool(record: ToolRecord) -> Iterator[str]:
 
 
 def _commands(commands: Sequence[Command]) -> str:
-    header = ("", "wall clock, s", "processor, s", "peak memory, MiB", "runs", "aim, s")
+    header = ("", "wall clock, s", "processor, s", "peak memory, MiB", "runs")
     return table(header, (_command(command) for command in commands))
 
 
 def _command(command: Command) -> tuple[str, ...]:
     if not command.runs:
-        return (f"`{command.name}`", _not_run(command.reason), *[""] * 4)
+        return (f"`{command.name}`", _not_run(command.reason), *[""] * 3)
     wall = spread([run.wall_s for run in command.runs])
     status = f", EXIT STATUS {command.failures}" if command.failures else ""
     return (
@@ -206,7 +264,6 @@ def _command(command: Command) -> tuple[str, ...]:
         number(command.cpu_s),
         f"{command.peak_bytes / 2**20:.0f}",
         str(len(command.runs)),
-        f"{command.aim_s:g}" if command.aim_s else "",
     )
 
 
@@ -240,9 +297,7 @@ def _evaluator(record: EvaluatorRecord) -> str:
         )
         for row in record.rows
     ]
-    return table(
-        (f"{record.threads} threads", "ms", f"times PyTorch, aim {evaluator.AIM:g}"), lines
-    )
+    return table((f"{record.threads} threads", "ms", "times PyTorch"), lines)
 
 
 # --- several models --------------------------------------------------------------------------
@@ -256,7 +311,8 @@ def export_over_size(records: Sequence[ToolRecord]) -> str:
         names = (tool.ALL, *tool.OF_THEIRS)
         walls = [f"{by_name[n].wall_s:.1f}" if n in by_name else "" for n in names]
         found = tool.share(record)
-        part = "" if found is None else interval(found)
+        is_single = all(len(by_name[n].runs) == 1 for n in names if n in by_name)
+        part = "" if found is None else number(found[0]) if is_single else interval(found)
         lines.append((record.model, f"{record.parameters / 1e6:.1f}", *walls, part))
     titles = ("ours, three formats, checked, s", *(f"{name}, s" for name in tool.OF_THEIRS))
     return table(("", "parameters, M", *titles, "ours over their sum"), lines)

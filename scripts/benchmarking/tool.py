@@ -21,8 +21,6 @@ ALL_TIMED = "levit-export --format all"
 ONE = "levit-export --format {} --no-bench"
 THEIRS = "optimum-cli export {}"
 OF_THEIRS = (THEIRS.format("onnx"), THEIRS.format("openvino"))
-AIM = 0.55
-"""Of the summed wall clock of both alternatives: three formats, exported and checked."""
 
 NOTE = (
     "the same folder in the form of transformers is read by all; ours writes three formats and "

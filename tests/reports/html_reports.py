@@ -117,6 +117,7 @@ SWEPT = tuple(
             latency,
             (latency * 0.9, latency * 1.1),
             model=model,
+            has_failed=verdict == "fail",
         ),
         verdict,
         reason,

@@ -397,7 +397,8 @@ def test_a_sweep_has_the_same_page() -> None:
     assert len(section(page, "tradeoff").all("svg")) == 2
     table = section(page, "cells").all("table")[0]
     fronts = "top-1 over size, top-1 over median latency"
-    assert [row[-1] for row in rows(table)] == ["on a front", fronts, fronts, ""]
+    # What failed is on no front, although it is the smallest and the fastest.
+    assert [row[-1] for row in rows(table)] == ["on a front", fronts, "", ""]
     assert table.all("a")[1].attributes["href"] == "store/small/openvino-int8"
     words = [node.text for node in section(page, "tradeoff").all("svg")[0].all("text")]
     assert {"onnx", "openvino", "small", "large", "nothing beats these"} <= set(words)

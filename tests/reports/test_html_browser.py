@@ -101,6 +101,18 @@ def test_a_page_in_a_browser(
     assert light != dark
 
 
+def test_a_telephone_shows_latency_and_size(browser: Browser, address: str) -> None:
+    """Name, verdict, median latency and size are seen without scrolling at 390 pixels."""
+    browser.show(*SIZES[0])
+    browser.open(f"{address}/report.html")
+    script = """const row = document.querySelector('#artifacts tbody tr');
+        return [...row.children].slice(0, 4).map((cell) =>
+            [cell.innerText.trim(), cell.getBoundingClientRect().right])"""
+    cells = browser.run(script)
+    assert [text for text, _ in cells] == ["onnx-fp32", "✓ pass", "9.01 ms", "3.00 MB"]
+    assert max(right for _, right in cells) <= SIZES[0][0]
+
+
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("name", PAGES)
 def test_nobody_is_kept_out(browser: Browser, address: str, name: str, *, dark: bool) -> None:

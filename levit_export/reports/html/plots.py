@@ -254,7 +254,8 @@ def _abreast(names: Sequence[str]) -> int:
 class Measured:
     """What is known of an artifact, each figure with its 95 % interval.
 
-    ``model`` tells the artifacts of several models apart; it is empty where there is one.
+    ``model`` tells the artifacts of several models apart; it is empty where there is one. What
+    ``has_failed`` its check is drawn hollow, and nothing is said for it.
     """
 
     artifact: str
@@ -264,6 +265,7 @@ class Measured:
     latency_ms: float | None = None
     latency_interval: tuple[float, float] | None = None
     model: str = ""
+    has_failed: bool = False
 
     @property
     def label(self) -> str:
@@ -298,6 +300,7 @@ def measured(report: Report) -> list[Measured]:
                 None if accuracy is None else accuracy.top1_interval,
                 timing.median_ms if timing is not None and is_timed else None,
                 timing.interval_ms() if timing is not None and is_timed else None,
+                has_failed=artifact.parity.verdict == "fail",
             )
         )
     return found
@@ -326,11 +329,12 @@ def panels(items: Sequence[Measured]) -> dict[tuple[str, str], list[Spot]]:
 def front(y: str, spots: Sequence[Spot]) -> list[Spot]:
     """The Pareto front: what no other is at least as good as in both, by rising ``x``.
 
-    Of the axes only accuracy is the better the larger it is.
+    Of the axes only accuracy is the better the larger it is. What failed is not on it.
     """
     sign = -1 if y == TOP1 else 1
     found: list[Spot] = []
-    for spot in sorted(spots, key=lambda spot: (spot.x, sign * spot.y)):
+    sound = [spot for spot in spots if not spot.of.has_failed]
+    for spot in sorted(sound, key=lambda spot: (spot.x, sign * spot.y)):
         if not found or sign * spot.y < sign * found[-1].y:
             found.append(spot)
     return found
@@ -402,7 +406,8 @@ def _scatter(
         colour, marker = _colour(spot.of.artifact), entries[spot.of.model or spot.of.artifact][1]
         if spot.interval is not None:
             axes.plot((spot.x, spot.x), spot.interval, color=colour, alpha=0.4, linewidth=1.2)
-        axes.plot(spot.x, spot.y, marker, color=colour, markersize=6)
+        filling = "none" if spot.of.has_failed else colour
+        axes.plot(spot.x, spot.y, marker, color=colour, markersize=6, markerfacecolor=filling)
     if reference is not None and y == TOP1:
         axes.axhline(reference, color=COLOURS["muted"], linestyle="--", linewidth=1)
     axes.set_xlabel(x)
@@ -418,7 +423,8 @@ def _spot_words(x: str, y: str, spot: Spot) -> str:
     span = ""
     if spot.interval is not None:
         span = f" (95 % interval {spot.interval[0]:.2f} to {spot.interval[1]:.2f})"
-    return f"{spot.of.label}: {x} {spot.x:.2f}, {y} {spot.y:.2f}{span}"
+    failed = ", failed" if spot.of.has_failed else ""
+    return f"{spot.of.label}{failed}: {x} {spot.x:.2f}, {y} {spot.y:.2f}{span}"
 
 
 # --- latency ---------------------------------------------------------------------------------
@@ -647,7 +653,7 @@ def _mark_faults(axes: Axes, stages: Sequence[DriftStage], coarse: Collection[st
         if at in named:
             continue
         named.add(at)
-        is_right = at > len(stage.rows) / 2
+        is_right = at >= len(stage.rows) / 2
         axes.annotate(
             _folded(stage.rows[at].tap),
             (at, height),

@@ -161,6 +161,7 @@ def _swept(row: SweepRow) -> html.SweptRow:
         None if timing is None else timing["median_ms"],
         None if timing is None else _pair(timing["median_interval_ms"]),
         model=row.cell.label,
+        has_failed=row.result.verdict == "fail",
     )
     result = row.result
     return html.SweptRow(measured, result.verdict, result.reason, row.path, _cells(row)[LEFT:])
