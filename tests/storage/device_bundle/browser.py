@@ -140,8 +140,18 @@ class Browser:
         ]
 
 
+GPU = (
+    "--enable-unsafe-webgpu",
+    "--use-webgpu-adapter=swiftshader",
+    "--use-angle=swiftshader",
+    "--enable-features=Vulkan",
+    "--ignore-gpu-blocklist",
+)
+"""What gives a browser without a GPU one that Chromium's own SwiftShader computes."""
+
+
 @contextmanager
-def browsing(profile: Path) -> Iterator[Browser]:
+def browsing(profile: Path, *, gpu: bool = False) -> Iterator[Browser]:
     """A browser whose profile is the empty folder ``profile``; it ends with the block."""
     assert DRIVER is not None
     process = subprocess.Popen(
@@ -155,7 +165,9 @@ def browsing(profile: Path) -> Iterator[Browser]:
             for line in process.stdout
             if (found := re.search(r"successfully on port (\d+)", line))
         )
-        options = {"binary": CHROMIUM, "args": [*ARGUMENTS, f"--user-data-dir={profile}"]}
+        arguments = [each for each in ARGUMENTS if not (gpu and each == "--disable-gpu")]
+        arguments += [*(GPU if gpu else ()), f"--user-data-dir={profile}"]
+        options = {"binary": CHROMIUM, "args": arguments}
         wanted = {
             "browserName": "chrome",
             "goog:chromeOptions": options,

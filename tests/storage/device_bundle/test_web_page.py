@@ -285,6 +285,55 @@ def test_without_a_gpu(browser: Browser, several: Path) -> None:
         assert verdicts(browser) == dict.fromkeys(CHECKS, "pass")
 
 
+@pytest.fixture(scope="session")
+def with_gpu(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """A browser that has a GPU, which is computed."""
+    with browsing(tmp_path_factory.mktemp("profile"), gpu=True) as found:
+        yield found
+
+
+def refuse_gpu(browser: Browser) -> None:
+    """Skip where the browser computes no GPU after all."""
+    if "no GPU" in browser.text("#fallback") or "no WebGPU" in browser.text("#fallback"):
+        pytest.skip(f"no WebGPU in this Chromium: {browser.text('#fallback')}")
+
+
+def test_on_a_gpu(with_gpu: Browser, tiny: Path, tmp_path: Path) -> None:
+    """Where the browser has a GPU the model runs on it, and the same checks pass there."""
+    folder = os.environ.get("ONNXRUNTIME_WEB")
+    try:
+        library_files = library.find(Path(folder) if folder else None, gpu=True, offline=True)
+    except DownloadError as error:
+        pytest.skip(f"no onnxruntime-web: set ONNXRUNTIME_WEB to an unpacked package ({error})")
+    with served(laid_out(tiny, tmp_path, library_files)) as place:
+        with_gpu.complaints()
+        with_gpu.open(f"{place}/web/")
+        assert with_gpu.settle() == "ready", with_gpu.text("body")
+        refuse_gpu(with_gpu)
+        assert "(GPU)" in with_gpu.text("#about")
+        assert verdicts(with_gpu) == dict.fromkeys(CHECKS, "pass")
+        assert with_gpu.complaints() == []
+        with_gpu.run(
+            """const unit = document.querySelector('#unit');
+            unit.value = 'wasm'; unit.dispatchEvent(new Event('change'));"""
+        )
+        assert with_gpu.settle() == "ready"
+        assert "(CPU" in with_gpu.text("#about")
+        assert verdicts(with_gpu) == dict.fromkeys(CHECKS, "pass")
+
+
+def test_a_gpu_that_fails(with_gpu: Browser, several: Path) -> None:
+    """What does not start on the GPU is left with its reason, and the CPU takes over."""
+    with served(several) as place:
+        with_gpu.open(f"{place}/web/")
+        assert with_gpu.settle() == "ready"
+        refuse_gpu(with_gpu)
+        assert "tried and left" in with_gpu.text("#fallback")
+        assert "does not start" in with_gpu.text("#fallback")
+        assert "(CPU" in with_gpu.text("#about")
+        assert verdicts(with_gpu) == dict.fromkeys(CHECKS, "pass")
+
+
 def test_threads_where_the_page_may_have_them(browser: Browser, digits: Path) -> None:
     """A server that isolates the page gives it threads, and the answers stay PyTorch's."""
     headers = {

@@ -266,7 +266,8 @@ function conclude(found) {
 /** A row for each ONNX file: what it answers to one picture, how fast, and whether it is right. */
 async function compareFiles() {
   const { bundle } = page;
-  const row = page.row ?? page.golden[0];
+  const [first = 0] = page.cards.keys();
+  const row = page.row ?? page.golden[first];
   const cell = (text, isNumber = true) => made("td", { textContent: text, className: isNumber ? "number" : "" });
   part("files").replaceChildren();
   part("compared").hidden = false;
@@ -277,7 +278,7 @@ async function compareFiles() {
       const times = await model.time(row);
       const { verdict, detail } = await answers(bundle, model, artifact);
       const size = `${(bundle.described.files[artifact.path].bytes / 1e6).toFixed(2)} MB`;
-      const judged = made("td", {}, made("span", { textContent: verdict, className: verdict }), ` ${detail}`);
+      const judged = made("td", {}, made("span", { textContent: verdict, className: verdict }), ` ${detail.split(" (")[0]}`);
       part("files").append(
         made(
           "tr",
