@@ -52,6 +52,40 @@ def test_the_wheel_holds_every_module_and_the_data(wheel: zipfile.ZipFile) -> No
     assert "levit_export/models/levit_digits.safetensors" in packed
 
 
+@pytest.mark.parametrize(
+    ("there", "broken", "chosen"),
+    [
+        (("python3", "python3.11", "python3.12", "python3.13"), (), "python3.13"),
+        (("python3", "python3.11", "python3.12", "python3.13"), ("python3.13",), "python3.12"),
+        (("python3",), (), "python3"),
+    ],
+)
+def test_the_newest_python_is_taken(
+    tmp_path: Path, there: tuple[str, ...], broken: tuple[str, ...], chosen: str
+) -> None:
+    """A clone's environment is made with the newest interpreter that starts and can make one."""
+    (tmp_path / "scripts").mkdir()
+    shutil.copy(ROOT / "scripts" / "prepare-venv", tmp_path / "scripts")
+    for name in ("setup.cfg", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    log, folder = tmp_path / "log", tmp_path / "bin"
+    folder.mkdir()
+    for name in ("bash", "cat", "cksum", "dirname"):
+        (folder / name).symlink_to(str(shutil.which(name)))
+    for name in ("python3.10", "python3.11", "python3.12", "python3.13", "python3"):
+        # Asked whether it suits, each answers by its status; what it is to make, it notes.
+        asked = int(name in broken or name not in there)
+        code = f'#!/bin/sh\n[ "$1" = -c ] && exit {asked}\necho {name} "$@" > {log}\nexit 7\n'
+        (folder / name).write_text(code, encoding="utf-8")
+        (folder / name).chmod(0o755)
+    script = tmp_path / "scripts" / "prepare-venv"
+    done = subprocess.run(
+        [folder / "bash", script], env={"PATH": str(folder)}, capture_output=True, check=False
+    )
+    assert done.returncode == 7, done.stderr
+    assert log.read_text("utf-8") == f"{chosen} -m venv .venv\n"
+
+
 def test_the_wheel_gives_the_command(wheel: zipfile.ZipFile) -> None:
     """Installing it gives ``levit-export``, and the licence comes with it."""
     (points,) = [name for name in wheel.namelist() if name.endswith("entry_points.txt")]

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from levit_export.core.values import RunOptions
     from levit_export.models.loading import ModelChoice
 
+    SizeType = click.ParamType[tuple[int, int]]
+else:
+    SizeType = click.ParamType  # generic since click 8.4 only
+
 CommandT = TypeVar("CommandT", bound=Callable[..., Any])
 
 POSITIVE = click.IntRange(min=1)
@@ -44,7 +48,7 @@ class FiniteRange(click.FloatRange):
         return number
 
 
-class ImageSize(click.ParamType[tuple[int, int]]):
+class ImageSize(SizeType):
     """``224``, or ``128x512`` for a height of 128 and a width of 512."""
 
     name = "size"
