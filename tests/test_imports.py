@@ -24,6 +24,7 @@ HEAVY = (
     "onnxsim",
     "openvino",
     "coremltools",
+    "coreai",
     "rich",
     "cattrs",
     "requests",

@@ -89,12 +89,13 @@ EXAMPLES = (
     multiple=True,
     default=("all",),
     show_default=True,
-    help="onnx, openvino, coreml, or all; repeat it or separate with commas.",
+    help="onnx, openvino, coreml, or all of these; coreai by its name only. Repeat it or separate "
+    "with commas.",
 )
 @click.option(
     "--precision",
     help="fp32, fp16, int8, w8, w6, w4, auto; or for each format: onnx=int8,coreml=fp16.  "
-    "[default: fp32, for coreml fp16]",
+    "[default: fp32, for coreml and coreai fp16]",
 )
 @click.option(
     "--keep",

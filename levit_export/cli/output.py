@@ -172,7 +172,7 @@ def _unwritable(path: Path, sources: Collection[Path]) -> str:
         return "is a folder, or its folder does not exist"
     place = path.resolve()
     for source in sources:
-        belongs = place.is_relative_to(source) and source.suffix == ".mlpackage"
+        belongs = place.is_relative_to(source) and source.suffix in (".mlpackage", ".aimodel")
         if place == source or belongs or place in vouched_for(source):
             return "would replace a part of what is to be read"
     if files.is_replaced(path) and not os.access(folder, os.W_OK | os.X_OK):

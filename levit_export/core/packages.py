@@ -46,6 +46,7 @@ TOOLCHAIN = (
     "onnxruntime",
     "openvino",
     "coremltools",
+    "coreai-core",
 )
 """Packages whose versions a report names."""
 

@@ -1,7 +1,8 @@
 """Other Python processes that work for this one: a function goes there, a Future comes back.
 
-One way for all that runs beside other work: onnxsim, which may crash; peak memory, which needs a
-process that holds nothing else; the workers of ``evaluate``; the cells of ``sweep``.
+One way for all that runs beside other work: onnxsim and Core AI's compiler, which may crash; peak
+memory, which needs a process that holds nothing else; the workers of ``evaluate``; the cells of
+``sweep``.
 
 It is a plain subprocess with pickles over its pipes. Neither ``multiprocessing`` nor loky would
 do: both start Python with ``-m`` or ``-c`` and the current folder on its import path, so that a

@@ -52,7 +52,13 @@ class or a number is ``unsaid``."""
 Fingerprints = Mapping[str, Mapping[str, str]]
 """For each precision, the digest that each weight tensor must have in a file (see ``weights``)."""
 
-FORMAT_ALIASES = {"mlpackage": "coreml", "mlprogram": "coreml", "ov": "openvino", "ort": "onnx"}
+FORMAT_ALIASES = {
+    "aimodel": "coreai",
+    "mlpackage": "coreml",
+    "mlprogram": "coreml",
+    "ov": "openvino",
+    "ort": "onnx",
+}
 
 
 def overall(verdicts: Iterable[Verdict]) -> Verdict:

@@ -17,14 +17,18 @@ from levit_export.core.values import (
     Target,
     applied,
 )
+from levit_export.formats.coreai.target import CoreaiTarget
 from levit_export.formats.coreml.target import CoremlTarget
 from levit_export.formats.onnx.target import OnnxTarget
 from levit_export.formats.openvino.target import OpenvinoTarget
 
-__all__ = ["GROUP", "TARGETS", "Job", "known_targets", "target"]
+__all__ = ["GROUP", "PREVIEWS", "TARGETS", "Job", "known_targets", "target"]
 
 TARGETS: tuple[Target, ...] = (OnnxTarget(), OpenvinoTarget(), CoremlTarget())
 """Our own, in the order of reports. ``--format all`` means these."""
+
+PREVIEWS: tuple[Target, ...] = (CoreaiTarget(),)
+"""Our own that stand on a pre-release: they are asked for by name, never by ``all``."""
 
 GROUP = "levit_export.targets"
 """Entry-point group under which other packages register a target class."""
@@ -33,7 +37,7 @@ GROUP = "levit_export.targets"
 @cache
 def known_targets() -> tuple[Target, ...]:
     """Our own targets and those of installed packages; a broken one is a warning in the log."""
-    found = list(TARGETS)
+    found = [*TARGETS, *PREVIEWS]
     for entry in entry_points(group=GROUP):
         try:
             found.append(entry.load()())

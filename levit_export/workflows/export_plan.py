@@ -218,6 +218,12 @@ def _job(name: str, precision: str, request: ExportRequest) -> Job:
             "cannot be exported without fuse_batchnorm",
             remedy="Leave out --skip-pass fuse_batchnorm, or export --precision coreml=fp16.",
         )
+    if kind.name == "coreai" and "fuse_batchnorm" in request.skip:
+        raise UsageError(
+            "Core AI computes a BatchNorm's deviation when the file is written, so that a file "
+            "without fuse_batchnorm would not hold the variances",
+            remedy="Leave out --skip-pass fuse_batchnorm, or --format coreai.",
+        )
     if options.embedded.preprocessing and options.precision in (*CALIBRATED, AUTO):
         raise UsageError(
             f"{options.precision} is calibrated on normalised images, and with "

@@ -45,11 +45,13 @@ ORDER: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "onnx": ("int8", "fp32"),
         "openvino": ("int8", "fp32"),
         "coreml": ("int8", "fp16", "fp32"),
+        "coreai": ("fp16", "fp32"),
     },
     "size": {
         "onnx": ("int8", "w8", "fp16", "fp32"),
         "openvino": ("w4", "int8", "w8", "fp16", "fp32"),
         "coreml": ("w4", "w6", "int8", "w8", "fp16", "fp32"),
+        "coreai": ("fp16", "fp32"),
     },
 }
 """Precisions by what they save, the most first. The last is the network itself."""

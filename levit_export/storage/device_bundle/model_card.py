@@ -37,7 +37,12 @@ HUGGING_FACE = {
 MOST_CHARACTERS = 200
 """Of a text from a report."""
 
-RUNTIMES = {"onnx": "ONNX Runtime", "openvino": "OpenVINO", "coreml": "Core ML"}
+RUNTIMES = {
+    "onnx": "ONNX Runtime",
+    "openvino": "OpenVINO",
+    "coreml": "Core ML",
+    "coreai": "Core AI",
+}
 PROGRAMS = {
     "onnx": "`verify_onnxruntime.cpp` (C++, ONNX Runtime)",
     "openvino": "`verify_openvino.cpp` (C++, OpenVINO)",

@@ -1,0 +1,314 @@
+"""The Core AI target: what is in an asset, what Apple's runtime makes of it, what is refused."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import subjects
+import torch
+
+from levit_export.core.errors import (
+    ArtifactError,
+    LevitExportError,
+    RuntimeFailedError,
+    UsageError,
+)
+from levit_export.core.values import Artifact, Embedded, ExportOptions, Prepared, RunOptions
+from levit_export.formats import TARGETS, known_targets
+from levit_export.formats.coreai import program
+from levit_export.formats.coreai.target import CoreaiTarget
+from levit_export.models.interpreter import evaluate
+from levit_export.models.preparation import prepare
+from levit_export.workflows.export_plan import ExportRequest, plan
+
+TARGET = CoreaiTarget()
+INSTALLED = TARGET.can_export()
+needs_core_ai = pytest.mark.skipif(not INSTALLED.ok, reason=INSTALLED.reason)
+RUN = RunOptions()
+SOFTMAX = "stage1_block0_attention_softmax"
+
+
+def in_maps() -> Prepared:
+    """The small model in the layout that Core AI takes."""
+    return prepare(subjects.tiny_checkpoint(), layout="maps")
+
+
+def export(place: Path, precision: str, model: Prepared | None = None, **more: object) -> Artifact:
+    """The small model as an asset below ``place``."""
+    options = ExportOptions(precision=precision, **more)  # type: ignore[arg-type]
+    return subjects.export(model or in_maps(), place, "coreai", options)
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """The small model in float32; do not change it."""
+    return export(tmp_path_factory.mktemp("coreai") / "plain", "fp32")
+
+
+@pytest.fixture
+def copied(plain: Artifact, tmp_path: Path) -> Artifact:
+    """A copy that a test may damage."""
+    return subjects.copy(plain, tmp_path)
+
+
+def image() -> dict[str, np.ndarray]:
+    """A seeded input of the small model."""
+    drawn = np.random.default_rng(0).standard_normal((1, 3, 64, 64))
+    return {"input": drawn.astype(np.float32)}
+
+
+def vouch(asset: Path) -> None:
+    """Give an asset the digest of the program that it has now."""
+    content = (asset / program.PROGRAM).read_bytes()
+    (asset / program.DIGEST).write_bytes(hashlib.sha256(content).digest())
+
+
+# --- where it is, and where not -------------------------------------------------------------
+
+
+def test_all_does_not_mean_it() -> None:
+    """A format that stands on a pre-release is known by name and not among those of ``all``."""
+    assert "coreai" in {kind.name for kind in known_targets()}
+    assert "coreai" not in {kind.name for kind in TARGETS}
+
+
+def test_an_absent_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the package is missing, the reason says which and the remedy names the extra."""
+    monkeypatch.setitem(sys.modules, "coreai", None)
+    for found in (TARGET.can_export(), TARGET.can_run()):
+        assert not found.ok
+        assert "coreai-core is not installed" in found.reason
+        assert "levit-export[coreai]" in found.fix
+    with pytest.raises(UsageError, match="coreai-core is not installed"):
+        TARGET.inspect(Path("m.aimodel"))
+
+
+def test_an_old_python_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python 3.10, for which the package is not made, is refused with that reason."""
+    monkeypatch.setattr(sys, "version_info", (3, 10, 14))
+    assert "Python 3.11" in TARGET.can_export().reason
+
+
+def test_an_open_batch_is_refused() -> None:
+    """A program is written for a fixed batch."""
+    with pytest.raises(UsageError, match="fixed batch"):
+        TARGET.refuse(ExportOptions(batch=None))
+
+
+@needs_core_ai
+def test_batchnorms_are_refused() -> None:
+    """Core AI would fold a BatchNorm that was not fused, so that is refused at once."""
+    request = ExportRequest(formats=("coreai",), skip=("fuse_batchnorm",))
+    with pytest.raises(UsageError, match="fuse_batchnorm"):
+        plan(request)
+
+
+# --- what is in an asset --------------------------------------------------------------------
+
+_ELSEWHERE = """
+import sys
+from pathlib import Path
+import test_coreai
+for precision in ("fp32", "fp16"):
+    test_coreai.export(Path(sys.argv[1], precision), precision)
+"""
+
+
+@needs_core_ai
+def test_same_bytes_in_another_process_and_no_path(plain: Artifact, tmp_path: Path) -> None:
+    """Another process writes the same bytes, which name neither a date nor a folder from here."""
+    paths = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
+    done = subprocess.run(
+        [sys.executable, "-c", _ELSEWHERE, tmp_path / "there"],
+        env={**os.environ, "PYTHONPATH": paths, "PYTHONHASHSEED": "7"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    for precision in ("fp32", "fp16"):
+        here = plain if precision == "fp32" else export(tmp_path / "here", precision)
+        there = replace(here, path=tmp_path / "there" / precision / here.path.name)
+        contents = subjects.contents(here)
+        assert subjects.contents(there) == contents
+        whole = b"\n".join(contents.values())
+        for folder in (Path.cwd(), Path.home(), Path(sys.prefix), tmp_path.parent, Path(__file__)):
+            assert str(folder.parent if folder.is_file() else folder).encode() not in whole
+        assert b"creationDate" not in whole
+        assert b"resource_" not in whole
+
+
+@needs_core_ai
+def test_metadata(plain: Artifact) -> None:
+    """An asset says in its own fields which model it is and how to feed it."""
+    written = json.loads((plain.path / program.METADATA).read_text("utf-8"))
+    assert written["author"] == "levit-export"
+    assert "image classifier" in written["description"]
+    found = TARGET.inspect(plain.path)
+    assert found.claims is not None
+    assert found.claims["model"] == "levit_tiny"
+    assert json.loads(found.claims["labels"]) == list(in_maps().info.labels)
+    assert found.passes is not None
+    assert found.layout == "maps"
+    assert found.signature == in_maps().signature
+
+
+@needs_core_ai
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("layout", ["maps", "tokens"])
+def test_a_file_passes_with_every_weight(precision: str, layout: str, tmp_path: Path) -> None:
+    """In both layouts and precisions the answers and every weight are the checkpoint's."""
+    model = prepare(subjects.tiny_checkpoint(), layout=layout)
+    made = export(tmp_path / "m", precision, model)
+    report = subjects.judge(made, subjects.held_against(subjects.tiny_checkpoint(), model))
+    assert (report.verdict, report.reason) == ("pass", "")
+    assert report.weights is not None
+    assert report.weights.tensors == len(model.fingerprints[precision])
+    assert TARGET.inspect(made.path).precision == precision
+
+
+@needs_core_ai
+@pytest.mark.parametrize("skip", ["bake_attention_bias", "merge_heads"])
+def test_without_a_pass(skip: str, tmp_path: Path) -> None:
+    """A network that a pass was left out of passes too, with its own weights."""
+    model = prepare(subjects.tiny_checkpoint(), skip=(skip,))
+    made = export(tmp_path / "m", "fp32", model)
+    report = subjects.judge(made, subjects.held_against(subjects.tiny_checkpoint(), model))
+    assert (report.verdict, report.reason) == ("pass", "")
+
+
+@needs_core_ai
+def test_raw_pixels_and_probabilities(tmp_path: Path) -> None:
+    """Normalisation and softmax can be inside: bytes go in and probabilities come out."""
+    embedded = Embedded(preprocessing=True, softmax=True)
+    model = prepare(subjects.tiny_checkpoint(), embedded=embedded)
+    made = export(tmp_path / "m", "fp32", model, embedded=embedded)
+    pixels = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), np.uint8)
+    (taken,) = model.signature.inputs
+    with TARGET.open(made, RUN) as session:
+        assert session.signature == model.signature
+        found = session.run({taken.name: pixels})
+    exact = evaluate(model.network, {taken.name: pixels}, dtype=torch.float64)
+    assert found.keys() == exact.keys()
+    for name, expected in exact.items():
+        assert np.abs(found[name] - expected).max() <= 2.0**-16
+
+
+@needs_core_ai
+def test_blocks_that_stay_in_float32(tmp_path: Path) -> None:
+    """``--keep`` leaves a block in float32, and its weights are there as they are."""
+    model, block = in_maps(), "stage2.block0.mlp"
+    made = export(tmp_path / "m", "fp16", model, keep=(block,))
+    kept = [n for op in model.network.ops_of([block]) for n in op.inputs]
+    held = {array.tobytes() for array in TARGET.constants(made) if array.dtype == np.float32}
+    weights = [model.network.constants[n] for n in kept if n in model.network.constants]
+    assert weights
+    assert all(array.tobytes() in held for array in weights)
+    assert TARGET.inspect(made.path).keep == (block,)
+
+
+# --- what runs it ---------------------------------------------------------------------------
+
+
+@needs_core_ai
+def test_inner_values(plain: Artifact) -> None:
+    """Every value of the network has its name in the program, and a tap gives its numbers."""
+    network = in_maps().network
+    names = {value.name for op in network.ops for value in op.outputs}
+    assert names <= set(TARGET.values(plain))
+    taps = [*network.taps.values()]
+    with TARGET.open(plain, RUN, taps) as session:
+        found = session.run(image())
+        assert [spec.name for spec in session.signature.outputs] == ["logits"]
+    exact = evaluate(network, image(), dtype=torch.float64, also=taps)
+    assert found.keys() == exact.keys()
+    for name, expected in exact.items():
+        assert np.abs(found[name] - expected).max() <= 2.0**-15 * np.abs(expected).max(), name
+
+
+@needs_core_ai
+def test_a_tap_that_is_not_there_is_refused(plain: Artifact) -> None:
+    """A name that no value has is refused."""
+    with (
+        pytest.raises(UsageError, match="no value 'nowhere'"),
+        TARGET.open(plain, RUN, ["nowhere"]),
+    ):
+        pass
+
+
+@needs_core_ai
+@pytest.mark.parametrize(
+    "inputs",
+    [{}, {"input": np.zeros((1, 3, 64, 32), np.float32)}, {"input": np.zeros((1, 3, 64, 64))}],
+    ids=["none", "shape", "type"],
+)
+def test_wrong_inputs(plain: Artifact, inputs: dict[str, np.ndarray]) -> None:
+    """An input of another name, shape or type is refused, and the next call is answered."""
+    with TARGET.open(plain, RUN) as session:
+        with pytest.raises(RuntimeFailedError):
+            session.run(inputs)
+        assert session.run(image())["logits"].shape == (1, 10)
+
+
+# --- damage ---------------------------------------------------------------------------------
+
+
+@needs_core_ai
+@pytest.mark.parametrize("name", [program.PROGRAM, program.DIGEST, program.METADATA])
+def test_a_missing_file_is_named(copied: Artifact, name: str) -> None:
+    """An asset without one of its files is no asset, and the message names the file."""
+    (copied.path / name).unlink()
+    with pytest.raises(ArtifactError, match=name):
+        TARGET.inspect(copied.path)
+
+
+@needs_core_ai
+def test_another_program_is_found_by_its_digest(copied: Artifact) -> None:
+    """A program that is not the one whose SHA-256 the asset has is not read."""
+    place = copied.path / program.PROGRAM
+    content = bytearray(place.read_bytes())
+    content[len(content) // 2] ^= 1
+    place.write_bytes(content)
+    with pytest.raises(ArtifactError, match="SHA-256"):
+        TARGET.inspect(copied.path)
+
+
+@needs_core_ai
+@pytest.mark.parametrize("text", ["[]", "{", '{"creatorDefinedMetadata": 3}', "\xff"])
+def test_hostile_metadata(copied: Artifact, text: str) -> None:
+    """Metadata that is not a table of texts is an error of this package."""
+    (copied.path / program.METADATA).write_bytes(text.encode("latin-1"))
+    with pytest.raises(ArtifactError):
+        TARGET.inspect(copied.path)
+
+
+@needs_core_ai
+def test_fuzzed_programs(copied: Artifact) -> None:
+    """A program that was changed anywhere is read, or refused by an error of this package.
+
+    Its digest is that of the changed program, so that Core AI gets to see it.
+    """
+    place = copied.path / program.PROGRAM
+    whole = place.read_bytes()
+    # The numbers of the weights, most of the file, can be anything; the rest is at both ends.
+    draw = np.random.default_rng(0)
+    edges = [*range(4000), *range(len(whole) - 8000, len(whole))]
+    for turn in range(12):
+        content = bytearray(whole)
+        for offset in draw.choice(edges, 1 + turn % 3, replace=False):
+            content[offset] = int(draw.integers(256))
+        place.write_bytes(content[: len(whole) - (turn % 4) * 1000])
+        vouch(copied.path)
+        try:
+            with TARGET.open(copied, RUN) as session:
+                session.run(image())
+        except LevitExportError:
+            continue
