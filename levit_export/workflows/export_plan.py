@@ -212,18 +212,8 @@ def _job(name: str, precision: str, request: ExportRequest) -> Job:
             raise precision_search.no_images()
     else:
         kind.refuse(options)
-    if kind.name == "coreml" and precision not in FLOATS and "fuse_batchnorm" in request.skip:
-        raise UsageError(
-            f"coremltools folds BatchNorm into the weights that it compresses, so {precision} "
-            "cannot be exported without fuse_batchnorm",
-            remedy="Leave out --skip-pass fuse_batchnorm, or export --precision coreml=fp16.",
-        )
-    if kind.name == "coreai" and "fuse_batchnorm" in request.skip:
-        raise UsageError(
-            "Core AI computes a BatchNorm's deviation when the file is written, so that a file "
-            "without fuse_batchnorm would not hold the variances",
-            remedy="Leave out --skip-pass fuse_batchnorm, or --format coreai.",
-        )
+    if "fuse_batchnorm" in request.skip:
+        _refuse_batchnorms(kind.name, precision)
     if options.embedded.preprocessing and options.precision in (*CALIBRATED, AUTO):
         raise UsageError(
             f"{options.precision} is calibrated on normalised images, and with "
@@ -237,6 +227,22 @@ def _job(name: str, precision: str, request: ExportRequest) -> Job:
         )
     kind.runs(request.run)
     return Job(kind.name, replace(options, keep=request.keep.get(kind.name, ())))
+
+
+def _refuse_batchnorms(kind: str, precision: str) -> None:
+    """Raise where a format would fold BatchNorms by itself."""
+    if kind == "coreml" and precision not in FLOATS:
+        raise UsageError(
+            f"coremltools folds BatchNorm into the weights that it compresses, so {precision} "
+            "cannot be exported without fuse_batchnorm",
+            remedy="Leave out --skip-pass fuse_batchnorm, or export --precision coreml=fp16.",
+        )
+    if kind == "coreai":
+        raise UsageError(
+            "Core AI computes a BatchNorm's deviation when the file is written, so that a file "
+            "without fuse_batchnorm would not hold the variances",
+            remedy="Leave out --skip-pass fuse_batchnorm, or --format coreai.",
+        )
 
 
 def refuse(request: ExportRequest, jobs: Sequence[Job], checkpoint: Checkpoint) -> None:
