@@ -308,7 +308,7 @@ def test_fuzzed_files(tmp_path: Path, tiny: Tensors, name: str) -> None:
     content = save(tiny) if name == "w.safetensors" else buffer.getvalue()
     file = tmp_path / name
     refused = named = 0
-    for seed in range(300):
+    for seed in range(100):
         file.write_bytes(mutated(content, seed))
         try:
             checkpoints.load(file)
@@ -317,7 +317,7 @@ def test_fuzzed_files(tmp_path: Path, tiny: Tensors, name: str) -> None:
             named += str(file) in str(error)
         except Exception as error:
             raise AssertionError(f"seed {seed}") from error
-    assert refused > 30
+    assert refused > 10
     assert named == refused
 
 
