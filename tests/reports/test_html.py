@@ -585,7 +585,7 @@ def test_a_page_without_plots_does_not_load_matplotlib() -> None:
 
 SCHEMES = ("light", "dark")
 TEXTS = ("ink", "muted", "pass", "fail", "warn", "link")
-LINES = ("series-0", "series-1", "series-2", "series-3")
+LINES = tuple(f"series-{number}" for number in range(plots.SERIES))
 
 
 def palette(scheme: str) -> dict[str, str]:

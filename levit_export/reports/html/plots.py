@@ -38,7 +38,7 @@ LONGEST = 46
 """Characters of a line of words in a plot."""
 ROOM_ABOVE = 4.0
 """How much higher than what is drawn the axis of drift reaches: a mark's name stands there."""
-FORMATS = ("onnx", "openvino", "coreml")
+FORMATS = ("onnx", "openvino", "coreml", "coreai")
 SERIES = 1 + len(FORMATS)
 COLOURS = {
     name: f"#0101{number:02x}"

@@ -43,6 +43,9 @@ RUNTIMES = {
     "coreml": "Core ML",
     "coreai": "Core AI",
 }
+SNIPPETS = ("onnx", "openvino", "coreml")
+"""Formats that ``README.md.j2`` has lines of Python for."""
+
 PROGRAMS = {
     "onnx": "`verify_onnxruntime.cpp` (C++, ONNX Runtime)",
     "openvino": "`verify_openvino.cpp` (C++, OpenVINO)",
@@ -229,7 +232,7 @@ def _python(manifest: Manifest, images: Mapping[str, GoldenImage]) -> Snippet | 
     artifacts = [
         artifact
         for artifact in manifest.artifacts
-        if artifact.format in RUNTIMES
+        if artifact.format in SNIPPETS
         and not (artifact.format == "coreml" and manifest.embedded.preprocessing)
     ]
     outputs = [spec.name for spec in manifest.signature.outputs]
