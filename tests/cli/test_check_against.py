@@ -86,6 +86,14 @@ def test_a_version_that_passes(cli: Cli, exported: Exported) -> None:
     assert "checking levit_digits.onnx on onnxruntime 1.5" in result.stderr
 
 
+def test_drift_is_not_advised(cli: Cli, exported: Exported) -> None:
+    """Where another version alone fails nobody is sent to drift, which runs what is here."""
+    result = cli("check", exported.folder, *against("1.3"))
+    assert result.exit_code == 1
+    assert "onnx-fp32 (onnxruntime 1.3) parity: onnxruntime 1.3 does not take" in result.stdout
+    assert "levit-export drift" not in result.stdout
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
