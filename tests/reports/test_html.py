@@ -256,6 +256,16 @@ def test_latency_shows_every_call_and_flags_noise() -> None:
     ]
 
 
+def test_calls_of_all_lengths_keep_their_numbers_apart() -> None:
+    """Over many powers of ten the axis names these alone; over few also what lies between."""
+    for slow, between in ((30.0, True), (3000.0, False)):
+        report = made.report_of(artifact(timing=timed(1.5)), eager=timed(slow))
+        (svg,) = section(read(html.page(report)), "latency").all("svg")
+        words = {node.text for node in svg.all("text")}
+        assert "10" in words
+        assert ("20" in words) is between
+
+
 def test_no_map() -> None:
     """A page without a map says which command draws one, and for which directory."""
     report = made.report_of(artifact())

@@ -85,6 +85,9 @@ DASHES = ("-", "--", "-.")
 WIDE_RANGE = 8.0
 """Largest ratio of two latencies that a linear axis still shows side by side."""
 
+VERY_WIDE = 300.0
+"""Largest ratio of two calls for which there is room for three numbers to a power of ten."""
+
 ALIKE = 2.0
 """Largest ratio of the tolerances of two artifacts at one tap that share a band."""
 
@@ -495,7 +498,9 @@ def _strips(axes: Axes, timed: Mapping[str, TimingReport]) -> Tips:
         from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
         axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        calls = [second for found in timed.values() for second in found.seconds]
+        is_very_wide = max(calls) > VERY_WIDE * min(calls)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1,) if is_very_wide else (1, 2, 5)))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel(f"milliseconds a call{' (log)' if is_wide else ''}")
