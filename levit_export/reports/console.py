@@ -41,7 +41,8 @@ GAP = 2
 
 EVIDENCE = (
     "tested by this project: ONNX and OpenVINO on Linux x86-64; Core ML packages on Linux by the "
-    "reference evaluator. Core ML itself, its timing and op placement are written against its "
+    "reference evaluator; Core AI on Linux x86-64 by Apple's runtime, a pre-release. "
+    "Core ML itself, its timing and op placement are written against its "
     "documented interface and left to the macOS workflow; Windows has not been tried"
 )
 """What a ``yes`` of ``doctor`` rests on."""

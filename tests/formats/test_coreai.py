@@ -9,11 +9,15 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
 import subjects
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kinds import DRAWS, bound, network_of
 
 from levit_export.core.errors import (
     ArtifactError,
@@ -21,10 +25,19 @@ from levit_export.core.errors import (
     RuntimeFailedError,
     UsageError,
 )
-from levit_export.core.values import Artifact, Embedded, ExportOptions, Prepared, RunOptions
+from levit_export.core.network import KINDS, Network
+from levit_export.core.precisions import UNIT_ROUNDOFF
+from levit_export.core.values import (
+    Artifact,
+    Embedded,
+    ExportOptions,
+    Prepared,
+    RunOptions,
+)
 from levit_export.formats import TARGETS, known_targets
 from levit_export.formats.coreai import program
 from levit_export.formats.coreai.target import CoreaiTarget
+from levit_export.formats.coreai.write import WRITERS
 from levit_export.models.interpreter import evaluate
 from levit_export.models.preparation import prepare
 from levit_export.workflows.export_plan import ExportRequest, plan
@@ -215,6 +228,45 @@ def test_blocks_that_stay_in_float32(tmp_path: Path) -> None:
     assert TARGET.inspect(made.path).keep == (block,)
 
 
+def run(network: Network, inputs: dict[str, np.ndarray], *, half: bool) -> dict[str, np.ndarray]:
+    """What a network's saved program gives in Apple's runtime."""
+    with TemporaryDirectory() as place:
+        asset = Path(place, "m.aimodel")
+        program.ask(program.export, asset, program.Wanted(network, half, (), {}, {}))
+        number = program.read(asset, program.opened, ())
+        found = program.ask(program.answered, asset, number, inputs)
+        program.ask(program.closed, number)
+    return found
+
+
+@needs_core_ai
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=2, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_each_kind(kind: str, data: st.DataObject) -> None:
+    """A program computes what a kind of operator means, in float32 and in float16."""
+    cases = [DRAWS[kind](data) for _ in range(4)]
+    network, inputs = network_of(kind, cases, data.draw(st.integers(0, 1000)))
+    exact = evaluate(network, inputs, dtype=torch.float64)
+    shaped = tuple(
+        replace(op, outputs=tuple(replace(v, shape=exact[v.name].shape) for v in op.outputs))
+        for op in network.ops
+    )
+    network = replace(network, ops=shaped)
+    for precision in ("fp32", "fp16"):
+        found = run(network, inputs, half=precision == "fp16")
+        allowed = bound(network, inputs, UNIT_ROUNDOFF[precision])
+        for name, expected in exact.items():
+            assert found[name].shape == expected.shape, name
+            assert found[name].dtype == np.float32
+            assert np.abs(found[name] - expected).max() <= allowed[name], (name, precision)
+
+
+def test_every_kind_has_a_writer() -> None:
+    """The table is complete."""
+    assert set(WRITERS) == set(KINDS)
+
+
 # --- what runs it ---------------------------------------------------------------------------
 
 
@@ -256,6 +308,33 @@ def test_wrong_inputs(plain: Artifact, inputs: dict[str, np.ndarray]) -> None:
         with pytest.raises(RuntimeFailedError):
             session.run(inputs)
         assert session.run(image())["logits"].shape == (1, 10)
+
+
+# --- spoilt weights ---
+
+
+SPOILT = {
+    "one percent": lambda array: array * np.float32(1.01),
+    "zeroed": np.zeros_like,
+    "other order": lambda array: np.roll(array, 1, axis=0),
+}
+
+
+@needs_core_ai
+@pytest.mark.parametrize("change", SPOILT)
+@pytest.mark.parametrize("name", ["patch_embed.0.weight", "blocks.0.m.baked_bias", "head.bias"])
+def test_a_spoilt_weight_is_named(copied: Artifact, name: str, change: str) -> None:
+    """A tensor that was changed where it lies on disk fails the check, which names it."""
+    place = copied.path / program.PROGRAM
+    tensor = in_maps().network.constants[name]
+    content = place.read_bytes()
+    assert content.count(tensor.tobytes()) == 1
+    spoilt = np.ascontiguousarray(SPOILT[change](tensor), np.float32)
+    place.write_bytes(content.replace(tensor.tobytes(), spoilt.tobytes()))
+    vouch(copied.path)
+    report = subjects.judge(copied, subjects.tiny_reference())
+    assert report.verdict == "fail"
+    assert name in report.reason
 
 
 # --- damage ---------------------------------------------------------------------------------
