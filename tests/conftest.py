@@ -14,9 +14,12 @@ import pytest
 # Workers share the cores; OpenMP threads that spin for each other take them from the next worker.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# What a shell starts in the background ignores Ctrl-C, and so does all that it starts itself.
+# What a shell starts in the background ignores Ctrl-C, and what nohup starts ignores SIGHUP; so
+# does all that they start themselves.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 import torch
 from click.testing import CliRunner, Result

@@ -29,6 +29,7 @@ WRITES_ITSELF = {
     "testing.py": "a file of a test",
     "formats/onnx/target.py": "into the staged directory, which is committed as a whole",
     "formats/coreml/package.py": "into the staged directory, which is committed as a whole",
+    "formats/coreai/program.py": "into the staged directory, which is committed as a whole",
 }
 
 
@@ -176,5 +177,6 @@ def test_every_writer_goes_through_one_function() -> None:
                 opens = name in ("open", "fdopen") and modes & {"w", "wb", "a", "ab", "xb", "w+b"}
                 if name in ("write_text", "write_bytes") or opens:
                     found.add(path.relative_to(PACKAGE).as_posix())
-    found -= {"storage/device_bundle/verifiers/verify.py", "core/processes.py"}  # alone; pipes
+    found -= {"storage/device_bundle/verifiers/verify.py"}  # runs alone, on devices
+    found -= {"core/processes.py", "formats/answering.py"}  # pipes
     assert found <= WRITES_ITSELF.keys()
