@@ -18,6 +18,7 @@ from levit_export.core import files
 from levit_export.core.errors import ArtifactError, RuntimeFailedError, UsageError
 from levit_export.core.quiet import first_line
 from levit_export.core.values import Signature, Tensors, TensorSpec
+from levit_export.models.capture import ONE_AT_A_TIME
 
 FloatType = Literal["fp64", "fp32", "fp16", "bf16"]
 _DTYPES = {
@@ -135,7 +136,7 @@ class EagerSession:
         """One forward call; outputs are float64 for ``fp64``, else float32."""
         tensor = torch.from_numpy(np.ascontiguousarray(inputs["input"]))
         try:
-            with torch.inference_mode(), cpu_threads(self._threads):
+            with ONE_AT_A_TIME, torch.inference_mode(), cpu_threads(self._threads):
                 value = tensor.to(_DTYPES[self._arithmetic])
                 if self._rounding is None:
                     outputs = self._module(value)

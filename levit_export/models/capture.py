@@ -12,6 +12,7 @@ import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from threading import Lock
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,6 +25,14 @@ from levit_export.models.aten import LARGEST_BATCH, operators_of
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
+
+ONE_AT_A_TIME = Lock()
+"""Held while PyTorch captures, and while it computes a reference.
+
+``torch.export`` turns oneDNN off for the whole process meanwhile (``_ignore_backend_decomps`` in
+torch/export/_trace.py), and the kernels that take its place round otherwise: golden vectors would
+differ in their last bits from one export to the next.
+"""
 
 QUERY_LAYERS = ("qkv", "kv", "q", "k", "v")
 """Layers of an attention that are told apart in the names of their values."""
@@ -53,7 +62,7 @@ def exported(module: nn.Module, signature: Signature, name: str) -> ExportedProg
     is_open = signature.batch is None
     shapes = ({0: torch.export.Dim("batch", min=1, max=LARGEST_BATCH)},) if is_open else None
     try:
-        with warnings.catch_warnings():
+        with ONE_AT_A_TIME, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return torch.export.export(module, (example,), dynamic_shapes=shapes)
     except Exception as error:

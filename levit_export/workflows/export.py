@@ -108,41 +108,43 @@ def export(
     output = request.output or Path("exported", checkpoint.name)
     refuse_output(output)  # again, for the default place is known only now
     with export_directory.staged(output) as stage, _beside() as beside:
-        # The checkpoint, loaded again, answers in the other thread while the passes are proven.
         threads = max(1, machine.usable_cores() // 2)
-        answer = partial(reference.answered, checkpoint, seed=request.seed, threads=threads)
-        plain = beside.submit(shared.once, ("answered", request.seed), answer)
-
-        # checkpoint -> passes -> prepared module
-        progress.stage("fusing and proving")
-        prepare = partial(Forms, checkpoint, request.skip, options.batch, options.embedded)
-        key = ("forms", request.skip, options.batch, options.embedded)
-        forms = shared.once(key, prepare)
+        # Around both threads, for PyTorch's count is the process's: one thread must not put it
+        # back while the other computes.
         with cpu_threads(threads):
+            # The checkpoint, loaded again, answers in the other thread during the proofs.
+            answer = partial(reference.answered, checkpoint, seed=request.seed, threads=threads)
+            plain = beside.submit(shared.once, ("answered", request.seed), answer)
+
+            # checkpoint -> passes -> prepared module
+            progress.stage("fusing and proving")
+            prepare = partial(Forms, checkpoint, request.skip, options.batch, options.embedded)
+            key = ("forms", request.skip, options.batch, options.embedded)
+            forms = shared.once(key, prepare)
             forms.prove()
-        # Now, while PyTorch computes in the other thread.
-        with quiet():
-            load_early([package for job in jobs for package in PACKAGES.get(job.format, ())])
-        jobs, searches = precision_search.settle(
-            jobs, forms, images, request.promise, run=request.run, progress=progress
-        )
-        tolerances = beside.submit(
-            lambda: _with_tolerances(plain.result(), jobs, request, images, threads)
-        )
+            # Now, while PyTorch computes in the other thread.
+            with quiet():
+                load_early([package for job in jobs for package in PACKAGES.get(job.format, ())])
+            jobs, searches = precision_search.settle(
+                jobs, forms, images, request.promise, run=request.run, progress=progress
+            )
+            tolerances = beside.submit(
+                lambda: _with_tolerances(plain.result(), jobs, request, images, threads)
+            )
 
-        # prepared module -> network -> artifact on disk
-        models: list[Prepared] = []
-        artifacts: list[Artifact] = []
-        for job in jobs:
-            progress.stage(f"exporting {job.format}")
-            models.append(forms.of(job.format, job.options))
-            artifacts.append(_noted(job.write(models[-1], stage.path), job))
+            # prepared module -> network -> artifact on disk
+            models: list[Prepared] = []
+            artifacts: list[Artifact] = []
+            for job in jobs:
+                progress.stage(f"exporting {job.format}")
+                models.append(forms.of(job.format, job.options))
+                artifacts.append(_noted(job.write(models[-1], stage.path), job))
 
-        # artifact <-> reference
-        progress.stage("computing the reference")
-        ledgers = (each.passes for each in models)  # layouts share all passes but the last
-        model = replace(models[0], passes=max(ledgers, key=len))
-        expected = reference.completed(tolerances.result(), model.info, model.fingerprints)
+            # artifact <-> reference
+            progress.stage("computing the reference")
+            ledgers = (each.passes for each in models)  # layouts share all passes but the last
+            model = replace(models[0], passes=max(ledgers, key=len))
+            expected = reference.completed(tolerances.result(), model.info, model.fingerprints)
         expected = reference.with_stored_weights(
             expected, model.weights, artifacts, model.blocks
         ).matching(model.signature)

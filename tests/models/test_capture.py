@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -12,15 +13,18 @@ import subjects
 import torch
 from torch import nn
 
+from levit_export.checks import reference
 from levit_export.core.errors import ExportFailedError
 from levit_export.core.network import Network
 from levit_export.core.values import Embedded, RunOptions, Signature, TensorSpec
 from levit_export.formats import target
+from levit_export.inputs import samples
+from levit_export.models import checkpoints
 from levit_export.models.capture import exported, read
 from levit_export.models.embedding import around
 from levit_export.models.interpreter import evaluate
 from levit_export.models.passes import PASSES
-from levit_export.models.preparation import laid_out, prepare, rewrite
+from levit_export.models.preparation import laid_out, prepare, rewrite, signature_of
 
 NAMES = tuple(each.name for each in PASSES)
 SKIPS = [NAMES, ("fuse_batchnorm", "merge_heads"), *[(name,) for name in NAMES[1:]]]
@@ -219,3 +223,20 @@ def test_an_operator_that_is_not_known(
     assert operator in refused.value.what
     assert "stage1.block0" in refused.value.what
     assert refused.value.remedy
+
+
+def test_a_reference_is_not_changed_by_a_capture() -> None:
+    """PyTorch gives the same bits while another thread captures a module.
+
+    ``torch.export`` turns oneDNN off meanwhile, for the whole process.
+    """
+    checkpoint = checkpoints.bundled()
+    session = reference.eager_session(checkpoint)
+    inputs = {"input": samples.make(checkpoint.preprocessing).inputs}
+    alone = session.run(inputs)["logits"]
+    with ThreadPoolExecutor(1) as pool:
+        signature = signature_of(checkpoint.config, 1)
+        captured = pool.submit(exported, checkpoint.build(), signature, "digits")
+        while not captured.done():
+            assert np.array_equal(session.run(inputs)["logits"], alone)
+    captured.result()
