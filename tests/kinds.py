@@ -11,6 +11,7 @@ import torch
 from hypothesis import strategies as st
 
 from levit_export.core.network import Network, Op, Value
+from levit_export.core.precisions import UNIT_ROUNDOFF
 from levit_export.models.interpreter import evaluate
 
 Drawn = tuple[list[tuple[int, ...]], dict[str, Any]]
@@ -245,3 +246,17 @@ def bound(network: Network, inputs: dict[str, np.ndarray], u: float) -> dict[str
             size = max(np.abs(sizes[name]).max(), np.abs(exact[name]).max(), given)
             found[name] = 0.0 if op.kind in MOVES else terms * u * float(size)
     return found
+
+
+def assert_computes(
+    run: Callable[..., dict[str, np.ndarray]], network: Network, inputs: dict[str, np.ndarray]
+) -> None:
+    """``run(network, inputs, half=...)`` gives what the operators mean, in both precisions."""
+    exact = evaluate(network, inputs, dtype=torch.float64)
+    for precision in ("fp32", "fp16"):
+        found = run(network, inputs, half=precision == "fp16")
+        allowed = bound(network, inputs, UNIT_ROUNDOFF[precision])
+        for name, expected in exact.items():
+            assert found[name].shape == expected.shape, name
+            assert found[name].dtype == np.float32, name
+            assert np.abs(found[name] - expected).max() <= allowed[name], (name, precision)

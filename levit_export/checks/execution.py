@@ -114,15 +114,13 @@ def check(
         except NotRunError as error:
             return parity.not_run(str(error)), None
         except RuntimeFailedError as error:
-            refused = Finding("run-failed", {"text": str(error)})
-            refusal = ParityReport("", len(reference.samples), findings=(refused,))
-            return refusal.joined(*untrue), None
+            return parity.run_failed(error, "", reference.samples).joined(*untrue), None
         expected = reference.matching(session.signature)
         try:
             outputs = parity.collect(session, expected.samples)
             accuracy = _accuracy(session, expected)
         except RuntimeFailedError as error:
-            failed = parity.run_failed(error, session, expected.samples)
+            failed = parity.run_failed(error, session.runtime, expected.samples)
             return failed.joined(*untrue), None
         report = parity.compare_outputs(
             expected.outputs,

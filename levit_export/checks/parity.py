@@ -312,7 +312,7 @@ def compare(
     try:
         outputs = collect(candidate, samples)
     except RuntimeFailedError as error:
-        return run_failed(error, candidate, samples)
+        return run_failed(error, candidate.runtime, samples)
     return compare_outputs(
         collect(reference, samples),
         outputs,
@@ -323,10 +323,10 @@ def compare(
     )
 
 
-def run_failed(error: RuntimeFailedError, candidate: Session, samples: Samples) -> ParityReport:
-    """The report on a candidate that could not be run."""
+def run_failed(error: RuntimeFailedError, runtime: str, samples: Samples) -> ParityReport:
+    """The report on a candidate that could not be run, or (no ``runtime``) not be loaded."""
     found = Finding("run-failed", {"text": str(error)})
-    return ParityReport(candidate.runtime, len(samples), findings=(found,))
+    return ParityReport(runtime, len(samples), findings=(found,))
 
 
 def compare_outputs(

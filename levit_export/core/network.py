@@ -20,6 +20,10 @@ from typing import Any
 import numpy as np
 
 from levit_export.core.errors import ExportFailedError, UsageError
+from levit_export.core.values import FLOAT16_MAX
+
+INFINITE = 1e38
+"""A number as large as this stands for infinity, as in a mask, and may become infinity."""
 
 Shape = tuple[int | None, ...]
 """Lengths of the axes; None where one follows from an open batch."""
@@ -170,6 +174,14 @@ class Network:
         """The shape of a value or a constant."""
         return self.constants[name].shape if name in self.constants else self.values[name].shape
 
+    def is_half(self, op: Op, keep: Collection[str]) -> bool:
+        """Whether ``op`` computes in float16 where all but the blocks ``keep`` does.
+
+        It stays in float32 where a constant that it reads exceeds float16.
+        """
+        read = (self.constants[name] for name in op.inputs if name in self.constants)
+        return not is_within(op.block, keep) and not any(map(_exceeds_half, read))
+
     def ops_of(self, blocks: Collection[str]) -> Iterator[Op]:
         """The operators of ``blocks`` and of what lies inside them."""
         return (op for op in self.ops if is_within(op.block, blocks))
@@ -207,6 +219,13 @@ def value_of_tap(tap: str) -> str:
 def is_within(block: str, blocks: Collection[str]) -> bool:
     """Whether ``block`` is one of ``blocks`` or lies inside one."""
     return any(block == each or block.startswith(f"{each}.") for each in blocks)
+
+
+def _exceeds_half(array: np.ndarray) -> bool:
+    if array.dtype.kind != "f":
+        return False
+    sizes = np.abs(array)
+    return bool(np.max(sizes, initial=0.0, where=sizes < INFINITE) > FLOAT16_MAX)
 
 
 def _described(value: Value) -> str:

@@ -121,16 +121,13 @@ class Worker:
                     stream.close()
 
     def _died(self, process: subprocess.Popen[bytes]) -> RuntimeFailedError:
-        """Why there is no answer, as far as the process could say."""
+        """The error that says how the process ended, and what it printed last."""
         try:  # it closes its pipes a moment before it has a status of its own
             status = process.wait(GRACE_S)
         except subprocess.TimeoutExpired:
             process.kill()
             status = process.wait()
-        printed = cast("IO[bytes]", self._printed)
-        printed.seek(0)
-        lines = printed.read().decode(errors="replace").strip().splitlines()
-        said = f": {lines[-1][:300]}" if lines else ""
+        said = last_words(cast("IO[bytes]", self._printed))
         return RuntimeFailedError(
             f"a worker process ended with status {status}{said}",
             remedy="Is there enough memory? Try one worker, or one format, at a time.",
@@ -158,6 +155,13 @@ def each_alone(
 
     with ThreadPoolExecutor(at_a_time) as pool:
         return list(pool.map(one, calls))
+
+
+def last_words(printed: IO[bytes]) -> str:
+    """The last line that a process printed, behind a colon; empty where it printed nothing."""
+    printed.seek(0)
+    lines = printed.read().decode(errors="replace").strip().splitlines()
+    return f": {lines[-1][:300]}" if lines else ""
 
 
 def command(code: str, *arguments: str) -> list[str]:

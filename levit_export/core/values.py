@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
+from levit_export.core.errors import RuntimeFailedError
+
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
@@ -101,6 +103,15 @@ class Signature:
     def batch(self) -> int | None:
         """The batch size that the first input is fixed to, or None when any will do."""
         return self.inputs[0].shape[0]
+
+    def refuse_absent(self, inputs: Tensors, taker: str) -> None:
+        """Raise ``RuntimeFailedError`` where ``taker`` was not given an input that it needs."""
+        absent = [spec.name for spec in self.inputs if spec.name not in inputs]
+        if absent:
+            raise RuntimeFailedError(
+                f"{taker} was given no input {absent[0]!r}",
+                remedy="Give every input by its name.",
+            )
 
 
 @dataclass(frozen=True)

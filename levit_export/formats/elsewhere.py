@@ -14,14 +14,12 @@ from typing import IO, Any, cast
 import numpy as np
 
 from levit_export.core.errors import NotRunError, RuntimeFailedError
+from levit_export.core.processes import GRACE_S, last_words
 from levit_export.core.values import Artifact, RunOptions, Signature, Tensors, TensorSpec
 from levit_export.formats.environments import Version
 
 ANSWERING = Path(__file__).with_name("answering.py")
 """The program that runs there."""
-
-GRACE_S = 5
-"""How long a process may take to end once its pipes are closed."""
 
 
 class ElsewhereSession:
@@ -57,6 +55,7 @@ class ElsewhereSession:
 
     def run(self, inputs: Tensors) -> dict[str, np.ndarray]:
         """One inference call there."""
+        self._signature.refuse_absent(inputs, str(self._version))
         packed = io.BytesIO()
         np.savez(packed, *(inputs[spec.name] for spec in self._signature.inputs))
         message, to = packed.getvalue(), cast("IO[bytes]", self._process.stdin)
@@ -86,11 +85,9 @@ class ElsewhereSession:
         return message
 
     def _ended(self) -> RuntimeFailedError:
-        """Why there is no answer, as far as the process could say."""
+        """The error that says how the process ended, and what it printed last."""
         status = self._process.wait(GRACE_S)
-        self._printed.seek(0)
-        lines = self._printed.read().decode(errors="replace").strip().splitlines()
-        said = f": {lines[-1][:300]}" if lines else ""
+        said = last_words(self._printed)
         return RuntimeFailedError(
             f"the process of {self._version} ended with status {status}{said}",
             remedy="The installed version may run the file.",

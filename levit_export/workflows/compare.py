@@ -365,7 +365,7 @@ def _judged(
         try:
             outputs = _collected(session, expected.samples, inputs, batch)
         except RuntimeFailedError as error:
-            failed = parity.run_failed(error, session, expected.samples)
+            failed = parity.run_failed(error, session.runtime, expected.samples)
             return execution.describe(row, None, failed, None, None)
         runtime = session.runtime
     precision, unknown = execution.judged_as(row), ""

@@ -61,7 +61,7 @@ class CoreaiTarget:
         return _needs("coreai")
 
     def can_time(self) -> Availability:
-        """Nowhere yet: Apple's runtime for Linux is no device, and on a Mac it was not run."""
+        """Say that nothing can be timed: Apple's runtime for Linux does not run on a device."""
         return Availability(
             ok=False,
             reason="Apple's runtime outside of its systems says nothing about their speed",
@@ -190,12 +190,7 @@ class CoreaiSession:
 
     def run(self, inputs: Tensors) -> dict[str, np.ndarray]:
         """One call."""
-        absent = [spec.name for spec in self._signature.inputs if spec.name not in inputs]
-        if absent:
-            raise RuntimeFailedError(
-                f"{self._path.name} was given no input {absent[0]!r}",
-                remedy="Give every input by its name.",
-            )
+        self._signature.refuse_absent(inputs, self._path.name)
         return program.ask(program.answered, self._path, self._number, dict(inputs))
 
 

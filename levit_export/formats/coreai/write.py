@@ -22,15 +22,12 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from levit_export.core.network import Network, Op, is_within
-from levit_export.core.values import FLOAT16_MAX
+from levit_export.core.network import Network, Op
 
 HALF, SINGLE = np.dtype(np.float16), np.dtype(np.float32)
 WHOLE = np.dtype(np.int32)
 """Core AI has no whole numbers of 64 bits."""
 PIXELS = np.dtype(np.uint8)
-INFINITE = 1e38
-"""A number as large as this stands for infinity, as in a mask, and may become infinity."""
 MAIN = "main"
 """What the one function of a program is called."""
 
@@ -63,7 +60,7 @@ def write(network: Network, *, half: bool = False, keep: Collection[str] = ()) -
         # ``with module`` would rewrite the program as it ends, and add constants to one another:
         # the 3 of a Hardswish to the bias before it, so that the file holds that bias no more.
         # https://apple.github.io/coreai-torch/main/coreai-core/api/coreai.html
-        with module._block_context():  # noqa: SLF001 - there is no other door without it
+        with module._block_context():  # noqa: SLF001 - no public name leaves that out
             dialect.graph(main)
     return authoring.AIProgram(module)
 
@@ -94,7 +91,7 @@ class _Writer:
         """Add ``op`` in the type that it computes in."""
         from coreai import authoring
 
-        dtype = self.type_of(op)
+        dtype = HALF if self.half and self.network.is_half(op, self.keep) else SINGLE
         changed = _changed(op, self.network.constants)
         inputs = [None if n in changed else self.value(n, dtype) for n in op.inputs]
         shapes = tuple(self.network.shape(name) for name in op.inputs)
@@ -105,13 +102,6 @@ class _Writer:
         parts = made if isinstance(made, list) else [made]
         for value, part in zip(op.outputs, parts, strict=True):
             self.values[value.name, _stored(value.dtype, dtype)] = part
-
-    def type_of(self, op: Op) -> np.dtype[Any]:
-        """What ``op`` computes in; it stays in float32 where a constant exceeds float16."""
-        if not self.half or is_within(op.block, self.keep):
-            return SINGLE
-        constants = self.network.constants
-        return SINGLE if any(_exceeds(constants[n]) for n in op.inputs if n in constants) else HALF
 
     def value(self, name: str, dtype: np.dtype[Any]) -> Value:
         """A value or constant in ``dtype``, whole numbers as they are; each cast is made once."""
@@ -151,7 +141,7 @@ def constant(numbers: Any, dtype: Any, name: str = "") -> Value:
     """
     from coreai._compiler import ir
 
-    with np.errstate(over="ignore"):  # see INFINITE
+    with np.errstate(over="ignore"):  # see network.INFINITE
         array = np.asarray(numbers).astype(dtype, order="C")
     if not name or array.dtype.kind != "f" or not array.shape:  # which would crash below
         return _operation("constant")(array)
@@ -167,13 +157,6 @@ def _stored(dtype: str, floating: np.dtype[Any]) -> np.dtype[Any]:
     if kind.kind == "f":
         return floating
     return kind if kind == PIXELS else WHOLE
-
-
-def _exceeds(array: np.ndarray) -> bool:
-    if array.dtype.kind != "f":
-        return False
-    size = np.abs(array)
-    return bool(np.max(size, initial=0.0, where=size < INFINITE) > FLOAT16_MAX)
 
 
 @dataclass(frozen=True)

@@ -16,15 +16,11 @@ from typing import Any
 import numpy as np
 
 from levit_export.core import packages
-from levit_export.core.network import Network, Op, is_within
+from levit_export.core.network import Network, Op
 from levit_export.core.values import PROBABILITIES
 
 HALF, SINGLE, WHOLE = np.dtype(np.float16), np.dtype(np.float32), np.dtype(np.int32)
 MIL_TYPES = {HALF: "fp16", SINGLE: "fp32", WHOLE: "int32"}
-LARGEST_HALF = float(np.finfo(HALF).max)
-INFINITE = 1e38
-"""A number as large as this stands for infinity, as in a mask, and may become infinity."""
-
 SMALLEST_STEP = float(np.finfo(HALF).smallest_normal)
 
 Var = Any
@@ -153,7 +149,7 @@ class _Writer:
 
     def write(self, op: Op) -> None:
         """Add ``op`` in the type that it computes in."""
-        dtype = self.type_of(op)
+        dtype = HALF if self.half and self.network.is_half(op, self.keep) else SINGLE
         inputs = [self.value(name, dtype) for name in op.inputs]
         if op.outputs[0].name in self.grids and dtype == HALF:
             inputs[0] = self.on_grid(op.inputs[0], self.grids[op.outputs[0].name])
@@ -164,13 +160,6 @@ class _Writer:
         for value, name, var in zip(op.outputs, names, parts, strict=True):
             var.name = name
             self.vars[value.name, _stored(value.dtype, dtype)] = var
-
-    def type_of(self, op: Op) -> np.dtype[Any]:
-        """What ``op`` computes in; it stays in float32 where a constant exceeds float16."""
-        if not self.half or is_within(op.block, self.keep):
-            return SINGLE
-        constants = self.network.constants
-        return SINGLE if any(_exceeds(constants[n]) for n in op.inputs if n in constants) else HALF
 
     def value(self, name: str, dtype: np.dtype[Any]) -> Var:
         """A value or constant in ``dtype``, whole numbers as they are; each cast is made once."""
@@ -211,7 +200,7 @@ class _Writer:
         while label in self.labels or label in self.network.values:
             label += "_"
         self.labels.add(label)
-        with np.errstate(over="ignore"):  # see INFINITE
+        with np.errstate(over="ignore"):  # see network.INFINITE
             made = self.builder.const(val=array.astype(stored), name=label)
         self.vars[name, stored] = made
         return made
@@ -228,13 +217,6 @@ def name_in(network: Network, name: str, *, half: bool) -> str:
 def _stored(dtype: str, floating: np.dtype[Any]) -> np.dtype[Any]:
     """The type of a value in a program: MIL has no 64-bit numbers."""
     return floating if np.dtype(dtype).kind == "f" else WHOLE
-
-
-def _exceeds(array: np.ndarray) -> bool:
-    if array.dtype.kind != "f":
-        return False
-    size = np.abs(array)
-    return bool(np.max(size, initial=0.0, where=size < INFINITE) > LARGEST_HALF)
 
 
 # The writers: a call that adds an op, the inputs, and the kind's attributes.

@@ -22,12 +22,12 @@ import numpy as np
 from levit_export._version import __version__
 from levit_export.core.errors import ExportFailedError
 from levit_export.core.network import Network, Op, Shape, Value, is_within
+from levit_export.core.values import FLOAT16_MAX
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto
 
-LARGEST_HALF = float(np.finfo(np.float16).max)
-TO_INFINITY = LARGEST_HALF + 16
+TO_INFINITY = FLOAT16_MAX + 16
 """Half a step above the largest number: what is as large or larger is rounded to infinity."""
 
 MATRIX = 2
@@ -79,7 +79,7 @@ def refuse_infinity(what: str, largest: float, block: str) -> None:
         return
     keep = f"Keep {block} in float32 (--keep {block}), or export" if block else "Export"
     raise ExportFailedError(
-        f"{what} {largest:.3g}, float16 ends at {LARGEST_HALF:.0f}",
+        f"{what} {largest:.3g}, float16 ends at {FLOAT16_MAX:.0f}",
         remedy=f"{keep} with --precision fp32.",
     )
 

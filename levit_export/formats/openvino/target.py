@@ -225,12 +225,8 @@ class OpenvinoSession:
 
     def run(self, inputs: Tensors) -> dict[str, np.ndarray]:
         """One inference call."""
-        absent = [spec.name for spec in self._signature.inputs if spec.name not in inputs]
-        if absent:  # which OpenVINO would fill with whatever is in memory
-            raise RuntimeFailedError(
-                f"{self._path.name} was given no input {absent[0]!r}",
-                remedy="Give every input by its name.",
-            )
+        # OpenVINO would fill an absent one with whatever is in memory.
+        self._signature.refuse_absent(inputs, self._path.name)
         try:
             results = self._request.infer(dict(inputs))
         except Exception as error:

@@ -24,11 +24,11 @@ import numpy as np
 
 from levit_export.core import packages
 from levit_export.core.network import Network, Op, is_within
+from levit_export.core.values import FLOAT16_MAX
 
 if TYPE_CHECKING:
     import openvino
 
-LARGEST_HALF = float(np.finfo(np.float16).max)
 SMALLEST_HALF = float(np.finfo(np.float16).smallest_subnormal)
 
 
@@ -118,7 +118,7 @@ def _fits(array: np.ndarray) -> bool:
     """Whether float16 can hold all numbers, and most of them as something else than zero."""
     sizes = np.abs(array)
     is_lost = (sizes > 0) & (sizes < SMALLEST_HALF)
-    return bool((sizes <= LARGEST_HALF).all() and is_lost.mean() <= 1 / 2)
+    return bool((sizes <= FLOAT16_MAX).all() and is_lost.mean() <= 1 / 2)
 
 
 # A function for each kind: the writer, the operator, its inputs, and its attributes by name.
