@@ -40,7 +40,7 @@ def test_the_readme_shows_what_is_recorded() -> None:
 
 def test_its_commands_exist(script: ModuleType) -> None:
     """Every command that it runs is one of ours, with options that there are."""
-    from levit_export.cli.reference import commands
+    from levit_export.cli.help_page import commands
 
     verbs: dict[str, click.Command] = commands()
     for words in script.CORE.values():

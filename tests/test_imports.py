@@ -14,7 +14,7 @@ import levit_export
 from levit_export.cli import cli
 from levit_export.cli.command import Verb
 from levit_export.cli.export import EXAMPLES
-from levit_export.cli.reference import commands
+from levit_export.cli.help_page import commands
 
 HEAVY = (
     "torch",

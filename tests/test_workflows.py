@@ -302,7 +302,7 @@ def test_latency_is_measured_beside_pytorch(
 
 def test_options_that_the_scripts_use_exist() -> None:
     """Every option in the action's scripts is one of the verbs' own."""
-    from levit_export.cli.reference import commands
+    from levit_export.cli.help_page import commands
 
     known = {option for verb in commands().values() for p in verb.params for option in p.opts}
     (script,) = [step["run"] for step in steps(ACTION) if step.get("id") == "parity"]

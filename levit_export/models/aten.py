@@ -165,7 +165,7 @@ class _Reader:
 
 def _stored(program: ExportedProgram) -> dict[str, tuple[str, np.ndarray]]:
     """The tensors of the module by the placeholder that stands for each: path and numbers."""
-    from levit_export.models.embedding import NETWORK
+    from levit_export.models.graph_ends import NETWORK
 
     found = {}
     tensors = {**program.state_dict, **program.constants}

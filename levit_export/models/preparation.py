@@ -30,7 +30,7 @@ from levit_export.core.values import (
     Signature,
     TensorSpec,
 )
-from levit_export.models import embedding
+from levit_export.models import graph_ends
 from levit_export.models.architectures.blocks import block_names
 from levit_export.models.architectures.levit import AttentionBias
 from levit_export.models.capture import exported, read
@@ -202,11 +202,11 @@ def capture(
     # Before ``torch.export`` touches the module.
     recipe = checkpoint.preprocessing if embedded.preprocessing else None
     tensors = weights_of(rewritten.module, recipe)
-    module = embedding.around(
+    module = graph_ends.around(
         rewritten.module, checkpoint.preprocessing, embedded, checkpoint.task
     )
-    signature = embedding.signature(signature_of(config, batch), embedded)
-    names = embedding.blocks(block_names(config), embedded)
+    signature = graph_ends.signature(signature_of(config, batch), embedded)
+    names = graph_ends.blocks(block_names(config), embedded)
     captured = Capture(module, signature, names, checkpoint.name)
     if not tensors:  # passes were left out
         tensors = constants_of(captured.network())
@@ -238,7 +238,7 @@ def weights_of(module: nn.Module, recipe: Preprocessing | None = None) -> dict[s
         for name, tensor in module.state_dict().items()
         if tensor.is_floating_point()
     }
-    return tensors if recipe is None else {**embedding.constants(recipe), **tensors}
+    return tensors if recipe is None else {**graph_ends.constants(recipe), **tensors}
 
 
 def constants_of(network: Network) -> dict[str, np.ndarray]:

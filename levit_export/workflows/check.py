@@ -33,7 +33,7 @@ from levit_export.models.loading import ModelChoice
 from levit_export.reports.report import Report
 from levit_export.storage import export_directory
 from levit_export.storage.located import Located, locate
-from levit_export.workflows.held_against import CheckedModel, golden, held_against
+from levit_export.workflows.expectations import CheckedModel, golden, held_against
 
 if TYPE_CHECKING:
     from levit_export.storage.device_bundle.results import Results

@@ -247,7 +247,7 @@ def _refuse_batchnorms(kind: str, precision: str) -> None:
 
 def refuse(request: ExportRequest, jobs: Sequence[Job], checkpoint: Checkpoint) -> None:
     """Raise for what a request asks of this checkpoint and cannot have."""
-    from levit_export.models import embedding
+    from levit_export.models import graph_ends
     from levit_export.models.architectures.blocks import block_names
     from levit_export.models.passes import PASSES
 
@@ -255,14 +255,14 @@ def refuse(request: ExportRequest, jobs: Sequence[Job], checkpoint: Checkpoint) 
         if name not in (known := [each.name for each in PASSES]):
             raise UnknownNameError("pass", name, known)
     machine.refuse_batch(request.options.batch or 1, checkpoint.config.image_size)
-    names = embedding.blocks(block_names(checkpoint.config), request.options.embedded)
+    names = graph_ends.blocks(block_names(checkpoint.config), request.options.embedded)
     known_blocks = dict.fromkeys(names.values())
     task, outputs = checkpoint.task, checkpoint.config.classes
     for options in (job.options for job in jobs):
         if options.classifier:
-            embedding.refuse_task(task, outputs, embedding.CLASSIFIER)
+            graph_ends.refuse_task(task, outputs, graph_ends.CLASSIFIER)
         if options.embedded.softmax:
-            embedding.refuse_task(task, outputs, "--softmax")
+            graph_ends.refuse_task(task, outputs, "--softmax")
         if options.precision == AUTO and task != "single-label":
             raise UsageError(
                 f"--precision auto keeps a promise on top-1, and the model's task is {task}",

@@ -21,7 +21,7 @@ from levit_export.formats import target
 from levit_export.inputs import samples
 from levit_export.models import checkpoints
 from levit_export.models.capture import exported, read
-from levit_export.models.embedding import around
+from levit_export.models.graph_ends import around
 from levit_export.models.interpreter import evaluate
 from levit_export.models.passes import PASSES
 from levit_export.models.preparation import laid_out, prepare, rewrite, signature_of

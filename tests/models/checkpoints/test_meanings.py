@@ -17,7 +17,7 @@ from levit_export.models import checkpoints
 from levit_export.models.architectures import build
 from levit_export.models.architectures.random_weights import randomize_
 from levit_export.models.checkpoints import Choices
-from levit_export.models.embedding import CLASSIFIER, refuse_task
+from levit_export.models.graph_ends import CLASSIFIER, refuse_task
 from levit_export.models.zoo import LevitConfig
 from levit_export.storage import export_directory
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from levit_export.cli.reference import page
+from levit_export.cli.help_page import page
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "cli-reference.md"
 

@@ -27,7 +27,7 @@ from levit_export.core.values import (
 from levit_export.formats import target
 from levit_export.inputs import preprocessing, samples
 from levit_export.inputs.samples import Samples
-from levit_export.models import embedding
+from levit_export.models import graph_ends
 from levit_export.models.preparation import prepare
 from levit_export.models.zoo import DISTILL, LOGITS
 from levit_export.workflows.export_plan import ExportRequest, plan
@@ -82,7 +82,7 @@ def test_compressed_core_ml_takes_raw_pixels() -> None:
     """Coremltools rewrites a program again as it compresses it; normalisation stays as it is."""
     found = artifact("coreml", BOTH, "w8")
     constants = [np.squeeze(array) for array in target("coreml").constants(found)]
-    for name, wanted in embedding.constants(subjects.tiny().info.preprocessing).items():
+    for name, wanted in graph_ends.constants(subjects.tiny().info.preprocessing).items():
         rounded = wanted.astype(np.float16).astype(np.float32)
         assert any(np.array_equal(array, rounded) for array in constants), name
 
@@ -107,7 +107,7 @@ def test_a_distillation_head_keeps_its_logits() -> None:
     """Only the first output becomes probabilities."""
     taken = (TensorSpec("input", (1, 3, 8, 8)),)
     outputs = (TensorSpec(LOGITS, (1, 5)), TensorSpec(DISTILL, (1, 7)))
-    found = embedding.signature(Signature(taken, outputs), PROBABLE)
+    found = graph_ends.signature(Signature(taken, outputs), PROBABLE)
     assert [spec.name for spec in found.outputs] == [PROBABILITIES, DISTILL]
 
 
@@ -210,7 +210,7 @@ def test_an_open_batch_takes_raw_pixels() -> None:
 def test_the_reference_is_held_to_its_images() -> None:
     """Only samples with pixels can be fed raw; each keeps its answer and its tolerance."""
     plain = subjects.digits_reference()
-    raw = plain.matching(embedding.signature(plain.signature, RAW))
+    raw = plain.matching(graph_ends.signature(plain.signature, RAW))
     assert raw.samples.inputs.dtype == np.uint8
     assert raw.samples.names == tuple(n for n in plain.samples.names if n in plain.samples.pixels)
     rows = [plain.samples.names.index(name) for name in raw.samples.names]
@@ -241,7 +241,7 @@ def test_a_reference_without_its_recipe_is_refused() -> None:
 def test_a_swapped_constant_fails_the_audit() -> None:
     """Scale and shift are weights of the file: another mean is not theirs."""
     other = replace(subjects.tiny().info.preprocessing, mean=(0.5, 0.456, 0.406))
-    wrong = embedding.constants(other)
+    wrong = graph_ends.constants(other)
     expected = replace(
         reference(RAW),
         weights={"fp32": constants.fingerprints({**model(RAW).weights, **wrong}, "fp32")},
