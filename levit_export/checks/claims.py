@@ -89,12 +89,12 @@ def _precision(found: Artifact, known: Known, *, kept: float) -> Iterator[str]:
 def is_but_for(found: Artifact, precision: str, kept: float) -> bool:
     """Whether ``found`` is of ``precision`` but for a share ``kept`` of its weights.
 
-    At least half of the other weights have to be as coarse as that, and some at all. What is said
-    to be kept buys no tolerance: that of the precision is derived with those blocks computed as
-    they are, which makes it finer, and their tensors must be in the file bit for bit.
+    At least half of the other weights have to be as coarse as that, and some at all. A claim
+    that blocks stay in float never loosens the tolerance: it is derived with those blocks exact,
+    which makes it finer, and their tensors must be in the file bit for bit.
     """
     coarse = found.shares.get(precision, 0.0)
-    return kept > 0 and coarse > 0 and coarse >= constants.HALF * (1 - kept)
+    return kept > 0 and coarse > 0 and coarse >= constants.HALF_OF_WEIGHTS * (1 - kept)
 
 
 def kept_share(

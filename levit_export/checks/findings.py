@@ -59,9 +59,9 @@ KINDS: Mapping[str, FindingKind] = {
     "no-row-decides": FindingKind(
         "answers",
         "inconclusive",
-        "this check decides nothing: the reference varies by {spread:.1e} over the samples, its "
-        "values reach {scale:.1e}, the tolerance {allowed:.1e}; check trained weights, or a finer "
-        "precision or tolerance",
+        "this check decides nothing: the model's answers hardly differ between samples, so a "
+        "wrong file would pass too. They vary by {spread:.1e} and reach {scale:.1e}, and the "
+        "tolerance is {allowed:.1e}; check trained weights, or a finer precision or tolerance",
     ),
     "some-rows-decide": FindingKind(
         "answers",

@@ -95,7 +95,7 @@ class OutputParity:
     undecided_rows: tuple[str, ...] = ()
     flipped: tuple[Flip, ...] = ()
 
-    def held_against(self, tolerance: Tolerance) -> OutputParity:
+    def rejudged(self, tolerance: Tolerance) -> OutputParity:
         """The same answers judged by ``tolerance``, as far as their distances go.
 
         ``mean_abs``, ``cosine`` and ``snr_db`` stay those of the rows that decided before.
@@ -214,9 +214,9 @@ class ParityReport:
         """This report with more findings."""
         return replace(self, findings=(*self.findings, *findings))
 
-    def held_against(self, tolerance: Tolerance) -> ParityReport:
+    def rejudged(self, tolerance: Tolerance) -> ParityReport:
         """The same answers judged by another tolerance; what it cannot mend stays."""
-        outputs = tuple(output.held_against(tolerance) for output in self.outputs)
+        outputs = tuple(output.rejudged(tolerance) for output in self.outputs)
         kept = [finding for finding in self.findings if finding.kind not in BY_TOLERANCE]
         judged = [
             finding
@@ -402,7 +402,7 @@ def _compare_output(
         scales=tuple(scales.tolist()),
         spreads=tuple(spreads.tolist()),
         rows=samples.names,
-    ).held_against(tolerance)
+    ).rejudged(tolerance)
     return output, output.findings()
 
 
@@ -504,10 +504,10 @@ def _flips(
 ) -> tuple[Flip, ...]:
     """Every top-1 change; decided are those that rounding cannot explain.
 
-    A row's own error always explains its own flip, which is why the other rows must: their shares
-    ``e_k / a_k`` of their allowances show how roughly the artifact computes, in units in which a
-    row near chaos and a quiet one are alike. With ``x = excess(rows, numbers)``, the factor by
-    which rounding may exceed what was seen elsewhere, a flip of row i is decided when
+    A row's own error always explains its own flip, so a flip is judged by the errors of the other
+    rows: their shares ``e_k / a_k`` of their allowances show how roughly the artifact computes, in
+    units in which a row near chaos and a quiet one are alike. With
+    ``x = excess(rows, numbers)``, the factor by which rounding may exceed what was seen elsewhere, a flip of row i is decided when
 
         margin_i > 2 * a_i * min(1, x * max_{k != i} e_k / a_k)
     """

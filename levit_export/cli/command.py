@@ -83,7 +83,7 @@ class Verb(click.Command):
             _complain(error.what, error.remedy, verbose=verbose)
             status = error.exit_status
         except KeyboardInterrupt:
-            _complain("interrupted", "An earlier export is whole.", verbose=False)
+            _complain("interrupted", "An earlier export was left as it was.", verbose=False)
             status = INTERRUPTED
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
@@ -110,8 +110,8 @@ def _unforeseen(error: Exception) -> tuple[str, str]:
     if is_memory or any(words in said for words in NO_MEMORY):
         return (
             "there is not enough memory",
-            "An earlier export is whole. Take a smaller --batch or --imgsz, or one format at a "
-            "time.",
+            "An earlier export was left as it was. Take a smaller --batch or --imgsz, or one "
+            "format at a time.",
         )
     if isinstance(error, OSError):
         return f"the system refused: {error}", "Is the disk full?"

@@ -279,7 +279,7 @@ def _request(params: dict[str, Any], command: str) -> Any:
                 f"--recipe and {' and '.join(beside)} contradict each other",
                 remedy="Give one of them.",
             )
-        recipe = export_plan.read_recipe(params["recipe"])
+        recipe = export_plan.read_earlier_settings(params["recipe"])
         names, wanted, keep = list(recipe.precisions), dict(recipe.precisions), dict(recipe.keep)
         layouts = dict(recipe.layouts)
     output: Path | None = params["output"]

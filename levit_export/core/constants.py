@@ -24,14 +24,14 @@ what normalisations add to a variance.
 """
 
 
-HALF = 0.5
+HALF_OF_WEIGHTS = 0.5
 """Share of the numbers of all weights that decides what a file's precision is."""
 
 
 @dataclass(frozen=True, eq=False)
 class Constant:
-    """Numbers of a file, as read by the first operator that joins them with what follows from the
-    input.
+    """A constant of a file, as seen by the first operator that combines it with data that depend
+    on the input.
 
     ``bits`` are how many the file spends on each number; ``is_weight`` says whether a layer
     multiplies by them, ``on_grid`` whether what it multiplies was rounded to 8 bits.
@@ -72,7 +72,7 @@ def precision_of(shares: Mapping[str, float]) -> str:
     It is the coarsest of which at least half of the numbers are: a few that are coarser buy no
     tolerance for the rest.
     """
-    return next((name for name, share in shares.items() if share >= HALF), "fp32")
+    return next((name for name, share in shares.items() if share >= HALF_OF_WEIGHTS), "fp32")
 
 
 def fingerprint(array: np.ndarray) -> str:

@@ -48,7 +48,7 @@ class LevitExportError(Exception):
         super().__init__(f"{what}. {remedy}" if remedy else what)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Cross process borders whole; an exception is rebuilt from its one argument otherwise."""
+        """Pickle both ``what`` and ``remedy``; by default only the message would be kept."""
         return _rebuild, (type(self), self.what, self.remedy)
 
 

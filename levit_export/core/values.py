@@ -1,4 +1,4 @@
-"""The values that flow through the toolchain and the two protocols that hold it together.
+"""The values that flow through the toolchain and the protocols that hold it together.
 
 NumPy only. A model becomes a :class:`Prepared`, a target turns that into an :class:`Artifact` on
 disk and opens it as a :class:`Session`; everything else compares and times sessions.

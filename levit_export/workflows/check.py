@@ -33,7 +33,7 @@ from levit_export.models.loading import ModelChoice
 from levit_export.reports.report import Report
 from levit_export.storage import export_directory
 from levit_export.storage.located import Located, locate
-from levit_export.workflows.expectations import CheckedModel, golden, held_against
+from levit_export.workflows.expectations import CheckedModel, expectations_of, golden
 
 if TYPE_CHECKING:
     from levit_export.storage.device_bundle.results import Results
@@ -278,19 +278,22 @@ def _check_one(
         rows = tuple({row.artifact: row for row in reversed(rows)}.values())[::-1]
         reports = [_altered(row, folder, damage) for row in rows]
     else:
-        held = held_against(each, model)
-        expected, reports = held.reference, []
+        expectations = expectations_of(each, model)
+        expected, reports = expectations.reference, []
         # Directories of before had no tolerance for what OpenVINO computes in by default.
         rows = tuple(
             row
             for row in rows
-            if not row.run.by_default or execution.judged_as(row) in held.reference.tolerances
+            if not row.run.by_default
+            or execution.judged_as(row) in expectations.reference.tolerances
         )
         kept: list[Row] = []
         for row in rows:
             model.progress.stage(f"checking {row.artifact.path.name}")
-            suspect = Row(held.suspects.get(row.artifact, row.artifact), row.run)
-            found, accuracy = execution.check(suspect, expected, held.claims.get(row.artifact, ()))
+            suspect = Row(expectations.suspects.get(row.artifact, row.artifact), row.run)
+            found, accuracy = execution.check(
+                suspect, expected, expectations.claims.get(row.artifact, ())
+            )
             if row.run.by_default and found.verdict == "inconclusive":
                 continue  # nobody asked for this row: where it decides nothing it says nothing
             kept.append(row)
@@ -310,11 +313,11 @@ def _check_one(
         elsewhere = [
             report
             for artifact in each.artifacts
-            for suspect in (held.suspects.get(artifact, artifact),)
+            for suspect in (expectations.suspects.get(artifact, artifact),)
             for report in other_versions.check(
                 suspect,
-                held.reference,
-                held.claims.get(artifact, ()),
+                expectations.reference,
+                expectations.claims.get(artifact, ()),
                 where,
                 shown=artifact if each.manifest is not None else suspect,
                 folder=folder,
@@ -404,7 +407,7 @@ def _explained(
         )
         return explain.Subject(
             checkpoint,
-            expected or held_against(each, model).reference,
+            expected or expectations_of(each, model).reference,
             skip=provenance.skipped([each]),
             is_ours=provenance.are_ours([each]),
             calibration=calibration if precisions & set(CALIBRATED) else None,

@@ -94,12 +94,12 @@ def trace(request: DriftRequest, progress: Progress | None = None) -> DriftMap:
     )
     progress.stage("computing the reference")
     with cpu_threads(chain.THREADS):
-        bench = chain.Bench(model, calibration)
+        against = chain.DriftReference(model, calibration)
         runnable = [
-            (claims.but_for(a, claims.kept_share(a, bench.tensors, model.blocks)), run)
+            (claims.but_for(a, claims.kept_share(a, against.tensors, model.blocks)), run)
             for a, run in runnable
         ]
-        drawn = chain.draw(bench, runnable, progress)
+        drawn = chain.draw(against, runnable, progress)
     return replace(drawn, notes=tuple(notes))
 
 

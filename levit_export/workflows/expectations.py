@@ -90,7 +90,7 @@ class CheckedModel:
 
 
 @dataclass(frozen=True)
-class HeldAgainst:
+class Expectations:
     """What artifacts are held against, and what is wrong with what they say.
 
     ``suspects`` are artifacts as their files have them, where that is not as it was said.
@@ -101,7 +101,7 @@ class HeldAgainst:
     suspects: Mapping[Artifact, Artifact] = field(default_factory=dict)
 
 
-def held_against(each: Located, model: CheckedModel) -> HeldAgainst:
+def expectations_of(each: Located, model: CheckedModel) -> Expectations:
     """Golden vectors where there are any and no model was named, else a fresh reference."""
     manifest, request = each.manifest, model.request
     read: dict[Artifact, Artifact] = {}  # each artifact as its file has it
@@ -152,7 +152,7 @@ def held_against(each: Located, model: CheckedModel) -> HeldAgainst:
             if not share and seen.precision in expected.tolerances:
                 suspects[artifact] = replace(artifact, precision=seen.precision)
         found[artifact] = words
-    return HeldAgainst(expected, found, suspects)
+    return Expectations(expected, found, suspects)
 
 
 def _said(manifest: Manifest) -> Known:

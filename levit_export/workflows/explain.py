@@ -121,9 +121,9 @@ def _drawn(able: Sequence[tuple[ArtifactReport, Row]], subject: Subject) -> Drif
         layouts=provenance.layouts([row.artifact for _, row in able]),
     )
     with cpu_threads(chain.THREADS):
-        bench = chain.Bench(model, subject.calibration)
+        against = chain.DriftReference(model, subject.calibration)
         rows = [(row.artifact, row.run) for _, row in able]
-        return chain.draw(bench, rows, known=subject.networks)
+        return chain.draw(against, rows, known=subject.networks)
 
 
 def _of(drawn: DriftMap) -> list[Explanation]:

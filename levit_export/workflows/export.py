@@ -112,7 +112,7 @@ def export(
         # Around both threads, for PyTorch's count is the process's: one thread must not put it
         # back while the other computes.
         with cpu_threads(threads):
-            # The checkpoint, loaded again, answers in the other thread during the proofs.
+            # A fresh build of the checkpoint answers in the other thread during the proofs.
             answer = partial(reference.answered, checkpoint, seed=request.seed, threads=threads)
             plain = beside.submit(shared.once, ("answered", request.seed), answer)
 

@@ -120,7 +120,7 @@ def _known(precision: str, name: str, known: Sequence[str]) -> str:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class EarlierSettings:
     """Formats, the precisions of each, the blocks that stay in float, and the layouts.
 
     ``layouts`` has one for each format and precision.
@@ -131,7 +131,7 @@ class Recipe:
     layouts: Mapping[tuple[str, str], Layout]
 
 
-def read_recipe(path: Path) -> Recipe:
+def read_earlier_settings(path: Path) -> EarlierSettings:
     """What an earlier export was made with: its folder, or the manifest in it."""
     if not path.is_dir() and path.name != MANIFEST:
         raise UsageError(
@@ -150,7 +150,7 @@ def read_recipe(path: Path) -> Recipe:
         wanted[entry.format] = (*wanted.get(entry.format, ()), entry.precision)
         keep[entry.format] = entry.keep
     layouts = {(entry.format, entry.precision): entry.layout for entry in manifest.artifacts}
-    return Recipe(wanted, keep, layouts)
+    return EarlierSettings(wanted, keep, layouts)
 
 
 def plan(request: ExportRequest) -> list[Job]:

@@ -294,8 +294,8 @@ def test_failure_in_one_part() -> None:
     assert merged.answers[0].failure == "no memory"
 
 
-def task(**changes: Any) -> Workload:
-    """A task without artifacts."""
+def workload(**changes: Any) -> Workload:
+    """A workload without artifacts."""
     empty = Workload(
         images=open_images("digits", labels=DIGITS),
         recipe=None,  # type: ignore[arg-type]
@@ -329,7 +329,7 @@ def test_crashed_worker(monkeypatch: pytest.MonkeyPatch, code: str, message: str
     monkeypatch.setattr(predict, "classified", never_done)
     monkeypatch.setattr(processes, "SERVE", code)
     with pytest.raises(RuntimeFailedError, match=message):
-        predict.run(task(groups=((0,),) * 3000), 2)
+        predict.run(workload(groups=((0,),) * 3000), 2)
 
 
 def test_a_worker_that_dies_with_a_group(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -347,7 +347,7 @@ def test_a_worker_that_dies_with_a_group(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(predict, "classified", slowly)
     with pytest.raises(RuntimeFailedError, match="status 9"):
-        predict.run(task(recipe=SMALL, groups=tuple((i,) for i in range(60))), 2)
+        predict.run(workload(recipe=SMALL, groups=tuple((i,) for i in range(60))), 2)
 
 
 def die(_: object) -> None:
@@ -365,7 +365,7 @@ def test_a_worker_that_is_late(monkeypatch: pytest.MonkeyPatch) -> None:
         lambda _, __, groups, ___: seen.extend(groups) or predict.Answers(np.arange(2), (), ()),
     )
     begun = time.monotonic()
-    assert predict.run(task(), 2).rows.tolist() == [0, 1]
+    assert predict.run(workload(), 2).rows.tolist() == [0, 1]
     assert seen == [(0,), (1,)]
     assert time.monotonic() - begun < 50
 
@@ -380,7 +380,7 @@ def test_workers_that_pay(
     begun: list[object] = []
 
     monkeypatch.setattr(predict._Heap, "worked_off_by", lambda _, worker: begun.append(worker))
-    whole = task(recipe=SMALL, groups=tuple((i,) for i in range(7)))
+    whole = workload(recipe=SMALL, groups=tuple((i,) for i in range(7)))
     found = predict.run(whole, None, most=most, worth_s=worth_s)
     assert len(begun) == expected
     assert found.rows.tolist() == list(range(7))
@@ -388,7 +388,7 @@ def test_workers_that_pay(
 
 def test_workers_that_wait() -> None:
     """Processes started early are taken first, and whichever was not needed is gone as well."""
-    whole = task(recipe=SMALL, groups=((0,), (1,), (2,)))
+    whole = workload(recipe=SMALL, groups=((0,), (1,), (2,)))
     with predict.ready(3, ("colorsys", "no_such_package")) as waiting:
         pids = {worker.submit(os.getpid).result() for worker in waiting}
         found = predict.run(whole, 3, waiting=waiting)
@@ -415,7 +415,7 @@ def test_what_a_worker_raises(copied: Path, tmp_path: Path) -> None:
 def test_another_checkpoint_in_the_worker() -> None:
     """A worker that finds other weights than the evaluation began with refuses them."""
     with pytest.raises(CheckpointError, match="000000"):
-        predict.run(task(reference=Weights(ModelChoice(), "0" * 64)), 1)
+        predict.run(workload(reference=Weights(ModelChoice(), "0" * 64)), 1)
 
 
 def test_artifact_that_cannot_be_run(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,4 +55,4 @@ def test_unknown_format() -> None:
 def test_no_recipe(tmp_path: Path) -> None:
     """A folder that is no export directory is no recipe."""
     with pytest.raises(ManifestError):
-        export_plan.read_recipe(tmp_path)
+        export_plan.read_earlier_settings(tmp_path)

@@ -177,10 +177,10 @@ def test_contents(tmp_path: Path) -> None:
     for place in ("a", "b"):
         (tmp_path / place / "c").mkdir(parents=True)
         (tmp_path / place / "c" / "1.png").write_bytes(b"x")
-    one = cell_module.contents(tmp_path / "a")
-    assert one == cell_module.contents(tmp_path / "b")
-    cell_module.contents.cache_clear()
+    one = cell_module.content_digest(tmp_path / "a")
+    assert one == cell_module.content_digest(tmp_path / "b")
+    cell_module.content_digest.cache_clear()
     (tmp_path / "b" / "c" / "1.png").write_bytes(b"y")
-    assert one != cell_module.contents(tmp_path / "b")
+    assert one != cell_module.content_digest(tmp_path / "b")
     with pytest.raises(LevitExportError, match="cannot be read"):
-        cell_module.contents(tmp_path / "none")
+        cell_module.content_digest(tmp_path / "none")

@@ -133,7 +133,7 @@ def _rows(stage: str, after: Exact, before: Exact) -> tuple[DriftRow, ...]:
     inner = {f"{block}.{tap}" for block in idle for tap in ("scores", "softmax")}
     comparison = Comparison(before, PROOF_BOUND, inner - set(after.names))
     for index in range(len(before.samples)):
-        comparison.add(index, taps.arrays(after.free(index)))
+        comparison.add(index, taps.arrays(after.from_image(index)))
     return comparison.rows(stage)
 
 
@@ -264,7 +264,7 @@ def rounded(
 
 
 @dataclass
-class Bench:
+class DriftReference:
     """A model with all that artifacts of it are held against, each made once when needed."""
 
     model: Model
@@ -330,7 +330,7 @@ class Bench:
 
 
 def draw(
-    bench: Bench,
+    against: DriftReference,
     found: Sequence[tuple[Artifact, RunOptions]],
     progress: Progress | None = None,
     known: Mapping[Layout, Network] | None = None,
@@ -338,20 +338,20 @@ def draw(
     """The map of a model and its artifacts; networks that are ``known`` are not captured again."""
     progress = progress or Silent()
     progress.stage("tapping the checkpoint, the passes and the program")
-    stages = list(bench.stages(known))
+    stages = list(against.stages(known))
     before = verdict.of_chain(stages)
     findings = [before]
     for artifact, run in found:
         progress.stage(f"tapping {artifact.path.name}")
-        stage = bench.artifact(artifact, run)
+        stage = against.artifact(artifact, run)
         stages.append(stage)
-        findings.append(bench.judge(artifact, stage, before))
+        findings.append(against.judge(artifact, stage, before))
     for precision, keep in dict.fromkeys((a.precision, a.keep) for a, _ in found):
-        yardstick = bench.yardstick(precision, keep)
-        stages.append(precision_stage(bench.exact, yardstick, keep))
+        yardstick = against.yardstick(precision, keep)
+        stages.append(precision_stage(against.exact, yardstick, keep))
     return DriftMap(
-        bench.model.checkpoint.name,
-        bench.model.samples.names,
+        against.model.checkpoint.name,
+        against.model.samples.names,
         tuple(stages),
         tuple(findings),
     )

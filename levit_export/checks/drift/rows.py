@@ -41,12 +41,12 @@ class Comparison:
 
     def add(self, index: int, values: Mapping[str, np.ndarray]) -> None:
         """The stage's values for sample ``index``, each ``(1, ...)``, in either layout."""
-        free = self._exact.free(index)
+        free = self._exact.from_image(index)
         values = {
             name: taps.in_tokens(value, free[name].shape) if name in free else value
             for name, value in values.items()
         }
-        led = self._exact.led(index, taps.tensors(values, torch.float64))
+        led = self._exact.from_taps(index, taps.tensors(values, torch.float64))
         is_broken = False
         for name, found in self._found.items():
             if name not in values:
@@ -57,7 +57,7 @@ class Comparison:
                 found.is_misshapen = True
                 continue
             if not np.isfinite(value).all():
-                # What is not finite makes all that follows so too: only the first tap is at fault.
+                # NaN spreads to all later taps, so only the first one is at fault.
                 found.is_inherited |= is_broken
                 is_broken = True
                 found.accumulated.add_failure(1)

@@ -256,7 +256,7 @@ class Exact:
         """Sample ``index`` as a batch of one, in float64."""
         return torch.from_numpy(self.samples.inputs[index : index + 1].astype(np.float64))
 
-    def free(self, index: int) -> taps.Values:
+    def from_image(self, index: int) -> taps.Values:
         """What it computes from sample ``index``."""
         if index in self._kept:
             return self._kept[index]
@@ -267,14 +267,14 @@ class Exact:
             self._bytes += size
         return values
 
-    def led(self, index: int, given: Mapping[str, torch.Tensor]) -> taps.Values:
+    def from_taps(self, index: int, given: Mapping[str, torch.Tensor]) -> taps.Values:
         """What it computes when every segment between taps starts from ``given`` values."""
         return taps.run(self.module, self.blocks, self.image(index), self.outputs, given)
 
     @property
     def names(self) -> tuple[str, ...]:
         """The taps, in the network's order, and the outputs."""
-        return tuple(self.free(0))
+        return tuple(self.from_image(0))
 
 
 class Yardstick:
@@ -320,7 +320,7 @@ class Yardstick:
 
     def _add(self, exact: Exact, rounded: Rounded, index: int) -> None:
         image = exact.image(index)
-        truth = exact.free(index)
+        truth = exact.from_image(index)
         for name, value in truth.items():
             self.ranges.setdefault(name, Range()).add(value.numpy())
         freely = rounded.run(exact.blocks, image, exact.outputs)
@@ -329,7 +329,7 @@ class Yardstick:
         # tap arose since the tap before.
         storable = rounded.stored(truth, exact.blocks)
         led = rounded.run(exact.blocks, image, exact.outputs, storable)
-        again = exact.led(index, {name: value.double() for name, value in storable.items()})
+        again = exact.from_taps(index, {name: value.double() for name, value in storable.items()})
         _measure(self.introduced, led, again)
         _measure(self._stored, again, truth)
 

@@ -28,11 +28,11 @@ class DriftRow:
 
     ``accumulated`` is the largest ``max|c - r| / max|r|`` of a sample, with r what the stage
     before computes from the image; ``introduced`` the same with r computed from the values that
-    this stage itself has at the taps before. ``introduced_rms`` is ``rms(c - r) / max|r|`` of the
-    ``sample`` that uses most of its ``tolerance`` or ``rms_tolerance``, which the two are, and
-    ``of_tolerance`` that share. ``snr_db`` and
-    ``introduced_snr_db`` are signal over noise in power; None where there is no noise. ``peak`` is
-    the largest ``|c|``, ``low`` and ``high`` the range of c, ``above_float16`` the share of values
+    this stage itself has at the taps before. ``sample`` is the one that uses most of what is
+    allowed: ``introduced_rms`` is its ``rms(c - r) / max|r|``, ``tolerance`` and
+    ``rms_tolerance`` are its two limits, and ``of_tolerance`` is the larger share used. ``snr_db``
+    and ``introduced_snr_db`` are signal over noise in power; None where there is no noise.
+    ``peak`` is the largest ``|c|``, ``low`` and ``high`` the range of c, ``above_float16`` the share of values
     beyond 65504. Figures that do not exist are None.
     """
 

@@ -91,7 +91,7 @@ RUNNING = ("STACK_GLOBAL", "INST", "OBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4")
 """Operations that import or call, which no pickle of protocol 2 for PyTorch needs."""
 
 
-def unsafe(path: Path, wanted: str) -> UnsafeCheckpointError:
+def unsafe_checkpoint(path: Path, wanted: str) -> UnsafeCheckpointError:
     """The refusal of a pickle that asks for ``wanted``."""
     shown = "".join(c if c.isprintable() else "?" for c in wanted[:120])
     return UnsafeCheckpointError(
@@ -135,7 +135,9 @@ class StackMachine:
                     raise ValueError("text of an unknown encoding")
                 self.push(argument)
             elif name in RUNNING or (name == "PROTO" and argument > 3):
-                raise unsafe(self.path, f"pickle protocol {argument or 'operation ' + name}")
+                raise unsafe_checkpoint(
+                    self.path, f"pickle protocol {argument or 'operation ' + name}"
+                )
             elif name in OPERATIONS:
                 OPERATIONS[name](self, argument)
             else:
@@ -184,7 +186,7 @@ def _import(machine: StackMachine, argument: str) -> None:
     module, name = pair or (_compat_pickle.IMPORT_MAPPING.get(module, module), name)
     path = f"{module}.{name}"
     if path not in STORAGES and path not in PLAIN_DTYPES and path not in CALLS:
-        raise unsafe(machine.path, path)
+        raise unsafe_checkpoint(machine.path, path)
     machine.push(Global(path))
 
 
@@ -193,7 +195,7 @@ def _call(machine: StackMachine, _: object) -> None:
     if not isinstance(function, Global) or type(arguments) is not tuple:
         raise TypeError("a call of what cannot be called")
     if function.path not in CALLS:
-        raise unsafe(machine.path, f"a call of {function.path}")
+        raise unsafe_checkpoint(machine.path, f"a call of {function.path}")
     machine.push(CALLS[function.path](machine, *arguments))
 
 
@@ -202,7 +204,7 @@ def _make(machine: StackMachine, _: object) -> None:
     arguments, kind = machine.stack.pop(), machine.stack.pop()
     if kind != Global("argparse.Namespace") or arguments != ():
         shown = kind.path if isinstance(kind, Global) else type(kind).__name__
-        raise unsafe(machine.path, f"an object of {shown}")
+        raise unsafe_checkpoint(machine.path, f"an object of {shown}")
     machine.push(Namespace())
 
 
@@ -215,7 +217,7 @@ def _set_state(machine: StackMachine, _: object) -> None:
         if any(hasattr(OrderedDict, key) for key in state):
             raise ValueError("a dictionary whose methods are replaced")
     elif type(instance) is not Namespace:
-        raise unsafe(machine.path, f"attributes of a {type(instance).__name__}")
+        raise unsafe_checkpoint(machine.path, f"attributes of a {type(instance).__name__}")
     machine.spend(len(state))
 
 

@@ -2,8 +2,8 @@
 
 A model learns something for each position of its token grid: an attention-bias table of LeViT has
 an entry for each offset between two positions, which are as many as the keys' grid has tokens, and
-DeiT has an embedding for each token. Such a table therefore tells ``rows * columns`` and not the
-two numbers: 256 entries are those of 16x16 tokens and as well of 8x32.
+DeiT has an embedding for each token. The length of such a table gives rows times
+columns, and neither number alone: 256 entries fit 16x16 tokens and 8x32 as well.
 
 What a file leaves open follows from what else it says:
 

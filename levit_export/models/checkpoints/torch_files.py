@@ -26,7 +26,7 @@ import torch
 from levit_export.core import files
 from levit_export.core.errors import CheckpointError, LevitExportError
 from levit_export.models.checkpoints.limits import PICKLE_BYTES, TENSORS, size_of
-from levit_export.models.checkpoints.pickle_program import StackMachine, unsafe
+from levit_export.models.checkpoints.pickle_program import StackMachine, unsafe_checkpoint
 
 MAGIC = 0x1950A86A20F9469CFC6C
 PROTOCOL = 1001
@@ -61,7 +61,7 @@ def read_torch_file(path: Path, kind: Literal["zip", "legacy"]) -> object:
         if isinstance(error, pickle.UnpicklingError):
             # PyTorch asks in several lines whether the file is trusted; only the reason is wanted.
             if wanted := re.search(r"GLOBAL (\S+)", text):
-                raise unsafe(path, wanted[1]) from error
+                raise unsafe_checkpoint(path, wanted[1]) from error
             detail = re.search(r"WeightsUnpickler error:\s*(.+)", text)
             text = detail[1] if detail else "it is not a pickle"
         line = "".join(c if c.isprintable() else "?" for c in text.split("\n", maxsplit=1)[0])

@@ -94,7 +94,7 @@ def recheck(saved: Report, tolerance: Tolerance) -> Report:
                     remedy="Make it anew with this version: levit-export check PATH --json FILE.",
                 )
     artifacts = tuple(
-        replace(artifact, parity=artifact.parity.held_against(tolerance))
+        replace(artifact, parity=artifact.parity.rejudged(tolerance))
         for artifact in saved.artifacts
     )
     verdict = overall(artifact.parity.verdict for artifact in artifacts)

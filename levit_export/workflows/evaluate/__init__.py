@@ -292,7 +292,7 @@ def _evaluate(
     # Groups are as large as the largest batch, so that none is cut short in the middle.
     sizes = [row.artifact.signature.batch or request.batch for row in runnable]
     size, places = max(request.batch, *sizes), range(len(images))
-    task = Workload(
+    workload = Workload(
         images=images,
         recipe=subject.recipe,
         classes=len(subject.labels),
@@ -302,23 +302,23 @@ def _evaluate(
         batch=request.batch,
         threads=request.run.threads,
     )
-    found = answers(task)
+    found = answers(workload)
     refuse_too_many([each for _, each in found.unreadable], len(images), images.source)
-    judged = dict(zip(runnable, _judged(found, task, subject, request), strict=True))
+    judged = dict(zip(runnable, _judged(found, workload, subject, request), strict=True))
     return [judged[row] if row in judged else _Result("not-run", reasons[row]) for row in rows]
 
 
 def _answers(
-    request: EvaluateRequest, progress: Progress, waiting: list[Worker], task: Workload
+    request: EvaluateRequest, progress: Progress, waiting: list[Worker], workload: Workload
 ) -> Answers:
-    """The answers to ``task``, which are the same wherever they are worked out."""
-    progress.stage(f"evaluating on {len(task.images)} images")
-    progress.steps(len(task.groups))
+    """The answers to ``workload``, which are the same wherever they are worked out."""
+    progress.stage(f"evaluating on {len(workload.images)} images")
+    progress.steps(len(workload.groups))
     if request.scheduler is not None:
-        return on_cluster.run(task, request.scheduler, progress)
+        return on_cluster.run(workload, request.scheduler, progress)
     most = min(MOST_WORKERS, max(1, usable_cores() // request.run.threads))
     return predict.run(
-        task,
+        workload,
         request.workers,
         progress,
         most=most,
@@ -328,12 +328,12 @@ def _answers(
 
 
 def _judged(
-    answers: Answers, task: Workload, subject: EvaluationSubject, request: EvaluateRequest
+    answers: Answers, workload: Workload, subject: EvaluationSubject, request: EvaluateRequest
 ) -> list[_Result]:
-    expected = answers.answers[-1] if task.reference is not None else None
+    expected = answers.answers[-1] if workload.reference is not None else None
     score.refuse_broken(expected)
     results = []
-    for index in range(len(task.rows)):
+    for index in range(len(workload.rows)):
         answer = answers.answers[index]
         if answer.failure:
             results.append(_Result("not-run", answer.failure))
@@ -341,8 +341,8 @@ def _judged(
         accuracy = score.judge(
             answers,
             index,
-            task.images,
-            classes=task.classes,
+            workload.images,
+            classes=workload.classes,
             expected=expected,
             max_drop=request.max_drop,
             remarks=subject.remarks,

@@ -96,21 +96,21 @@ class Setup:
     answer.
     """
 
-    task: Workload
+    workload: Workload
     sha256: str
 
 
-def run(task: Workload, scheduler: str, progress: Progress | None = None) -> Answers:
-    """The answers to ``task``, worked out by the workers of the Dask cluster at ``scheduler``.
+def run(workload: Workload, scheduler: str, progress: Progress | None = None) -> Answers:
+    """The answers to ``workload``, worked out by the workers of the Dask cluster at ``scheduler``.
 
     Raises what ``cluster.connected``, ``predict.entered`` and ``predict.classified`` raise.
     """
     progress = progress or Silent()
-    setup, parcels = packed(task)
+    setup, parcels = packed(workload)
     sent: dict[str, Chunk] = {}
 
     def calls() -> Iterator[Call]:
-        for chunk in chunks(task.images, task.groups, GROUPS_EACH):
+        for chunk in chunks(workload.images, workload.groups, GROUPS_EACH):
             key = f"answer-{setup.sha256}-{chunk.sha256}"
             # The cluster holds the images now; what stays here is where they belong.
             sent[key] = replace(chunk, images=replace(chunk.images, store=Carried(())))
@@ -137,21 +137,21 @@ def run(task: Workload, scheduler: str, progress: Progress | None = None) -> Ans
     return merge(parts)
 
 
-def packed(task: Workload) -> tuple[Setup, tuple[Parcel, ...]]:
+def packed(workload: Workload) -> tuple[Setup, tuple[Parcel, ...]]:
     """A workload without its images, and the files that it names as parcels."""
     parcels, rows = [], []
-    for row in task.rows:
+    for row in workload.rows:
         path = row.artifact.path
         names = {file.relative_to(path.parent).as_posix(): file for file in row.artifact.files}
         parcels.append(parcel(names))
         rows.append(replace(row, artifact=replace(row.artifact, path=Path(path.name))))
-    weights = task.reference
+    weights = workload.reference
     if weights is not None and (checkpoint := weights.choice.checkpoint) is not None:
         parcels.append(parcel(checkpoint_files(checkpoint)))
         own = replace(weights.choice, checkpoint=Path(checkpoint.absolute().name))
         weights = Weights(own, weights.sha256)
     nothing = ImageSet("", (), Carried(()), "")
-    bare = replace(task, images=nothing, rows=tuple(rows), reference=weights, groups=())
+    bare = replace(workload, images=nothing, rows=tuple(rows), reference=weights, groups=())
     addresses = [each.sha256 for each in parcels]
     text = repr((addresses, bare, sorted(identity().items())))
     return Setup(bare, hashlib.sha256(text.encode()).hexdigest()), tuple(parcels)
@@ -159,15 +159,15 @@ def packed(task: Workload) -> tuple[Setup, tuple[Parcel, ...]]:
 
 def unpacked(setup: Setup, folders: Sequence[Path]) -> Workload:
     """The workload with the paths that its files have on this worker."""
-    task, weights = setup.task, setup.task.reference
+    workload, weights = setup.workload, setup.workload.reference
     rows = [
         replace(row, artifact=replace(row.artifact, path=folder / row.artifact.path))
-        for row, folder in zip(task.rows, folders, strict=False)  # the checkpoint's comes last
+        for row, folder in zip(workload.rows, folders, strict=False)  # the checkpoint's comes last
     ]
     if weights is not None and (name := weights.choice.checkpoint) is not None:
         own = replace(weights.choice, checkpoint=folders[-1] / name)
         weights = Weights(own, weights.sha256)
-    return replace(task, rows=tuple(rows), reference=weights)
+    return replace(workload, rows=tuple(rows), reference=weights)
 
 
 def chunks(
@@ -242,7 +242,7 @@ def answer(setup: Setup, chunk: Chunk, *folders: Path) -> Answers:
     """
     with _LOCK:
         entrants = _sessions(setup, folders)
-        return classified(replace(setup.task, images=chunk.images), entrants, chunk.groups)
+        return classified(replace(setup.workload, images=chunk.images), entrants, chunk.groups)
 
 
 def _sessions(setup: Setup, folders: Sequence[Path]) -> tuple[Entrant, ...]:

@@ -84,10 +84,10 @@ class Ranking:
 
 @dataclass(frozen=True)
 class Answers:
-    """What came of a task: ``rows`` are the places of the images that could be read.
+    """What came of a workload: ``rows`` are the places of the images that could be read.
 
-    ``answers`` are those of the task's rows in their order, then the reference's where there is
-    one.
+    ``answers`` are those of the workload's rows in their order, then the reference's where there
+    is one.
     """
 
     rows: np.ndarray
@@ -97,15 +97,15 @@ class Answers:
 
 @dataclass(frozen=True)
 class Entrant:
-    """A session that takes part in a task, or why it could not be opened."""
+    """A session that takes part in a workload, or why it could not be opened."""
 
     session: Session | None
     failure: str = ""
 
 
 @contextmanager
-def entered(task: Workload) -> Iterator[tuple[Entrant, ...]]:
-    """Open what ``task`` asks: its rows in their order, then the reference where there is one.
+def entered(workload: Workload) -> Iterator[tuple[Entrant, ...]]:
+    """Open what ``workload`` asks: its rows in their order, then the reference where there is one.
 
     Raises ``ArtifactError`` for a file that does not fit the recipe and ``CheckpointError`` where
     the reference is another than when the evaluation began.
@@ -115,14 +115,14 @@ def entered(task: Workload) -> Iterator[tuple[Entrant, ...]]:
         def opened(row: Row) -> Session:
             return stack.enter_context(target(row.artifact.format).open(row.artifact, row.run))
 
-        entrants = [_entrant(partial(opened, row), task) for row in task.rows]
-        if (weights := task.reference) is not None:
-            entrants.append(_entrant(partial(_eager, weights, task.threads), task))
+        entrants = [_entrant(partial(opened, row), workload) for row in workload.rows]
+        if (weights := workload.reference) is not None:
+            entrants.append(_entrant(partial(_eager, weights, workload.threads), workload))
         yield tuple(entrants)
 
 
 def classified(
-    task: Workload,
+    workload: Workload,
     entrants: Sequence[Entrant],
     groups: Iterable[Sequence[int]],
     advance: Callable[[], None] = lambda: None,
@@ -133,8 +133,8 @@ def classified(
     """
     rows: list[int] = []
     unreadable: list[tuple[int, Unreadable]] = []
-    ballots = [_Ballot(entrant, task) for entrant in entrants]
-    for batch in batches(task.images, task.recipe, groups):
+    ballots = [_Ballot(entrant, workload) for entrant in entrants]
+    for batch in batches(workload.images, workload.recipe, groups):
         rows += batch.rows
         unreadable += batch.unreadable
         for ballot in ballots:
@@ -173,7 +173,7 @@ def ready(count: int, imports: Sequence[str]) -> Iterator[list[Worker]]:
 
 
 def run(
-    task: Workload,
+    workload: Workload,
     workers: int | None,
     progress: Progress | None = None,
     *,
@@ -181,7 +181,7 @@ def run(
     worth_s: float = 0.0,
     waiting: Sequence[Worker] = (),
 ) -> Answers:
-    """The answers to ``task``, the same for any number of ``workers``; 1 is this process.
+    """The answers to ``workload``, the same for any number of ``workers``; 1 is this process.
 
     Processes are taken from those ``waiting`` as long as there are any. With ``workers`` None
     others are started once the pace is known: one for every ``worth_s`` seconds of work that this
@@ -189,7 +189,7 @@ def run(
     ``RuntimeFailedError`` for one that died with images in its hands.
     """
     with ThreadPoolExecutor(max(most, workers or 1)) as threads, ExitStack() as stack:
-        heap = _Heap(task, (progress or Silent()).advance)
+        heap = _Heap(workload, (progress or Silent()).advance)
         unused, used = list(waiting), list[Worker]()
 
         def start(count: int) -> None:
@@ -204,21 +204,21 @@ def run(
         if workers is not None:
             start(workers - 1)
         try:
-            with entered(task) as entrants:
-                own = classified(task, entrants, heap.groups(pay), heap.done)
+            with entered(workload) as entrants:
+                own = classified(workload, entrants, heap.groups(pay), heap.done)
             return merge([own, *heap.finished()])
         finally:
             for worker in used:  # one that took nothing may still import: nobody waits for it
                 worker.kill()
 
 
-def _entrant(opened: Callable[[], Session], task: Workload) -> Entrant:
+def _entrant(opened: Callable[[], Session], workload: Workload) -> Entrant:
     """The session that ``opened`` gives; one that cannot be opened is an entrant that failed."""
     try:
         session = opened()
     except RuntimeFailedError as error:
         return Entrant(None, str(error))
-    spec, size = session.signature.inputs[0], task.recipe.crop
+    spec, size = session.signature.inputs[0], workload.recipe.crop
     if (spec.dtype, spec.shape[1:]) not in (("float32", (3, *size)), ("uint8", (*size, 3))):
         raise ArtifactError(
             f"the model takes {spec.dtype} {spec.shape}, and its recipe gives float32 "
@@ -243,18 +243,18 @@ def _eager(weights: Weights, threads: int) -> Session:
 class _Ballot:
     """What one entrant has answered so far."""
 
-    def __init__(self, entrant: Entrant, task: Workload) -> None:
+    def __init__(self, entrant: Entrant, workload: Workload) -> None:
         self._session = entrant.session
         self._failure = entrant.failure
-        self._task = task
-        self._best = [np.empty((0, min(BEST, task.classes)), np.int32)]
+        self._workload = workload
+        self._best = [np.empty((0, min(BEST, workload.classes)), np.int32)]
 
     def see(self, inputs: np.ndarray) -> None:
         """Classify one group."""
         if self._session is None or self._failure:
             return
         try:
-            self._best.append(_best(self._session, inputs, self._task))
+            self._best.append(_best(self._session, inputs, self._workload))
         except RuntimeFailedError as error:
             self._failure = str(error)
 
@@ -264,17 +264,17 @@ class _Ballot:
         return Ranking(best, self._session.runtime if self._session else "", self._failure)
 
 
-def _best(session: Session, inputs: np.ndarray, task: Workload) -> np.ndarray:
+def _best(session: Session, inputs: np.ndarray, workload: Workload) -> np.ndarray:
     """The best classes of each of ``inputs``; a fixed batch is filled up with the last image."""
     spec = session.signature.inputs[0]
-    size = session.signature.batch or task.batch
+    size = session.signature.batch or workload.batch
     if spec.dtype == "uint8":  # the model normalises by itself
-        inputs = preprocessing.pixels_of(task.recipe, inputs)
-    pieces = [np.empty((0, min(BEST, task.classes)), np.int32)]
+        inputs = preprocessing.pixels_of(workload.recipe, inputs)
+    pieces = [np.empty((0, min(BEST, workload.classes)), np.int32)]
     for start in range(0, len(inputs), size):
         piece = inputs[start : start + size]
         batch = filled(piece, size) if session.signature.batch else piece
-        values = _scores(session.run({spec.name: batch}), len(batch), task.classes)
+        values = _scores(session.run({spec.name: batch}), len(batch), workload.classes)
         pieces.append(_ranked(values[: len(piece)]))
     return np.concatenate(pieces)
 
@@ -303,9 +303,9 @@ def _ranked(values: np.ndarray) -> np.ndarray:
 class _Heap:
     """The groups that nobody has taken yet, and what came of those that other processes took."""
 
-    def __init__(self, task: Workload, advance: Callable[[], None]) -> None:
-        self._task = replace(task, groups=())
-        self._groups = list(reversed(task.groups))
+    def __init__(self, workload: Workload, advance: Callable[[], None]) -> None:
+        self._workload = replace(workload, groups=())
+        self._groups = list(reversed(workload.groups))
         self._advance = advance
         self._changed = Condition()
         self._taken = 0
@@ -337,7 +337,7 @@ class _Heap:
     def worked_off_by(self, worker: Worker) -> None:
         """Hand ``worker`` a group at a time; in a thread of its own."""
         try:
-            worker.submit(_enter, self._task).result()
+            worker.submit(_enter, self._workload).result()
             while (group := self._take(elsewhere=True)) is not None:
                 part = worker.submit(_answer, group).result()
                 self.done()
@@ -365,17 +365,17 @@ class _Heap:
             return self._groups.pop()
 
 
-# What a worker does. It keeps the sessions of its task open until it ends.
+# What a worker does. It keeps the sessions of its workload open until it ends.
 
 _entered: list[tuple[Workload, tuple[Entrant, ...]]] = []
 _sessions = ExitStack()
 
 
-def _enter(task: Workload) -> None:
+def _enter(workload: Workload) -> None:
     _sessions.close()
-    _entered[:] = [(task, _sessions.enter_context(entered(task)))]
+    _entered[:] = [(workload, _sessions.enter_context(entered(workload)))]
 
 
 def _answer(group: Group) -> Answers:
-    ((task, entrants),) = _entered
-    return classified(task, entrants, (group,))
+    ((workload, entrants),) = _entered
+    return classified(workload, entrants, (group,))

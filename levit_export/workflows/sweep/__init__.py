@@ -162,12 +162,12 @@ def _performed(worker: Worker, cell: Cell, folder: Path) -> Result:
 
 
 def _perform_in(cell: Cell, folder: Path) -> Result:
-    os.chdir(folder)  # where nothing is called digits, or could be imported
+    os.chdir(folder)  # an empty folder: no file named digits, or with code, can interfere
     return perform(cell, folder)
 
 
 def _kept(store: CellStore, work: Path, cell: Cell, result: Result) -> tuple[Path | None, Result]:
-    """Commit what is a result; an error is not, for it may be another one next time."""
+    """Store the cell if it made an artifact. After an error the next sweep does it again."""
     if result.artifact is None:
         return None, result
     return store.commit(work, cell, result), result

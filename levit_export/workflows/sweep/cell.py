@@ -131,12 +131,12 @@ def failure(error: LevitExportError) -> Result:
     return Result("fail" if error.exit_status == 1 else "not-run", str(error))
 
 
-def weights_of(choice: ModelChoice) -> str:
+def weights_identity(choice: ModelChoice) -> str:
     """What identifies the tensors of ``choice``: the digest of files, a seed, a published name."""
     from levit_export.models import published
 
     if choice.checkpoint is not None:
-        return contents(choice.checkpoint)
+        return content_digest(choice.checkpoint)
     if choice.pretrained:
         return repr(published.parse(choice.model or ""))
     if choice.random_seed is not None:
@@ -151,11 +151,11 @@ def images_at(path: str) -> Images:
     """
     if path == DIGITS:
         return Images(path, DIGITS)
-    return Images(path, contents(Path(path)))
+    return Images(path, content_digest(Path(path)))
 
 
 @cache
-def contents(path: Path) -> str:
+def content_digest(path: Path) -> str:
     """Digest of a file's content, or of the names and contents of all files below a folder.
 
     Computed once in a process. Raises ``DataError``.

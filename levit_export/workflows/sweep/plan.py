@@ -14,7 +14,14 @@ from levit_export.formats import TARGETS, target
 from levit_export.inputs import preprocessing
 from levit_export.models.loading import ModelChoice
 from levit_export.models.zoo import parse_size, variant
-from levit_export.workflows.sweep.cell import DIGITS, Cell, Images, Settings, images_at, weights_of
+from levit_export.workflows.sweep.cell import (
+    DIGITS,
+    Cell,
+    Images,
+    Settings,
+    images_at,
+    weights_identity,
+)
 
 if TYPE_CHECKING:
     pass
@@ -192,7 +199,7 @@ def _cells(
         Cell(
             label=name,
             choice=choice,
-            weights=weights_of(choice),
+            weights=weights_identity(choice),
             format=kind,
             precision=precision,
             settings=settings,

@@ -18,7 +18,7 @@ from mutations import SPECIFICATION, Place, coreml_places, edit_specification, o
 from torch import nn
 
 from levit_export.checks.drift import chain, verdict
-from levit_export.checks.drift.chain import Bench, Model
+from levit_export.checks.drift.chain import DriftReference, Model
 from levit_export.checks.drift.values import DriftFinding
 from levit_export.checks.drift.verdict import block_of_weight
 from levit_export.core.network import Network
@@ -142,19 +142,19 @@ class Patient:
     """A file that may be changed, and what it is held against."""
 
     artifact: Artifact
-    bench: Bench
+    against: DriftReference
     clean: DriftFinding
     weights: dict[str, Weight]
 
     @classmethod
-    def of(cls, artifact: Artifact, bench: Bench) -> Patient:
+    def of(cls, artifact: Artifact, against: DriftReference) -> Patient:
         """The stages before the file are known to be clean."""
         clean = DriftFinding("model", "none", sentence="clean")
-        return cls(artifact, bench, clean, weights_in(artifact, bench.tensors))
+        return cls(artifact, against, clean, weights_in(artifact, against.tensors))
 
-    def judge(self, bench: Bench | None = None) -> DriftFinding:
+    def judge(self, against: DriftReference | None = None) -> DriftFinding:
         """Whom the drift of the file as it is now names."""
-        held = bench or self.bench
+        held = against or self.against
         stage = held.artifact(self.artifact, RunOptions())
         return held.judge(self.artifact, stage, self.clean)
 
@@ -164,12 +164,12 @@ class Patient:
 
     def block_of(self, tensor: str) -> str:
         """The block of a tensor."""
-        return block_of_weight(tensor, self.bench.model.blocks)
+        return block_of_weight(tensor, self.against.model.blocks)
 
     def by_block(self) -> dict[str, list[str]]:
         """The tensors of each block."""
         found: dict[str, list[str]] = {}
-        for name in self.bench.tensors:
+        for name in self.against.tensors:
             found.setdefault(self.block_of(name), []).append(name)
         return found
 
@@ -274,7 +274,7 @@ def one_heads_rows(module: nn.Module, path: str) -> dict[str, Change]:
 
 def weight_faults(patient: Patient) -> Iterator[Fault]:
     """Faults of numbers, over all blocks."""
-    module = chain.rewritten(patient.bench.model)
+    module = chain.rewritten(patient.against.model)
     for number, (block, names) in enumerate(patient.by_block().items()):
         yield patient.with_weights("scaled by 1 %", {names[number % len(names)]: one_percent})
         yield patient.with_weights("NaN", {names[0]: with_nan})
@@ -301,9 +301,9 @@ def wrong_epsilon(patient: Patient, block: str, names: list[str]) -> Iterator[Fa
     """The first BatchNorm of a block fused with an epsilon of 1e-3."""
 
     def run() -> DriftFinding:
-        module = patient.bench.model.checkpoint.build()
-        spoil_epsilon(module, path_of(patient.bench.model, block))
-        made = chain.rewritten(replace(patient.bench.model, module=module)).state_dict()
+        module = patient.against.model.checkpoint.build()
+        spoil_epsilon(module, path_of(patient.against.model, block))
+        made = chain.rewritten(replace(patient.against.model, module=module)).state_dict()
         before = {name: patient.weights[name].read() for name in names}
         try:
             for name in names:
@@ -334,7 +334,7 @@ def spoil_epsilon(module: nn.Module, path: str) -> None:
 
 def overflow_faults(patient: Patient) -> Iterator[Fault]:
     """In each block a layer whose results are beyond float16, in the checkpoint and the file."""
-    model = patient.bench.model
+    model = patient.against.model
     layers = {
         block: next(n.removesuffix(".weight") for n in names if n.endswith(".weight"))
         for block, names in patient.by_block().items()
@@ -349,7 +349,7 @@ def overflow_faults(patient: Patient) -> Iterator[Fault]:
 
 def overflowing(patient: Patient, layer: str, factor: float) -> DriftFinding:
     """The verdict when a layer, in the checkpoint and in the file, gives ``factor`` times more."""
-    model = patient.bench.model
+    model = patient.against.model
     scaled = replace(
         model.checkpoint,
         tensors={
@@ -357,13 +357,13 @@ def overflowing(patient: Patient, layer: str, factor: float) -> DriftFinding:
             for name, tensor in model.checkpoint.tensors.items()
         },
     )
-    bench = Bench(replace(model, checkpoint=scaled))
+    against = DriftReference(replace(model, checkpoint=scaled))
     names = [f"{layer}.weight", f"{layer}.bias"]
     before = {name: patient.weights[name].read() for name in names}
     try:
         for name in names:
-            patient.weights[name].write(bench.tensors[name])
-        return patient.judge(bench)
+            patient.weights[name].write(against.tensors[name])
+        return patient.judge(against)
     finally:
         for name, array in before.items():
             patient.weights[name].write(array)
@@ -596,9 +596,9 @@ def stage_faults(model: Model, network: Network) -> Iterator[Fault]:
 
 def _chained(model: Model, network: Network | None) -> DriftFinding:
     """The verdict on the stages before the files; what comes behind a fault is not run."""
-    bench = Bench(model)
+    against = DriftReference(model)
     stages = []
-    for stage in bench.stages({} if network is None else {"tokens": network}):
+    for stage in against.stages({} if network is None else {"tokens": network}):
         stages.append(stage)
         if stage.first_fault:
             break

@@ -12,7 +12,7 @@ import subjects
 
 from levit_export.checks import drift
 from levit_export.checks.drift import provenance
-from levit_export.checks.drift.chain import Bench, Model
+from levit_export.checks.drift.chain import DriftReference, Model
 from levit_export.checks.drift.tolerances import samples_of
 from levit_export.checks.execution import Row
 from levit_export.checks.findings import Finding
@@ -100,10 +100,10 @@ def test_the_samples_that_are_farthest_off_tell_most() -> None:
 def test_kept_blocks_are_not_rounded_in_the_yardstick(precision: str) -> None:
     """A block in float32 is granted what float32 costs, not what the precision does."""
     samples = samples_of(subjects.tiny_reference().samples, (0, 8))
-    bench = Bench(Model(subjects.tiny_checkpoint(), samples))
+    against = DriftReference(Model(subjects.tiny_checkpoint(), samples))
     taps = [f"{KEPT}.scores", f"{KEPT}.out"]
-    kept = bench.yardstick(precision, (KEPT,)).introduced
-    rounded = bench.yardstick(precision).introduced
+    kept = against.yardstick(precision, (KEPT,)).introduced
+    rounded = against.yardstick(precision).introduced
     for tap in taps:
         assert max(kept[tap].errors) < 1e-5
         assert max(rounded[tap].errors) > 1e-4

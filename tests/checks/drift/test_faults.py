@@ -14,7 +14,7 @@ from faults import Patient
 
 from levit_export.checks import drift
 from levit_export.checks.drift import chain, provenance
-from levit_export.checks.drift.chain import Bench, Model
+from levit_export.checks.drift.chain import DriftReference, Model
 from levit_export.checks.drift.tolerances import samples_of
 from levit_export.core.values import ExportOptions, RunOptions
 from levit_export.models import checkpoints
@@ -24,16 +24,16 @@ KINDS = (("onnx", "fp32"), ("openvino", "fp32"), ("coreml", "fp16"))
 
 
 @cache
-def bench() -> Bench:
+def against() -> DriftReference:
     """The bundled model on noise and an image of noise."""
     samples = samples_of(subjects.digits_reference().samples, (0, 8))
-    return Bench(Model(checkpoints.bundled(), samples))
+    return DriftReference(Model(checkpoints.bundled(), samples))
 
 
 @pytest.fixture(params=KINDS, ids=["onnx-fp32", "openvino-fp32", "coreml-fp16"])
 def patient(request: pytest.FixtureRequest, tmp_path: Path) -> Patient:
     """A copy of each file, to be spoilt."""
-    return Patient.of(subjects.copy(subjects.artifact(*request.param), tmp_path), bench())
+    return Patient.of(subjects.copy(subjects.artifact(*request.param), tmp_path), against())
 
 
 def test_faults_of_a_file_are_localised(patient: Patient) -> None:
@@ -48,7 +48,7 @@ def test_faults_of_a_file_are_localised(patient: Patient) -> None:
 
 def test_faults_of_stages_are_localised() -> None:
     """A fault of the module, of each pass or of the program is not blamed on what comes after."""
-    found = list(faults.stage_faults(bench().model, subjects.digits().network))
+    found = list(faults.stage_faults(against().model, subjects.digits().network))
     one_of_each = {(fault.expected.stage, fault.expected.kind): fault for fault in found}
     assert {stage for stage, _ in one_of_each} == {
         chain.CHECKPOINT,
@@ -64,9 +64,9 @@ def test_faults_of_stages_are_localised() -> None:
 
 def test_what_is_wrong_before_the_files_is_said_of_them(patient: Patient) -> None:
     """A file is not accused of what its checkpoint's module did."""
-    spoilt = next(faults.stage_faults(bench().model, subjects.digits().network)).run()
-    finding = bench().judge(
-        patient.artifact, bench().artifact(patient.artifact, RunOptions()), spoilt
+    spoilt = next(faults.stage_faults(against().model, subjects.digits().network)).run()
+    finding = against().judge(
+        patient.artifact, against().artifact(patient.artifact, RunOptions()), spoilt
     )
     assert (finding.cause, finding.block, finding.stage) == ("checkpoint", "stem.0", "checkpoint")
     assert patient.artifact.id in finding.sentence
@@ -78,7 +78,7 @@ def test_introduced_tells_the_block_where_accumulated_does_not(patient: Patient)
     name = "blocks.6.m.proj.1.weight"
     before = patient.weights[name].read()
     patient.weights[name].write(np.ascontiguousarray(before[:, ::-1]))
-    stage = bench().artifact(patient.artifact, RunOptions())
+    stage = against().artifact(patient.artifact, RunOptions())
     rows = {row.tap: row for row in stage.rows}
     assert {row.block for row in stage.rows if row.is_fault} == {block}
     after = rows["stage3.block1.mlp.out"]
@@ -92,23 +92,25 @@ def test_a_file_laid_out_as_maps_is_looked_at_like_any_other(tmp_path: Path) -> 
     prepared = prepare(checkpoints.bundled(), layout="maps")
     made = subjects.export(prepared, tmp_path / "maps", "onnx", ExportOptions())
     assert provenance.layouts([made]) == ("maps",)
-    laid_out = Patient.of(made, bench())
+    laid_out = Patient.of(made, against())
     assert laid_out.judge().clean
     fault = next(f for f in faults.graph_faults(laid_out) if "stage2" in f.expected.block)
     assert fault.expected.is_named_by(fault.run())
-    model = replace(bench().model, layouts=("maps",))
-    stages = {stage.name: stage for stage in Bench(model).stages({"maps": prepared.network})}
+    model = replace(against().model, layouts=("maps",))
+    stages = {
+        stage.name: stage for stage in DriftReference(model).stages({"maps": prepared.network})
+    }
     assert {"pass lay_out_maps", "program in maps"} < set(stages)
     assert not any(stage.first_fault for stage in stages.values())
 
 
 def test_a_classifier_is_not_accused_of_its_softmax() -> None:
     """Core ML's classifiers give probabilities alone: all but the logits is looked at."""
-    stage = bench().artifact(subjects.classifier(), RunOptions())
+    stage = against().artifact(subjects.classifier(), RunOptions())
     status = {row.tap: row.status for row in stage.rows}
     assert status.pop("logits") == "fused"
     assert set(status.values()) == {"ok"}
-    assert bench().judge(subjects.classifier(), stage, drift.DriftFinding("model", "none")).clean
+    assert against().judge(subjects.classifier(), stage, drift.DriftFinding("model", "none")).clean
 
 
 def test_a_tap_that_is_gone_is_said_to_be_fused(tmp_path: Path) -> None:
@@ -117,7 +119,7 @@ def test_a_tap_that_is_gone_is_said_to_be_fused(tmp_path: Path) -> None:
     content = sound.path.read_bytes()
     name = b"stage1_block0_attention_softmax"
     sound.path.write_bytes(content.replace(name, b"x" * len(name)))
-    stage = bench().artifact(sound, RunOptions())
+    stage = against().artifact(sound, RunOptions())
     rows = {row.tap: row for row in stage.rows}
     tap = "stage1.block0.attention.softmax"
     assert rows[tap].status == "fused"
@@ -130,18 +132,18 @@ def test_a_file_that_cannot_be_run_is_a_finding(tmp_path: Path) -> None:
     damaged = subjects.copy(subjects.artifact("openvino", "fp32"), tmp_path)
     twin = damaged.path.with_suffix(".bin")
     twin.write_bytes(twin.read_bytes()[:1000])
-    stage = bench().artifact(damaged, RunOptions())
-    finding = bench().judge(damaged, stage, drift.DriftFinding("model", "none"))
+    stage = against().artifact(damaged, RunOptions())
+    finding = against().judge(damaged, stage, drift.DriftFinding("model", "none"))
     assert stage.failure
     assert (finding.cause, finding.clean) == ("conversion", False)
 
 
 def test_what_is_not_finite_is_inherited_by_what_follows(tmp_path: Path) -> None:
     """NaN is a fault where it arises and not at every tap behind."""
-    spoilt = Patient.of(subjects.copy(subjects.artifact("onnx", "fp32"), tmp_path), bench())
+    spoilt = Patient.of(subjects.copy(subjects.artifact("onnx", "fp32"), tmp_path), against())
     name = "blocks.3.m.2.bias"
     spoilt.weights[name].write(faults.with_nan(spoilt.weights[name].read()))
-    rows = bench().artifact(spoilt.artifact, RunOptions()).rows
+    rows = against().artifact(spoilt.artifact, RunOptions()).rows
     assert [row.tap for row in rows if row.status == "not-finite"] == ["stage1.block1.mlp.out"]
     assert {row.status for row in rows[-3:]} == {"inherited"}
 
@@ -150,9 +152,9 @@ def test_samples_of_another_seed_raise_no_alarm(patient: Patient) -> None:
     """Clean files are clean on other inputs too."""
     from levit_export.inputs.samples import make
 
-    subject = bench().model
+    subject = against().model
     for seed in (1, 2):
         other = make(subject.checkpoint.preprocessing, seed=seed)
-        fresh = Bench(replace(subject, samples=samples_of(other, (1, 5))))
-        finding = replace(patient, bench=fresh).judge()
+        fresh = DriftReference(replace(subject, samples=samples_of(other, (1, 5))))
+        finding = replace(patient, against=fresh).judge()
         assert finding.clean, finding.sentence
