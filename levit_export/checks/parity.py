@@ -507,7 +507,8 @@ def _flips(
     A row's own error always explains its own flip, so a flip is judged by the errors of the other
     rows: their shares ``e_k / a_k`` of their allowances show how roughly the artifact computes, in
     units in which a row near chaos and a quiet one are alike. With
-    ``x = excess(rows, numbers)``, the factor by which rounding may exceed what was seen elsewhere, a flip of row i is decided when
+    ``x = excess(rows, numbers)``, the factor by which rounding may exceed what was seen elsewhere,
+    a flip of row i is decided when
 
         margin_i > 2 * a_i * min(1, x * max_{k != i} e_k / a_k)
     """

@@ -306,8 +306,7 @@ def test_a_constant_reference_decides_nothing() -> None:
     constant = np.tile(LOGITS[:1], (4, 1))
     report = _compare(constant, constant.copy(), _given(1e-3))
     assert report.verdict == "inconclusive"
-    assert "They vary by 0.0e+00 and reach" in report.reason
-    assert "its values reach 4.0e+00" in report.reason
+    assert "They vary by 0.0e+00 and reach 4.0e+00" in report.reason
     assert "check trained weights" in report.reason
     assert _only(report).undecided_rows == tuple(f"image-{row}" for row in range(4))
     assert math.isnan(_only(report).max_rel)

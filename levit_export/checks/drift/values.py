@@ -32,8 +32,8 @@ class DriftRow:
     allowed: ``introduced_rms`` is its ``rms(c - r) / max|r|``, ``tolerance`` and
     ``rms_tolerance`` are its two limits, and ``of_tolerance`` is the larger share used. ``snr_db``
     and ``introduced_snr_db`` are signal over noise in power; None where there is no noise.
-    ``peak`` is the largest ``|c|``, ``low`` and ``high`` the range of c, ``above_float16`` the share of values
-    beyond 65504. Figures that do not exist are None.
+    ``peak`` is the largest ``|c|``, ``low`` and ``high`` the range of c, ``above_float16`` the
+    share of values beyond 65504. Figures that do not exist are None.
     """
 
     tap: str
