@@ -24,7 +24,7 @@ from levit_export.core.errors import (
     NotRunError,
     RuntimeFailedError,
 )
-from levit_export.core.precisions import UNIT_ROUNDOFF
+from levit_export.core.precisions import HINTED, UNIT_ROUNDOFF
 from levit_export.core.progress import Progress, Silent
 from levit_export.core.values import (
     Artifact,
@@ -77,11 +77,14 @@ def rows(
     """Every artifact, once for each way that ``options`` ask its target to execute it.
 
     With ``also_by_default`` once more as its runtime computes unless it is told, where that is
-    coarser.
+    coarser, and the artifact does not say itself what it is to be computed in.
     """
     asked = replace(options, also_by_default=also_by_default)
     return tuple(
-        Row(artifact, run) for artifact in artifacts for run in target(artifact.format).runs(asked)
+        Row(artifact, run)
+        for artifact in artifacts
+        for run in target(artifact.format).runs(asked)
+        if not (run.by_default and artifact.precision in HINTED)
     )
 
 
@@ -187,7 +190,8 @@ def describe(
     artifact = row.artifact
     entry = hashing.digest(artifact.files)
     remarks: tuple[str, ...] = ()
-    if parity_report.runtime:  # else nothing ran, and there is nothing to say of how
+    # Where nothing ran there is nothing to say of how.
+    if parity_report.runtime or (timed is not None and timed.runtime):
         remarks = target(artifact.format).remarks(artifact, row.run)
     return ArtifactReport(
         format=artifact.format,

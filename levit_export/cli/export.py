@@ -94,7 +94,7 @@ EXAMPLES = (
 )
 @click.option(
     "--precision",
-    help="fp32, fp16, int8, w8, w6, w4, auto; or for each format: onnx=int8,coreml=fp16.  "
+    help="fp32, fp16, bf16, int8, w8, w6, w4, auto; or for each format: onnx=int8,coreml=fp16.  "
     "[default: fp32, for coreml and coreai fp16]",
 )
 @click.option(

@@ -20,9 +20,11 @@ class Precision:
     ``type`` is NumPy's name of the type where weights are stored as they are, rounded once.
     Elsewhere they lie on a grid of ``bits`` bits; where ``is_palette``, one palette of ``2**bits``
     numbers may serve a whole tensor instead. Where ``is_calibrated``, activations go to a grid as
-    well, which has to fit real images. ``most_bits`` are what a file spends on a weight at most,
-    scales and palettes included. ``scheme`` is how much coarser the grids of a sound file may be
-    than those of ``formats.simulated_quantisation``, as a factor of its error.
+    well, which has to fit real images. Where ``is_hint``, the file holds what one of ``fp32``
+    does, and names the type that its runtime is to compute in. ``most_bits`` are what a file
+    spends on a weight at most, scales and palettes included. ``scheme`` is how much coarser the
+    grids of a sound file may be than those of ``formats.simulated_quantisation``, as a factor of
+    its error.
     """
 
     name: str
@@ -30,6 +32,7 @@ class Precision:
     bits: int = 0
     is_palette: bool = False
     is_calibrated: bool = False
+    is_hint: bool = False
     most_bits: float = math.inf
     scheme: float = 1.0
 
@@ -45,6 +48,7 @@ PRECISIONS = {
     for each in (
         Precision("fp32", "float32"),
         Precision("fp16", "float16", most_bits=24.0),
+        Precision("bf16", "float32", is_hint=True),
         Precision("int8", bits=7, is_calibrated=True, most_bits=13.0, scheme=2.0),
         Precision("w8", bits=8, most_bits=13.0),
         Precision("w6", bits=6, is_palette=True, most_bits=7.5),
@@ -58,6 +62,9 @@ FLOATS = {name: each.type for name, each in PRECISIONS.items() if each.type}
 
 GRIDS = {name: each for name, each in PRECISIONS.items() if not each.type}
 """Precisions that store whole numbers, or places in a palette."""
+
+HINTED = tuple(name for name, each in PRECISIONS.items() if each.is_hint)
+"""Precisions that a file only asks for: not every processor computes so."""
 
 CALIBRATED = tuple(name for name, each in PRECISIONS.items() if each.is_calibrated)
 """Precisions that need images."""

@@ -59,19 +59,27 @@ class OnnxRuntime:
 
 
 class OpenVino:
-    """A graph compiled by OpenVINO for the CPU, in float32."""
+    """A graph compiled by OpenVINO for the CPU, in what it asks for, else in float32.
+
+    Raises ``ImportError`` where this processor does not compute in what it asks for.
+    """
 
     def __init__(self, file: str, threads: int) -> None:
         import openvino
 
-        core = openvino.Core()
+        core, hint = openvino.Core(), "INFERENCE_PRECISION_HINT"
+        graph, place = core.read_model(file), ["runtime_options", hint]
+        asked = str(graph.get_rt_info(place).value) if graph.has_rt_info(place) else "f32"
         settings = {
             "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": "f32",
+            hint: asked,
             "INFERENCE_NUM_THREADS": str(threads),
             "NUM_STREAMS": "1",
         }
-        self._compiled = core.compile_model(core.read_model(file), "CPU", settings)
+        self._compiled = core.compile_model(graph, "CPU", settings)
+        taken = self._compiled.get_property(hint).get_type_name()
+        if taken != asked != "f32":
+            raise ImportError(f"the file asks for {asked}, this processor takes {taken}")
         self._request = self._compiled.create_infer_request()
 
     def ports(self) -> list[list[list[Any]]]:
@@ -116,6 +124,9 @@ def main(runtime: str, file: str, threads: str) -> None:
     try:
         session: OnnxRuntime | OpenVino = RUNTIMES[runtime](file, int(threads))
         inputs, outputs = session.ports()
+    except ImportError as error:
+        _send(answers, json.dumps({"absent": _said(error)}).encode())
+        return
     except Exception as error:
         _send(answers, json.dumps({"refused": _said(error)}).encode())
         return

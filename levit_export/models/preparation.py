@@ -18,7 +18,7 @@ from torch.export import ExportedProgram
 from levit_export.core import constants
 from levit_export.core.errors import UsageError
 from levit_export.core.network import Network
-from levit_export.core.precisions import FLOATS
+from levit_export.core.precisions import FLOATS, HINTED
 from levit_export.core.values import (
     Embedded,
     ExportOptions,
@@ -264,4 +264,5 @@ def fingerprint(tensors: Mapping[str, np.ndarray]) -> Fingerprints:
     """The digests of rewritten weights, by precision."""
     if not tensors:
         return {}
-    return {name: constants.fingerprints(tensors, name) for name in FLOATS}
+    found = {each: constants.fingerprints(tensors, each) for each in FLOATS if each not in HINTED}
+    return found | dict.fromkeys(HINTED, found["fp32"])

@@ -197,7 +197,8 @@ def _job(name: str, precision: str, request: ExportRequest) -> Job:
             f"{kind.name} cannot be exported here: {available.reason}", remedy=available.fix
         )
     layout = request.layouts.get((kind.name, precision), request.options.layout)
-    options = replace(request.options, precision=precision, layout=layout)
+    keep = request.keep.get(kind.name, ())
+    options = replace(request.options, precision=precision, layout=layout, keep=keep)
     if request.ort_min is not None and kind.name == "onnx":
         may_be_int8 = precision in (*CALIBRATED, AUTO)
         opset = newest_opset(request.ort_min, INT8_OPSETS if may_be_int8 else OPSETS)
@@ -226,7 +227,7 @@ def _job(name: str, precision: str, request: ExportRequest) -> Job:
             remedy="Search without --softmax, then export with --recipe and --softmax.",
         )
     kind.runs(request.run)
-    return Job(kind.name, replace(options, keep=request.keep.get(kind.name, ())))
+    return Job(kind.name, options)
 
 
 def _refuse_batchnorms(kind: str, precision: str) -> None:

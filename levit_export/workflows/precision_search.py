@@ -23,9 +23,9 @@ from levit_export.checks import parity, reference, timing
 from levit_export.checks.timing import TimingPlan
 from levit_export.core import hashing
 from levit_export.core.errors import UnknownNameError, UsageError
-from levit_export.core.precisions import CALIBRATED, GRIDS
+from levit_export.core.precisions import CALIBRATED, GRIDS, HINTED
 from levit_export.core.progress import Progress
-from levit_export.core.values import Calibration, Prepared, RunOptions
+from levit_export.core.values import Calibration, Prepared, RunOptions, Target
 from levit_export.formats import Job, target
 from levit_export.inputs.samples import Samples, filled
 from levit_export.models.zoo import LOGITS
@@ -43,7 +43,7 @@ Preference = Literal["latency", "size"]
 ORDER: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "latency": {
         "onnx": ("int8", "fp32"),
-        "openvino": ("int8", "fp32"),
+        "openvino": ("int8", "bf16", "fp32"),
         "coreml": ("int8", "fp16", "fp32"),
         "coreai": ("fp16", "fp32"),
     },
@@ -83,6 +83,17 @@ def order(kind: str, prefer: Preference) -> tuple[str, ...]:
     if kind not in known:
         raise UnknownNameError("format to search a precision for", kind, known)
     return known[kind]
+
+
+def possible(kind: Target, precisions: Sequence[str], run: RunOptions) -> tuple[str, ...]:
+    """``precisions`` but for hints that the runtime would not follow on this machine.
+
+    By default it computes in what its processor is fast in, which is what a hint is good for.
+    """
+    default = replace(run, by_default=True)
+    return tuple(
+        each for each in precisions if each not in HINTED or kind.arithmetic(default).type == each
+    )
 
 
 def find(
@@ -190,12 +201,13 @@ def search(
     from levit_export.checks import float16_overflow
 
     kind, checkpoint = target(job.format), forms.checkpoint
-    precisions = order(job.format, promise.prefer)
+    precisions = possible(kind, order(job.format, promise.prefer), run)
     shown = as_samples(images)
     expected = parity.collect(reference.eager_session(checkpoint), shown, batch=BATCH)[LOGITS]
     progress.stage(f"ranking the blocks for {job.format}")
     model = forms.of(job.format, replace(job.options, precision="fp32"))
-    ranked = {p: rank(model, checkpoint, p, images) for p in precisions if p != "fp32"}
+    whole = ("fp32", *HINTED)  # no block can stay out of them
+    ranked = {p: rank(model, checkpoint, p, images) for p in precisions if p not in whole}
     # Where a precision computes in float16, blocks that leave its range must stay in float.
     half = [precision for precision in precisions if kind.computes_in_half(precision)]
     overflowing = float16_overflow.overflows(model, images.inputs) if half else {}

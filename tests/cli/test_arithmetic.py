@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +13,27 @@ import openvino
 import pytest
 from support import Cli, Exported
 
+from levit_export.core.errors import NotRunError
 from levit_export.core.packages import PRECISION_HINT as HINT
 from levit_export.core.values import RunOptions
-from levit_export.formats import target
+from levit_export.formats import elsewhere, target
+from levit_export.formats.environments import Version
 from levit_export.formats.onnx import providers
 from levit_export.formats.onnx.providers import OPENVINO
+from levit_export.formats.openvino import target as openvino_target
+from levit_export.storage.export_directory import read_manifest
+from levit_export.workflows import precision_search
 
 PLUGIN = pytest.mark.skipif(
     providers.present().get(OPENVINO) != "",
     reason="onnxruntime-ep-openvino is not installed or does not start on this machine",
 )
+HAS_BFLOAT16 = openvino.Core().get_property("CPU", HINT).get_type_name() == "bf16"
 BFLOAT16 = pytest.mark.skipif(
-    openvino.Core().get_property("CPU", HINT).get_type_name() != "bf16",
-    reason="OpenVINO computes in float32 on this processor, which has no AMX",
+    not HAS_BFLOAT16, reason="OpenVINO computes in float32 on this processor, which has no AMX"
+)
+NO_BFLOAT16 = pytest.mark.skipif(
+    HAS_BFLOAT16, reason="OpenVINO computes in bfloat16 on this processor"
 )
 
 
@@ -34,6 +44,23 @@ def folder(cli: Cli, tmp_path_factory: pytest.TempPathFactory) -> Path:
     result = cli("export", "--format", "openvino", "--no-bench", "-q", "-o", output)
     assert result.exit_code == 0, result.output
     return output
+
+
+@pytest.fixture(scope="module")
+def in_bfloat16(cli: Cli, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundled model as OpenVINO in bf16; do not change its files."""
+    output = tmp_path_factory.mktemp("arithmetic") / "bf16"
+    asked = ("--format", "openvino", "--precision", "bf16", "--no-bench", "-o", output)
+    result = cli("export", *asked, "--json", "-")
+    assert result.exit_code == (0 if HAS_BFLOAT16 else 3), result.output
+    return output
+
+
+@pytest.fixture
+def as_with_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenVINO says what it says on a processor that has bfloat16; its answers stay as here."""
+    monkeypatch.setattr(openvino_target, "_type_by_default", lambda _: "bf16")
+    monkeypatch.setattr(openvino_target, "_type_of", lambda _: "bf16")
 
 
 def rows(result: Any) -> list[dict[str, Any]]:
@@ -120,3 +147,137 @@ def test_a_directory_without_that_tolerance(cli: Cli, folder: Path, tmp_path: Pa
     result = cli("check", older, "--json", "-")
     assert result.exit_code == 0
     assert len(rows(result)) == 1
+
+
+@pytest.mark.usefixtures("as_with_bfloat16")
+@pytest.mark.parametrize(
+    "words",
+    [("check",), ("bench", "--iters", "2"), ("evaluate", "--data", "digits", "--limit", "20")],
+    ids=lambda words: words[0],
+)
+def test_the_default_is_a_row_of_each_verb(
+    cli: Cli, folder: Path, tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    """Where OpenVINO's default is coarser, check, bench and evaluate have a row for it."""
+    verb, *options = words
+    copied = shutil.copytree(folder, tmp_path / "copied")
+    result = cli(verb, copied, *options, "--json", "-")
+    assert result.exit_code == 0, result.output
+    exact, default = rows(result)
+    assert (exact["precision"], default["precision"]) == ("fp32", "fp32")
+    found = {"check": "parity", "bench": "timing"}.get(verb, "")
+    if found:
+        assert default[found]["runtime"].endswith("(CPU, by default in bf16)")
+        assert exact[found]["runtime"].endswith("(CPU)")
+    assert any("OpenVINO computes float32 in bf16 here" in note for note in default["notes"])
+    assert not any("in bf16 here" in note for note in exact["notes"])
+
+
+def test_a_file_that_asks_for_bfloat16(in_bfloat16: Path) -> None:
+    """It holds float32 numbers and the hint, and the manifest says what it is."""
+    (entry,) = read_manifest(in_bfloat16).artifacts
+    file = in_bfloat16 / entry.path
+    assert (entry.precision, file.parent.name) == ("bf16", "openvino-bf16")
+    assert any(HINT in note for note in entry.notes)
+    graph = openvino.Core().read_model(file)
+    assert graph.get_rt_info(["runtime_options", HINT]).value == "bf16"
+    constants = [node for node in graph.get_ops() if node.get_type_name() == "Constant"]
+    assert {n.get_element_type().get_type_name() for n in constants} == {"f32", "i64"}
+    assert target("openvino").inspect(file).precision == "bf16"
+
+
+@NO_BFLOAT16
+def test_what_a_processor_cannot_compute_in(cli: Cli, in_bfloat16: Path) -> None:
+    """Where OpenVINO takes float32 in place of bfloat16 nothing passes: it is not run."""
+    checked = cli("check", in_bfloat16, "--json", "-")
+    assert checked.exit_code == 3
+    (row,) = rows(checked)
+    assert row["parity"]["verdict"] == "not-run"
+    assert "OpenVINO takes f32 on this processor" in row["parity"]["reason"]
+    timed = cli("bench", in_bfloat16, "--iters", "2", "--json", "-")
+    assert timed.exit_code == 3
+    assert "takes f32" in rows(timed)[0]["timing"]["reason"]
+    evaluated = cli("evaluate", in_bfloat16, "--data", "digits", "--limit", "20")
+    assert (evaluated.exit_code, "takes f32" in evaluated.output) == (3, True)
+
+
+@pytest.mark.usefixtures("as_with_bfloat16")
+def test_it_is_judged_as_bfloat16(cli: Cli, in_bfloat16: Path) -> None:
+    """Where the processor has bfloat16 it is one row, by that tolerance; its weights are found."""
+    result = cli("check", in_bfloat16, "--json", "-")
+    assert result.exit_code == 0, result.output
+    (row,) = rows(result)
+    assert row["parity"]["tolerance"]["derivation"]["precision"] == "bf16"
+    assert row["parity"]["runtime"].endswith("(CPU, in bf16)")
+    assert row["parity"]["weights"]["tensors"] > 0
+    fresh = cli("check", in_bfloat16, "--model", "levit_digits", "--precision", "bf16")
+    assert fresh.exit_code == 0, fresh.output
+
+
+@pytest.mark.usefixtures("as_with_bfloat16")
+def test_a_hint_that_is_gone(cli: Cli, in_bfloat16: Path, tmp_path: Path) -> None:
+    """A file is what it says: without the hint it is one of float32, whatever its name is."""
+    copied = shutil.copytree(in_bfloat16, tmp_path / "copied") / "openvino-bf16"
+    file = copied / "levit_digits.xml"
+    text = file.read_text("utf-8")
+    assert f'<{HINT} value="bf16" />' in text
+    file.write_text(text.replace(f'<{HINT} value="bf16" />', ""), "utf-8")
+    result = cli("check", file, "--model", "levit_digits", "--no-drift")
+    assert result.exit_code == 1, result.output
+    assert "says bf16, its graph computes in fp32" in " ".join(result.stdout.split())
+
+
+def test_no_block_stays_out_of_a_hint(cli: Cli, tmp_path: Path) -> None:
+    """``--keep`` is refused before anything is loaded: the hint is for the whole graph."""
+    asked = ("--format", "openvino", "--precision", "bf16", "--keep", "stem", "-o", tmp_path / "x")
+    result = cli("export", *asked)
+    assert (result.exit_code, "no block can stay out" in result.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("fast", ["fp32", "bf16"])
+def test_a_search_tries_what_the_processor_has(monkeypatch: pytest.MonkeyPatch, fast: str) -> None:
+    """``--precision auto`` tries bf16 between int8 and fp32, where OpenVINO would follow it."""
+    monkeypatch.setattr(openvino_target, "_type_by_default", lambda _: fast)
+    known = precision_search.order("openvino", "latency")
+    tried = precision_search.possible(target("openvino"), known, RunOptions())
+    assert tried == (("int8", "bf16", "fp32") if fast == "bf16" else ("int8", "fp32"))
+
+
+@NO_BFLOAT16
+def test_another_version_cannot_either(in_bfloat16: Path) -> None:
+    """A release in an environment of its own follows the hint too, or does not answer."""
+    artifact = target("openvino").inspect(in_bfloat16 / "openvino-bf16" / "levit_digits.xml")
+    version = Version("openvino", openvino.__version__.split("-")[0])
+    with (
+        pytest.raises(NotRunError, match="asks for bf16, this processor takes f32"),
+        elsewhere.opened(artifact, RunOptions(), version, Path(sys.executable)),
+    ):
+        pass
+
+
+@NO_BFLOAT16
+def test_the_verifier_of_a_bundle_cannot_either(
+    cli: Cli, in_bfloat16: Path, tmp_path: Path
+) -> None:
+    """``verify.py`` follows the hint as well, and the card says so."""
+    assert cli("bundle", in_bfloat16, "-o", tmp_path / "b.zip").exit_code == 0
+    shutil.unpack_archive(tmp_path / "b.zip", tmp_path / "b", "zip")
+    done = subprocess.run(
+        [sys.executable, tmp_path / "b" / "verify.py"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 3, done.stdout + done.stderr
+    assert "it asks for bf16, and OpenVINO takes f32 on this processor" in done.stdout
+    card = (tmp_path / "b" / "README.md").read_text("utf-8")
+    assert "- `openvino-bf16/levit_digits.xml`: `bf16`" in card
+    assert 'hint = {"INFERENCE_PRECISION_HINT": "bf16"}' in card
+    assert "Without it, on such a processor" not in card
+
+
+def test_the_card_names_the_setting(cli: Cli, folder: Path, tmp_path: Path) -> None:
+    """Figures of a float32 file are those with f32; what the default may do is in the table."""
+    assert cli("bundle", folder, "-o", tmp_path / "b.zip").exit_code == 0
+    shutil.unpack_archive(tmp_path / "b.zip", tmp_path / "b", "zip")
+    card = (tmp_path / "b" / "README.md").read_text("utf-8")
+    assert "- `openvino-fp32/levit_digits.xml`: `f32`" in card
+    assert "Without it, on such a processor" in card
+    assert "| bf16 | `logits` |" in card

@@ -1,7 +1,7 @@
 """How much error a block may introduce, derived from what rounding costs that block alone.
 
 For every precision p the prepared network is run in float64 and once more as roughly as an
-artifact of p computes: in float32, rounded to float16 at every operator, or on a quantiser's
+artifact of p computes: in float32, rounded to 16 bits at every operator, or on a quantiser's
 grids. Both are given, at every tap, the same values of the tap before, so what they differ by at a
 tap arose between the two. That difference, per tap and sample, goes into the formula of
 ``tolerance``:
@@ -32,7 +32,7 @@ rounding is uniform within half a unit in the last place, u of the value at the 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -45,7 +45,7 @@ from levit_export.checks.drift import taps
 from levit_export.core.precisions import GRIDS, UNIT_ROUNDOFF
 from levit_export.core.values import FLOAT16_MAX, Calibration
 from levit_export.formats import simulated_quantisation as simulated
-from levit_export.formats.pytorch import round_, to_half
+from levit_export.formats.pytorch import round_, to_bfloat16, to_half
 from levit_export.inputs.samples import Samples
 
 if TYPE_CHECKING:
@@ -183,6 +183,13 @@ def to_float16(x: torch.Tensor) -> torch.Tensor:
     return x.half().float()
 
 
+ROUNDED: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "fp16": to_float16,
+    "bf16": to_bfloat16,
+}
+"""How a network in a precision of 16 bits rounds at every operator."""
+
+
 class Rounded:
     """A network that computes as an artifact of ``precision`` does; ``module`` becomes its own.
 
@@ -199,9 +206,10 @@ class Rounded:
         self.module = module.float()
         self.half = precision == "fp16"
         self.keep = frozenset(keep)
+        self._rounded = ROUNDED.get(precision, torch.Tensor.float)
         self._rounding: AbstractContextManager[Any] = nullcontext()
-        if self.half:
-            self._rounding = round_(self.module, to_float16, self.keep)
+        if precision in ROUNDED:
+            self._rounding = round_(self.module, self._rounded, self.keep)
         if precision in GRIDS:
             simulated.quantise_all_but_(self.module, precision, calibration, self.keep)
 
@@ -213,9 +221,8 @@ class Rounded:
         given: Mapping[str, torch.Tensor] | None = None,
     ) -> taps.Values:
         """Every tap and output, as ``taps.run``."""
-        x = to_float16(image) if self.half else image.float()
         with self._rounding:
-            return taps.run(self.module, blocks, x, outputs, given)
+            return taps.run(self.module, blocks, self._rounded(image), outputs, given)
 
     def stored(self, values: Mapping[str, torch.Tensor], blocks: Mapping[str, str]) -> taps.Values:
         """``values`` as the artifact holds them; float16 ends at 65504.
@@ -223,7 +230,7 @@ class Rounded:
         What a block in float32 gives is rounded by whoever takes it; what is inside, by nobody.
         """
         if not self.half:
-            return {name: value.float() for name, value in values.items()}
+            return {name: self._rounded(value) for name, value in values.items()}
         kept = {block for path, block in blocks.items() if path in self.keep}
         held = {}
         for name, value in values.items():

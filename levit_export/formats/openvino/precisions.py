@@ -1,4 +1,6 @@
-"""An OpenVINO graph in each precision: float16 weights, and NNCF's int8, w8 and w4.
+"""An OpenVINO graph in each precision: float16 weights, a hint, and NNCF's int8, w8 and w4.
+
+``bf16`` is the float32 graph with :data:`HINT` in it.
 
 What NNCF is told about LeViT, each measured on the bundled model (worst logit of an image over its
 largest, median of 360 held-out images):
@@ -25,8 +27,8 @@ from typing import TYPE_CHECKING, Any
 
 from levit_export.core.errors import MissingDependencyError, UnknownNameError, UsageError
 from levit_export.core.network import Network, Op, Shape, Value, is_within
-from levit_export.core.packages import needs
-from levit_export.core.precisions import GRIDS
+from levit_export.core.packages import PRECISION_HINT, needs
+from levit_export.core.precisions import FLOATS, GRIDS, HINTED
 from levit_export.core.quiet import quiet
 from levit_export.core.values import ExportOptions, Prepared
 from levit_export.formats.openvino import write as openvino_write
@@ -34,6 +36,10 @@ from levit_export.inputs.samples import in_batches
 
 if TYPE_CHECKING:
     import openvino
+
+HINT = ("runtime_options", PRECISION_HINT)
+"""Where a graph's ``rt_info`` names what it is to be computed in. OpenVINO reads other properties
+of its own from there, and ignores this one: whoever compiles the graph has to pass it on."""
 
 GROUP = 64
 """Weights of a row that share a scale in w4; fewer where a row is not a multiple of it."""
@@ -48,7 +54,15 @@ POINTWISE = {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "groups": 
 
 
 def refuse(options: ExportOptions) -> None:
-    """Raise unless NNCF, images and a layout are there for a precision that needs them."""
+    """Raise unless NNCF, images and a layout are there for a precision that needs them.
+
+    Blocks cannot stay in float32 where one hint is for the whole graph.
+    """
+    if options.precision in HINTED and options.keep:
+        raise UsageError(
+            f"OpenVINO computes a whole graph in {options.precision}, and no block can stay out",
+            remedy="Leave out --keep, or the precision.",
+        )
     if options.precision in GRIDS:
         _refuse_without_nncf(options.precision)
     if options.precision == "int8" and options.calibration is None:
@@ -80,9 +94,12 @@ def write(model: Prepared, options: ExportOptions) -> openvino.Model:
     refuse(options)
     _refuse_unknown(options.keep, model)
     name, network = model.info.name, model.network
-    if options.precision in ("fp32", "fp16"):
+    if options.precision in FLOATS:
         half = options.precision == "fp16"
-        return openvino_write.write(network, name, half=half, keep=options.keep)
+        graph = openvino_write.write(network, name, half=half, keep=options.keep)
+        if options.precision in HINTED:
+            graph.set_rt_info(options.precision, list(HINT))  # OpenVINO calls it so too
+        return graph
     nncf = _nncf()
     with quiet("nncf"):
         if options.precision == "int8":

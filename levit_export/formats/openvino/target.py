@@ -16,11 +16,12 @@ from levit_export.core.errors import (
     ArtifactError,
     ExportFailedError,
     LevitExportError,
+    NotRunError,
     RuntimeFailedError,
     UsageError,
 )
 from levit_export.core.packages import COMPUTED_IN, PRECISION_HINT, needs
-from levit_export.core.precisions import GRIDS
+from levit_export.core.precisions import GRIDS, HINTED
 from levit_export.core.quiet import first_line, last_line, quiet
 from levit_export.core.values import (
     Arithmetic,
@@ -49,12 +50,18 @@ OLDEST_RUNTIME = "OpenVINO 2023.2 and later"
 (https://docs.openvino.ai/2024/documentation/openvino-ir-format/operation-sets/available-opsets.html)."""
 
 
+NOT_READ = (
+    "a program has to pass on what the file is to be computed in: OpenVINO does not read "
+    f"{PRECISION_HINT} from it"
+)
+
+
 class OpenvinoTarget:
     """See :class:`levit_export.core.values.Target`."""
 
     name = "openvino"
     suffix = ".xml"
-    precisions = ("fp32", "fp16", "int8", "w8", "w4")
+    precisions = ("fp32", "fp16", "bf16", "int8", "w8", "w4")
 
     def computes_in_half(self, precision: str) -> bool:
         """No: float16 weights are computed with in float32, as parity is measured."""
@@ -96,7 +103,12 @@ class OpenvinoTarget:
                 remedy="Report the model.",
             ) from error
         return Artifact(
-            self.name, options.precision, path, model.signature, runs_on=OLDEST_RUNTIME
+            self.name,
+            options.precision,
+            path,
+            model.signature,
+            notes=(NOT_READ,) * (options.precision in HINTED),
+            runs_on=OLDEST_RUNTIME,
         )
 
     def inspect(self, path: Path) -> Artifact:
@@ -106,9 +118,12 @@ class OpenvinoTarget:
         graph = _read(openvino.Core(), path)
         said = _said(graph)
         shares = constants.shares_of(openvino_read.contents(graph))
+        precision = constants.precision_of(shares)
+        if precision == "fp32":
+            precision = _hint(graph) or precision
         return Artifact(
             self.name,
-            constants.precision_of(shares),
+            precision,
             path,
             _signature(graph),
             passes=passes_in(said),
@@ -171,8 +186,10 @@ class OpenvinoTarget:
     ) -> Iterator[OpenvinoSession]:
         """Compile the file for ``options.device``.
 
-        ``INFERENCE_PRECISION_HINT`` is float32, but for ``by_default``: on some processors
-        OpenVINO would compute a float32 file in bfloat16 or float16 (openvino#28032, #27795).
+        ``INFERENCE_PRECISION_HINT`` is float32 or what the file asks for, but for ``by_default``:
+        on some processors OpenVINO would compute a float32 file in bfloat16 or float16
+        (openvino#28032, #27795). Raises ``NotRunError`` where the device does not compute in what
+        the file asks for: OpenVINO takes float32 then, and says nothing.
         """
         openvino = packages.openvino()
 
@@ -182,8 +199,9 @@ class OpenvinoTarget:
         graph = _read(core, artifact.path)
         _add_taps(graph, taps, artifact.path)
         settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
+        asked = artifact.precision if artifact.precision in HINTED else ""
         if not options.by_default:
-            settings[PRECISION_HINT] = "f32"
+            settings[PRECISION_HINT] = asked or "f32"
         if device == "CPU":
             settings |= {"INFERENCE_NUM_THREADS": options.threads, "NUM_STREAMS": 1}
         try:
@@ -194,6 +212,9 @@ class OpenvinoTarget:
                 remedy="Try --device CPU, or export anew.",
             ) from error
         how = device
+        if asked and not options.by_default:
+            _refuse_another(compiled, artifact.path, asked)
+            how = f"{device}, in {asked}"
         if options.by_default:
             how = f"{device}, by default in {self.arithmetic(options).type}"
         yield OpenvinoSession(compiled, artifact.path, how, taps)
@@ -242,6 +263,28 @@ def _type_by_default(device: str) -> str:
     """What OpenVINO computes float32 in on a device of this machine unless it is told."""
     hint = packages.openvino().Core().get_property(device, PRECISION_HINT)
     return COMPUTED_IN.get(hint.get_type_name(), "fp32")
+
+
+def _hint(graph: openvino.Model) -> str:
+    """The precision of :data:`HINTED` that a graph asks for, or empty."""
+    place = list(openvino_precisions.HINT)
+    said = str(graph.get_rt_info(place).value) if graph.has_rt_info(place) else ""
+    return said if said in HINTED else ""
+
+
+def _type_of(compiled: openvino.CompiledModel) -> str:
+    """What a compiled graph computes in, as OpenVINO calls it, which is bf16 for bf16."""
+    return str(compiled.get_property(PRECISION_HINT).get_type_name())
+
+
+def _refuse_another(compiled: openvino.CompiledModel, path: Path, asked: str) -> None:
+    """Raise where a compiled graph computes in another type than ``asked``."""
+    if (taken := _type_of(compiled)) != asked:
+        raise NotRunError(
+            f"{path.name} is to be computed in {asked}, and OpenVINO takes {taken} on this "
+            "processor: how it answers there is not known",
+            remedy="Check it on a processor with AMX or AVX512-BF16.",
+        )
 
 
 def _refuse_absent(core: openvino.Core, device: str) -> None:

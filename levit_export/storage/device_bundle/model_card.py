@@ -16,12 +16,12 @@ from typing import Any
 import jinja2
 
 from levit_export.core import files, serialisation
-from levit_export.core.precisions import FLOATS
+from levit_export.core.precisions import FLOATS, HINTED
 from levit_export.core.values import applied
 from levit_export.storage.device_bundle.description import SCHEMA
 from levit_export.storage.device_bundle.golden import GoldenImage
 from levit_export.storage.device_bundle.web.library import VERSION
-from levit_export.storage.export_directory import REPORT, Manifest
+from levit_export.storage.export_directory import REPORT, ArtifactEntry, Manifest
 
 REPORT_SCHEMA = 1
 """Of the reports that are read here, which are written by a room above."""
@@ -160,6 +160,8 @@ def render(
         for artifact in manifest.artifacts
     ]
     formats = dict.fromkeys(artifact.format for artifact in manifest.artifacts)
+    hints = {a.path: _hint(a) for a in manifest.artifacts if a.format == "openvino"}
+    by_default = [name for name in HINTED if hints and name in manifest.golden.tolerances]
     if manifest.embedded.preprocessing:
         formats.pop("coreml", None)  # verify.swift feeds arrays, and the model takes an image
     return _template("README.md.j2").render(
@@ -177,6 +179,8 @@ def render(
             if any(getattr(each, name) for each in of_artifacts)
         ],
         measured=known,
+        hints=list(hints.items()),
+        has_default="f32" in hints.values() and bool(by_default),
         front=_front_matter(manifest),
         python=_python(manifest, images),
         swift=next((a.path for a in manifest.artifacts if a.format == "coreml"), ""),
@@ -191,7 +195,7 @@ def render(
         programs=[PROGRAMS[name] for name in formats if name in PROGRAMS],
         tolerances=[
             (precision, output, tolerance)
-            for precision in sorted({artifact.precision for artifact in manifest.artifacts})
+            for precision in sorted({*by_default, *(a.precision for a in manifest.artifacts)})
             for output, tolerance in sorted(manifest.golden.tolerances[precision].items())
         ],
         passes=applied(manifest.passes),
@@ -216,6 +220,11 @@ def _front_matter(manifest: Manifest) -> list[str]:
     return [*lines, f"library_name: {formats[0]}", f"tags: {json.dumps(['levit', *formats])}"]
 
 
+def _hint(artifact: ArtifactEntry) -> str:
+    """What OpenVINO was told to compute an artifact in when it was checked."""
+    return artifact.precision if artifact.precision in HINTED else "f32"
+
+
 @dataclass(frozen=True)
 class Snippet:
     """What lines of Python that classify a golden image are filled with."""
@@ -225,6 +234,7 @@ class Snippet:
     image: str
     output: str
     batch: int
+    hint: str
 
 
 def _python(manifest: Manifest, images: Mapping[str, GoldenImage]) -> Snippet | None:
@@ -247,6 +257,7 @@ def _python(manifest: Manifest, images: Mapping[str, GoldenImage]) -> Snippet | 
         image,
         "logits" if "logits" in outputs else outputs[0],
         manifest.signature.batch or 1,
+        _hint(artifacts[0]),
     )
 
 

@@ -480,13 +480,22 @@ def plugin_providers() -> tuple[str, ...]:
 
 
 def openvino(path: Path, manifest: Any, unit: str) -> tuple[str, Run]:
-    """Compile for the CPU, in float32: some processors would compute in bfloat16 otherwise."""
+    """Compile for the CPU, in what the file asks for, else in float32.
+
+    Some processors would compute in bfloat16 by default. Raises ``NotStartedError`` where this one
+    does not compute in what the file asks for.
+    """
     # Importing openvino would tell Google Analytics of it; it does without what is not there.
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     import openvino as ov
 
     del manifest, unit
-    compiled = ov.Core().compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    core, hint = ov.Core(), "INFERENCE_PRECISION_HINT"
+    graph, place = core.read_model(str(path)), ["runtime_options", hint]
+    asked = str(graph.get_rt_info(place).value) if graph.has_rt_info(place) else "f32"
+    compiled = core.compile_model(graph, "CPU", {hint: asked})
+    if asked != "f32" and (taken := compiled.get_property(hint).get_type_name()) != asked:
+        raise NotStartedError(f"it asks for {asked}, and OpenVINO takes {taken} on this processor")
 
     def run(batch: np.ndarray) -> Arrays:
         results = compiled([batch])
