@@ -8,11 +8,14 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import openvino
 import pytest
 from cpp_programs import COMPILER
 from tiny_exports import ONNX, OPENVINO, make_export
 
+from levit_export.core.packages import PRECISION_HINT
 from levit_export.storage import device_bundle
+from levit_export.storage.device_bundle import results
 
 pytestmark = [
     pytest.mark.skipif(COMPILER is None, reason="no C++ compiler (apt-get install g++)"),
@@ -87,6 +90,48 @@ def test_model_that_normalises_by_itself(onnxruntime_program: Path, tmp_path: Pa
     np.save(path, np.load(path)[:, ::-1])
     status, said = run((onnxruntime_program, ONNX), folder)
     assert (status, "fail    normalisation: gradient" in said) == (1, True)
+
+
+def test_execution_providers(onnxruntime_program: Path, unpacked: Path, tmp_path: Path) -> None:
+    """A provider is the results' unit; one that is absent or does not start is no pass."""
+    model, file = unpacked / ONNX, tmp_path / "r.json"
+
+    def under(provider: str) -> tuple[int, str]:
+        command = [onnxruntime_program, unpacked, model, "--results", file, "--provider", provider]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        return done.returncode, done.stdout + done.stderr
+
+    status, said = under("nowhere,device=x")
+    assert (status, "no provider nowhere is here; known: " in said) == (2, True), said
+    # Every build has this one, which sends nothing anywhere and executes no operator.
+    status, said = under("AzureExecutionProvider")
+    assert (status, "error: " in said, file.exists()) == (2, True, False), said
+    status, said = under("cpu")
+    assert status == 0, said
+    assert [row.unit for row in results.read(file).rows] == ["cpu"]
+
+
+def test_a_provider_of_another_runtime(openvino_program: Path, unpacked: Path) -> None:
+    """OpenVINO has no execution providers: status 2."""
+    command = [openvino_program, unpacked, unpacked / OPENVINO, "--provider", "cpu"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, "is about ONNX Runtime" in done.stderr) == (2, True)
+
+
+def test_a_file_that_asks_for_bfloat16(openvino_program: Path, unpacked: Path) -> None:
+    """What a file is to be computed in is followed, or the program says that it cannot be."""
+    core = openvino.Core()
+    graph = core.read_model(unpacked / OPENVINO)
+    graph.set_rt_info("bf16", ["runtime_options", PRECISION_HINT])
+    model = Path(OPENVINO).with_name("hinted.xml")  # for the weights of the other one are mapped
+    openvino.save_model(graph, unpacked / model, compress_to_fp16=False)
+    taken = core.compile_model(graph, "CPU", {PRECISION_HINT: "bf16"}).get_property(PRECISION_HINT)
+    status, said = run((openvino_program, str(model)), unpacked)
+    if taken.get_type_name() == "bf16":  # and bf16's answers are too far off for fp32
+        assert (status, "fail    logits: error" in said) == (1, True), said
+    else:
+        words = "the file asks for bf16, and OpenVINO takes f32 on this processor"
+        assert (status, words in said) == (2, True), said
 
 
 def test_what_cannot_be_read(program: tuple[Path, str], unpacked: Path) -> None:

@@ -187,6 +187,7 @@ inline void compare(const Array& reference, const Array& allowed, const Array& c
 struct Asked {
     fs::path bundle, model, results;
     std::string device;
+    std::string provider;  // NAME[,KEY=VALUE...] of ONNX Runtime, empty for its CPU kernels
     double sustain = 0;  // seconds of calls in a row, after the warm ones
     std::chrono::steady_clock::time_point start;
 };
@@ -391,13 +392,14 @@ inline int main(int count, char** arguments, const std::function<int(const Asked
         std::string option = arguments[i], value = arguments[i + 1];
         if (option == "--results") asked.results = value;
         else if (option == "--device") asked.device = value;
+        else if (option == "--provider") asked.provider = value;
         else if (option == "--sustain") asked.sustain = std::atof(value.c_str());
         else understood = false;
     }
     if (!understood) {
         std::fprintf(stderr,
                      "usage: %s BUNDLE_FOLDER MODEL_FILE [--results FILE] [--device NAME] "
-                     "[--sustain SECONDS]\n", arguments[0]);
+                     "[--sustain SECONDS] [--provider NAME[,KEY=VALUE...]]\n", arguments[0]);
         return 2;
     }
     asked.bundle = arguments[1];

@@ -4,11 +4,15 @@
 //   g++ -std=c++17 -O2 verify_onnxruntime.cpp -I ORT/include -L ORT/lib -lonnxruntime
 //       -Wl,-rpath,ORT/lib -o verify_onnxruntime                       (one line)
 //   ./verify_onnxruntime . onnx-fp32/MODEL.onnx [--results FILE] [--sustain SECONDS]
+//       [--provider NAME[,KEY=VALUE...]]     one that this ONNX Runtime was built with
 //
 // ORT is an unpacked release of ONNX Runtime, or the prefix of the package libonnxruntime-dev
 // (there the headers lie in include/onnxruntime). Exit status: 0 pass, 1 fail, 2 could not be run.
 
 #include <onnxruntime_cxx_api.h>
+
+#include <cctype>
+#include <unordered_map>
 
 #include "golden.hpp"
 
@@ -28,9 +32,42 @@ golden::Array copy(const Ort::Value& value) {
     return array;
 }
 
+std::string lower(std::string text) {
+    for (char& each : text) each = static_cast<char>(std::tolower(static_cast<unsigned char>(each)));
+    return text;
+}
+
+// ONNX Runtime would go on with its CPU kernels where a provider does not start or does not take an
+// operator (onnxruntime#23647); here that is an error.
+void use_provider(Ort::SessionOptions& options, const std::string& asked) {
+    const std::string suffix = "ExecutionProvider";
+    std::unordered_map<std::string, std::string> given;
+    size_t comma = asked.find(',');
+    std::string name = asked.substr(0, comma), known;
+    while (comma != std::string::npos) {
+        size_t next = asked.find(',', comma + 1);
+        std::string pair = asked.substr(comma + 1, next - comma - 1);
+        size_t equals = pair.find('=');
+        if (equals == std::string::npos) throw std::runtime_error(pair + " is not KEY=VALUE");
+        given[pair.substr(0, equals)] = pair.substr(equals + 1);
+        comma = next;
+    }
+    for (const std::string& each : Ort::GetAvailableProviders()) {
+        std::string plain = each.substr(0, each.size() - suffix.size());
+        known += (known.empty() ? "" : ", ") + plain;
+        if (lower(name) != lower(each) && lower(name) != lower(plain)) continue;
+        if (plain == "CPU") return;
+        options.AddConfigEntry("session.disable_cpu_ep_fallback", "1");
+        options.AppendExecutionProvider(plain, given);
+        return;
+    }
+    throw std::runtime_error("no provider " + name + " is here; known: " + known);
+}
+
 int check(const golden::Asked& asked) {
     Ort::Env environment(ORT_LOGGING_LEVEL_WARNING, "verify");
     Ort::SessionOptions options;
+    if (!asked.provider.empty()) use_provider(options, asked.provider);
     Ort::Session session(environment, asked.model.c_str(), options);
     Ort::AllocatorWithDefaultOptions allocator;
     Ort::MemoryInfo memory = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
@@ -58,7 +95,8 @@ int check(const golden::Asked& asked) {
         return outputs;
     };
     std::string runtime = std::string("onnxruntime ") + OrtGetApiBase()->GetVersionString();
-    return golden::verify(asked, runtime, "CPU", shape[0], run);
+    const std::string unit = asked.provider.empty() ? "CPU" : asked.provider;
+    return golden::verify(asked, runtime, unit, shape[0], run);
 }
 
 }  // namespace

@@ -29,10 +29,21 @@ golden::Array copy(const ov::Tensor& tensor) {
 }
 
 int check(const golden::Asked& asked) {
+    if (!asked.provider.empty())
+        throw std::runtime_error("--provider is about ONNX Runtime, and this runs OpenVINO");
     ov::Core core;
-    // Some processors would compute a float32 model in bfloat16 or float16 otherwise.
-    ov::CompiledModel compiled = core.compile_model(
-        asked.model.string(), "CPU", ov::hint::inference_precision(ov::element::f32));
+    // What the file asks for, else float32: some processors would take bfloat16 or float16 then.
+    std::shared_ptr<ov::Model> graph = core.read_model(asked.model.string());
+    const std::vector<std::string> place{"runtime_options", ov::hint::inference_precision.name()};
+    ov::element::Type type = ov::element::f32;
+    if (graph->has_rt_info(place)) type = ov::element::Type(graph->get_rt_info<std::string>(place));
+    ov::CompiledModel compiled =
+        core.compile_model(graph, "CPU", ov::hint::inference_precision(type));
+    ov::element::Type taken = compiled.get_property(ov::hint::inference_precision);
+    if (type != ov::element::f32 && taken != type)
+        throw std::runtime_error("the file asks for " + type.get_type_name() +
+                                 ", and OpenVINO takes " + taken.get_type_name() +
+                                 " on this processor");
     ov::InferRequest request = compiled.create_infer_request();
     auto port = compiled.input();
     ov::PartialShape partial = port.get_partial_shape();
