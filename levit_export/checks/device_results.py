@@ -91,14 +91,4 @@ def _timing(latency: Latency, runtime: str) -> TimingReport:
 def _in_words(timing: TimingReport) -> str:
     """Every regime with a figure of its own."""
     words = f"latency: warm {timing.median_ms:.2f} ms (p90 {timing.quantile_ms(0.9):.2f})"
-    found = timing.regimes
-    if found is None:
-        return words
-    words += f", cold {1e3 * found.cold_s:.1f} ms, first {1e3 * found.first_s:.2f} ms"
-    if found.sustained:
-        words += (
-            f", sustained for {sum(found.sustained):.0f} s {found.sustained_ms(0.5):.2f} ms "
-            f"(p90 {found.sustained_ms(0.9):.2f}), {found.slowdown:.2f} times as long in the "
-            "second half as in the first"
-        )
-    return words
+    return words if timing.regimes is None else f"{words}, {timing.regimes.in_words}"

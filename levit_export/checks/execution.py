@@ -15,7 +15,7 @@ from levit_export.checks.findings import Finding
 from levit_export.checks.parity import ParityReport
 from levit_export.checks.reference import Reference
 from levit_export.checks.results import Accuracy, ArtifactReport
-from levit_export.checks.timing import TimingPlan, TimingReport
+from levit_export.checks.timing import Regimes, TimingPlan, TimingReport
 from levit_export.checks.weights import WeightAudit
 from levit_export.core import hashing, machine
 from levit_export.core.errors import (
@@ -238,6 +238,7 @@ class _TimedSession:
     load_s: float
     batch: int
     call: Callable[[], object]
+    first_s: float = 0.0
 
 
 def time_rows(
@@ -252,13 +253,15 @@ def time_rows(
     """Latency of every row and of ``others`` (by name), measured round robin or by rules.
 
     ``macs`` of one image, where known, gives the efficiency against the machine's GEMM rate on
-    ``threads`` threads, measured just before and just after.
+    ``threads`` threads, measured just before and just after. Rows have their regimes as well; a
+    cold start there does not load the runtime itself.
     """
     progress = progress or Silent()
     rules = plan.rules
-    progress.steps(
+    measured = (
         plan.iterations if rules is None else int(rules.seconds) * (len(rows) + len(others or {}))
     )
+    progress.steps(measured + int(plan.sustain_s) * len(rows))
     reports: dict[Row, TimingReport] = {}
     # Peak memory first: the processes that it is measured in would disturb the timing.
     able = [row for row in rows if target(row.artifact.format).can_time().ok]
@@ -278,7 +281,9 @@ def time_rows(
                 reports[row] = timing.not_timed(str(error))
                 continue
             load_s, batch = perf_counter() - start, session.signature.batch or 1
-            entrants[row] = _TimedSession(session, load_s, batch, _call(session, batch))
+            call = _call(session, batch)
+            (first_s,) = timing.series(call, 1)
+            entrants[row] = _TimedSession(session, load_s, batch, call, first_s)
         # PyTorch takes any batch, and is timed with that of the files it stands beside.
         batch = next((entrant.batch for entrant in entrants.values()), 1)
         for name, session in (others or {}).items():
@@ -298,13 +303,20 @@ def time_rows(
 
         seconds = timing.measure(calls, plan, progress=progress, rest=rest)
         products = before + _gemm_seconds(threads)
+        sustained = {
+            row: timing.in_a_row(entrants[row].call, 0, plan.sustain_s, progress=progress)
+            for row in rows
+            if row in entrants
+        }
     rate = machine.gemm_operations() / float(np.median(products))
     baselines: dict[str, TimingReport] = {}
     for key, entrant in entrants.items():
         timed = _timed(entrant, seconds[key], threads, macs=macs, rate=rate)
         timed = replace(timed, rules="" if rules is None else rules.name)
         if isinstance(key, Row):
-            reports[key] = replace(timed, peak_bytes=peaks[key])
+            cold_s = entrant.load_s + entrant.first_s
+            regimes = Regimes(cold_s, entrant.first_s, sustained[key])
+            reports[key] = replace(timed, peak_bytes=peaks[key], regimes=regimes)
         else:
             baselines[key] = timed
     return reports, baselines

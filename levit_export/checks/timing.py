@@ -71,18 +71,20 @@ class TimingPlan:
 
     Warm-up takes at most half of ``budget_s`` seconds; once all of it has passed, rounds end after
     ``FEWEST`` of them: a slow model on a busy machine is not worth minutes. ``rules`` take the
-    place of the rounds.
+    place of the rounds. ``sustain_s`` are the seconds of a run without pauses of each session,
+    after all of that.
     """
 
     warmup: int = 30
     iterations: int = 50
     budget_s: float = 5.0
     rules: Rules | None = None
+    sustain_s: float = 0.0
 
 
 @dataclass(frozen=True)
 class Regimes:
-    """What a device measured beside warm calls; each regime has a figure of its own.
+    """What was measured beside warm calls; each regime has a figure of its own.
 
     ``cold_s`` is from the start of loading to the first answer, ``first_s`` the first call of
     that. ``sustained`` are the seconds of all calls of a long run in a row, empty without one.
@@ -108,6 +110,18 @@ class Regimes:
         early = seconds[~late] if not late.all() else seconds
         return float(np.median(seconds[late]) / np.median(early))
 
+    @property
+    def in_words(self) -> str:
+        """Every regime with a figure of its own."""
+        words = f"cold {1e3 * self.cold_s:.1f} ms, first {1e3 * self.first_s:.2f} ms"
+        if self.sustained:
+            words += (
+                f", sustained for {sum(self.sustained):.0f} s {self.sustained_ms(0.5):.2f} ms "
+                f"(p90 {self.sustained_ms(0.9):.2f}), {self.slowdown:.2f} times as long in the "
+                "second half as in the first"
+            )
+        return words
+
 
 @dataclass(frozen=True)
 class TimingReport:
@@ -116,7 +130,8 @@ class TimingReport:
     ``efficiency`` is ``(2 * MACs * batch / GEMM rate) / latency``: 1 means that the model runs as
     fast as this machine multiplies matrices, by the rate measured in the same run. ``peak_bytes``
     is the resident memory of a process of its own that loads the artifact and runs it once.
-    ``regimes`` is there where a device measured, ``rules`` the name of what it was measured by.
+    ``regimes`` is what the first calls and a long run took, ``rules`` the name of what it was
+    measured by.
     """
 
     verdict: Verdict
@@ -174,7 +189,11 @@ def measure(
     for call in calls.values():
         _warm_up(call, plan.warmup, plan.budget_s / len(calls) / 2, clock)
     if plan.rules is not None:
-        return {name: _by_rules(call, plan.rules, clock, progress) for name, call in calls.items()}
+        asked = plan.rules.calls, plan.rules.seconds
+        return {
+            name: in_a_row(call, *asked, clock=clock, progress=progress)
+            for name, call in calls.items()
+        }
     seconds: dict[KeyT, list[float]] = {name: [] for name in calls}
     for done in range(plan.iterations):
         if done >= FEWEST and clock() > end:
@@ -188,17 +207,19 @@ def measure(
     return {name: tuple(values) for name, values in seconds.items()}
 
 
-def _by_rules(
+def in_a_row(
     call: Callable[[], object],
-    rules: Rules,
-    clock: Callable[[], float],
-    progress: Progress | None,
+    calls: int,
+    least_s: float,
+    *,
+    clock: Callable[[], float] = perf_counter,
+    progress: Progress | None = None,
 ) -> tuple[float, ...]:
-    """Seconds of calls in a row, as many and for as long as the rules ask."""
+    """Seconds of calls without a pause, so many at least and for ``least_s`` seconds at least."""
     start, seconds, shown = clock(), array("d"), 0
-    while len(seconds) < rules.calls or clock() - start < rules.seconds:
+    while len(seconds) < calls or clock() - start < least_s:
         seconds.extend(series(call, 1, clock=clock))
-        while progress is not None and shown < min(int(clock() - start), rules.seconds):
+        while progress is not None and shown < min(int(clock() - start), least_s):
             progress.advance()
             shown += 1
     return tuple(seconds)

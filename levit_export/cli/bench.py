@@ -13,6 +13,9 @@ from levit_export.cli import options
 from levit_export.cli.command import Verb, status_of
 from levit_export.cli.output import present, refuse_unwritable
 
+LONGEST_S = 3600.0
+"""Of a sustained run: a mistyped number is refused at once."""
+
 
 @click.command(cls=Verb)
 @click.argument("paths", nargs=-1, required=True, type=options.EXISTING)
@@ -25,12 +28,20 @@ from levit_export.cli.output import present, refuse_unwritable
     help="Measure as a benchmark asks: mlperf-mobile times one image at a time, file after file, "
     "at least 1,024 calls and 60 s of each, and quotes the 90th percentile.",
 )
+@click.option(
+    "--sustain",
+    type=options.FiniteRange(min=0, max=LONGEST_S),
+    default=0,
+    metavar="SECONDS",
+    help="Then call each file for so long without a pause, as a device does that becomes hot.",
+)
 @click.option("--allow-not-run", is_flag=True, help="Exit 0 although nothing could be timed.")
 @options.output_options
 @click.pass_context
 def bench(ctx: click.Context, /, paths: tuple[Path, ...], **_: Any) -> int:
     """Time export directories or single artifacts, interleaved in one run.
 
+    Cold and first calls have figures of their own, and so has a sustained run.
     What cannot be timed here, such as Core ML off macOS, is named, and the run passes if anything
     was timed. With --checkpoint (or --model levit_digits) eager PyTorch takes part.
     """
@@ -40,7 +51,7 @@ def bench(ctx: click.Context, /, paths: tuple[Path, ...], **_: Any) -> int:
     from levit_export.workflows import check
 
     params = ctx.params
-    plan = options.plan(params)
+    plan = replace(options.plan(params), sustain_s=params["sustain"])
     if params["rules"] is not None:
         if ctx.get_parameter_source("iters") is not ParameterSource.DEFAULT:
             raise UsageError(

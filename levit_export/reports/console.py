@@ -257,9 +257,10 @@ def _notes(report: Report) -> Iterator[str]:
         yield report.vouching.sentence
     if runtimes:
         yield f"checked on {', '.join(sorted(runtimes))}"
-    timings = [a.timing for a in report.artifacts if a.timing and a.timing.verdict == "pass"]
+    timed = [a for a in report.artifacts if a.timing and a.timing.verdict == "pass"]
+    timings = [a.timing for a in timed if a.timing]
     # How devices measured stands in their own notes.
-    if here := [timing for timing in timings if timing.regimes is None]:
+    if here := [a.timing for a in timed if a.timing and not a.device]:
         threads = "1 thread" if here[0].threads == 1 else f"{here[0].threads} threads"
         how = "median and its 95 % interval, timed interleaved"
         if here[0].rules:

@@ -241,10 +241,12 @@ def bench(request: CheckRequest, progress: Progress | None = None) -> Report:
         progress=progress,
     )
     skipped = parity.NOT_ASKED
-    reports = [
-        execution.describe(row, each.folder if alone else None, skipped, None, timings[row])
-        for each, row in rows
-    ]
+    reports = []
+    for each, row in rows:
+        timed, folder = timings[row], each.folder if alone else None
+        found_out = execution.describe(row, folder, skipped, None, timed)
+        told = () if timed.regimes is None else (timed.regimes.in_words,)
+        reports.append(replace(found_out, notes=(*found_out.notes, *told)))
     # A directory may hold what only another system can time; that is said, and is not a fault.
     is_timed = any(timing.verdict == "pass" for timing in timings.values())
     verdict: Verdict = "pass" if is_timed else "not-run"

@@ -254,6 +254,28 @@ def test_bench_of_a_directory(cli: Cli, exported: Exported) -> None:
     assert "PyTorch" not in result.stdout
 
 
+def test_bench_has_every_regime(cli: Cli, exported: Exported, tmp_path: Path) -> None:
+    """Cold, first, warm and sustained calls each have figures, on the screen and in the report."""
+    written = tmp_path / "report.json"
+    quick = ("--iters", 2, "--warmup", 0, "--json", written)
+    result = cli("bench", exported.folder, "--sustain", 0.2, *quick)
+    assert result.exit_code == 0, result.output
+    (artifact,) = json.loads(written.read_text())["artifacts"]
+    timed, regimes = artifact["timing"], artifact["timing"]["regimes"]
+    assert regimes["cold_ms"] == pytest.approx(timed["load_ms"] + regimes["first_ms"])
+    assert sum(regimes["sustained_seconds"]) >= 0.2 - max(regimes["sustained_seconds"])
+    words = " ".join(result.stdout.split())
+    assert f"cold {regimes['cold_ms']:.1f} ms, first {regimes['first_ms']:.2f} ms" in words
+    assert f"sustained for 0 s {regimes['sustained_median_ms']:.2f} ms" in words
+    assert "median and its 95 % interval, timed interleaved" in words
+    again = read_report(written).artifacts[0].timing
+    assert again is not None
+    assert again.regimes is not None
+    assert list(again.regimes.sustained) == regimes["sustained_seconds"]
+    short = cli("bench", exported.folder, *quick)
+    assert "sustained" not in short.stdout
+
+
 def test_bench_by_rules(
     cli: Cli, exported: Exported, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

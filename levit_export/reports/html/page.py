@@ -216,14 +216,12 @@ def _context(report: Report, drift: DriftMap | None, pixels: Pixels) -> dict[str
     headings = [LATENCY if c.heading == figures.LATENCY else c.heading for c in columns]
     asked = any(artifact.parity.was_asked for artifact in report.artifacts)
     checks = of_report(report.artifacts) if asked else ()
-    timings = [
-        (label, artifact.timing)
-        for label, artifact in zip(labels(report.artifacts), report.artifacts, strict=True)
-        if artifact.timing is not None
-    ]
+    named = list(zip(labels(report.artifacts), report.artifacts, strict=True))
+    timings = [(label, a.timing) for label, a in named if a.timing is not None]
     timed = {name: t for name, t in (*timings, *report.baselines.items()) if t.seconds}
     # Devices measure each row by itself.
-    first = next((t for t in timed.values() if t.regimes is None), None)
+    devices = {label for label, artifact in named if artifact.device}
+    first = next((t for name, t in timed.items() if name not in devices), None)
     accuracies = [
         a.accuracy for a in report.artifacts if a.accuracy and a.accuracy.top1 is not None
     ]
@@ -272,7 +270,7 @@ def _context(report: Report, drift: DriftMap | None, pixels: Pixels) -> dict[str
         "strips": plots.latency(timed, STRIPS) if timed else None,
         "strips_explanation": STRIPS,
         "threads": 0 if first is None else first.threads,
-        "has_devices": any(t.regimes is not None for t in timed.values()),
+        "has_devices": bool(devices & timed.keys()),
         "batch": 0 if first is None else first.batch,
         "any_noisy": any(timing.noisy for timing in timed.values()),
         "noisy_percent": f"{100 * NOISY:.0f}",
