@@ -37,30 +37,34 @@ def round_to_half_(x: npt.NDArray[np.float32]) -> None:
     The result equals ``x.astype(float16).astype(float32)`` bit for bit, signed zeros and
     infinities included (a NaN stays a NaN).
     """
-    flat = x.reshape(-1, order="A") if x.flags.forc else x
-    if flat.ndim != 1:
+    flat = x.ravel(order="K")
+    if not np.may_share_memory(flat, x):
         x[...] = _by_definition(x)
         return
-    scratch = np.empty(min(_BLOCK, flat.size), dtype=np.uint32)
+    bits = np.empty(min(_BLOCK, flat.size), dtype=np.uint32)
+    signs = np.empty_like(bits)
     for start in range(0, flat.size, _BLOCK):
-        _round_block_(flat[start : start + _BLOCK], scratch)
+        block = flat[start : start + _BLOCK]
+        _round_block_(block, bits[: block.size], signs[: block.size])
 
 
-def _round_block_(x: npt.NDArray[np.float32], scratch: npt.NDArray[np.uint32]) -> None:
-    bits = scratch[: x.size]
-    np.bitwise_and(x.view(np.uint32), _EXPONENT, out=bits)
+def _round_block_(
+    x: npt.NDArray[np.float32], bits: npt.NDArray[np.uint32], signs: npt.NDArray[np.uint32]
+) -> None:
+    number = x.view(np.uint32)
+    np.bitwise_and(number, _EXPONENT, out=bits)
     # The exponents of NaN and of infinity are larger than any other.
     if bits.max() >= _LARGE:
         x[...] = _by_definition(x)
         return
     np.maximum(bits, _LEAST[: x.size], out=bits)
     np.add(bits, _SHIFT, out=bits)
+    np.bitwise_and(number, _SIGN, out=signs)
     c = bits.view(np.float32)
-    rounded = x + c
-    rounded -= c
+    np.add(x, c, out=x)
+    np.subtract(x, c, out=x)
     # (x + c) - c gives +0 for a small negative x, where float16 keeps the sign.
-    signs = np.bitwise_and(x.view(np.uint32), _SIGN, out=bits)
-    np.bitwise_or(rounded.view(np.uint32), signs, out=x.view(np.uint32))
+    np.bitwise_or(number, signs, out=number)
 
 
 def _by_definition(x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

@@ -63,13 +63,14 @@ def test_random_bit_patterns() -> None:
     _assert_same_bits(x[np.abs(x) < 65520])
 
 
-@pytest.mark.parametrize("layout", ["scalar", "transposed", "strided", "empty"])
+@pytest.mark.parametrize("layout", ["scalar", "transposed", "permuted", "strided", "empty"])
 def test_layouts(layout: str) -> None:
     """Arrays of every memory layout are rounded in place."""
     base = np.random.default_rng(1).standard_normal((6, 10)).astype(np.float32)
     x = {
         "scalar": np.array(0.1, np.float32),
         "transposed": base.T,
+        "permuted": base.reshape(3, 2, 10).transpose(1, 2, 0),
         "strided": base[::2, ::3],
         "empty": base[:0],
     }[layout]

@@ -14,8 +14,8 @@ from levit_export.formats.mil.elements import Array
 from levit_export.formats.mil.ops.bounds import bounded, integer, integers, same_length
 from levit_export.formats.mil.ops.windows import Windows, last, windows
 
-_BLOCK = 1 << 14
-"""Numbers that are worked on at a time, so that they stay in the cache."""
+_BLOCK = 1 << 18
+"""Numbers that a depthwise convolution lays out at a time, so that they stay in the cache."""
 
 
 def conv(
@@ -35,8 +35,8 @@ def conv(
     the channels ``d = c + C/G * floor(o / (O/G))`` only.
 
     Done as a matrix product: for every image the elements that the kernel positions meet are laid
-    out as columns. Where every group has one channel there is nothing to sum but the kernel
-    positions, and a matrix product would be the slower way.
+    out as columns. Where every group has one channel they take more room than the image by far,
+    and are laid out for some channels at a time.
     """
     g = 1 if groups is None else integer(groups)
     if not 3 <= x.ndim <= 5 or weight.ndim != x.ndim:
@@ -58,13 +58,12 @@ def conv(
     y = np.empty(bounded((x.shape[0], outputs, *w.counts)), dtype=x.dtype)
     taps = math.prod(w.kernel)
     matrices = weight.reshape(g, outputs // g, width * taps)
-    added = np.zeros(outputs, x.dtype) if bias is None else bias
+    added = (np.zeros(outputs, x.dtype) if bias is None else bias).reshape(g, -1)
+    if width == 1 and taps > 1:
+        for image, out in zip(x, y.reshape(x.shape[0], g, -1, *w.counts), strict=True):
+            _depthwise(image, matrices, added, w, out)
+        return y
     for image, out in zip(w.padded(x, 0.0), y, strict=True):
-        if width == 1 and taps > 1:
-            for each in range(outputs // g):
-                mine = slice(each, None, outputs // g)
-                _depthwise(image, matrices[:, each], added[mine], w, out[mine])
-            continue
         columns = _columns(image, w).reshape(g, width * taps, math.prod(w.counts))
         product = out.reshape(g, outputs // g, -1)
         np.matmul(matrices, columns, out=product)
@@ -181,46 +180,51 @@ def _columns(image: Array, w: Windows) -> Array:
 
 
 def _depthwise(image: Array, weight: Array, bias: Array, w: Windows, out: Array) -> None:
-    """``out[c, p] = sum_k weight[c, k] image[c, p * stride + k * dilation] + bias[c]``.
+    """``out[c, m, p] = sum_k weight[c, m, k] image[c, p * stride + k * dilation] + bias[c, m]``.
 
-    NumPy is fast on long rows only, and a small image has short ones. With the channels innermost
-    a row of the image and its channels are one long row, of which a kernel position meets a piece;
-    a stride ``s`` along it is the same with the image split into ``s`` images of every ``s``-th
-    column.
+    ``image`` is without its padding. NumPy copies long rows fast, and a small image has short
+    ones. Seen flat, though, what a kernel position meets is one piece of a channel's numbers, rows
+    and the padding between them together, and another position meets a piece that begins
+    elsewhere: what the pieces have between two rows of windows is computed in vain and left out
+    at the end. A stride ``s`` is the same with an image for every ``s``-th position.
     """
-    channels, (*_, width) = len(image), w.counts
-    columns = np.moveaxis(image, 0, -1)
-    step, apart = w.strides[-1], w.dilations[-1]
-    phases = {
-        phase: np.ascontiguousarray(columns[..., phase::step, :]).reshape(*image.shape[1:-1], -1)
-        for phase in {k * apart % step for k in range(w.kernel[-1])}
-    }
-    bounded((math.prod(w.kernel), width, channels))
-    factors = np.tile(weight.T, (1, width))
-    # An image of one axis gets another, so that there is a first axis to work along in blocks.
-    heights, kernel = (w.counts[:-1] or (1,)), (w.kernel[:-1] or (1,))
-    strides, dilations = (w.strides[:-1] or (1,)), (w.dilations[:-1] or (1,))
-    lead = image.shape[1:-1] or (1,)
-    met = []
-    for *above, k in itertools.product(*map(range, (*kernel, w.kernel[-1]))):
-        start, phase = divmod(k * apart, step)
-        rows = [
-            slice(p * d, p * d + (n - 1) * s + 1, s)
-            for p, n, s, d in zip(above, heights, strides, dilations, strict=True)
-        ]
-        rows.append(slice(start * channels, (start + width) * channels))
-        met.append(phases[phase].reshape(*lead, -1)[tuple(rows)])
-    y = np.empty((*heights, width * channels), image.dtype)
-    y[...] = np.tile(bias, width)
-    block = max(1, _BLOCK // (y.size // heights[0]))
-    scratch = np.empty_like(y[:block])
-    for first in range(0, heights[0], block):
-        part = y[first : first + block]
-        for elements, factor in zip(met, factors, strict=True):
-            product = scratch[: len(part)]
-            np.multiply(elements[first : first + block], factor, out=product)
-            part += product
-    out[...] = np.moveaxis(y.reshape(*w.counts, channels), -1, 0)
+    sizes = tuple(
+        -(-max(b + n, span) // s)
+        for b, n, span, s in zip(w.before, w.sizes, w.spans, w.strides, strict=True)
+    )
+    steps = tuple(math.prod(sizes[axis + 1 :]) for axis in range(len(sizes)))
+    length = sum((n - 1) * step for n, step in zip(w.counts, steps, strict=True)) + 1
+    taps = []
+    for position in itertools.product(*map(range, w.kernel)):
+        offsets = [k * d for k, d in zip(position, w.dilations, strict=True)]
+        phase = tuple(o % s for o, s in zip(offsets, w.strides, strict=True))
+        start = sum(o // s * n for o, s, n in zip(offsets, w.strides, steps, strict=True))
+        taps.append((phase, start))
+    channels, multiple = weight.shape[:2]
+    many = min(channels, max(1, _BLOCK // (len(taps) * length)))
+    padded = np.zeros(
+        bounded((many, *(n * s for n, s in zip(sizes, w.strides, strict=True)))), image.dtype
+    )
+    inside = last(slice(b, b + n) for b, n in zip(w.before, w.sizes, strict=True))
+    columns = np.empty(bounded((many, len(taps), length)), image.dtype)
+    rows = np.empty((many, multiple, w.counts[0] * steps[0]), image.dtype)
+    windows_of_rows = rows.reshape(many, multiple, w.counts[0], *sizes[1:])[
+        last(map(slice, w.counts))
+    ]
+    for first in range(0, channels, many):
+        part = slice(first, first + many)
+        n = len(image[part])
+        padded[:n][inside] = image[part]
+        phases = {
+            phase: np.ascontiguousarray(
+                padded[:n][last(slice(p, None, s) for p, s in zip(phase, w.strides, strict=True))]
+            ).reshape(n, -1)
+            for phase in {phase for phase, _ in taps}
+        }
+        for tap, (phase, start) in enumerate(taps):
+            columns[:n, tap] = phases[phase][:, start : start + length]
+        np.matmul(weight[part], columns[:n], out=rows[:n, :, :length])
+        np.add(windows_of_rows[:n], bias[part].reshape(n, multiple, *(1,) * len(sizes)), out[part])
 
 
 def _check_bias(bias: Array | None, outputs: int) -> None:

@@ -17,6 +17,7 @@ from levit_export.formats.mil.ops.bounds import joined
 _ZERO = np.float32(0)
 _HALF = np.float32(0.5)
 _ONE = np.float32(1)
+_INFINITY = np.float32(np.inf)
 
 
 def add(x: Array, y: Array) -> Array:
@@ -246,19 +247,18 @@ def threshold(x: Array, alpha: Array) -> Array:
 
 def clip(x: Array, alpha: Array, beta: Array) -> Array:
     """``min(max(x, alpha), beta)`` with scalars ``alpha`` and ``beta``."""
-    y = np.asarray(np.maximum(x, _scalar(alpha)))
-    return np.asarray(np.minimum(y, _scalar(beta), out=y))
+    return np.asarray(np.clip(x, _scalar(alpha), _scalar(beta)))
 
 
 def relu(x: Array) -> Array:
     """``max(x, 0)``."""
-    return np.asarray(np.maximum(x, _ZERO))
+    # With both bounds, np.clip is twice as fast as np.maximum of an array and a number.
+    return np.asarray(np.clip(x, _ZERO, _INFINITY))
 
 
 def relu6(x: Array) -> Array:
     """``min(max(x, 0), 6)``."""
-    y = np.asarray(np.maximum(x, _ZERO))
-    return np.asarray(np.minimum(y, np.float32(6), out=y))
+    return np.asarray(np.clip(x, _ZERO, np.float32(6)))
 
 
 def leaky_relu(x: Array, alpha: Array) -> Array:
@@ -302,9 +302,7 @@ def linear_activation(x: Array, alpha: Array, beta: Array) -> Array:
 def sigmoid_hard(x: Array, alpha: Array, beta: Array) -> Array:
     """``min(max(alpha * x + beta, 0), 1)``."""
     y = linear_activation(x, alpha, beta)
-    np.maximum(y, _ZERO, out=y)
-    np.minimum(y, _ONE, out=y)
-    return y
+    return np.asarray(np.clip(y, _ZERO, _ONE, out=y))
 
 
 def sigmoid(x: Array) -> Array:
@@ -321,8 +319,10 @@ def _over_one_plus_exp(x: Array, numerator: Array | None) -> Array:
     """``numerator / (1 + e ** -x)``; 1 is the numerator if there is none."""
     y = np.empty(x.shape, x.dtype)
     above = x if numerator is None else numerator
+    scratch = np.empty(min(_BLOCK, x.size), x.dtype)
     for (part, out), (over, _) in zip(_blocks(x, y), _blocks(above, y), strict=True):
-        divisor = np.exp(-part)
+        divisor = np.negative(part, out=scratch[: part.size])
+        np.exp(divisor, out=divisor)
         divisor += _ONE
         np.divide(_ONE if numerator is None else over, divisor, out=out)
     return y
