@@ -20,11 +20,11 @@ from levit_export.core import files, machine, serialisation
 from levit_export.core.packages import TOOLCHAIN, load_early, versions
 from levit_export.core.progress import Progress, Silent
 from levit_export.core.quiet import quiet
-from levit_export.core.values import Artifact, Calibration, Prepared, overall
+from levit_export.core.values import Artifact, Calibration, Layout, Prepared, overall
 from levit_export.formats import Job
 from levit_export.models import loading
 from levit_export.reports import report
-from levit_export.reports.report import Report
+from levit_export.reports.report import Report, SearchResult
 from levit_export.storage import export_directory
 from levit_export.storage.export_directory import ArtifactEntry, GoldenEntry, Manifest
 from levit_export.workflows import explain, precision_search
@@ -39,6 +39,7 @@ from levit_export.workflows.export_plan import (
 
 if TYPE_CHECKING:
     from levit_export.checks.drift import DriftMap
+    from levit_export.core.network import Network
     from levit_export.models.checkpoints import Checkpoint
 
 __all__ = ["ExportRequest", "Shared", "export"]
@@ -94,10 +95,7 @@ def export(
     When a check fails, the directory becomes ``<output>.failed`` and an earlier export at
     ``<output>`` stays as it was.
     """
-    from levit_export.formats.pytorch import cpu_threads
-    from levit_export.models.preparation import Forms
-
-    progress, shared, options = progress or Silent(), shared or Shared(), request.options
+    progress, shared = progress or Silent(), shared or Shared()
     jobs = plan(request)
     progress.plan(3 + len(jobs) + request.check + request.bench)
     progress.stage("loading the checkpoint")
@@ -107,68 +105,100 @@ def export(
     jobs, images = calibrated(jobs, checkpoint, request)
     output = request.output or Path("exported", checkpoint.name)
     refuse_output(output)  # again, for the default place is known only now
-    with export_directory.staged(output) as stage, _beside() as beside:
-        threads = max(1, machine.usable_cores() // 2)
-        # Around both threads, for PyTorch's count is the process's: one thread must not put it
-        # back while the other computes.
-        with cpu_threads(threads):
-            # A fresh build of the checkpoint answers in the other thread during the proofs.
-            answer = partial(reference.answered, checkpoint, seed=request.seed, threads=threads)
-            plain = beside.submit(shared.once, ("answered", request.seed), answer)
+    with export_directory.staged(output) as stage:
+        # checkpoint -> prepared module -> network -> artifacts on disk, beside the reference
+        made = _made(
+            stage.path, checkpoint, jobs, images, request, shared=shared, progress=progress
+        )
+        model, expected = made.model, made.expected
 
-            # checkpoint -> passes -> prepared module
-            progress.stage("fusing and proving")
-            prepare = partial(Forms, checkpoint, request.skip, options.batch, options.embedded)
-            key = ("forms", request.skip, options.batch, options.embedded)
-            forms = shared.once(key, prepare)
-            forms.prove()
-            # Now, while PyTorch computes in the other thread.
-            with quiet():
-                load_early([package for job in jobs for package in PACKAGES.get(job.format, ())])
-            jobs, searches = precision_search.settle(
-                jobs, forms, images, request.promise, run=request.run, progress=progress
-            )
-            tolerances = beside.submit(
-                lambda: _with_tolerances(plain.result(), jobs, request, images, threads)
-            )
-
-            # prepared module -> network -> artifact on disk
-            models: list[Prepared] = []
-            artifacts: list[Artifact] = []
-            for job in jobs:
-                progress.stage(f"exporting {job.format}")
-                models.append(forms.of(job.format, job.options))
-                artifacts.append(_noted(job.write(models[-1], stage.path), job))
-
-            # artifact <-> reference
-            progress.stage("computing the reference")
-            ledgers = (each.passes for each in models)  # layouts share all passes but the last
-            model = replace(models[0], passes=max(ledgers, key=len))
-            held = {artifact.precision for artifact in artifacts}
-        digests = {each: found for each, found in model.fingerprints.items() if each in held}
-        expected = reference.completed(tolerances.result(), model.info, digests)
-        expected = reference.with_stored_weights(
-            expected, model.weights, artifacts, model.blocks
-        ).matching(model.signature)
-        checked = _checked(artifacts, model, expected, request, progress)
+        # artifacts <-> reference
+        checked = _checked(made.artifacts, model, expected, request, progress)
         timings, baselines = _timed(list(checked), checkpoint, model, request, progress)
 
         # report -> export directory
         found = _report(checked, stage.path, model, timings, baselines)
         subject = explain.Subject(
-            checkpoint,
-            expected,
-            request.skip,
-            calibration=images,
-            networks={each.layout: each.network for each in models},
+            checkpoint, expected, request.skip, calibration=images, networks=made.networks
         )
         found, drawn = explain.of_run(found, list(checked), subject, progress)
         # An export that failed is kept where it can be looked at, and replaces no good one.
         final = failed(output) if found.verdict == "fail" else output
-        found = replace(found, searches=searches, output=final, command=request.command)
-        _write(stage.path, model, expected, artifacts, found, drawn=drawn)
+        found = replace(found, searches=made.searches, output=final, command=request.command)
+        _write(stage.path, model, expected, made.artifacts, found, drawn=drawn)
         stage.commit(final)
     return found
+
+
+@dataclass(frozen=True)
+class _Made:
+    """Artifacts on disk, with the model that they were written from and what it must answer.
+
+    ``networks`` has one for each layout that an artifact has.
+    """
+
+    model: Prepared
+    networks: Mapping[Layout, Network]
+    artifacts: tuple[Artifact, ...]
+    expected: Reference
+    searches: Mapping[str, SearchResult]
+
+
+def _made(
+    folder: Path,
+    checkpoint: Checkpoint,
+    jobs: Sequence[Job],
+    images: Calibration | None,
+    request: ExportRequest,
+    *,
+    shared: Shared,
+    progress: Progress,
+) -> _Made:
+    """Rewrite and prove the model and write the artifacts, while another thread computes what
+    they must answer: the reference, and a tolerance for each precision.
+    """
+    from levit_export.formats.pytorch import cpu_threads
+    from levit_export.models.preparation import Forms
+
+    threads = max(1, machine.usable_cores() // 2)
+    # Around both threads, for PyTorch's count is the process's: one thread must not put it back
+    # while the other computes.
+    with _beside() as beside, cpu_threads(threads):
+        answer = partial(reference.answered, checkpoint, seed=request.seed, threads=threads)
+        plain = beside.submit(shared.once, ("answered", request.seed), answer)
+
+        progress.stage("fusing and proving")
+        graph = request.skip, request.options.batch, request.options.embedded
+        forms = shared.once(("forms", *graph), partial(Forms, checkpoint, *graph))
+        forms.prove()
+        # Now, while PyTorch computes in the other thread.
+        with quiet():
+            load_early([package for job in jobs for package in PACKAGES.get(job.format, ())])
+        jobs, searches = precision_search.settle(
+            jobs, forms, images, request.promise, run=request.run, progress=progress
+        )
+        tolerances = beside.submit(
+            lambda: _with_tolerances(plain.result(), jobs, request, images, threads)
+        )
+
+        models: list[Prepared] = []
+        artifacts: list[Artifact] = []
+        for job in jobs:
+            progress.stage(f"exporting {job.format}")
+            models.append(forms.of(job.format, job.options))
+            artifacts.append(_noted(job.write(models[-1], folder), job))
+
+        progress.stage("computing the reference")
+        ledgers = (each.passes for each in models)  # layouts share all passes but the last
+        model = replace(models[0], passes=max(ledgers, key=len))
+        answered = tolerances.result()
+    written = {artifact.precision for artifact in artifacts}
+    digests = {each: found for each, found in model.fingerprints.items() if each in written}
+    expected = reference.completed(answered, model.info, digests)
+    expected = reference.with_stored_weights(expected, model.weights, artifacts, model.blocks)
+    networks = {each.layout: each.network for each in models}
+    expected = expected.matching(model.signature)
+    return _Made(model, networks, tuple(artifacts), expected, searches)
 
 
 @contextmanager
