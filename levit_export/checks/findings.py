@@ -18,8 +18,6 @@ Part = Literal["answers", "shape", "weights", "claims", "placement", "hint"]
 file and manifest say of themselves, where ops would run; or a hint at the cause, which changes no
 verdict."""
 
-PARTS: tuple[Part, ...] = ("answers", "shape", "weights", "claims", "placement", "hint")
-
 
 @dataclass(frozen=True)
 class FindingKind:

@@ -302,27 +302,6 @@ def gather(session: Session, batches: Iterable[tuple[Tensors, int]]) -> dict[str
     return {name: np.concatenate(parts) for name, parts in pieces.items()}
 
 
-def compare(
-    reference: Session, candidate: Session, samples: Samples, tolerances: Tolerances
-) -> ParityReport:
-    """Run both sessions on ``samples`` and compare what they answer.
-
-    A candidate that cannot be run fails.
-    """
-    try:
-        outputs = collect(candidate, samples)
-    except RuntimeFailedError as error:
-        return run_failed(error, candidate.runtime, samples)
-    return compare_outputs(
-        collect(reference, samples),
-        outputs,
-        samples,
-        tolerances,
-        expected=reference.signature,
-        runtime=candidate.runtime,
-    )
-
-
 def run_failed(error: RuntimeFailedError, runtime: str, samples: Samples) -> ParityReport:
     """The report on a candidate that could not be run, or (no ``runtime``) not be loaded."""
     found = Finding("run-failed", {"text": str(error)})

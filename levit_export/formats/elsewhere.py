@@ -40,24 +40,14 @@ class ElsewhereSession:
                 f"{version} does not take the file: {told['refused']}",
                 remedy="The manifest says which runtimes can read it (runs_on).",
             )
-        self._runtime = f"{version.package} {told['version']} (CPU, Python {told['python']})"
-        self._signature = Signature(_specs(told["inputs"]), _specs(told["outputs"]))
-
-    @property
-    def signature(self) -> Signature:
-        """As that version read it from the file."""
-        return self._signature
-
-    @property
-    def runtime(self) -> str:
-        """``onnxruntime 1.20.1 (CPU, Python 3.11.7)``."""
-        return self._runtime
+        self.runtime = f"{version.package} {told['version']} (CPU, Python {told['python']})"
+        self.signature = Signature(_specs(told["inputs"]), _specs(told["outputs"]))
 
     def run(self, inputs: Tensors) -> dict[str, np.ndarray]:
         """One inference call there."""
-        self._signature.refuse_absent(inputs, str(self._version))
+        self.signature.refuse_absent(inputs, str(self._version))
         packed = io.BytesIO()
-        np.savez(packed, *(inputs[spec.name] for spec in self._signature.inputs))
+        np.savez(packed, *(inputs[spec.name] for spec in self.signature.inputs))
         message, to = packed.getvalue(), cast("IO[bytes]", self._process.stdin)
         try:
             to.write(len(message).to_bytes(8, "little") + message)
@@ -72,7 +62,7 @@ class ElsewhereSession:
                 remedy="The installed version may run it.",
             )
         with np.load(io.BytesIO(answer)) as arrays:
-            names = [spec.name for spec in self._signature.outputs]
+            names = [spec.name for spec in self.signature.outputs]
             return dict(zip(names, (arrays[name] for name in arrays.files), strict=True))
 
     def _received(self) -> bytes:

@@ -5,38 +5,52 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
+from pathlib import Path
 
+from levit_export.core.constants import Constant, precision_of, shares_of
 from levit_export.core.packages import versions
-from levit_export.core.values import ExportOptions, Prepared, applied
+from levit_export.core.values import Artifact, ExportOptions, Prepared, Signature, applied
 
 PREFIX = "levit_export."
 
 
-def passes_in(said: Mapping[str, str]) -> tuple[str, ...] | None:
-    """The passes that an artifact's metadata names, or None when it has none of ours."""
-    return _names(said, "passes")
+def inspected(
+    kind: str,
+    path: Path,
+    signature: Signature,
+    said: Mapping[str, str],
+    contents: Iterable[Constant],
+    *,
+    classes: tuple[str, ...] = (),
+    beside: tuple[Path, ...] = (),
+) -> Artifact:
+    """A file of the format ``kind`` as it is on disk: ``contents`` decide what its precision is.
+
+    What its metadata ``said`` are claims: they are compared with what is known, and decide
+    nothing. None of them is ours in a file that another tool wrote.
+    """
+    shares = shares_of(contents)
+    claims = {k.removeprefix(PREFIX): v for k, v in said.items() if k.startswith(PREFIX)}
+    return Artifact(
+        kind,
+        precision_of(shares),
+        path,
+        signature,
+        passes=_names(claims, "passes"),
+        keep=_names(claims, "keep") or (),
+        claims=claims or None,
+        shares=shares,
+        classes=classes,
+        beside=beside,
+    )
 
 
-def keep_in(said: Mapping[str, str]) -> tuple[str, ...]:
-    """The blocks of which an artifact's metadata says that they were left in float."""
-    return _names(said, "keep") or ()
-
-
-def _names(said: Mapping[str, str], key: str) -> tuple[str, ...] | None:
+def _names(claims: Mapping[str, str], key: str) -> tuple[str, ...] | None:
     try:
-        names = json.loads(said[PREFIX + key])
+        names = json.loads(claims[key])
     except (KeyError, ValueError):
         return None
     return tuple(map(str, names)) if isinstance(names, list) else None
-
-
-def claims_in(said: Mapping[str, str]) -> dict[str, str] | None:
-    """What an artifact's metadata says of itself, without our prefix; None when nothing is ours.
-
-    These are claims: they are compared with what is known, and decide nothing.
-    """
-    found = {k.removeprefix(PREFIX): v for k, v in said.items() if k.startswith(PREFIX)}
-    return found or None
 
 
 def metadata(model: Prepared, options: ExportOptions, packages: Iterable[str]) -> dict[str, str]:

@@ -120,17 +120,8 @@ class EagerSession:
             self._rounding = round_(self._module, _ROUNDED[arithmetic], keep)
         self._arithmetic = arithmetic
         self._threads = threads
-        self._signature = signature
-
-    @property
-    def signature(self) -> Signature:
-        """What :meth:`run` takes and gives."""
-        return self._signature
-
-    @property
-    def runtime(self) -> str:
-        """``PyTorch 2.13.0 eager (CPU, fp32)``."""
-        return f"PyTorch {torch.__version__} eager (CPU, {self._arithmetic})"
+        self.signature = signature
+        self.runtime = f"PyTorch {torch.__version__} eager (CPU, {arithmetic})"
 
     def run(self, inputs: Tensors) -> dict[str, np.ndarray]:
         """One forward call; outputs are float64 for ``fp64``, else float32."""
@@ -146,11 +137,11 @@ class EagerSession:
         except RuntimeError as error:
             raise RuntimeFailedError(
                 f"PyTorch could not run the model on shape {tuple(tensor.shape)}: {error}",
-                remedy=f"Give an input of shape {self._signature.inputs[0].shape}.",
+                remedy=f"Give an input of shape {self.signature.inputs[0].shape}.",
             ) from error
         if isinstance(outputs, torch.Tensor):
             outputs = (outputs,)
-        names = (spec.name for spec in self._signature.outputs)
+        names = (spec.name for spec in self.signature.outputs)
         return {name: out.numpy() for name, out in zip(names, outputs, strict=True)}
 
 
@@ -267,11 +258,7 @@ class TorchFileSession:
         self._threads = threads
         self._taps = tuple(taps)
         self.signature = signature
-
-    @property
-    def runtime(self) -> str:
-        """``PyTorch 2.13.0 (CPU, fp32)``."""
-        return f"PyTorch {torch.__version__} (CPU, {self._arithmetic})"
+        self.runtime = f"PyTorch {torch.__version__} (CPU, {arithmetic})"
 
     def run(self, inputs: Tensors) -> dict[str, np.ndarray]:
         """One forward call; outputs and taps are float64 for ``fp64``."""

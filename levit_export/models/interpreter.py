@@ -7,7 +7,6 @@ answers, as far as anybody needs them.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +15,6 @@ from torch.nn import functional
 from levit_export.core.network import Network, Op
 
 Tensor = torch.Tensor
-Attributes = Mapping[str, Any]
 
 
 def evaluate(

@@ -17,10 +17,10 @@ from levit_export.checks.parity import (
     OutputParity,
     ParityReport,
     collect,
-    compare,
     compare_outputs,
     excess,
     not_run,
+    run_failed,
 )
 from levit_export.core.errors import RuntimeFailedError
 from levit_export.core.values import Session, Signature, Tensors, TensorSpec, Tolerance
@@ -58,6 +58,24 @@ def _given(rtol: float, *, atol: float = 0.0) -> Tolerance:
 
 def _everywhere(rtol: float) -> _Everywhere:
     return _Everywhere(_given(rtol))
+
+
+def compare(
+    reference: Session, candidate: Session, samples: Samples, tolerances: Mapping[str, Tolerance]
+) -> ParityReport:
+    """What a check does with two sessions: a candidate that cannot be run fails."""
+    try:
+        outputs = collect(candidate, samples)
+    except RuntimeFailedError as error:
+        return run_failed(error, candidate.runtime, samples)
+    return compare_outputs(
+        collect(reference, samples),
+        outputs,
+        samples,
+        tolerances,
+        expected=reference.signature,
+        runtime=candidate.runtime,
+    )
 
 
 def _compare(

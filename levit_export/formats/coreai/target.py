@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 
-from levit_export.core import constants
 from levit_export.core.errors import (
     ArtifactError,
     ExportFailedError,
@@ -30,7 +29,7 @@ from levit_export.core.values import (
     Tensors,
 )
 from levit_export.formats.coreai import program
-from levit_export.formats.metadata import claims_in, keep_in, metadata, passes_in
+from levit_export.formats.metadata import inspected, metadata
 
 PACKAGE = "coreai-core"
 INSTALL = "pip install 'levit-export[coreai]'"
@@ -119,17 +118,7 @@ class CoreaiTarget:
     def inspect(self, path: Path) -> Artifact:
         """Signature and precision of an asset."""
         found = _described(path)
-        shares = constants.shares_of(found.contents)
-        return Artifact(
-            self.name,
-            constants.precision_of(shares),
-            path,
-            found.signature,
-            passes=passes_in(found.said),
-            keep=keep_in(found.said),
-            claims=claims_in(found.said),
-            shares=shares,
-        )
+        return inspected(self.name, path, found.signature, found.said, found.contents)
 
     def constants(self, artifact: Artifact) -> Iterator[np.ndarray]:
         """The numbers that the results depend on.

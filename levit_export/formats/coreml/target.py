@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from levit_export.core import constants, packages
+from levit_export.core import packages
 from levit_export.core.errors import (
     ArtifactError,
     ExportFailedError,
@@ -51,7 +51,7 @@ from levit_export.formats.coreml.package import (
     write_package,
 )
 from levit_export.formats.coreml.write import Range, from_image, program, to_probabilities
-from levit_export.formats.metadata import PREFIX, claims_in, keep_in, metadata, passes_in
+from levit_export.formats.metadata import PREFIX, inspected, metadata
 
 EVALUATOR = "MIL reference evaluator"
 EVALUATOR_NOTE = (
@@ -199,17 +199,12 @@ class CoremlTarget:
         """Signature and precision of a package."""
         with quiet(*LOGGERS):
             program = mil.load(path)
-        said = program.metadata
-        shares = constants.shares_of(program.contents)
-        return Artifact(
+        return inspected(
             self.name,
-            constants.precision_of(shares),
             path,
             _signature(program),
-            passes=passes_in(said),
-            keep=keep_in(said),
-            claims=claims_in(said),
-            shares=shares,
+            program.metadata,
+            program.contents,
             classes=program.classes,
         )
 
@@ -276,13 +271,8 @@ class EvaluatorSession:
         self._program = program
         self._taps = tuple(taps)
         self._labels = _labels(program.metadata, program.path)
-        self._signature = _signature(program)
+        self.signature = _signature(program)
         self._images = {f.name for f in program.inputs if isinstance(f, mil.ImageFeature)}
-
-    @property
-    def signature(self) -> Signature:
-        """As the package describes itself."""
-        return self._signature
 
     def run(self, inputs: Tensors) -> dict[str, np.ndarray]:
         """One evaluation; a classifier's probabilities come in the order of its labels."""
@@ -299,18 +289,9 @@ class CoremlSession:
     def __init__(self, loaded: Any, artifact: Artifact, unit: str) -> None:
         self._loaded = loaded
         self._artifact = artifact
-        self._unit = unit
+        self.signature = artifact.signature
+        self.runtime = f"Core ML ({unit})"
         self._labels = _labels(dict(loaded.user_defined_metadata), artifact.path)
-
-    @property
-    def signature(self) -> Signature:
-        """As the package describes itself."""
-        return self._artifact.signature
-
-    @property
-    def runtime(self) -> str:
-        """``Core ML (cpu_and_ne)``."""
-        return f"Core ML ({self._unit})"
 
     def run(self, inputs: Tensors) -> dict[str, np.ndarray]:
         """One prediction."""

@@ -10,7 +10,7 @@ that first joins it with the input, however it is stored: as an initializer, a s
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -38,14 +38,6 @@ STRUCTURAL = (
 RANDOM = ("RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial")
 
 
-@dataclass(frozen=True, eq=False)
-class _Known:
-    """A value that depends on no input, and how many bits the file spends on each number."""
-
-    array: np.ndarray
-    bits: float
-
-
 @dataclass
 class _Reading:
     """What is known of a graph while its live nodes are read in order."""
@@ -54,7 +46,7 @@ class _Reading:
     found: list[Constant] = field(default_factory=list)
     makers: dict[str, NodeProto] = field(default_factory=dict)
 
-    def read(self, graph: GraphProto, outer: Mapping[str, _Known]) -> None:
+    def read(self, graph: GraphProto, outer: Mapping[str, Constant]) -> None:
         """Everything that the outputs of ``graph`` depend on; ``outer`` is seen from within."""
         known = dict(outer)
         for tensor in graph.initializer:
@@ -78,20 +70,20 @@ class _Reading:
             if value.name in known:
                 self._add(known[value.name], is_weight=False)
 
-    def _computed(self, node: NodeProto, inputs: Sequence[_Known]) -> dict[str, _Known]:
+    def _computed(self, node: NodeProto, inputs: Sequence[Constant]) -> dict[str, Constant]:
         """The outputs of a node that depends on no input."""
-        values = _evaluated(node, [each.array for each in inputs], self.opset)
-        spent = sum(each.bits * each.array.size for each in inputs)
+        values = _evaluated(node, [each.numbers for each in inputs], self.opset)
+        spent = sum(each.bits * each.numbers.size for each in inputs)
         bits = [spent / max(value.size, 1) for value in values]
         if not inputs:  # a Constant
             bits = [8.0 * value.itemsize for value in values]
         return {
-            name: _Known(value, each)
+            name: Constant(value, each)
             for name, value, each in zip(node.output, values, bits, strict=False)
             if name
         }
 
-    def _joined(self, node: NodeProto, known: Mapping[str, _Known]) -> None:
+    def _joined(self, node: NodeProto, known: Mapping[str, Constant]) -> None:
         """The constants that ``node`` joins with what depends on the input."""
         self.found += _attributes(node)
         if self._keeps_a_grid(node, known):
@@ -104,14 +96,14 @@ class _Reading:
             if name not in known:
                 continue
             value = known[name]
-            if value.array.dtype.kind in "biu" and node.op_type in STRUCTURAL:
+            if value.numbers.dtype.kind in "biu" and node.op_type in STRUCTURAL:
                 continue
-            is_weight = is_layer and value.array.ndim > 1
+            is_weight = is_layer and value.numbers.ndim > 1
             self._add(value, is_weight=is_weight, on_grid=on_grid)
 
-    def _add(self, value: _Known, *, is_weight: bool, on_grid: bool = False) -> None:
-        if value.array.dtype.kind in "fbiu" or value.array.dtype.name == "bfloat16":
-            self.found.append(Constant(value.array, value.bits, is_weight, on_grid))
+    def _add(self, value: Constant, *, is_weight: bool, on_grid: bool = False) -> None:
+        if value.numbers.dtype.kind in "fbiu" or value.numbers.dtype.name == "bfloat16":
+            self.found.append(replace(value, is_weight=is_weight, on_grid=on_grid))
 
     def _behind(self, name: str) -> NodeProto | None:
         """What made a value, behind operators that only move numbers."""
@@ -124,7 +116,7 @@ class _Reading:
         node = self._behind(name)
         return node is not None and node.op_type == "DequantizeLinear"
 
-    def _keeps_a_grid(self, node: NodeProto, known: Mapping[str, _Known]) -> bool:
+    def _keeps_a_grid(self, node: NodeProto, known: Mapping[str, Constant]) -> bool:
         """Whether ``node`` rounds a value to 8 bits, or takes it back with the same scale.
 
         The scales and offsets of such a pair are not numbers of the network: they cancel out.
@@ -138,7 +130,7 @@ class _Reading:
             return False
         there, here = ([known.get(n) for n in each.input[1:] if n] for each in (rounding, node))
         return len(there) == len(here) and all(
-            one is not None and other is not None and np.array_equal(one.array, other.array)
+            one is not None and other is not None and np.array_equal(one.numbers, other.numbers)
             for one, other in zip(there, here, strict=True)
         )
 
@@ -190,16 +182,16 @@ def _bodies(attribute: AttributeProto) -> Iterator[GraphProto]:
     yield from attribute.graphs
 
 
-def _stored(tensor: Any) -> _Known:
+def _stored(tensor: Any) -> Constant:
     import onnx
 
     array = onnx.numpy_helper.to_array(tensor)
     four = {"INT4", "UINT4", "FLOAT4E2M1"}
     name = onnx.TensorProto.DataType.Name(tensor.data_type)
-    return _Known(array, 4.0 if name in four else 8.0 * array.itemsize)
+    return Constant(array, 4.0 if name in four else 8.0 * array.itemsize)
 
 
-def _sparse(tensor: Any) -> _Known:
+def _sparse(tensor: Any) -> Constant:
     """A sparse tensor in full; ``indices`` are flat, or one row for each number."""
     import onnx
 
@@ -210,7 +202,7 @@ def _sparse(tensor: Any) -> _Known:
         full.reshape(-1)[indices] = values
     else:
         full[tuple(indices.T)] = values
-    return _Known(full, 8.0 * full.itemsize)
+    return Constant(full, 8.0 * full.itemsize)
 
 
 def _attributes(node: NodeProto) -> Iterator[Constant]:
@@ -224,12 +216,11 @@ def _attributes(node: NodeProto) -> Iterator[Constant]:
         elif kind == onnx.AttributeProto.FLOATS:
             yield Constant(np.array(attribute.floats, np.float32), 32)
         elif kind == onnx.AttributeProto.TENSOR:
-            known = _stored(attribute.t)
-            yield Constant(known.array, known.bits)
+            yield _stored(attribute.t)
         elif kind == onnx.AttributeProto.TENSORS:
-            yield from (Constant(_stored(t).array, _stored(t).bits) for t in attribute.tensors)
+            yield from map(_stored, attribute.tensors)
         elif kind == onnx.AttributeProto.SPARSE_TENSOR:
-            yield Constant(_sparse(attribute.sparse_tensor).array, 32)
+            yield _sparse(attribute.sparse_tensor)
 
 
 def _evaluated(node: NodeProto, inputs: Sequence[np.ndarray], opset: int) -> list[np.ndarray]:
@@ -258,9 +249,9 @@ def _constant(attribute: AttributeProto) -> np.ndarray:
     import onnx
 
     if attribute.name == "value":
-        return _stored(attribute.t).array
+        return _stored(attribute.t).numbers
     if attribute.name == "sparse_value":
-        return _sparse(attribute.sparse_tensor).array
+        return _sparse(attribute.sparse_tensor).numbers
     value = onnx.helper.get_attribute_value(attribute)
     if attribute.name in ("value_float", "value_floats"):
         return np.array(value, np.float32)

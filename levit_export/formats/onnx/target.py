@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from levit_export.core import constants
 from levit_export.core.errors import (
     ArtifactError,
     ExportFailedError,
@@ -34,7 +33,7 @@ from levit_export.core.values import (
     Tensors,
     TensorSpec,
 )
-from levit_export.formats.metadata import claims_in, keep_in, metadata, passes_in
+from levit_export.formats.metadata import inspected, metadata
 from levit_export.formats.onnx import precisions as onnx_precisions
 from levit_export.formats.onnx import providers
 from levit_export.formats.onnx import read as onnx_read
@@ -189,17 +188,8 @@ class OnnxTarget:
             tuple(_spec(v) for v in proto.graph.output),
         )
         said = {p.key: p.value for p in proto.metadata_props}
-        shares = constants.shares_of(onnx_read.contents(proto))
-        return Artifact(
-            self.name,
-            constants.precision_of(shares),
-            path,
-            signature,
-            passes=passes_in(said),
-            keep=keep_in(said),
-            claims=claims_in(said),
-            shares=shares,
-            beside=beside,
+        return inspected(
+            self.name, path, signature, said, onnx_read.contents(proto), beside=beside
         )
 
     def constants(self, artifact: Artifact) -> Iterator[np.ndarray]:
@@ -276,21 +266,11 @@ class OnnxSession:
 
         self._session = session
         self._path = path
-        self._runtime = f"onnxruntime {onnxruntime.__version__} ({provider.label})"
-        self._signature = Signature(
+        self.runtime = f"onnxruntime {onnxruntime.__version__} ({provider.label})"
+        self.signature = Signature(
             tuple(_runtime_spec(v) for v in session.get_inputs()),
             tuple(_runtime_spec(v) for v in session.get_outputs() if v.name not in taps),
         )
-
-    @property
-    def signature(self) -> Signature:
-        """As ONNX Runtime read it from the file."""
-        return self._signature
-
-    @property
-    def runtime(self) -> str:
-        """``onnxruntime 1.31.1 (CPU)``, with the provider and its options."""
-        return self._runtime
 
     def run(self, inputs: Tensors) -> dict[str, np.ndarray]:
         """One inference call."""

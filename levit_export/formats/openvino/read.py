@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -51,18 +51,10 @@ GRID = 256
 """Most levels of a quantiser of 8 bits."""
 
 
-@dataclass(frozen=True, eq=False)
-class _Known:
-    """A value that depends on no input, and how many bits the file spends on each number."""
-
-    array: np.ndarray
-    bits: float
-
-
 @dataclass
 class _Reading:
     found: list[Constant] = field(default_factory=list)
-    known: dict[tuple[str, int], _Known] = field(default_factory=dict)
+    known: dict[tuple[str, int], Constant] = field(default_factory=dict)
 
     def read(self, graph: openvino.Model) -> None:
         """Everything that the results of ``graph`` depend on."""
@@ -84,18 +76,18 @@ class _Reading:
                 self.read(body)
             self._join(node, kind, sources, inputs)
 
-    def _compute(self, node: Any, inputs: Sequence[_Known]) -> None:
-        values = _evaluated(node, [each.array for each in inputs])
-        spent = sum(each.bits * each.array.size for each in inputs)
+    def _compute(self, node: Any, inputs: Sequence[Constant]) -> None:
+        values = _evaluated(node, [each.numbers for each in inputs])
+        spent = sum(each.bits * each.numbers.size for each in inputs)
         levels = node.get_attributes().get("levels")
         for index, value in enumerate(values):
             bits = spent / max(value.size, 1)
             if levels:
                 bits = min(bits, math.log2(levels))
-            self.known[_key(node.output(index))] = _Known(value, bits)
+            self.known[_key(node.output(index))] = Constant(value, bits)
 
     def _join(
-        self, node: Any, kind: str, sources: Sequence[Any], inputs: Sequence[_Known | None]
+        self, node: Any, kind: str, sources: Sequence[Any], inputs: Sequence[Constant | None]
     ) -> None:
         """The constants that ``node`` joins with what depends on the input."""
         self.found += [Constant(np.array(n, np.float32), 32) for n in _attributes(node)]
@@ -108,10 +100,10 @@ class _Reading:
         for known in inputs:
             if known is None:
                 continue
-            if known.array.dtype.kind in "biu" and kind in STRUCTURAL:
+            if known.numbers.dtype.kind in "biu" and kind in STRUCTURAL:
                 continue
-            is_weight = kind in LAYERS and known.array.ndim > 1
-            self.found.append(Constant(known.array, known.bits, is_weight, on_grid))
+            is_weight = kind in LAYERS and known.numbers.ndim > 1
+            self.found.append(replace(known, is_weight=is_weight, on_grid=on_grid))
 
 
 def contents(graph: openvino.Model) -> tuple[Constant, ...]:
@@ -129,12 +121,12 @@ def _key(port: Any) -> tuple[str, int]:
     return port.get_node().get_name(), port.get_index()
 
 
-def _stored(node: Any) -> _Known:
+def _stored(node: Any) -> Constant:
     """A constant's numbers; 4 bits are unpacked."""
     kind = node.get_element_type()
     if kind.bitwidth < 8 or kind.get_type_name() in ("bf16", "f8e4m3", "f8e5m2"):
-        return _Known(np.array(node.get_data(dtype=np.float32), np.float32), kind.bitwidth)
-    return _Known(np.array(node.data), kind.bitwidth)
+        return Constant(np.array(node.get_data(dtype=np.float32), np.float32), kind.bitwidth)
+    return Constant(np.array(node.data), kind.bitwidth)
 
 
 def _bodies(node: Any, kind: str) -> Iterable[openvino.Model]:
@@ -199,11 +191,11 @@ def _run(node: Any) -> list[np.ndarray]:
     return [np.array(results[i]) for i in range(len(compiled.outputs))]
 
 
-def _keeps_a_grid(node: Any, inputs: Sequence[_Known | None]) -> bool:
+def _keeps_a_grid(node: Any, inputs: Sequence[Constant | None]) -> bool:
     """Whether a quantiser of activations gives back the range that it takes, in 8 bits."""
     if inputs[0] is not None or any(known is None for known in inputs[1:]):
         return False
-    low, high, low_again, high_again = (known.array for known in inputs[1:] if known is not None)
+    low, high, low_again, high_again = (known.numbers for known in inputs[1:] if known is not None)
     is_fine = node.get_attributes()["levels"] <= GRID
     same = np.array_equal(low, low_again) and np.array_equal(high, high_again)
     return bool(is_fine and same)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from levit_export.core import constants, files, packages
+from levit_export.core import files, packages
 from levit_export.core.errors import (
     ArtifactError,
     ExportFailedError,
@@ -34,7 +34,7 @@ from levit_export.core.values import (
     Tensors,
     TensorSpec,
 )
-from levit_export.formats.metadata import PREFIX, claims_in, keep_in, metadata, passes_in
+from levit_export.formats.metadata import PREFIX, inspected, metadata
 from levit_export.formats.openvino import precisions as openvino_precisions
 from levit_export.formats.openvino import read as openvino_read
 
@@ -116,21 +116,10 @@ class OpenvinoTarget:
         openvino = packages.openvino()
 
         graph = _read(openvino.Core(), path)
-        said = _said(graph)
-        shares = constants.shares_of(openvino_read.contents(graph))
-        precision = constants.precision_of(shares)
-        if precision == "fp32":
-            precision = _hint(graph) or precision
-        return Artifact(
-            self.name,
-            precision,
-            path,
-            _signature(graph),
-            passes=passes_in(said),
-            keep=keep_in(said),
-            claims=claims_in(said),
-            shares=shares,
-        )
+        contents = openvino_read.contents(graph)
+        found = inspected(self.name, path, _signature(graph), _said(graph), contents)
+        asked = _hint(graph) if found.precision == "fp32" else None
+        return replace(found, precision=asked or found.precision)
 
     def constants(self, artifact: Artifact) -> Iterator[np.ndarray]:
         """The numbers that the results depend on; see ``formats.openvino.read``."""
@@ -230,24 +219,14 @@ class OpenvinoSession:
 
         self._request = compiled.create_infer_request()
         self._path = path
-        self._runtime = f"openvino {openvino.__version__.split('-')[0]} ({how})"
+        self.runtime = f"openvino {openvino.__version__.split('-')[0]} ({how})"
         self._names = [_any_name(output) for output in compiled.outputs]
-        self._signature = _signature(compiled, hidden=taps)
-
-    @property
-    def signature(self) -> Signature:
-        """As OpenVINO read it from the file."""
-        return self._signature
-
-    @property
-    def runtime(self) -> str:
-        """``openvino 2026.4.1 (CPU)``."""
-        return self._runtime
+        self.signature = _signature(compiled, hidden=taps)
 
     def run(self, inputs: Tensors) -> dict[str, np.ndarray]:
         """One inference call."""
         # OpenVINO would fill an absent one with whatever is in memory.
-        self._signature.refuse_absent(inputs, self._path.name)
+        self.signature.refuse_absent(inputs, self._path.name)
         try:
             results = self._request.infer(dict(inputs))
         except Exception as error:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from levit_export.core import files, machine
 from levit_export.core.errors import UnknownNameError, UsageError
@@ -22,10 +22,6 @@ from levit_export.workflows.sweep.cell import (
     images_at,
     weights_identity,
 )
-
-if TYPE_CHECKING:
-    pass
-
 
 if sys.version_info >= (3, 11):
     import tomllib
