@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,7 +33,12 @@ from levit_export.models.loading import ModelChoice
 from levit_export.reports.report import Report
 from levit_export.storage import export_directory
 from levit_export.storage.located import Located, locate
-from levit_export.workflows.expectations import CheckedModel, expectations_of, golden
+from levit_export.workflows.expectations import (
+    CheckedModel,
+    Expectations,
+    expectations_of,
+    golden,
+)
 
 if TYPE_CHECKING:
     from levit_export.storage.device_bundle.results import Results
@@ -270,9 +275,8 @@ def _check_one(
 
     Behind them stand those on the versions in ``where``, of files that are as they were written.
     """
-    request = model.request
-    rows = execution.rows(each.artifacts, request.run, also_by_default=True)
-    expected: Reference | None = None
+    rows = execution.rows(each.artifacts, model.request.run, also_by_default=True)
+    expectations: Expectations | None = None
     elsewhere: list[ArtifactReport] = []
     damage = [] if each.manifest is None else export_directory.damage(each.folder, each.manifest)
     if damage:
@@ -281,55 +285,71 @@ def _check_one(
         reports = [_altered(row, folder, damage) for row in rows]
     else:
         expectations = expectations_of(each, model)
-        expected, reports = expectations.reference, []
-        # Directories of before had no tolerance for what OpenVINO computes in by default.
-        rows = tuple(
-            row
-            for row in rows
-            if not row.run.by_default
-            or execution.judged_as(row) in expectations.reference.tolerances
-        )
-        kept: list[Row] = []
-        for row in rows:
-            model.progress.stage(f"checking {row.artifact.path.name}")
-            suspect = Row(expectations.suspects.get(row.artifact, row.artifact), row.run)
-            found, accuracy = execution.check(
-                suspect, expected, expectations.claims.get(row.artifact, ())
-            )
-            if row.run.by_default and found.verdict == "inconclusive":
-                continue  # nobody asked for this row: where it decides nothing it says nothing
-            kept.append(row)
-            if request.min_ane is not None and row.artifact.format == "coreml":
-                found = found.joined(*_on_ane(row, request.min_ane))
-            shown = row if each.manifest is not None else suspect
-            reports.append(execution.describe(shown, folder, found, accuracy, None))
-        rows = tuple(kept)
-        if each.manifest is not None and (unlisted := _unlisted(each.folder, each.manifest)):
-            more = f" and {len(unlisted) - 3} more" if len(unlisted) > 3 else ""
-            words = (
-                f"nothing vouches for {', '.join(unlisted[:3])}{more}: the manifest does not list "
-                f"{'it' if len(unlisted) == 1 else 'them'}"
-            )
-            unvouched = Finding("unlisted-files", {"text": words})
-            reports = [replace(r, parity=r.parity.joined(unvouched)) for r in reports]
-        elsewhere = [
-            report
-            for artifact in each.artifacts
-            for suspect in (expectations.suspects.get(artifact, artifact),)
-            for report in other_versions.check(
-                suspect,
-                expectations.reference,
-                expectations.claims.get(artifact, ()),
-                where,
-                shown=artifact if each.manifest is not None else suspect,
-                folder=folder,
-                threads=request.run.threads,
-                progress=model.progress,
-            )
-        ]
-    if request.drift:
+        executed = dict(_executed(each, rows, expectations, model, folder=folder))
+        rows, reports = tuple(executed), list(executed.values())
+        elsewhere = _elsewhere(each, expectations, model, where, folder=folder)
+    if model.request.drift:
+        expected = None if expectations is None else expectations.reference
         reports = _explained(reports, rows, each, model, expected=expected, damage=damage)
     return [*reports, *elsewhere]
+
+
+def _executed(
+    each: Located,
+    rows: Sequence[Row],
+    expectations: Expectations,
+    model: CheckedModel,
+    *,
+    folder: Path | None,
+) -> Iterator[tuple[Row, ArtifactReport]]:
+    """Each row with the report on it, executed here.
+
+    Rows that nobody asked for, of what a runtime computes in by default, are left out where they
+    decide nothing.
+    """
+    least = model.request.min_ane
+    unvouched = [] if each.manifest is None else _unlisted(each.folder, each.manifest)
+    for row in rows:
+        # Directories of before had no tolerance for what OpenVINO computes in by default.
+        tolerances = expectations.reference.tolerances
+        if row.run.by_default and execution.judged_as(row) not in tolerances:
+            continue
+        model.progress.stage(f"checking {row.artifact.path.name}")
+        suspect = Row(expectations.suspects.get(row.artifact, row.artifact), row.run)
+        said = expectations.claims.get(row.artifact, ())
+        found, accuracy = execution.check(suspect, expectations.reference, said)
+        if row.run.by_default and found.verdict == "inconclusive":
+            continue
+        if least is not None and row.artifact.format == "coreml":
+            found = found.joined(*_on_ane(row, least))
+        found = found.joined(*unvouched)
+        shown = row if each.manifest is not None else suspect
+        yield row, execution.describe(shown, folder, found, accuracy, None)
+
+
+def _elsewhere(
+    each: Located,
+    expectations: Expectations,
+    model: CheckedModel,
+    where: Environments,
+    *,
+    folder: Path | None,
+) -> list[ArtifactReport]:
+    """The reports on the artifacts in other versions of their runtimes."""
+    reports: list[ArtifactReport] = []
+    for artifact in each.artifacts:
+        suspect = expectations.suspects.get(artifact, artifact)
+        reports += other_versions.check(
+            suspect,
+            expectations.reference,
+            expectations.claims.get(artifact, ()),
+            where,
+            shown=artifact if each.manifest is not None else suspect,
+            folder=folder,
+            threads=model.request.run.threads,
+            progress=model.progress,
+        )
+    return reports
 
 
 def _on_ane(row: Row, least: float) -> Iterator[Finding]:
@@ -362,8 +382,8 @@ def _altered(row: Row, folder: Path | None, damage: Sequence[str]) -> ArtifactRe
     return ArtifactReport(artifact.format, artifact.precision, path, 0, "", failed)
 
 
-def _unlisted(folder: Path, manifest: Manifest) -> list[str]:
-    """Files of a directory that its manifest does not list and that are none of a bundle's own.
+def _unlisted(folder: Path, manifest: Manifest) -> list[Finding]:
+    """A finding on files that the manifest does not list and that are none of a bundle's own.
 
     That ``bundle.json`` lists a file proves nothing: whoever adds one can list it there. A
     bundle's own files have to be as it describes them.
@@ -377,9 +397,14 @@ def _unlisted(folder: Path, manifest: Manifest) -> list[str]:
         own = contents.possible_names(manifest)
         known |= {name for name in own if found.get(name) == described.get(name)}
         known |= {*description.UNLISTED}
-    return [
-        name for name in found if name not in known and Path(name).name != export_directory.IGNORED
-    ]
+    ignored = export_directory.IGNORED
+    names = [name for name in found if name not in known and Path(name).name != ignored]
+    if not names:
+        return []
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    them = "it" if len(names) == 1 else "them"
+    words = f"nothing vouches for {', '.join(names[:3])}{more}: the manifest does not list {them}"
+    return [Finding("unlisted-files", {"text": words})]
 
 
 def _explained(

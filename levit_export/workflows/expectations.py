@@ -101,6 +101,22 @@ class Expectations:
     suspects: Mapping[Artifact, Artifact] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class _Basis:
+    """What is known of a model before the claims of its artifacts are looked at.
+
+    ``kept`` is the share of its weights that each artifact may leave in float. ``suspects`` are
+    bare files in the precision that they claim, where that holds but for the blocks in float.
+    ``disputed`` is what the manifest says against the checkpoint.
+    """
+
+    known: Known
+    reference: Reference
+    kept: Mapping[Artifact, float]
+    suspects: Mapping[Artifact, Artifact] = field(default_factory=dict)
+    disputed: tuple[str, ...] = ()
+
+
 def expectations_of(each: Located, model: CheckedModel) -> Expectations:
     """Golden vectors where there are any and no model was named, else a fresh reference."""
     manifest, request = each.manifest, model.request
@@ -109,50 +125,53 @@ def expectations_of(each: Located, model: CheckedModel) -> Expectations:
         # What cannot be read here is left to the audit of its weights, which then fails as well.
         with suppress(MissingDependencyError):
             read[artifact] = target(artifact.format).inspect(artifact.path)
-    disputed: list[str] = []
-    kept: dict[Artifact, float] = {}
-    suspects: dict[Artifact, Artifact] = {}
     if manifest is not None and request.choice.is_default:
-        _refuse_idle(request.choice, each.folder)
-        known = _said(manifest)
-        expected = golden(each.folder, manifest, request)
-        # Without the checkpoint nobody can tell how much is in float: all of it may be.
-        kept = {artifact: 1.0 for artifact in each.artifacts if artifact.keep}
+        basis = _of_golden(each, manifest, request)
     else:
-        from levit_export.models.architectures.blocks import block_names  # which needs torch
+        basis = _of_model(each, model, read)
+    suspects = dict(basis.suspects)
+    found = dict.fromkeys(each.artifacts, basis.disputed)
+    for artifact, seen in read.items():
+        said_by = {} if manifest is None else {"the manifest": artifact.precision}
+        if request.precision:
+            said_by["--precision"] = request.precision
+        known = replace(
+            basis.known,
+            signature=_interface(basis.known, seen, artifact),
+            precisions=said_by,
+            keep=None if manifest is None else artifact.keep,
+        )
+        share = basis.kept.get(artifact, 0.0)
+        found[artifact] += claims.contradictions(seen, known, kept=share)
+        if not share and seen.precision in basis.reference.tolerances:
+            suspects[artifact] = replace(artifact, precision=seen.precision)
+    return Expectations(basis.reference, found, suspects)
 
-        checkpoint = model.checkpoint
-        said = None if manifest is None else _said(manifest)
-        known = _of_checkpoint(checkpoint, request.choice, said)
-        if said is not None:
-            disputed += claims.differing(said, known)
-        tensors = _weights(model, each, read)
-        blocks = block_names(checkpoint.config)
-        kept = {a: claims.kept_share(a, tensors, blocks) for a in each.artifacts if a.keep}
-        if manifest is None:
-            suspects = {a: claims.but_for(a, share) for a, share in kept.items()}
-        held = [suspects.get(artifact, artifact) for artifact in each.artifacts]
-        expected = _fresh(model, held, read, tensors, blocks)
-    found: dict[Artifact, tuple[str, ...]] = {}
-    for artifact in each.artifacts:
-        seen = read.get(artifact)
-        words = tuple(disputed)
-        if seen is not None:
-            precisions = {} if manifest is None else {"the manifest": artifact.precision}
-            if request.precision:
-                precisions["--precision"] = request.precision
-            here = replace(
-                known,
-                signature=_interface(known, seen, artifact),
-                precisions=precisions,
-                keep=None if manifest is None else artifact.keep,
-            )
-            share = kept.get(artifact, 0.0)
-            words += claims.contradictions(seen, here, kept=share)
-            if not share and seen.precision in expected.tolerances:
-                suspects[artifact] = replace(artifact, precision=seen.precision)
-        found[artifact] = words
-    return Expectations(expected, found, suspects)
+
+def _of_golden(each: Located, manifest: Manifest, request: CheckRequest) -> _Basis:
+    """A directory by itself: its golden vectors, and what its manifest says."""
+    _refuse_idle(request.choice, each.folder)
+    # Without the checkpoint nobody can tell how much is in float: all of it may be.
+    kept = {artifact: 1.0 for artifact in each.artifacts if artifact.keep}
+    return _Basis(_said(manifest), golden(each.folder, manifest, request), kept)
+
+
+def _of_model(each: Located, model: CheckedModel, read: Mapping[Artifact, Artifact]) -> _Basis:
+    """The model that was named: a fresh reference, and what its checkpoint says."""
+    from levit_export.models.architectures.blocks import block_names  # which needs torch
+
+    checkpoint = model.checkpoint
+    said = None if each.manifest is None else _said(each.manifest)
+    known = _of_checkpoint(checkpoint, model.request.choice, said)
+    tensors, blocks = _weights(model, each, read), block_names(checkpoint.config)
+    kept = {a: claims.kept_share(a, tensors, blocks) for a in each.artifacts if a.keep}
+    suspects: dict[Artifact, Artifact] = {}
+    if said is None:
+        suspects = {a: claims.but_for(a, share) for a, share in kept.items()}
+    held = [suspects.get(artifact, artifact) for artifact in each.artifacts]
+    expected = _fresh(model, held, read, tensors, blocks)
+    disputed = () if said is None else tuple(claims.differing(said, known))
+    return _Basis(known, expected, kept, suspects, disputed)
 
 
 def _said(manifest: Manifest) -> Known:
