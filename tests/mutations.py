@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
+import shutil
 import struct
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +17,9 @@ import numpy as np
 
 from levit_export.core import packages
 from levit_export.core.quiet import quiet
-from levit_export.core.values import Artifact, Prepared
+from levit_export.core.values import Artifact
+from levit_export.formats.coreai import program, write
+from levit_export.formats.coreai.target import CoreaiTarget
 
 SPECIFICATION = Path("Data/com.apple.CoreML/model.mlmodel")
 RECORD = struct.Struct("<IIQQQ32x")
@@ -46,6 +51,27 @@ class Place:
         with self.file.open("r+b") as file:
             file.seek(self.offset)
             file.write(data)
+        vouch(self.file)
+
+
+def vouch(file: Path) -> None:
+    """Give a Core AI asset, if ``file`` is its program, the digest of the program as it is now."""
+    if file.name == program.PROGRAM:
+        digest = hashlib.sha256(file.read_bytes()).digest()
+        (file.parent / program.DIGEST).write_bytes(digest)
+
+
+def onnx_places(path: Path) -> Iterator[Place]:
+    """The floating-point initializers of an ONNX file."""
+    import onnx
+
+    content = path.read_bytes()
+    for tensor in onnx.load(path).graph.initializer:
+        kind = {onnx.TensorProto.FLOAT: "<f4", onnx.TensorProto.FLOAT16: "<f2"}.get(
+            tensor.data_type
+        )
+        if kind is not None and tensor.raw_data and tensor.dims:
+            yield Place(path, content.index(tensor.raw_data), kind, tuple(tensor.dims))
 
 
 def openvino_places(path: Path) -> Iterator[Place]:
@@ -86,35 +112,69 @@ def coreml_places(path: Path) -> Iterator[Place]:
             yield Place(specification, content.index(data), dtype, shape)
 
 
+def coreai_places(path: Path) -> Iterator[Place]:
+    """The floating-point constants of an asset; a single number is not stored as such."""
+    file = path / program.PROGRAM
+    content = file.read_bytes()
+    kind = CoreaiTarget()
+    for numbers in kind.constants(kind.inspect(path)):
+        data = numbers.tobytes()
+        if numbers.dtype.kind == "f" and numbers.shape and content.count(data) == 1:
+            yield Place(file, content.index(data), numbers.dtype.str, numbers.shape)
+
+
+PLACES = {
+    "onnx": onnx_places,
+    "openvino": openvino_places,
+    "coreml": coreml_places,
+    "coreai": coreai_places,
+}
+
+
 @dataclass(frozen=True)
-class Weights:
-    """The model's trained tensors in a file, by their names in the model."""
+class Weight:
+    """A trained tensor of the model in a file. ``shape`` is its shape in the model."""
 
-    places: Mapping[str, Place]
-    shapes: Mapping[str, tuple[int, ...]]
+    place: Place
+    shape: tuple[int, ...]
+    is_transposed: bool
 
-    def change(self, name: str, change: Change) -> None:
-        """Replace one tensor by ``change`` of it, in its shape in the model."""
-        self.places[name].change(change, self.shapes[name])
-
-
-def find_weights(artifact: Artifact, model: Prepared) -> Weights:
-    """Where in an unchanged file each tensor of ``model`` is, found by comparing numbers."""
-    read = openvino_places if artifact.format == "openvino" else coreml_places
-    stored = [(place, place.read()) for place in read(artifact.path)]
-    tensors = {
-        name: tensor
-        for name, tensor in model.network.constants.items()
-        if tensor.dtype == np.float32
-    }
-    found: dict[str, Place] = {}
-    for name, tensor in tensors.items():
-        (found[name],) = (
-            place
-            for place, array in stored
-            if np.array_equal(array.squeeze(), tensor.astype(place.dtype).squeeze())
+    def read(self) -> np.ndarray:
+        """As the model has it."""
+        stored = self.place.read()
+        return (
+            stored.squeeze().T.reshape(self.shape)
+            if self.is_transposed
+            else stored.reshape(self.shape)
         )
-    return Weights(found, {name: tensor.shape for name, tensor in tensors.items()})
+
+    def write(self, array: np.ndarray) -> None:
+        """Replace it."""
+        assert array.shape == self.shape
+        stored = array.T if self.is_transposed else array
+        with np.errstate(over="ignore"):
+            self.place.change(
+                lambda _: np.ascontiguousarray(stored.reshape(self.place.shape)), self.place.shape
+            )
+
+    def change(self, change: Change) -> None:
+        """Replace it by ``change`` of it."""
+        self.write(change(self.read().copy()))
+
+
+def find_weights(artifact: Artifact, tensors: Mapping[str, np.ndarray]) -> dict[str, Weight]:
+    """Where in an unchanged file each tensor of the prepared model is, by comparing numbers."""
+    stored = [(place, place.read().squeeze()) for place in PLACES[artifact.format](artifact.path)]
+    found = {}
+    for name, tensor in tensors.items():
+        for place, array in stored:
+            plain = tensor.astype(place.dtype).squeeze()
+            if np.array_equal(array, plain):
+                found[name] = Weight(place, tensor.shape, is_transposed=False)
+            elif plain.ndim == 2 and np.array_equal(array, plain.T):
+                found[name] = Weight(place, tensor.shape, is_transposed=True)
+    assert found.keys() == tensors.keys(), sorted(tensors.keys() - found.keys())
+    return found
 
 
 # --- graphs -----------------------------------------------------------------------------------
@@ -160,3 +220,69 @@ def constant(model: Any, name: str) -> Any:
     """The immediate tensor value of the constant called ``name``."""
     (op,) = (op for op in operations(model, "const") if op.outputs[0].name == name)
     return op.attributes["val"].immediateValue.tensor
+
+
+def edit_asset(asset: Path, change: Callable[..., None], *arguments: str) -> None:
+    """Change the program of a Core AI asset in place: ``change(graph, *arguments)``.
+
+    ``change`` is called in Core AI's process, so it has to be a function of a module.
+    """
+    before = (asset / program.PROGRAM).read_bytes()
+    program.ask(_edit_asset, asset, change, arguments)
+    assert (asset / program.PROGRAM).read_bytes() != before
+
+
+def _edit_asset(asset: Path, change: Callable[..., None], arguments: tuple[str, ...]) -> None:
+    from coreai.authoring import AIModelAsset
+
+    loaded = AIModelAsset.load(asset).program
+    # https://apple.github.io/coreai-torch/main/coreai-core/tutorials/construct-a-graph.html
+    (graph,) = loaded._module._mlir_module.body.operations
+    with graph.context:
+        change(graph, *arguments)
+    with tempfile.TemporaryDirectory() as place:
+        loaded.save_asset(Path(place, "changed.aimodel"))
+        for name in (program.PROGRAM, program.DIGEST):
+            shutil.copy(Path(place, "changed.aimodel", name), asset)
+
+
+def operations_of(graph: Any, name: str) -> list[Any]:
+    """The operations of a Core AI program that compute the value called ``name``, in order."""
+    (block,) = graph.regions[0].blocks
+    return [op for op in block.operations if f'<"{name}": unit>' in str(op.location)]
+
+
+def axis_in_asset(graph: Any, name: str) -> None:
+    """Let the softmax called ``name`` run over the last axis but one."""
+    from coreai._compiler import ir
+
+    (softmax,) = (op for op in operations_of(graph, name) if "softmax" in op.operation.name)
+    with ir.InsertionPoint(softmax), softmax.location:
+        softmax.operands[1] = write.constant(2, np.int32)
+
+
+def silu_in_asset(graph: Any, name: str) -> None:
+    """SiLU in the place of the Hardswish called ``name``."""
+    from coreai._compiler import ir
+    from coreai._compiler.dialects import coreai as dialect
+
+    *_, product = operations_of(graph, name)
+    with ir.InsertionPoint(product), product.location:
+        product.result.replace_all_uses_with(dialect.silu(product.operands[0]))
+    product.operation.erase()
+
+
+def rename_in_asset(graph: Any) -> None:
+    """Call the output something else."""
+    (block,) = graph.regions[0].blocks
+    *_, last = block.operations
+    (value,) = last.operands
+    with graph.location:
+        graph.outputs_spec = [("scores", value)]
+
+
+def forget_bias_in_asset(graph: Any, name: str) -> None:
+    """Leave out the last addition to the value called ``name``."""
+    *_, sum_ = (op for op in operations_of(graph, name) if "add" in op.operation.name)
+    sum_.result.replace_all_uses_with(sum_.operands[0])
+    sum_.operation.erase()

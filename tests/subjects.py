@@ -15,7 +15,7 @@ from pathlib import Path
 from levit_export.checks import execution, reference
 from levit_export.checks.parity import ParityReport
 from levit_export.checks.reference import Reference
-from levit_export.core.values import Artifact, ExportOptions, Prepared, RunOptions
+from levit_export.core.values import Artifact, ExportOptions, Layout, Prepared, RunOptions
 from levit_export.formats import target
 from levit_export.models import checkpoints
 from levit_export.models.checkpoints import Checkpoint
@@ -87,14 +87,14 @@ def folder() -> Path:
     return made
 
 
-def digits(batch: int | None = 1) -> Prepared:
+def digits(batch: int | None = 1, layout: Layout = "tokens") -> Prepared:
     """The bundled model, prepared."""
-    return _digits(batch)
+    return _digits(batch, layout)
 
 
 @cache
-def _digits(batch: int | None) -> Prepared:
-    return prepare(checkpoints.bundled(), batch=batch)
+def _digits(batch: int | None, layout: Layout) -> Prepared:
+    return prepare(checkpoints.bundled(), batch=batch, layout=layout)
 
 
 @cache
@@ -135,6 +135,11 @@ def export(model: Prepared, path: Path, kind: str, options: ExportOptions) -> Ar
     return target(kind).export(model, path / f"m{target(kind).suffix}", options)
 
 
+def layout_of(kind: str) -> Layout:
+    """The layout in which a shared file is written; Core AI is slow in tokens on Linux."""
+    return "maps" if kind == "coreai" else "tokens"
+
+
 def artifact(kind: str, precision: str, batch: int | None = 1) -> Artifact:
     """The bundled model as a file; do not change it."""
     return _artifact(kind, precision, batch)
@@ -144,7 +149,7 @@ def artifact(kind: str, precision: str, batch: int | None = 1) -> Artifact:
 def _artifact(kind: str, precision: str, batch: int | None) -> Artifact:
     options = ExportOptions(precision=precision, batch=batch)
     place = folder() / f"{kind}-{precision}-{batch}"
-    return export(digits(batch), place, kind, options)
+    return export(digits(batch, layout_of(kind)), place, kind, options)
 
 
 @cache

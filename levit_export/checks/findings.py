@@ -76,6 +76,19 @@ KINDS: Mapping[str, FindingKind] = {
     "oldest-that-passes": FindingKind(
         "answers", "pass", "{version} is the oldest tried that passes ({others})"
     ),
+    "runtimes-agree": FindingKind(
+        "answers",
+        "pass",
+        "{asset} and {package} agree on the same network in {precision}: at most {error:.1e} of "
+        "an image's largest value apart, {share:.0f} % of what two roundings may differ by; "
+        "top-1 is the same on {same:.0f} of {rows:.0f} samples",
+    ),
+    "runtimes-differ": FindingKind(
+        "answers",
+        "fail",
+        "{asset} and {package} lie {error:.2e} apart on {sample}, and two roundings of one "
+        "network at most {allowed:.2e}",
+    ),
     "not-run": FindingKind("answers", "not-run", "{text}"),
     "not-asked": FindingKind("answers", "not-run", "parity was not asked for"),
     # --- shape: the form of what it gives --------------------------------------------------------

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from statistics import NormalDist
 
 import numpy as np
@@ -162,13 +162,17 @@ class OutputParity:
 
 @dataclass(frozen=True)
 class ParityReport:
-    """What a check of one artifact found, and everything it rests on."""
+    """What a check of one artifact found, and everything it rests on.
+
+    ``answers`` are what the artifact gave, as long as the report is in memory.
+    """
 
     runtime: str
     samples: int
     outputs: tuple[OutputParity, ...] = ()
     weights: WeightAudit | None = None
     findings: tuple[Finding, ...] = ()
+    answers: Tensors = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def verdict(self) -> Verdict:
@@ -338,7 +342,9 @@ def compare_outputs(
             )
             outputs.append(output)
             found += findings
-    return ParityReport(runtime, len(samples), tuple(outputs), findings=tuple(found))
+    return ParityReport(
+        runtime, len(samples), tuple(outputs), findings=tuple(found), answers=dict(candidate)
+    )
 
 
 def _compare_output(

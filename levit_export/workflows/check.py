@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from levit_export.checks import execution, other_versions, parity, reference
+from levit_export.checks import agreement, execution, other_versions, parity, reference
 from levit_export.checks.execution import Row
 from levit_export.checks.findings import Finding
 from levit_export.checks.other_versions import Environments
@@ -106,6 +106,7 @@ def check(request: CheckRequest, progress: Progress | None = None) -> Report:
     model = CheckedModel(request, progress)
     for each in found:
         reports += _check_one(each, model, where, folder=each.folder if alone else None)
+    reports = agreement.witnessed(reports)
     for each, results in reported:
         reports += _judge_results(results, each, request)
     return build_report(reports, found)

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from levit_export.checks import execution, parity, reference
+from levit_export.checks import agreement, execution, parity, reference
 from levit_export.checks.execution import Row
 from levit_export.checks.parity import ParityReport
 from levit_export.checks.reference import Answered, Reference
@@ -309,14 +309,14 @@ def _report(
     baselines: Mapping[str, TimingReport],
 ) -> Report:
     """What was found out about the artifacts, and how fast they are."""
-    reports = tuple(
-        execution.describe(row, folder, *found, timings.get(row)) for row, found in checked.items()
+    reports = agreement.witnessed(
+        [execution.describe(row, folder, *each, timings.get(row)) for row, each in checked.items()]
     )
     return Report(
         verdict=overall(r.parity.verdict for r in reports),
         model=model.info,
         passes=model.passes,
-        artifacts=reports,
+        artifacts=tuple(reports),
         baselines=baselines,
         machine=machine.describe(),
         toolchain=versions(TOOLCHAIN),

@@ -1,4 +1,7 @@
-"""OpenVINO and Core ML files tested by mutation: each way to spoil one on disk has to fail."""
+"""Files of each format tested by mutation: each way to spoil one on disk has to fail.
+
+Those of ONNX, and more ways, are in ``test_mutations``.
+"""
 
 from __future__ import annotations
 
@@ -13,26 +16,37 @@ import subjects
 import torch
 from mutations import (
     Change,
-    Weights,
+    Weight,
+    axis_in_asset,
     constant,
+    edit_asset,
     edit_specification,
     edit_xml,
     find_weights,
+    forget_bias_in_asset,
     main_block,
     operations,
+    rename_in_asset,
 )
+from support import of_formats
 
 from levit_export.checks.parity import ParityReport
 from levit_export.checks.reference import Reference
 from levit_export.core.values import Artifact, ExportOptions
-from levit_export.formats import mil
+from levit_export.formats import mil, target
 from levit_export.models import checkpoints
 from levit_export.models.architectures.levit import Levit
 from levit_export.models.checkpoints import Checkpoint
 from levit_export.models.preparation import prepare
 from levit_export.models.zoo import VARIANTS, Variant
 
-KINDS = (("openvino", "fp32"), ("coreml", "fp32"), ("coreml", "fp16"))
+KINDS = (
+    ("openvino", "fp32"),
+    ("coreml", "fp32"),
+    ("coreml", "fp16"),
+    ("coreai", "fp32"),
+    ("coreai", "fp16"),
+)
 NOT_IN_THE_FILE = "weight tensors are not in the file as the checkpoint has them"
 UNWANTED = {"batch_norm", "gather", "expand_dims", "squeeze", "shape", "concat"}
 
@@ -40,7 +54,7 @@ UNWANTED = {"batch_norm", "gather", "expand_dims", "squeeze", "shape", "concat"}
 ATTENTIONS = {"blocks.0.m": (2, 32), "blocks.4": (4, 64), "blocks.14.m": (4, 32)}
 
 
-@pytest.fixture(scope="session", params=KINDS, ids=["openvino-fp32", "coreml-fp32", "coreml-fp16"])
+@pytest.fixture(scope="session", params=of_formats(KINDS))
 def sound(request: pytest.FixtureRequest) -> Artifact:
     """The bundled model in each format and precision; do not change its files."""
     return subjects.artifact(*request.param)
@@ -51,18 +65,20 @@ class Spoiling:
     """A copy of an artifact that may be changed, and where its weights are."""
 
     artifact: Artifact
-    weights: Weights
+    weights: dict[str, Weight]
 
     def judge(self) -> ParityReport:
-        """The verdict on the copy as it is now."""
-        return subjects.judge(self.artifact, subjects.digits_reference())
+        """The verdict on the copy as it is now; on Linux Core AI is slow in float16."""
+        expected = subjects.digits_reference()
+        is_slow = self.artifact.id == "coreai-fp16"
+        return subjects.judge(self.artifact, few(expected, 4) if is_slow else expected)
 
 
 @pytest.fixture
 def copied(sound: Artifact, tmp_path: Path) -> Spoiling:
     """A copy to change."""
     artifact = subjects.copy(sound, tmp_path)
-    return Spoiling(artifact, find_weights(artifact, subjects.digits()))
+    return Spoiling(artifact, find_weights(artifact, subjects.digits().weights))
 
 
 # --- weights --------------------------------------------------------------------------------
@@ -118,7 +134,7 @@ def test_spoilt_weights_fail(copied: Spoiling, mutation: str) -> None:
     """A file with wrong weights fails by its answers, and the tensors at fault are named."""
     names, change, words = WEIGHTS[mutation]
     for name in names:
-        copied.weights.change(name, change)
+        copied.weights[name].change(change)
     report = copied.judge()
     assert report.verdict == "fail"
     assert words in report.reason
@@ -136,7 +152,7 @@ def test_permuted_attention_heads_fail(copied: Spoiling, block: str) -> None:
         by_head = weight.reshape(-1, heads, channels)
         return np.roll(by_head, 1, axis=1).reshape(weight.shape)
 
-    copied.weights.change(f"{block}.proj.1.weight", permute)
+    copied.weights[f"{block}.proj.1.weight"].change(permute)
     report = copied.judge()
     assert report.verdict == "fail"
     assert f"{block}.proj.1.weight" in report.reason
@@ -146,7 +162,7 @@ def test_permuted_attention_heads_fail(copied: Spoiling, block: str) -> None:
 @pytest.mark.parametrize("change", [transposed_grid, np.zeros_like], ids=["transposed", "zeroed"])
 def test_a_wrong_bias_table_fails(copied: Spoiling, block: str, change: Change) -> None:
     """A table of attention biases that is transposed, or was never loaded, fails."""
-    copied.weights.change(f"{block}.baked_bias", change)
+    copied.weights[f"{block}.baked_bias"].change(change)
     report = copied.judge()
     assert report.verdict == "fail"
     assert f"{block}.baked_bias" in report.reason
@@ -168,19 +184,25 @@ def few(expected: Reference, count: int) -> Reference:
     )
 
 
+@pytest.mark.parametrize(
+    "sound", of_formats(kind for kind in KINDS if kind != ("coreai", "fp32")), indirect=True
+)
 def test_any_tensor_that_is_one_percent_off_fails(copied: Spoiling) -> None:
-    """Whichever weight tensor is one percent too large, the check fails and names that one."""
+    """Whichever weight tensor is one percent too large, the check fails and names that one.
+
+    Core AI compiles a file anew for each tensor, and is asked in float16 alone, its default.
+    """
     expected = few(subjects.digits_reference(), 2)
     assert subjects.judge(copied.artifact, expected).verdict == "pass"
     found: dict[str, tuple[str, tuple[str, ...]]] = {}
-    for name, place in copied.weights.places.items():
-        before = place.read()
-        copied.weights.change(name, larger)
+    for name, weight in copied.weights.items():
+        before = weight.read()
+        weight.change(larger)
         report = subjects.judge(copied.artifact, expected)
         missing = () if report.weights is None else report.weights.missing
         assert name in report.reason, report.reason
         found[name] = report.verdict, missing
-        place.change(lambda _, old=before: old, place.shape)  # type: ignore[misc]
+        weight.write(before)
     assert set(found) == set(subjects.digits().fingerprints["fp32"])
     assert found == {name: ("fail", (name,)) for name in found}
     assert subjects.judge(copied.artifact, expected).verdict == "pass"
@@ -191,6 +213,9 @@ def test_any_tensor_that_is_one_percent_off_fails(copied: Spoiling) -> None:
 
 def softmax_over_queries(artifact: Artifact) -> None:
     """Let the first attention's softmax run over the queries."""
+    if artifact.format == "coreai":
+        edit_asset(artifact.path, axis_in_asset, "stage1_block0_attention_softmax")
+        return
     if artifact.format == "openvino":
         pattern = r'(type="SoftMax"[^>]*>\s*<data axis=)"3"'
         edit_xml(artifact.path, pattern, r'\1"-2"')
@@ -207,6 +232,9 @@ def softmax_over_queries(artifact: Artifact) -> None:
 
 def renamed_output(artifact: Artifact) -> None:
     """Call the output something else."""
+    if artifact.format == "coreai":
+        edit_asset(artifact.path, rename_in_asset)
+        return
     if artifact.format == "openvino":
         edit_xml(artifact.path, 'output_names="logits"', 'output_names="scores"')
         return
@@ -223,6 +251,9 @@ def renamed_output(artifact: Artifact) -> None:
 
 def other_output(artifact: Artifact) -> None:
     """Give out, under the name of the logits, logits without the last layer's bias."""
+    if artifact.format == "coreai":
+        edit_asset(artifact.path, forget_bias_in_asset, "logits")
+        return
     if artifact.format == "openvino":
         # The last Add takes its product twice in place of product and bias.
         text = artifact.path.read_text("utf-8")
@@ -261,7 +292,7 @@ def test_a_spoilt_graph_fails(
 ) -> None:
     """A file whose weights are right and whose graph is not fails by its answers.
 
-    A weight that no op takes any longer may be missing: OpenVINO does not read it.
+    A weight that no op takes any longer may be missing: OpenVINO and Core AI do not read it.
     """
     change(copied.artifact)
     report = copied.judge()
@@ -273,19 +304,19 @@ def test_a_spoilt_graph_fails(
 
 def test_the_files_themselves_pass(copied: Spoiling) -> None:
     """Unspoilt, the same copy passes through the same path, every weight accounted for."""
-    report = copied.judge()
+    report = subjects.judge(copied.artifact, subjects.digits_reference())
     assert (report.verdict, report.reason) == ("pass", "")
     assert report.samples == 26
     assert report.weights is not None
-    assert report.weights.tensors == len(copied.weights.places) == 86
+    assert report.weights.tensors == len(copied.weights) == 86
     assert report.weights.missing == ()
 
 
 def test_weights_written_back_pass(copied: Spoiling) -> None:
     """Writing every weight where it was found, as mutations do, is not what makes a file fail."""
     before = subjects.contents(copied.artifact)
-    for name in copied.weights.places:
-        copied.weights.change(name, lambda array: array)
+    for weight in copied.weights.values():
+        weight.change(lambda array: array)
     assert subjects.contents(copied.artifact) == before
 
 
@@ -304,14 +335,16 @@ class WrongEpsilon(Checkpoint):
         return module
 
 
-@pytest.mark.parametrize(("kind", "precision"), KINDS)
-def test_a_wrong_batchnorm_epsilon_fails(kind: str, precision: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("which", of_formats(KINDS))
+def test_a_wrong_batchnorm_epsilon_fails(which: tuple[str, str], tmp_path: Path) -> None:
     """A BatchNorm that was fused with another epsilon fails, in float16 by the weights at fault.
 
     The same model with the right one passes.
     """
+    kind, precision = which
     options = ExportOptions(precision=precision)
-    wrong = prepare(WrongEpsilon(**vars(subjects.tiny_checkpoint())))
+    layout = subjects.layout_of(kind)
+    wrong = prepare(WrongEpsilon(**vars(subjects.tiny_checkpoint())), layout=layout)
     report = subjects.judge(
         subjects.export(wrong, tmp_path / "wrong", kind, options), subjects.tiny_reference()
     )
@@ -319,7 +352,8 @@ def test_a_wrong_batchnorm_epsilon_fails(kind: str, precision: str, tmp_path: Pa
     assert report.weights is not None
     assert report.weights.missing == ("blocks.0.m.qkv.weight", "blocks.0.m.qkv.bias")
     assert ("exceeds the tolerance" in report.reason) == (precision == "fp32")
-    right = subjects.export(subjects.tiny(), tmp_path / "right", kind, options)
+    sound = prepare(subjects.tiny_checkpoint(), layout=layout)
+    right = subjects.export(sound, tmp_path / "right", kind, options)
     assert subjects.judge(right, subjects.tiny_reference()).verdict == "pass"
 
 
@@ -330,12 +364,17 @@ def test_a_wrong_batchnorm_epsilon_fails(kind: str, precision: str, tmp_path: Pa
 def test_the_papers_models_pass(known: Variant, tmp_path: Path) -> None:
     """Every published architecture is the same function in each format and precision.
 
-    In float32 a package lies within 1e-5 of the reference, relative to its largest logit.
+    In float32 a package lies within 1e-5 of the reference, relative to its largest logit. On Linux
+    Core AI takes minutes for some of them in float16, so that it is left out here.
     """
     checkpoint = checkpoints.randomised(known, 0)
-    model = prepare(checkpoint)
-    expected = subjects.held_against(checkpoint, model)
+    tokens = prepare(checkpoint)
+    expected = subjects.held_against(checkpoint, tokens)
     for kind, precision in KINDS:
+        if not target(kind).can_export().ok or (kind, precision) == ("coreai", "fp16"):
+            continue
+        layout = subjects.layout_of(kind)
+        model = tokens if layout == "tokens" else prepare(checkpoint, layout=layout)
         options = ExportOptions(precision=precision)
         made = subjects.export(model, tmp_path / f"{kind}-{precision}", kind, options)
         report = subjects.judge(made, expected)

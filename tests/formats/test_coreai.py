@@ -5,19 +5,26 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
+import zipfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import pytest
 import subjects
 import torch
+from click.testing import Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kinds import DRAWS, assert_computes, network_of
+from mutations import find_weights, vouch
+from support import Cli, needs_core_ai
 
 from levit_export.core.errors import (
     ArtifactError,
@@ -42,8 +49,6 @@ from levit_export.models.preparation import prepare
 from levit_export.workflows.export_plan import ExportRequest, plan
 
 TARGET = CoreaiTarget()
-INSTALLED = TARGET.can_export()
-needs_core_ai = pytest.mark.skipif(not INSTALLED.ok, reason=INSTALLED.reason)
 RUN = RunOptions()
 SOFTMAX = "stage1_block0_attention_softmax"
 
@@ -75,12 +80,6 @@ def image() -> dict[str, np.ndarray]:
     """A seeded input of the small model."""
     drawn = np.random.default_rng(0).standard_normal((1, 3, 64, 64))
     return {"input": drawn.astype(np.float32)}
-
-
-def vouch(asset: Path) -> None:
-    """Give an asset the digest of the program that it has now."""
-    content = (asset / program.PROGRAM).read_bytes()
-    (asset / program.DIGEST).write_bytes(hashlib.sha256(content).digest())
 
 
 # --- where it is, and where not -------------------------------------------------------------
@@ -302,31 +301,103 @@ def test_wrong_inputs(plain: Artifact, inputs: dict[str, np.ndarray]) -> None:
         assert session.run(image())["logits"].shape == (1, 10)
 
 
-# --- spoilt weights ---
+# --- beside Core ML, and in a bundle ----------------------------------------------------------
 
 
-SPOILT = {
-    "one percent": lambda array: array * np.float32(1.01),
-    "zeroed": np.zeros_like,
-    "other order": lambda array: np.roll(array, 1, axis=0),
-}
+@pytest.fixture(scope="module")
+def beside(tmp_path_factory: pytest.TempPathFactory, cli: Cli) -> Path:
+    """The bundled model in float16 for Core AI and for Core ML; do not change it."""
+    folder = tmp_path_factory.mktemp("beside") / "digits"
+    made = cli(
+        *("export", "--format", "coreai,coreml", "--no-check", "--no-bench", "--output", folder)
+    )
+    assert made.exit_code == 3, made.output
+    return folder
+
+
+def agreements(result: Result) -> list[dict[str, Any]]:
+    """What was said about agreement, in the order of artifacts."""
+    return [
+        finding
+        for each in json.loads(result.stdout)["artifacts"]
+        for finding in each["parity"]["findings"]
+        if finding["kind"].startswith("runtimes-")
+    ]
 
 
 @needs_core_ai
-@pytest.mark.parametrize("change", SPOILT)
-@pytest.mark.parametrize("name", ["patch_embed.0.weight", "blocks.0.m.baked_bias", "head.bias"])
-def test_a_spoilt_weight_is_named(copied: Artifact, name: str, change: str) -> None:
-    """A tensor that was changed where it lies on disk fails the check, which names it."""
-    place = copied.path / program.PROGRAM
-    tensor = in_maps().network.constants[name]
-    content = place.read_bytes()
-    assert content.count(tensor.tobytes()) == 1
-    spoilt = np.ascontiguousarray(SPOILT[change](tensor), np.float32)
-    place.write_bytes(content.replace(tensor.tobytes(), spoilt.tobytes()))
-    vouch(copied.path)
-    report = subjects.judge(copied, subjects.tiny_reference())
-    assert report.verdict == "fail"
-    assert name in report.reason
+def test_check_says_that_two_runtimes_agree(beside: Path, cli: Cli) -> None:
+    """Apple's runtime and the evaluator of packages agree on the same network in float16."""
+    result = cli("check", beside, "--json", "-")
+    assert result.exit_code == 0, result.output
+    (found,) = agreements(result)
+    assert found["kind"] == "runtimes-agree"
+    assert found["sentence"].startswith("logits: Core AI (coreai-core")
+    assert "on the same network in fp16" in found["sentence"]
+    assert 0 < found["values"]["error"] < 2.0**-6
+    assert found["values"]["same"] == found["values"]["rows"] == 26
+
+
+@needs_core_ai
+def test_bare_files_are_held_against_each_other(beside: Path, cli: Cli) -> None:
+    """Given one by one, with the model by name, they are witnesses too."""
+    paths = sorted(beside.glob("core*-fp16/*"))
+    assert [path.suffix for path in paths] == [".aimodel", ".mlpackage"]
+    result = cli("check", *paths, "--model", "levit_digits", "--json", "-")
+    assert result.exit_code == 0, result.output
+    assert [each["kind"] for each in agreements(result)] == ["runtimes-agree"]
+
+
+@needs_core_ai
+def test_a_bundle_verifies_itself(beside: Path, tmp_path: Path, cli: Cli) -> None:
+    """``verify.py`` of a bundle runs the asset, and finds a weight that is one percent off."""
+    made = cli("bundle", beside, "--format", "coreai", "--output", tmp_path / "b.zip")
+    assert made.exit_code == 0, made.output
+    with zipfile.ZipFile(tmp_path / "b.zip") as file:
+        file.extractall(tmp_path / "b")
+    names = {path.name for path in (tmp_path / "b").iterdir()}
+    assert {"golden.swift", "verify_coreai.swift"} < names
+    assert "verify.swift" not in names
+
+    def verify() -> tuple[int, str]:
+        command = [sys.executable, tmp_path / "b" / "verify.py", "--format", "coreai"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        return done.returncode, done.stdout + done.stderr
+
+    status, said = verify()
+    assert status == 0, said
+    assert "outputs of coreai-fp16/levit_digits.aimodel: Core AI (coreai-core" in said
+    (asset,) = (tmp_path / "b").glob("coreai-fp16/*.aimodel")
+    weights = find_weights(TARGET.inspect(asset), subjects.digits().weights)
+    weights["head.weight"].change(lambda weight: -weight)
+    description = tmp_path / "b" / "bundle.json"
+    content = json.loads(description.read_text("utf-8"))
+    for name in content["files"]:
+        raw = (tmp_path / "b" / name).read_bytes()
+        content["files"][name] = {"sha256": hashlib.sha256(raw).hexdigest(), "bytes": len(raw)}
+    description.write_text(json.dumps(content), "utf-8")
+    status, said = verify()
+    assert status == 1, said
+    assert "exceeds the tolerance" in said
+
+
+@needs_core_ai
+def test_the_lines_of_python_of_a_bundle(beside: Path, tmp_path: Path, cli: Cli) -> None:
+    """What the card of a bundle says to type names the digit."""
+    cli("bundle", beside, "--format", "coreai", "--output", tmp_path / "b.zip")
+    with zipfile.ZipFile(tmp_path / "b.zip") as file:
+        file.extractall(tmp_path / "b")
+    card = (tmp_path / "b" / "README.md").read_text("utf-8")
+    (lines,) = re.findall("```python\n(.*?)```", card, re.DOTALL)
+    done = subprocess.run(
+        [sys.executable, "-c", lines],
+        cwd=tmp_path / "b",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() in subjects.digits().info.labels
 
 
 # --- damage ---------------------------------------------------------------------------------
@@ -361,6 +432,45 @@ def test_hostile_metadata(copied: Artifact, text: str) -> None:
         TARGET.inspect(copied.path)
 
 
+GARBAGE: dict[str, Callable[[bytes], bytes]] = {
+    "empty": lambda whole: whole[:0],
+    "zeros": lambda whole: bytes(len(whole)),
+    "noise": lambda whole: np.random.default_rng(0).bytes(len(whole)),
+    "half": lambda whole: whole[: len(whole) // 2],
+    "one byte less": lambda whole: whole[:-1],
+    "without its head": lambda whole: whole[64:],
+    "twice": lambda whole: whole + whole,
+}
+
+
+@needs_core_ai
+@pytest.mark.parametrize("way", GARBAGE)
+def test_garbage_for_a_program(copied: Artifact, way: str) -> None:
+    """A program that is none is refused by an error of this package, which names the asset."""
+    place = copied.path / program.PROGRAM
+    place.write_bytes(GARBAGE[way](place.read_bytes()))
+    vouch(place)
+    with pytest.raises(ArtifactError, match=re.escape(str(copied.path))):
+        TARGET.inspect(copied.path)
+    with pytest.raises(ArtifactError), TARGET.open(copied, RUN):
+        pass
+
+
+@needs_core_ai
+@pytest.mark.parametrize("name", [program.PROGRAM, program.DIGEST, program.METADATA])
+def test_a_folder_or_a_link_in_the_place_of_a_file(copied: Artifact, name: str) -> None:
+    """What is no regular file is not read."""
+    place = copied.path / name
+    place.unlink()
+    place.mkdir()
+    with pytest.raises(ArtifactError, match=name):
+        TARGET.inspect(copied.path)
+    place.rmdir()
+    place.symlink_to("/dev/zero")
+    with pytest.raises(ArtifactError, match=name):
+        TARGET.inspect(copied.path)
+
+
 @needs_core_ai
 def test_fuzzed_programs(copied: Artifact) -> None:
     """A program that was changed anywhere is read, or refused by an error of this package.
@@ -377,7 +487,7 @@ def test_fuzzed_programs(copied: Artifact) -> None:
         for offset in draw.choice(edges, 1 + turn % 3, replace=False):
             content[offset] = int(draw.integers(256))
         place.write_bytes(content[: len(whole) - (turn % 4) * 1000])
-        vouch(copied.path)
+        vouch(place)
         try:
             with TARGET.open(copied, RUN) as session:
                 session.run(image())

@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -144,7 +144,14 @@ class Described:
 
 
 def described(path: Path) -> Described:
-    """Read the asset ``path``."""
+    """Read the asset ``path``. A check asks several times, and the last one read is remembered."""
+    return _described(path, _digest(path), _read(path, METADATA))
+
+
+@lru_cache(maxsize=1)
+def _described(path: Path, *contents: bytes) -> Described:
+    """Read the asset ``path``; ``contents`` are what it follows from."""
+    del contents
     program = _load(path)
     graph = _graph(program, path)
     contents, strange = _contents(graph, _resources(program))
@@ -159,14 +166,22 @@ def described(path: Path) -> Described:
     )
 
 
-def _load(path: Path) -> Any:
-    from coreai.authoring import AIModelAsset
-
-    if hashlib.sha256(_read(path, PROGRAM)).digest() != _read(path, DIGEST):
+def _digest(path: Path) -> bytes:
+    """The SHA-256 of the program, which has to be the one that the asset says."""
+    digest = hashlib.sha256(_read(path, PROGRAM)).digest()
+    if digest != _read(path, DIGEST):
         raise ArtifactError(
             f"{path / PROGRAM} is not the program whose SHA-256 is in {DIGEST}",
             remedy="Copy the asset again, or export it anew.",
         )
+    return digest
+
+
+def _load(path: Path) -> Any:
+    """The program of an asset."""
+    from coreai.authoring import AIModelAsset
+
+    _digest(path)
     try:
         return AIModelAsset.load(path).program
     except Exception as error:

@@ -29,7 +29,9 @@ VERIFIERS = {
     "golden.hpp": ("onnx", "openvino"),
     "verify_onnxruntime.cpp": ("onnx",),
     "verify_openvino.cpp": ("openvino",),
+    "golden.swift": ("coreml", "coreai"),
     "verify.swift": ("coreml",),
+    "verify_coreai.swift": ("coreai",),
 }
 """The programs that a bundle carries, and the formats that each is for; none means all."""
 

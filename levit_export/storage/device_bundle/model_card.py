@@ -43,13 +43,14 @@ RUNTIMES = {
     "coreml": "Core ML",
     "coreai": "Core AI",
 }
-SNIPPETS = ("onnx", "openvino", "coreml")
+SNIPPETS = ("onnx", "openvino", "coreml", "coreai")
 """Formats that ``README.md.j2`` has lines of Python for."""
 
 PROGRAMS = {
     "onnx": "`verify_onnxruntime.cpp` (C++, ONNX Runtime)",
     "openvino": "`verify_openvino.cpp` (C++, OpenVINO)",
     "coreml": "`verify.swift` (Swift, Core ML)",
+    "coreai": "`verify_coreai.swift` (Swift, Core AI)",
 }
 
 
@@ -184,6 +185,7 @@ def render(
         front=_front_matter(manifest),
         python=_python(manifest, images),
         swift=next((a.path for a in manifest.artifacts if a.format == "coreml"), ""),
+        coreai=any(a.format == "coreai" for a in manifest.artifacts),
         takes_image=manifest.embedded.preprocessing,
         some_image=next(iter(images), ""),
         is_quantised=any(a.precision not in FLOATS for a in manifest.artifacts),

@@ -14,7 +14,17 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
-from mutations import SPECIFICATION, Place, coreml_places, edit_specification, openvino_places
+from mutations import (
+    SPECIFICATION,
+    Weight,
+    axis_in_asset,
+    edit_asset,
+    edit_specification,
+    find_weights,
+    rename_in_asset,
+    silu_in_asset,
+    vouch,
+)
 from torch import nn
 
 from levit_export.checks.drift import chain, verdict
@@ -24,6 +34,7 @@ from levit_export.checks.drift.verdict import block_of_weight
 from levit_export.core.network import Network
 from levit_export.core.values import Artifact, RunOptions
 from levit_export.formats import target
+from levit_export.formats.coreai.program import PROGRAM
 from levit_export.models.architectures.levit import AttentionBias
 from levit_export.models.passes import PASSES
 from levit_export.models.passes.base import Outcome, Pass
@@ -65,66 +76,10 @@ class Fault:
 # --- files ----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Weight:
-    """A tensor of the model in a file. ``shape`` is its shape in the model."""
-
-    place: Place
-    shape: tuple[int, ...]
-    is_transposed: bool
-
-    def read(self) -> Array:
-        """As the model has it."""
-        stored = self.place.read()
-        return (
-            stored.squeeze().T.reshape(self.shape)
-            if self.is_transposed
-            else stored.reshape(self.shape)
-        )
-
-    def write(self, array: Array) -> None:
-        """Replace it."""
-        stored = array.T if self.is_transposed else array
-        with np.errstate(over="ignore"):
-            self.place.change(
-                lambda _: np.ascontiguousarray(stored.reshape(self.place.shape)), self.place.shape
-            )
-
-
-def onnx_places(path: Path) -> Iterator[Place]:
-    """The floating-point initializers of an ONNX file."""
-    import onnx
-
-    content = path.read_bytes()
-    for tensor in onnx.load(path).graph.initializer:
-        kind = {onnx.TensorProto.FLOAT: "<f4", onnx.TensorProto.FLOAT16: "<f2"}.get(
-            tensor.data_type
-        )
-        if kind is not None and tensor.raw_data and tensor.dims:
-            yield Place(path, content.index(tensor.raw_data), kind, tuple(tensor.dims))
-
-
-PLACES = {"onnx": onnx_places, "openvino": openvino_places, "coreml": coreml_places}
-
-
-def weights_in(artifact: Artifact, tensors: dict[str, Array]) -> dict[str, Weight]:
-    """Where in an unchanged file each tensor of the prepared model is, by comparing numbers."""
-    stored = [(place, place.read().squeeze()) for place in PLACES[artifact.format](artifact.path)]
-    found = {}
-    for name, tensor in tensors.items():
-        for place, array in stored:
-            plain = tensor.astype(place.dtype).squeeze()
-            if np.array_equal(array, plain):
-                found[name] = Weight(place, tensor.shape, is_transposed=False)
-            elif plain.ndim == 2 and np.array_equal(array, plain.T):
-                found[name] = Weight(place, tensor.shape, is_transposed=True)
-    assert found.keys() == tensors.keys(), sorted(tensors.keys() - found.keys())
-    return found
-
-
 def graph_file(artifact: Artifact) -> Path:
     """The file that holds the graph of an artifact."""
-    return artifact.path / SPECIFICATION if artifact.format == "coreml" else artifact.path
+    inside = {"coreml": SPECIFICATION, "coreai": PROGRAM}
+    return artifact.path / inside.get(artifact.format, "")
 
 
 @contextmanager
@@ -135,6 +90,7 @@ def restored(file: Path) -> Iterator[None]:
         yield
     finally:
         file.write_bytes(before)
+        vouch(file)
 
 
 @dataclass(frozen=True)
@@ -150,7 +106,7 @@ class Patient:
     def of(cls, artifact: Artifact, against: DriftReference) -> Patient:
         """The stages before the file are known to be clean."""
         clean = DriftFinding("model", "none", sentence="clean")
-        return cls(artifact, against, clean, weights_in(artifact, against.tensors))
+        return cls(artifact, against, clean, find_weights(artifact, against.tensors))
 
     def judge(self, against: DriftReference | None = None) -> DriftFinding:
         """Whom the drift of the file as it is now names."""
@@ -549,6 +505,21 @@ def coreml_renamed(artifact: Artifact) -> None:
     edit_specification(artifact.path, change)
 
 
+def coreai_axis(artifact: Artifact, name: str) -> None:
+    """A softmax over the queries."""
+    edit_asset(artifact.path, axis_in_asset, name)
+
+
+def coreai_silu(artifact: Artifact, name: str) -> None:
+    """SiLU in the place of Hardswish."""
+    edit_asset(artifact.path, silu_in_asset, name)
+
+
+def coreai_renamed(artifact: Artifact) -> None:
+    """The output under another name."""
+    edit_asset(artifact.path, rename_in_asset)
+
+
 EDITS: dict[
     str,
     tuple[
@@ -560,6 +531,7 @@ EDITS: dict[
     "onnx": (onnx_axis, onnx_silu, onnx_renamed),
     "openvino": (openvino_axis, openvino_silu, openvino_renamed),
     "coreml": (coreml_axis, coreml_silu, coreml_renamed),
+    "coreai": (coreai_axis, coreai_silu, coreai_renamed),
 }
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import subjects
 from faults import Patient
+from support import of_formats
 
 from levit_export.checks import drift
 from levit_export.checks.drift import chain, provenance
@@ -20,7 +21,7 @@ from levit_export.core.values import ExportOptions, RunOptions
 from levit_export.models import checkpoints
 from levit_export.models.preparation import prepare
 
-KINDS = (("onnx", "fp32"), ("openvino", "fp32"), ("coreml", "fp16"))
+KINDS = (("onnx", "fp32"), ("openvino", "fp32"), ("coreml", "fp16"), ("coreai", "fp16"))
 
 
 @cache
@@ -30,7 +31,7 @@ def against() -> DriftReference:
     return DriftReference(Model(checkpoints.bundled(), samples))
 
 
-@pytest.fixture(params=KINDS, ids=["onnx-fp32", "openvino-fp32", "coreml-fp16"])
+@pytest.fixture(params=of_formats(KINDS))
 def patient(request: pytest.FixtureRequest, tmp_path: Path) -> Patient:
     """A copy of each file, to be spoilt."""
     return Patient.of(subjects.copy(subjects.artifact(*request.param), tmp_path), against())

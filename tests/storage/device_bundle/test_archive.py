@@ -410,10 +410,11 @@ def test_the_lines_of_python_run(export: Path, tmp_path: Path, kind: str) -> Non
 
 
 def test_the_lines_of_swift(export: Path, tmp_path: Path) -> None:
-    """They are there for Core ML alone, and take only what ``verify.swift`` has."""
+    """They are there for Core ML alone, and take only what the programs beside them have."""
     card, folder = card_of(export, tmp_path / "b.zip", "coreml")
     (lines,) = re.findall("```swift\n(.*?)```", card, re.DOTALL)
-    program = (folder / "verify.swift").read_text(encoding="utf-8")
+    programs = [folder / name for name in ("golden.swift", "verify.swift")]
+    program = "".join(path.read_text(encoding="utf-8") for path in programs)
     assert COREML in lines
     for name in ("struct Golden", "func values", "func normalise", "func predict"):
         assert name in program

@@ -5,14 +5,16 @@
     python verify.py --results phone.json               answers and latencies, to be judged by
                                                         levit-export check BUNDLE --results FILE
 
-Needs Python 3.10, NumPy and the runtime of the format: onnxruntime, openvino, or coremltools on
-macOS. With Pillow the resize is checked as well. Exit status: 0 pass, 1 fail, 2 bad usage, 3 not
-run.
+Needs Python 3.10, NumPy and the runtime of the format: onnxruntime, openvino, coremltools on
+macOS, or coreai-core on Python 3.11. With Pillow the resize is checked as well. Exit status: 0
+pass, 1 fail, 2 bad usage, 3 not run.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
+import atexit
 import base64
 import hashlib
 import itertools
@@ -23,9 +25,10 @@ import platform
 import sys
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from functools import cache
 from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -533,7 +536,30 @@ def coreml(path: Path, manifest: Any, unit: str) -> tuple[str, Run]:
     return f"Core ML {platform.mac_ver()[0]}", run
 
 
-RUNTIMES = {"onnx": onnx, "openvino": openvino, "coreml": coreml}
+def coreai(path: Path, manifest: Any, unit: str) -> tuple[str, Run]:
+    """Compile with the runtime inside coreai-core, which computes on the CPU.
+
+    On macOS 27 USE_OS_COREAI=1 in the environment lets it take the system's instead.
+    """
+    from coreai.authoring import AIModelAsset
+    from coreai.runtime import NDArray
+
+    del unit
+    taken = manifest["signature"]["inputs"][0]["name"]
+    loop, stack = asyncio.new_event_loop(), AsyncExitStack()
+    asset = AIModelAsset.load(path)
+    atexit.register(lambda: loop.run_until_complete(stack.aclose()))
+    model = loop.run_until_complete(stack.enter_async_context(asset.executable()))
+    function = model.load_function("main")
+
+    def run(batch: np.ndarray) -> Arrays:
+        answer = loop.run_until_complete(function({taken: NDArray(batch)}))
+        return {name: np.array(value.numpy()) for name, value in answer.items()}
+
+    return f"Core AI (coreai-core {version('coreai-core')})", run
+
+
+RUNTIMES = {"onnx": onnx, "openvino": openvino, "coreml": coreml, "coreai": coreai}
 
 
 def reason(error: Exception) -> str:
@@ -820,7 +846,7 @@ def arguments() -> argparse.Namespace:
     """What was asked for."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
     parser.add_argument("folder", nargs="?", type=Path, default=Path(__file__).resolve().parent)
-    parser.add_argument("--format", default="", help="onnx, openvino, coreml; commas; [all]")
+    parser.add_argument("--format", default="", help=f"{', '.join(RUNTIMES)}; commas; [all]")
     parser.add_argument("--input", type=Path, help="the tensor an app fed, .npy or raw numbers")
     parser.add_argument("--sample", default="gradient", help="the golden image it was made of")
     units = ("cpu_only", "cpu_and_ne", "cpu_and_gpu", "all")
