@@ -45,7 +45,7 @@ IN_MAPS: Collection[tuple[str, str]] = (
     ("onnx", "fp32"),
     ("onnx", "int8"),
     *(("coreml", precision) for precision in ("fp16", "fp32", "int8", "w8", "w6", "w4")),
-    *(("coreai", precision) for precision in ("fp16", "fp32")),
+    *(("coreai", precision) for precision in ("fp16", "fp32", "w8", "w6", "w4")),
 )
 """Formats and precisions that take maps; the rest takes tokens.
 

@@ -51,7 +51,7 @@ ORDER: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "onnx": ("int8", "w8", "fp16", "fp32"),
         "openvino": ("w4", "int8", "w8", "fp16", "fp32"),
         "coreml": ("w4", "w6", "int8", "w8", "fp16", "fp32"),
-        "coreai": ("fp16", "fp32"),
+        "coreai": ("w4", "w6", "w8", "fp16", "fp32"),
     },
 }
 """Precisions by what they save, the most first. The last is the network itself."""

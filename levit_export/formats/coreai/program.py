@@ -10,6 +10,7 @@ import asyncio
 import atexit
 import hashlib
 import json
+import math
 import re
 import shutil
 import tempfile
@@ -56,8 +57,18 @@ COMPUTING = (
     *("cast", "relu", "silu", "sigmoid", "gelu", "sqrt", "rsqrt"),
 )
 """The other operations that are written here. A program with any other one is not looked into."""
+COMPRESSED = ("blockwise_shift_scale", "lut_to_dense")
+"""Operations that make a weight of what is stored for it."""
 PREFIX = "coreai."
-TYPES = {"f32": "float32", "f16": "float16", "ui8": "uint8", "si32": "int32"}
+TYPES = {
+    "f32": "float32",
+    "f16": "float16",
+    "ui8": "uint8",
+    "si8": "int8",
+    "si32": "int32",
+}
+PACKED = {"ui6": 6, "ui4": 4}
+"""Whole numbers of less than a byte, and their bits, which lie one after the other."""
 
 Result = TypeVar("Result")
 
@@ -93,7 +104,7 @@ class Wanted:
     """What is to be written: ``about`` are author, licence and description, ``said`` the rest."""
 
     network: Network
-    half: bool
+    precision: str
     keep: tuple[str, ...]
     about: Mapping[str, str]
     said: Mapping[str, str]
@@ -107,7 +118,7 @@ def export(path: Path, wanted: Wanted) -> dict[str, int]:
     """
     from coreai.runtime import AIModelAssetMetadata
 
-    program = write(wanted.network, half=wanted.half, keep=wanted.keep)
+    program = write(wanted.network, wanted.precision, wanted.keep)
     metadata = AIModelAssetMetadata()
     for name, text in wanted.about.items():
         setattr(metadata, name, text)
@@ -149,9 +160,9 @@ def described(path: Path) -> Described:
 
 
 @lru_cache(maxsize=1)
-def _described(path: Path, *contents: bytes) -> Described:
-    """Read the asset ``path``; ``contents`` are what it follows from."""
-    del contents
+def _described(path: Path, digest: bytes, metadata: bytes) -> Described:
+    """Read the asset ``path``; ``digest`` and ``metadata`` are what is remembered with it."""
+    del digest, metadata
     program = _load(path)
     graph = _graph(program, path)
     contents, strange = _contents(graph, _resources(program))
@@ -286,6 +297,7 @@ def _contents(graph: Any, resources: Mapping[str, bytes]) -> tuple[tuple[Constan
     And the first operation that is not one of those written here, or not of constants alone.
     """
     operations = _operations(graph)
+    made = {result: op for op in operations if _kind(op) == "constant" for result in op.results}
     known: set[Any] = set()
     for op in operations:
         operands = list(op.operands)
@@ -297,8 +309,11 @@ def _contents(graph: Any, resources: Mapping[str, bytes]) -> tuple[tuple[Constan
     for op in reversed(operations[:-1]):
         if needed.isdisjoint(op.results):
             continue
-        needed.update(op.operands)
         kind = _kind(op)
+        if kind in COMPRESSED and all(each in made for each in op.operands):
+            found.append(_decompressed(op, [made[each] for each in op.operands], resources))
+            continue
+        needed.update(op.operands)
         if kind == "constant":
             found += _constants(op, resources)
             continue
@@ -311,27 +326,82 @@ def _contents(graph: Any, resources: Mapping[str, bytes]) -> tuple[tuple[Constan
 def _constants(op: Any, resources: Mapping[str, bytes]) -> Iterator[Constant]:
     """A constant as those see it that read it: a weight, a number, or a shape, which is none."""
     (result,) = op.results
-    readers = [(_kind(use.owner), use.operand_number) for use in result.uses]
-    kind = _tensor(result.type)
-    is_float = str(kind.element_type).startswith(("f", "bf"))
-    if not is_float and all(reader in STRUCTURAL for reader, _ in readers):
+    is_float = str(_tensor(result.type).element_type).startswith(("f", "bf"))
+    if not is_float and all(_kind(use.owner) in STRUCTURAL for use in result.uses):
         return
-    numbers = _numbers(op, kind, resources)
-    is_weight = numbers.ndim > 1 and any(
-        place in LAYERS.get(reader, ()) for reader, place in readers
-    )
-    yield Constant(numbers, 8 * numbers.dtype.itemsize, is_weight)
+    numbers = _numbers(op, resources)
+    yield Constant(numbers, 8 * numbers.dtype.itemsize, _is_weight(result, numbers))
 
 
-def _numbers(op: Any, kind: Any, resources: Mapping[str, bytes]) -> np.ndarray:
+def _is_weight(value: Any, numbers: np.ndarray) -> bool:
+    """Whether a layer multiplies by ``numbers``, those of ``value``."""
+    places = ((_kind(use.owner), use.operand_number) for use in value.uses)
+    return numbers.ndim > 1 and any(place in LAYERS.get(reader, ()) for reader, place in places)
+
+
+def _decompressed(op: Any, operands: Sequence[Any], resources: Mapping[str, bytes]) -> Constant:
+    """The weight that an operation makes of constants.
+
+    On a grid ``scale (data - offset) + shift``, with numbers of a block each; of a palette
+    ``colours[block, place]``.
+    """
+    (result,) = op.results
+    arrays = [_numbers(each, resources) for each in operands]
+    bits = sum(_stored_bits(each, held) for each, held in zip(operands, arrays, strict=True))
+    dtype = TYPES[str(_tensor(result.type).element_type)]
+    if _kind(op) == "blockwise_shift_scale":
+        data = arrays[0].astype(np.float32)
+        scale, offset, shift = (
+            _spread(each.astype(np.float32), data.shape) for each in arrays[1:]
+        )
+        numbers = scale * (data - offset) + shift
+    else:
+        places, table, _ = arrays
+        *blocks, _, length = table.shape
+        if length != 1:
+            raise ValueError(f"a palette of vectors of {length}")
+        order = np.indices(places.shape)
+        sizes = (side // count for side, count in zip(places.shape, blocks, strict=True))
+        block = (each // size for each, size in zip(order, sizes, strict=True))
+        index = (*block, places.astype(np.intp), 0)
+        numbers = table[index]
+    weight = numbers.astype(dtype)
+    return Constant(weight, bits / max(weight.size, 1), _is_weight(result, weight))
+
+
+def _spread(numbers: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """One number for each block of an array of ``shape``, repeated all over its block."""
+    for axis, side in enumerate(shape):
+        numbers = np.repeat(numbers, side // numbers.shape[axis], axis)
+    return numbers
+
+
+def _stored_bits(op: Any, numbers: np.ndarray) -> int:
+    """What a file spends on a constant; of equal numbers one is stored."""
     from coreai._compiler import ir
 
-    held = op.attributes["value"]
+    (result,) = op.results
+    width = int(re.sub(r"\D", "", str(_tensor(result.type).element_type)))
+    is_whole = ir.DenseResourceElementsAttr.isinstance(op.attributes["value"])
+    return width * (numbers.size if is_whole else 1)
+
+
+def _numbers(op: Any, resources: Mapping[str, bytes]) -> np.ndarray:
+    """The numbers of a constant; those of less than a byte are uint8."""
+    from coreai._compiler import ir
+
+    held, kind = op.attributes["value"], _tensor(op.results[0].type)
     if not ir.DenseResourceElementsAttr.isinstance(held):
         return np.array(held)
     (name,) = re.findall(r'^dense_resource<"?([^">]*)"?>', str(held))
-    dtype = np.dtype(TYPES[str(kind.element_type)])
-    return np.frombuffer(resources[name], dtype).reshape(tuple(kind.shape))
+    shape, element = tuple(kind.shape), str(kind.element_type)
+    if element in PACKED:
+        stored = np.frombuffer(resources[name], np.uint8)
+        count = math.prod(shape) * PACKED[element]
+        bits = np.unpackbits(stored, count=count, bitorder="little")
+        padded = bits.reshape(-1, PACKED[element])
+        return np.packbits(padded, axis=1, bitorder="little").reshape(shape)
+    return np.frombuffer(resources[name], TYPES[element]).reshape(shape)
 
 
 # --- executed -------------------------------------------------------------------------------

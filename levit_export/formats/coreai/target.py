@@ -45,7 +45,7 @@ class CoreaiTarget:
 
     name = "coreai"
     suffix = ".aimodel"
-    precisions = ("fp16", "fp32")
+    precisions = ("fp16", "fp32", "w8", "w6", "w4")
 
     def computes_in_half(self, precision: str) -> bool:
         """All but float32."""
@@ -95,8 +95,7 @@ class CoreaiTarget:
             + info.preprocessing.in_words(embedded=model.embedded.preprocessing),
         }
         said = metadata(model, options, (PACKAGE,))
-        half = options.precision != "fp32"
-        wanted = program.Wanted(network, half, options.keep, about, said)
+        wanted = program.Wanted(network, options.precision, options.keep, about, said)
         try:
             counts = program.ask(program.export, path, wanted)
         except RuntimeFailedError as error:

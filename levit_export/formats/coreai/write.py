@@ -10,6 +10,10 @@ differ from process to process.
 
 What computes in float16 is decided here, as for Core ML: an operator takes its numbers in its own
 type, a value that is needed in the other type is cast once, and inputs and outputs are float32.
+
+Weights that ``formats.compressed`` names are stored as whole numbers of 8 bits on a symmetric grid
+for each output channel (``w8``), or as places in palettes (``w6``, ``w4``), and an operation of
+the dialect makes float16 of them, so that whatever runs a program decides when it does.
 """
 
 from __future__ import annotations
@@ -23,6 +27,8 @@ from typing import Annotated, Any
 import numpy as np
 
 from levit_export.core.network import Network, Op
+from levit_export.core.precisions import PRECISIONS, Precision
+from levit_export.formats import compressed
 
 HALF, SINGLE = np.dtype(np.float16), np.dtype(np.float32)
 WHOLE = np.dtype(np.int32)
@@ -35,13 +41,16 @@ Value = Any
 """A value of a program."""
 
 
-def write(network: Network, *, half: bool = False, keep: Collection[str] = ()) -> Any:
-    """``network`` as an ``AIProgram``. With ``half`` all but the blocks ``keep`` is in float16."""
+def write(network: Network, precision: str = "fp32", keep: Collection[str] = ()) -> Any:
+    """``network`` as an ``AIProgram``.
+
+    It computes in float16, but for the blocks ``keep``, unless ``precision`` is ``fp32``.
+    """
     from coreai import authoring
     from coreai._compiler.dialects import coreai as dialect
 
     def main(*inputs: Value) -> tuple[Value, ...]:
-        writer = _Writer(network, half, keep)
+        writer = _Writer(network, PRECISIONS[precision], keep)
         for value, given in zip(network.inputs, inputs, strict=True):
             writer.values[value.name, np.dtype(value.dtype)] = given
         for op in network.ops:
@@ -82,20 +91,31 @@ class _Writer:
     """Adds the operations of ``network``; ``values`` are those so far, by name and type."""
 
     network: Network
-    half: bool
+    precision: Precision
     keep: Collection[str]
     values: dict[tuple[str, np.dtype[Any]], Value] = field(default_factory=dict)
     plain: dict[tuple[str, bytes], Value] = field(default_factory=dict)
+    compressed: frozenset[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        found = compressed.layers(self.network, self.keep) if self.precision.bits else ()
+        # A layer with a number that float16 cannot hold stays in float32 whole.
+        half = {op.outputs[0].name for op in self.network.ops if self._is_half(op)}
+        self.compressed = frozenset(layer.weight for layer in found if layer.name in half)
+
+    def _is_half(self, op: Op) -> bool:
+        return self.precision.name != "fp32" and self.network.is_half(op, self.keep)
 
     def write(self, op: Op) -> None:
         """Add ``op`` in the type that it computes in."""
         from coreai import authoring
 
-        dtype = HALF if self.half and self.network.is_half(op, self.keep) else SINGLE
+        dtype = HALF if self._is_half(op) else SINGLE
         changed = _changed(op, self.network.constants)
         inputs = [None if n in changed else self.value(n, dtype) for n in op.inputs]
         shapes = tuple(self.network.shape(name) for name in op.inputs)
-        call = _Call(dtype, op.inputs, shapes, self.network.constants, self.plain)
+        constants, small = self.network.constants, self.compressed.intersection(op.inputs)
+        call = _Call(dtype, op.inputs, shapes, constants, self.plain, self.precision, small)
         names = [value.name for value in op.outputs]
         with authoring.DebugInfo.metadata_only(names).activate():
             made = WRITERS[op.kind](call, *inputs, **op.attributes)
@@ -116,7 +136,10 @@ class _Writer:
             array = self.network.constants[name]
             stored = _stored(str(array.dtype), dtype)
             with authoring.DebugInfo.metadata_only([name]).activate():
-                made = constant(array, stored, name)
+                if name in self.compressed:
+                    made = shrunk(array, name, self.precision, 0)
+                else:
+                    made = constant(array, stored, name)
             self.values[name, stored] = made
             return made
         label = name if name in self.network.outputs else f"{name}_to_{dtype}"
@@ -146,8 +169,71 @@ def constant(numbers: Any, dtype: Any, name: str = "") -> Value:
     if not name or array.dtype.kind != "f" or not array.shape:  # which would crash below
         return _operation("constant")(array)
     element = ir.F16Type.get() if array.dtype == HALF else ir.F32Type.get()
-    kind = ir.RankedTensorType.get(array.shape, element)
+    return _resource(array, name, element, array.shape)
+
+
+def shrunk(weight: np.ndarray, name: str, precision: Precision, axis: int) -> Value:
+    """What makes a weight in float16 of what is stored for it; ``axis`` is its output channels'.
+
+    A symmetric grid has a step for each channel, ``s = max|w| / (2**(bits - 1) - 1)`` rounded to
+    float16. A palette is that of 16 channels where its colours cost no more than a bit for each
+    number, and else that of the whole weight.
+    """
+    from coreai._compiler import ir
+
+    w = weight.astype(HALF)
+    if not precision.is_palette:
+        others = tuple(each for each in range(w.ndim) if each != axis)
+        largest = np.abs(w).max(axis=others, keepdims=True).astype(np.float64)
+        most = 2 ** (precision.bits - 1) - 1
+        steps = (largest / most).astype(HALF)
+        steps[steps == 0] = 1
+        grid = np.clip(np.round(w / steps.astype(np.float64)), -most, most)
+        kind = ir.IntegerType.get_signed(precision.bits)
+        zeros = (_splat(steps.shape, each) for each in (kind, ir.F16Type.get()))
+        stored = _resource(grid.astype(np.int8), name, kind, w.shape)
+        scale = _resource(steps, f"{name}.step", ir.F16Type.get(), steps.shape)
+        return _operation("blockwise_shift_scale")(stored, scale, *zeros)
+    channels, colours = w.shape[axis], 2**precision.bits
+    is_whole = channels % compressed.GROUP or w.size // channels < colours
+    groups = 1 if is_whole else channels // compressed.GROUP
+    paint = compressed.palette(precision.bits)
+    tables, places = [], []
+    for part in np.split(w, groups, axis):
+        table, found = paint(part)
+        tables.append(table)
+        places.append(found.reshape(part.shape))
+    shape = [groups if each == axis else 1 for each in range(w.ndim)]
+    kind = ir.IntegerType.get_unsigned(precision.bits)
+    stored = _resource(_packed(np.concatenate(places, axis), precision.bits), name, kind, w.shape)
+    shape = [*shape, colours, 1]
+    palettes = np.array(tables, HALF).reshape(shape)
+    table = _resource(palettes, f"{name}.palette", ir.F16Type.get(), shape)
+    return _operation("lut_to_dense")(stored, table, constant(0, np.int16))
+
+
+def _packed(numbers: np.ndarray, bits: int) -> np.ndarray:
+    """Whole numbers of so many bits one after the other, the lowest bit first."""
+    each = np.unpackbits(numbers.reshape(-1, 1), axis=1, count=bits, bitorder="little")
+    return np.packbits(each.reshape(-1), bitorder="little")
+
+
+def _resource(array: np.ndarray, name: str, element: Any, shape: Sequence[int]) -> Value:
+    from coreai._compiler import ir
+
+    kind = ir.RankedTensorType.get(list(shape), element)
+    array = np.ascontiguousarray(array)
     held = ir.DenseResourceElementsAttr.get_from_buffer(array, name, kind)
+    return _operation("ConstantOp")(value=held).result
+
+
+def _splat(shape: Sequence[int], element: Any) -> Value:
+    """Zeros, of which one is stored."""
+    from coreai._compiler import ir
+
+    zero = ir.IntegerAttr if ir.IntegerType.isinstance(element) else ir.FloatAttr
+    kind = ir.RankedTensorType.get(list(shape), element)
+    held = ir.DenseElementsAttr.get_splat(kind, zero.get(element, 0))
     return _operation("ConstantOp")(value=held).result
 
 
@@ -164,6 +250,7 @@ class _Call:
     """What a function for a kind computes in, and what is known of the operator's inputs.
 
     ``plain`` are the nameless constants so far, shapes and single numbers, each written once.
+    ``compressed`` are those of the inputs that are stored as ``precision`` says.
     """
 
     dtype: np.dtype[Any]
@@ -171,6 +258,8 @@ class _Call:
     shapes: tuple[tuple[int | None, ...], ...]
     constants: Mapping[str, np.ndarray]
     plain: dict[tuple[str, bytes], Value]
+    precision: Precision
+    compressed: Collection[str]
 
     def __getattr__(self, name: str) -> Callable[..., Value]:
         """An operation of Core AI's."""
@@ -195,6 +284,13 @@ class _Call:
         """A constant input in another form."""
         name = self.names[place]
         return constant(change(self.constants[name]), self.dtype, name)
+
+    def transposed(self, place: int) -> Value:
+        """The weight of a linear layer ``(C_out, C_in)``, turned."""
+        name = self.names[place]
+        if name in self.compressed:
+            return shrunk(self.constants[name].T, name, self.precision, 1)
+        return self.changed(place, np.transpose)
 
 
 def _changed(op: Op, constants: Mapping[str, np.ndarray]) -> Collection[str]:
@@ -239,7 +335,7 @@ def _padded(call: _Call, x: Value, padding: tuple[int, int], number: float) -> V
 
 
 def _linear(call: _Call, x: Value, _: None, bias: Value | None = None) -> Value:
-    made = call.broadcasting_batch_matmul(x, call.changed(1, np.transpose))
+    made = call.broadcasting_batch_matmul(x, call.transposed(1))
     return made if bias is None else call.broadcasting_add(made, bias)
 
 

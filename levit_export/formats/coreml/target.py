@@ -42,7 +42,7 @@ from levit_export.core.values import (
     Tensors,
     TensorSpec,
 )
-from levit_export.formats import mil
+from levit_export.formats import compressed, mil
 from levit_export.formats.coreml import precisions
 from levit_export.formats.coreml.package import (
     DEPLOYMENT_TARGETS,
@@ -330,7 +330,7 @@ def _convert(model: Prepared, options: ExportOptions) -> Any:
 
     if not is_compressed:
         return made({})
-    found = precisions.layers(network, options.keep)
+    found = compressed.layers(network, options.keep)
     grids: dict[str, Range] = {}
     if options.precision == "int8":
         if options.calibration is None:
