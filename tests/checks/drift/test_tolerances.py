@@ -6,9 +6,17 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
 from levit_export.checks import tolerance
-from levit_export.checks.drift.tolerances import Distance, Range, relative_tolerance, rms_tolerance
+from levit_export.checks.drift.tolerances import (
+    Distance,
+    Range,
+    Rounded,
+    relative_tolerance,
+    rms_tolerance,
+)
+from levit_export.core.precisions import UNIT_ROUNDOFF
 
 
 def test_figures_by_hand() -> None:
@@ -68,3 +76,18 @@ def test_rms_of_correct_arithmetic_is_within_its_tolerance() -> None:
     for row in exact:
         found.add(row[None].astype(np.float16), row[None])
     assert (np.array(found.spreads) < rms_tolerance(found, "fp16") / 2).all()
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_a_network_rounds_as_its_precision_does(precision: str) -> None:
+    """Numbers that the type holds pass through a layer; others are rounded, and so are weights."""
+    u = UNIT_ROUNDOFF[precision]
+    layer = torch.nn.Linear(1, 1, bias=False)
+    layer.weight.data = torch.tensor([[1 + u / 2]])  # which is nearer to 1 than to the next number
+    network = Rounded(layer, precision)
+    inputs = torch.tensor([[3.0], [1 + 4 * u], [1 + u / 2]])
+    with torch.no_grad():
+        found = network.run({}, inputs, ("y",))["y"]
+    assert found.tolist() == [[3.0], [1 + 4 * u], [1.0]]
+    held = network.stored({"x": torch.tensor([1 + u / 2], dtype=torch.float64)}, {})
+    assert held["x"].tolist() == [1.0]
