@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from importlib import resources
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from browser import CHROMIUM, DRIVER, Browser, browsing, served
+from browser import CHROMIUM, DRIVER, PATIENCE, Browser, browsing, served
 from PIL import Image
 from support import Cli, Exported
 from tiny_exports import make_export
@@ -208,6 +209,34 @@ def test_known_answers_stand_side_by_side(page: Browser, digits: Path) -> None:
         best = manifest.model.labels[logits[described[name]["row"]].argmax()]
         assert expected.startswith(f"PyTorch: {best}, ")
         assert given == expected.replace("PyTorch", "here")
+
+
+def test_results_that_the_page_saves(
+    page: Browser, digits: Path, cli: Cli, tmp_path: Path
+) -> None:
+    """What this browser measured is a row with its latency; an altered file is refused."""
+    page.command("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path))
+    page.run("document.querySelector('#sustain').value = '0.2'")
+    page.run("document.querySelector('#save').click()")
+    assert page.settle() == "ready", page.text("body")
+    file = tmp_path / "levit_digits-results.json"
+    end = time.monotonic() + PATIENCE
+    while not file.exists():
+        assert time.monotonic() < end, list(tmp_path.iterdir())
+        time.sleep(0.02)
+    result = cli("check", digits, "--results", file, "--json", tmp_path / "report.json")
+    assert result.exit_code == 0, result.output
+    assert "onnx-fp32 (browser, wasm)" in result.stdout
+    report = json.loads((tmp_path / "report.json").read_text("utf-8"))
+    (row,) = [each for each in report["artifacts"] if each["device"]]
+    assert (row["parity"]["verdict"], row["parity"]["samples"]) == ("pass", 26)
+    assert len(row["timing"]["seconds"]) >= 50
+    assert row["timing"]["regimes"]["sustained_seconds"]
+    altered = bytearray(file.read_bytes())
+    altered[len(altered) // 2] ^= 1
+    file.write_bytes(altered)
+    refused = cli("check", digits, "--results", file)
+    assert (refused.exit_code, "cannot be taken for results" in refused.stderr) == (2, True)
 
 
 def test_a_changed_answer_stands_out(browser: Browser, digits: Path, tmp_path: Path) -> None:
