@@ -27,7 +27,7 @@ from levit_export.testing import randomize_
 
 SIDE = 32
 SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "coreml": ".mlpackage"}
-HEADS, WIDTH = 4, 32
+HEADS, WIDTH, PATCH = 4, 32, 8
 
 
 class Classifier(nn.Module):
@@ -78,7 +78,7 @@ def vit(attention: str = "eager") -> nn.Module:
         num_attention_heads=HEADS,
         intermediate_size=64,
         image_size=SIDE,
-        patch_size=8,
+        patch_size=PATCH,
         num_labels=10,
         attn_implementation=attention,
     )
@@ -108,9 +108,17 @@ def permute_heads(network: nn.Module) -> nn.Module:
     return network
 
 
+def transpose_positions(network: nn.Module) -> nn.Module:
+    """Rows and columns of the table that tells the patches apart change places."""
+    table = network.get_parameter("model.vit.embeddings.position_embeddings").data
+    patches = table[:, 1:].reshape(SIDE // PATCH, SIDE // PATCH, WIDTH)
+    table[:, 1:] = patches.transpose(0, 1).reshape(1, -1, WIDTH)
+    return network
+
+
 def change_eps(network: nn.Module) -> nn.Module:
-    """A BatchNorm in the middle takes 1e-2 for its 1e-5."""
-    layers = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
+    """A normalisation in the middle takes 1e-2 for what it has."""
+    layers = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d | nn.LayerNorm)]
     layers[2].eps = 1e-2
     return network
 
@@ -172,6 +180,7 @@ def _linear(network: nn.Module, at: int) -> nn.Linear:
 FAULTS: Mapping[str, Callable[[nn.Module], nn.Module]] = {
     "zeroed head": zero_the_head,
     "permuted heads": permute_heads,
+    "transposed table": transpose_positions,
     "wrong eps": change_eps,
     "swapped channels": swap_channels,
     "softmax over queries": change_softmax,
