@@ -5,15 +5,17 @@ from __future__ import annotations
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "scripts"))
 
-from benchmarking import cell, pages, processes, record, tables, tool  # noqa: E402
+from benchmarking import cell, headline, pages, plot, processes, record, tables, tool  # noqa: E402
 from benchmarking.growth import per_sample  # noqa: E402
 from benchmarking.values import (  # noqa: E402
     EAGER,
@@ -24,6 +26,7 @@ from benchmarking.values import (  # noqa: E402
     Command,
     EvaluatorRecord,
     GrowthRecord,
+    HeadlineRecord,
     LatencyRecord,
     Point,
     Record,
@@ -35,6 +38,7 @@ from benchmarking.values import (  # noqa: E402
 )
 
 from levit_export.core.machine import GEMM_SIDE, Machine  # noqa: E402
+from levit_export.models.passes.proof import relative_error  # noqa: E402
 
 HERE = Circumstances(
     date="2026-01-02",
@@ -80,8 +84,35 @@ TOOL = ToolRecord(
     as_run=(Stage("loading", 1.0),),
     one_by_one=(Stage("export onnx", 2.0),),
 )
+SPEEDS = {  # milliseconds in PyTorch, ONNX Runtime, OpenVINO
+    "levit_192": (100, 80, 90),
+    "efficientnet_b2": (600, 200, 540),
+    "levit_256": (200, 160, 180),
+    "efficientnet_b4": (1600, 800, 900),
+}
+HEADLINE = HeadlineRecord(
+    HERE,
+    headline.NAME,
+    (
+        Cell(
+            16,
+            1,
+            (gemm_seconds(1e11),) * 3,
+            (
+                *(
+                    row(name, form, ms=ms)
+                    for name, speeds in SPEEDS.items()
+                    for form, ms in zip(headline.RUNTIMES, speeds, strict=True)
+                ),
+                row("levit_192", "onnx", "int8", ms=40),
+                Row("levit_256", "onnx", "int8", reason="not enough memory"),
+            ),
+        ),
+    ),
+)
 RECORDS: list[Record] = [
     LATENCY,
+    HEADLINE,
     TOOL,
     StartupRecord(
         HERE, "levit_digits", (Command("levit-export --help", (Run(0.1, 0.1, 1, 0),), 0.15),)
@@ -104,7 +135,7 @@ def test_a_record_survives_the_disk(found: Record, tmp_path: Path) -> None:
     path = record.write(tmp_path, found)
     assert path == tmp_path / found.model / "results" / f"{record.section_of(found)}.json"
     read = record.read(tmp_path / found.model)[record.section_of(found)]
-    assert tables.show(read) == tables.show(found)
+    assert pages.show(read) == pages.show(found)
     if isinstance(read, LatencyRecord):
         assert isinstance(found, LatencyRecord)
         assert [r.seconds for r in read.cells[0].rows] == [r.seconds for r in found.cells[0].rows]
@@ -259,6 +290,98 @@ def test_the_plot_says_what_the_table_says() -> None:
     assert words[0] == "levit_256: milliseconds a call, batch 16, 2 threads, a processor"
     assert words[1:5] == ["PyTorch, fused", "30.0 ms", "ours, onnx fp32", "10.0 ms"]
     assert "prefers-color-scheme: dark" in str(root[0].text)
+
+
+def test_a_runtime_that_shrinks_a_lead_is_named() -> None:
+    """Ratios are of images a second beside the article's; a pair that was not timed has none."""
+    assert headline.leads(HEADLINE).strip() == (
+        "LeViT-192 classifies 5 times as many images a second as EfficientNet B2 in the article; "
+        "here, on one thread at batch 16 in float32: 6.0 in PyTorch, 2.5 in ONNX Runtime, 6.0 in "
+        "OpenVINO. ONNX Runtime shrinks the gap."
+    )
+
+
+def test_speeds_stand_beside_published_accuracy() -> None:
+    """A network's line: accuracy, the article's speed, each runtime; why one was not run."""
+    shown = headline.show(HEADLINE)
+    assert "| LeViT-192 | 80.0 | 65.0 | 160 | 200 | 400 | 178 |  |" in shown
+    assert "| EfficientNet B2 | 80.1 | 13.1 | 26.7 | 80.0 |  | 29.6 |  |" in shown
+    assert "LeViT-256 onnx int8 was not run: not enough memory" in shown
+    assert "| ResNet-50 |" not in shown
+
+
+def test_the_front_is_what_nothing_beats() -> None:
+    """A point that another equals in one axis and beats in the other is not on it."""
+    points = [plot.Point(label, x, y, "ours") for label, x, y in (
+        ("slow", 1, 80), ("best", 2, 82), ("fast", 4, 79), ("as fast", 4, 78), ("tied", 3, 79)
+    )]  # fmt: skip
+    assert [point.label for point in plot.front(points)] == ["fast", "best"]
+
+
+def test_the_plot_has_a_panel_for_each_runtime() -> None:
+    """Points lie where their values are; no two names lie on one another; the front is said."""
+    root = ET.fromstring(headline.drawing(HEADLINE))
+    space = "{http://www.w3.org/2000/svg}"
+    assert "ONNX Runtime: on the front 192, 256, B4." in str(root.get("aria-label"))
+    groups = list(root.iter(f"{space}g"))
+    assert len(groups) == 3
+    for group in groups:
+        circles = list(group.iter(f"{space}circle"))
+        x = [float(circle.get("cx", "0")) for circle in circles]
+        y = [float(circle.get("cy", "0")) for circle in circles]
+        assert x[0] > x[1]  # LeViT-192 is faster than LeViT-256
+        assert y[0] > y[1]  # and less accurate
+
+
+def test_names_in_the_plot_are_apart() -> None:
+    """Networks that are equally fast and nearly as accurate can still be told apart."""
+    points = [plot.Point(f"n{number}", 10, 80 + number / 100, "other") for number in range(4)]
+    root = ET.fromstring(plot.panels("title", ("x", "y"), {"other": "others"}, {"one": points}))
+    said = {text.text: float(text.get("y", "0")) for text in root.iter() if text.text}
+    heights = sorted(said[point.label] for point in points)
+    assert all(b - a >= plot.LINE for a, b in pairwise(heights))
+
+
+def test_simplifying_leaves_the_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """EfficientNet without BatchNorm answers as with it, but for float32's rounding of weights."""
+    pytest.importorskip("transformers")
+    scaling = headline.Scaling(0.5, 0.2, 64, 640)
+    folded = headline.efficientnet(scaling).double()
+    monkeypatch.setattr(headline, "simplified", lambda network: network)
+    whole = headline.efficientnet(scaling).double()
+    image = torch.rand(
+        2, 3, 64, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+    )
+    with torch.no_grad():
+        before, after = whole(image)[0], folded(image)[0]
+    assert any(isinstance(each, torch.nn.BatchNorm2d) for each in whole.modules())
+    assert relative_error(after, before) < torch.finfo(torch.float32).eps
+    assert float(before.std()) > 0
+
+
+def test_an_efficientnet_has_its_published_size() -> None:
+    """Parameters of B0, in millions, as its article and LeViT's have them."""
+    pytest.importorskip("transformers")
+    network = headline.efficientnet(headline.EFFICIENTNETS["efficientnet_b0"])
+    count = sum(parameter.numel() for parameter in network.parameters())
+    assert round(count / 1e6, 1) == 5.3
+
+
+def test_the_headline_has_its_page(tmp_path: Path) -> None:
+    """A record of several networks makes a page, a plot, and a sentence where models are shown."""
+    root = tree(tmp_path)
+    (root / "docs").mkdir()
+    page = root / "docs" / "headline.md"
+    page.write_text(f"# Speed\n\n{pages.BEGIN}\n{pages.END}\n\n## How\n", encoding="utf-8")
+    record.write(root / "models", HEADLINE)
+    found = pages.pages(root)
+    assert "| LeViT-192 over EfficientNet B2, batch 16, 1 thread | 5 | 6.00" in found[page]
+    assert found[page].endswith("## How\n")
+    assert found[page.with_suffix(".svg")] == headline.drawing(HEADLINE)
+    assert "6.0 in PyTorch, 2.5 in ONNX Runtime" in found[root / "README.md"]
+    assert "(docs/headline.md)" in found[root / "README.md"]
+    # The nearest in published accuracy was not timed; nothing is said of another.
+    assert "EfficientNet B3" not in found[root / "models" / "levit_256" / "README.md"]
 
 
 def test_a_front_page_needs_its_markers() -> None:

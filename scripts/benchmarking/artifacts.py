@@ -104,13 +104,13 @@ def _other_layouts(config: Config) -> dict[str, tuple[Kind, ...]]:
     return found
 
 
-def calibrate(model: str, folder: Path) -> list[str]:
+def calibrate(model: str, folder: Path, count: int = CALIBRATION_IMAGES) -> list[str]:
     """Write calibration images for both sides into ``folder``; the flags that name ours.
 
     The bundled model has its own; the others have seeded weights and get structured images.
     """
     checkpoint = loading.load(choice(model))
-    recipe, count = checkpoint.preprocessing, CALIBRATION_IMAGES
+    recipe = checkpoint.preprocessing
     own = loading.calibration(checkpoint, None, count=count)
     if own is not None:
         np.savez(folder / "calibration.npz", inputs=own.inputs)
@@ -139,34 +139,35 @@ def prepare(
     with ThreadPoolExecutor(machine.usable_cores()) as pool:
         theirs = [pool.submit(_theirs, form, folder, others, quantise_others) for form in FORMATS]
         ours = [
-            pool.submit(_export, folder / f"ours-{i}", each, model, calibration)
+            pool.submit(export, folder / f"ours-{i}", each, model, calibration)
             for i, each in enumerate(exports)
         ]
         return [file for made in (*ours, *theirs) for file in made.result()]
 
 
-def _export(output: Path, export: Export, model: str, calibration: Sequence[str]) -> list[File]:
-    wanted = ",".join(f"{form}={precision}" for form, precision in export.kinds)
-    forms = ",".join(dict.fromkeys(form for form, _ in export.kinds))
-    quantised = any(precision == "int8" for _, precision in export.kinds)
+def export(output: Path, asked: Export, model: str, calibration: Sequence[str]) -> list[File]:
+    """Run our command; what it wrote into ``output``, or why it did not."""
+    wanted = ",".join(f"{form}={precision}" for form, precision in asked.kinds)
+    forms = ",".join(dict.fromkeys(form for form, _ in asked.kinds))
+    quantised = any(precision == "int8" for _, precision in asked.kinds)
     command = [
         *(COMMAND, "export", *flags(model), "--format", forms),
-        *("--precision", wanted, "--batch", str(export.batch), "--output", str(output)),
-        *("--no-check", "--no-bench", "--quiet", *export.flags),
+        *("--precision", wanted, "--batch", str(asked.batch), "--output", str(output)),
+        *("--no-check", "--no-bench", "--quiet", *asked.flags),
         *(calibration if quantised else ()),
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment())
     reason = _reason(done.stderr.replace(f"{output.parent}/", "")) if done.returncode else ""
     return [
         File(
-            export.name,
+            asked.name,
             form,
             precision,
-            export.batch,
+            asked.batch,
             next((output / f"{form}-{precision}").glob(f"*{SUFFIX[form]}"), output),
             reason,
         )
-        for form, precision in export.kinds
+        for form, precision in asked.kinds
     ]
 
 

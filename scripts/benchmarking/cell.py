@@ -28,14 +28,18 @@ from levit_export.checks import reference, timing
 from levit_export.checks.execution import GEMM_CALLS, SPIN_S
 from levit_export.core import machine
 from levit_export.core.hashing import digest
-from levit_export.core.values import RunOptions, Session
+from levit_export.core.values import RunOptions, Session, Signature, TensorSpec
 from levit_export.formats import target
+from levit_export.formats.pytorch import EagerSession
 from levit_export.models import loading
+from levit_export.models.checkpoints import Checkpoint
 from levit_export.models.passes import PASSES, apply_passes
 
 SETTLED_S = 0.05
 WARM_UP_S = 0.3
 FEWEST_WARM_UPS = 3
+LONGEST_WARM_UP_S = 1.0
+"""Calls that take longer are warm with fewer."""
 FEWEST, MOST = 7, 60
 """Rounds."""
 
@@ -58,8 +62,9 @@ def main() -> None:
         opened = [_entrant(stack, row, task) for row in task["rows"]]
         calls = {i: each.call for i, each in enumerate(opened) if isinstance(each, Entrant)}
         before = gemm_seconds(task["threads"])
-        spinning = {i for i in calls if task["rows"][i]["name"] in (EAGER, COMPILED)}
-        seconds = interleaved(calls, task["seconds"], spinning if task["threads"] > 1 else set())
+        spinning = {i for i in calls if not task["rows"][i]["format"] and task["threads"] > 1}
+        fewest = task.get("fewest", FEWEST)
+        seconds = interleaved(calls, task["seconds"], spinning, fewest=fewest)
         after = gemm_seconds(task["threads"])
     rows = tuple(
         replace(each.row, seconds=seconds[i]) if isinstance(each, Entrant) else each
@@ -70,7 +75,11 @@ def main() -> None:
 
 
 def interleaved(
-    calls: Mapping[int, Call], budget_s: float, spinning: Collection[int] = ()
+    calls: Mapping[int, Call],
+    budget_s: float,
+    spinning: Collection[int] = (),
+    *,
+    fewest: int = FEWEST,
 ) -> dict[int, tuple[float, ...]]:
     """Seconds of each call, in as many rounds as ``budget_s`` allows, within bounds.
 
@@ -79,7 +88,7 @@ def interleaved(
     warm = {key: _warm_up(call) for key, call in calls.items()}
     settles = {key: seconds < SETTLED_S for key, seconds in warm.items()}
     a_round = sum(seconds * (1 + settles[key]) for key, seconds in warm.items())
-    rounds = min(MOST, max(FEWEST, int(budget_s / max(a_round, 1e-6))))
+    rounds = min(MOST, max(fewest, int(budget_s / max(a_round, 1e-6))))
     found: dict[int, list[float]] = {key: [] for key in calls}
     for _ in range(rounds):
         for key, call in calls.items():
@@ -102,9 +111,10 @@ def gemm_seconds(threads: int) -> tuple[float, ...]:
 
 def _warm_up(call: Call) -> float:
     """Seconds of the last call of some."""
-    start = perf_counter()
-    seconds: tuple[float, ...] = ()
-    while len(seconds) < FEWEST_WARM_UPS or perf_counter() - start < WARM_UP_S:
+    seconds = timing.series(call, 1)
+    while sum(seconds) < WARM_UP_S or (
+        len(seconds) < FEWEST_WARM_UPS and sum(seconds) < LONGEST_WARM_UP_S
+    ):
         seconds += timing.series(call, 1)
     return seconds[-1]
 
@@ -116,9 +126,9 @@ def _entrant(stack: ExitStack, given: Mapping[str, Any], task: Mapping[str, Any]
         return row
     try:
         start = perf_counter()
-        session, size = _open(stack, row, given["path"], task)
+        session, size = _open(stack, row, given, task)
         load_s = perf_counter() - start
-        call = _call(session, task["batch"], task["side"])
+        call = _call(session, task["batch"], given.get("side") or task["side"])
         call()
     except Exception as error:
         said = str(error).replace(f"{Path(given['path']).parent}/", "").splitlines()
@@ -126,24 +136,40 @@ def _entrant(stack: ExitStack, given: Mapping[str, Any], task: Mapping[str, Any]
     return Entrant(replace(row, runtime=session.runtime, bytes=size, load_s=load_s), call)
 
 
-def _open(stack: ExitStack, row: Row, path: str, task: Mapping[str, Any]) -> tuple[Session, int]:
+def _open(
+    stack: ExitStack, row: Row, given: Mapping[str, Any], task: Mapping[str, Any]
+) -> tuple[Session, int]:
+    path = Path(given["path"])
     if row.name in (EAGER, COMPILED):
         return _fused(task["model"], compiled=row.name == COMPILED), 0
+    if not row.format:
+        return _saved(path, given["side"]), 0
     kind = target(row.format)
-    artifact = kind.inspect(Path(path))
+    artifact = kind.inspect(path)
     options = RunOptions(threads=task["threads"])
     return stack.enter_context(kind.open(artifact, options)), digest(artifact.files).bytes
 
 
-def _fused(model: str, *, compiled: bool) -> Session:
-    """Our prepared module in PyTorch; without autograd, as its session runs it."""
+def fused(model: str) -> tuple[torch.nn.Module, Checkpoint]:
+    """Our prepared module of ``model``, and what it was made of."""
     checkpoint = loading.load(choice(model))
-    module, _ = apply_passes(
-        checkpoint.build(), PASSES, input_shape=(3, *checkpoint.config.image_size)
-    )
+    shape = (3, *checkpoint.config.image_size)
+    return apply_passes(checkpoint.build(), PASSES, input_shape=shape)[0], checkpoint
+
+
+def _fused(model: str, *, compiled: bool) -> Session:
+    """:func:`fused` in PyTorch; without autograd, as its session runs it."""
+    module, checkpoint = fused(model)
     if compiled:
         module = cast("torch.nn.Module", torch.compile(module))
     return reference.session_of(checkpoint, module)
+
+
+def _saved(path: Path, side: int) -> Session:
+    """A module that another process of this benchmark saved, run in the same way."""
+    module = torch.load(path, weights_only=False)
+    taken = TensorSpec("input", (None, 3, side, side))
+    return EagerSession(module, Signature((taken,), (TensorSpec("logits", (None, 1000)),)))
 
 
 def _call(session: Session, batch: int, side: int) -> Call:

@@ -15,6 +15,7 @@ from benchmarking import (
     alternatives,
     evaluator,
     growth,
+    headline,
     latency,
     pages,
     record,
@@ -35,12 +36,16 @@ THOROUGH = "levit_256"
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be measured: sections of models, in a folder, beside what others make."""
+    """What is to be measured: sections of models, in a folder, beside what others make.
+
+    ``named`` are the models that were asked for, if any were; ``seconds`` for each cell, if said.
+    """
 
     quick: bool
     models: tuple[str, ...]
+    named: tuple[str, ...]
     sections: tuple[str, ...]
-    seconds: float
+    seconds: float | None
     folder: Path
     others: Alternatives
 
@@ -71,13 +76,17 @@ def _latency(request: Request) -> Iterator[Record]:
     plan = latency.Plan(
         batches=(1,) if request.quick else (1, 16),
         threads=latency.all_threads(),
-        seconds=request.seconds,
+        seconds=request.seconds or (3.0 if request.quick else 10.0),
         compile=not request.quick,
         quantise_others=not request.quick,
         variations=not request.quick,
     )
     for model in request.models:
         yield latency.run(model, request.place(model), plan, request.others)
+
+
+def _headline(request: Request) -> Iterator[Record]:
+    yield headline.run(request.place(headline.NAME), request.named, request.seconds)
 
 
 def _startup(request: Request) -> Iterator[Record]:
@@ -101,23 +110,33 @@ RUN: dict[str, Callable[[Request], Iterator[Record]]] = {
     "startup": _startup,
     "tool": _tool,
     "latency": _latency,
+    "headline": _headline,
     "growth": _growth,
     "evaluator": _evaluator,
 }
 """In this order: what the commands of ``tool`` export is timed by ``latency``."""
 
+BESIDE_OTHERS = ("tool", "latency")
+ON_REQUEST = ("headline",)
+"""Of networks that are not this package's as well; measured when it is named."""
+
 
 def main() -> int:
     """Measure what is asked for; exit status 1 when a section could not be measured."""
     arguments = _parser().parse_args()
-    print("preparing the environment of the alternatives", file=sys.stderr)
-    others = alternatives.prepare()
+    named = _names(arguments.models)
+    sections = _names(arguments.sections) or tuple(name for name in RUN if name not in ON_REQUEST)
+    others = Alternatives("no section needs them")
+    if any(name in sections for name in BESIDE_OTHERS):
+        print("preparing the environment of the alternatives", file=sys.stderr)
+        others = alternatives.prepare()
     with tempfile.TemporaryDirectory(prefix="levit-export-benchmark-") as folder:
         request = Request(
             quick=arguments.quick,
-            models=_names(arguments.models) or (QUICK if arguments.quick else FULL),
-            sections=_names(arguments.sections) or tuple(RUN),
-            seconds=arguments.seconds or (3.0 if arguments.quick else 10.0),
+            models=named or (QUICK if arguments.quick else FULL),
+            named=named,
+            sections=sections,
+            seconds=arguments.seconds,
             folder=Path(folder),
             others=others,
         )
@@ -160,7 +179,7 @@ def _measure(request: Request, keep: Callable[[Record], None]) -> tuple[list[Rec
             for each in run(request):
                 records.append(each)
                 keep(each)
-                print(f"## {pages.TITLES[section]}: {each.model}\n\n{tables.show(each)}")
+                print(f"## {pages.TITLES[section]}: {each.model}\n\n{pages.show(each)}")
                 sys.stdout.flush()
         except (WorkerError, RuntimeError) as error:
             failed = True
@@ -182,7 +201,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="three minutes, two small models")
     parser.add_argument("--models", help=f"comma-separated; default: {','.join(FULL)}")
     parser.add_argument("--sections", help=f"comma-separated, of {', '.join(SECTIONS)}")
-    parser.add_argument("--seconds", type=float, help="for each cell of latency; default: 10")
+    parser.add_argument("--seconds", type=float, help="for each cell; default: 10, headline 40")
     parser.add_argument("--record", action="store_true", help="keep the results in models/")
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="write the results there as well"

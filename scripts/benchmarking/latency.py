@@ -61,14 +61,13 @@ def run(model: str, folder: Path, plan: Plan, others: Alternatives) -> LatencyRe
         for threads in plan.threads:
             start = perf_counter()
             task = {
-                "model": model,
                 "batch": batch,
                 "threads": threads,
                 "side": checkpoint.config.image_size[0],
                 "seconds": plan.seconds,
                 "rows": [*_pytorch(plan), *artifacts.at(files, batch)],
             }
-            cells.append(_cell(task))
+            cells.append(measure(model, task))
             took = perf_counter() - start
             _say(f"{model}: batch {batch}, {threads} threads measured in {took:.0f} s")
     notes = (BUNDLED if model == "levit_digits" else RANDOM, HEADS)
@@ -81,13 +80,14 @@ def run(model: str, folder: Path, plan: Plan, others: Alternatives) -> LatencyRe
     )
 
 
-def _cell(task: dict[str, object]) -> Cell:
+def measure(model: str, task: dict[str, object]) -> Cell:
+    """One cell, in a process of its own."""
     more = {"TORCHINDUCTOR_CACHE_DIR": str(CACHE / "inductor")}
     try:
-        cell: Cell = cattrs.structure(worker("cell", task, more=more), Cell)
+        cell: Cell = cattrs.structure(worker("cell", {"model": model, **task}, more=more), Cell)
     except WorkerError as error:
         where = f"batch {task['batch']} on {task['threads']} threads"
-        raise WorkerError(f"{task['model']}, {where}: {error}") from error
+        raise WorkerError(f"{model}, {where}: {error}") from error
     return cell
 
 

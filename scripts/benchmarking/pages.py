@@ -1,4 +1,4 @@
-"""Pages made of records: ``models/<model>/README.md`` and the figures in the front page.
+"""Pages made of records: ``models/<model>/README.md``, ``docs/headline.md``, the front page.
 
 usage: python -m benchmarking.pages [--check]
 
@@ -13,9 +13,9 @@ import sys
 from pathlib import Path
 from typing import TypeVar
 
-from benchmarking import record, tables
+from benchmarking import headline, record, tables
 from benchmarking.processes import ROOT
-from benchmarking.values import SECTIONS, LatencyRecord, Record, ToolRecord
+from benchmarking.values import SECTIONS, HeadlineRecord, LatencyRecord, Record, ToolRecord
 from levit_export.models.zoo import VARIANTS
 
 KindT = TypeVar("KindT")
@@ -26,6 +26,7 @@ SHOWN = "levit_256"
 NONE_YET = "Nothing is recorded yet: `scripts/benchmark --record` does it.\n"
 TITLES = {
     "latency": "Latency and throughput",
+    "headline": "Accuracy over speed",
     "tool": "Exporting",
     "startup": "Start-up",
     "growth": "Growth with the number of samples",
@@ -33,17 +34,23 @@ TITLES = {
 }
 
 
-def model_page(about: str, records: dict[str, Record]) -> str:
-    """The page of one model."""
+def show(found: Record) -> str:
+    """Everything that a record says."""
+    return headline.show(found) if isinstance(found, HeadlineRecord) else tables.show(found)
+
+
+def model_page(about: str, records: dict[str, Record], beside: str = "") -> str:
+    """The page of one model; ``beside`` says how it does beside others."""
     parts = [about.rstrip() + "\n", "## Measured\n"]
     if not records:
         parts.append(NONE_YET)
     if isinstance(latency := records.get("latency"), LatencyRecord):
         parts += [f"![Latency of {latency.model}, the table below as bars]({PLOT})\n"]
         parts += [tables.few(latency)]
+    parts += [beside] if beside else []
     for section in SECTIONS:
         if section in records:
-            parts.append(folded(TITLES[section], tables.show(records[section])))
+            parts.append(folded(TITLES[section], show(records[section])))
     parts.append("Made by `scripts/model-pages` from `about.md` and `results/`.\n")
     return "\n".join(parts)
 
@@ -53,8 +60,11 @@ def folded(title: str, text: str) -> str:
     return f"<details><summary>{title}: all figures</summary>\n\n{text}\n</details>\n"
 
 
-def figures(records: dict[str, dict[str, Record]]) -> str:
-    """What the front page says of speed, from every model's records."""
+def figures(records: dict[str, dict[str, Record]], beside: str = "") -> str:
+    """What the front page says of speed, from every model's records.
+
+    ``beside`` says how the models do beside others.
+    """
     latency = _of_kind(records, LatencyRecord)
     commands = _of_kind(records, ToolRecord)
     if not latency and not commands:
@@ -72,6 +82,7 @@ def figures(records: dict[str, dict[str, Record]]) -> str:
             f"![Latency of {shown[0].model}, float32 and int8, beside PyTorch and optimum]"
             f"(models/{shown[0].model}/{PLOT})\n",
         ]
+    parts += [beside] if beside else []
     if commands:
         parts += ["Whole commands:\n", tables.export_over_size(commands)]
     return "\n".join(parts)
@@ -98,17 +109,28 @@ def pages(root: Path) -> dict[Path, str]:
     folders = [path.parent for path in (root / "models").glob(f"*/{ABOUT}")]
     folders.sort(key=lambda folder: (order.get(folder.name, len(order)), folder.name))
     records = {folder.name: record.read(folder) for folder in folders}
+    kept = record.read(root / "models" / headline.NAME).get(headline.NAME)
+    beside = kept if isinstance(kept, HeadlineRecord) else None
     found = {
-        folder / PAGE: model_page((folder / ABOUT).read_text("utf-8"), records[folder.name])
+        folder / PAGE: model_page(
+            (folder / ABOUT).read_text("utf-8"),
+            records[folder.name],
+            headline.of(beside, folder.name) if beside else "",
+        )
         for folder in folders
     }
+    if beside:
+        page = root / "docs" / f"{headline.NAME}.md"
+        found[page] = with_figures(page.read_text(encoding="utf-8"), headline.show(beside))
+        found[page.with_suffix(".svg")] = headline.drawing(beside)
     found |= {
         folder / PLOT: tables.drawing(latency)
         for folder in folders
         if isinstance(latency := records[folder.name].get("latency"), LatencyRecord)
     }
     front = root / PAGE
-    found[front] = with_figures(front.read_text(encoding="utf-8"), figures(records))
+    said = headline.front_page(beside) if beside else ""
+    found[front] = with_figures(front.read_text(encoding="utf-8"), figures(records, said))
     return found
 
 

@@ -15,7 +15,7 @@ from benchmarking.values import (
     EvaluatorRecord,
     GrowthRecord,
     LatencyRecord,
-    Record,
+    ModelRecord,
     Row,
     StartupRecord,
     ToolRecord,
@@ -36,8 +36,8 @@ def table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, rule, *lines)) + "\n"
 
 
-def show(record: Record) -> str:
-    """Everything that a record says."""
+def show(record: ModelRecord) -> str:
+    """Everything that a record of one model says."""
     parts: Iterator[str]
     if isinstance(record, LatencyRecord):
         parts = _latency(record)
@@ -88,7 +88,7 @@ def _latency(record: LatencyRecord) -> Iterator[str]:
     yield from (f"{line}  " for line in int8_lines(record))
     yield "\n" + _summary(record)
     for cell in record.cells:
-        yield f"{_title(cell)}, {cell.gemm_rate / 1e9:.0f} GFLOP/s in matrix products:\n"
+        yield f"{title(cell)}, {cell.gemm_rate / 1e9:.0f} GFLOP/s in matrix products:\n"
         yield _cell(cell, record.macs)
     yield (
         "Latency of a call with its 95 % bootstrap interval; *against ours*: latency over that of "
@@ -135,7 +135,7 @@ def drawing(record: LatencyRecord) -> str:
     cell, rows = first(record)
     where = record.circumstances.machine.processor
     return bars(
-        f"{record.model}: milliseconds a call, {_title(cell)}, {where}",
+        f"{record.model}: milliseconds a call, {title(cell)}, {where}",
         [
             Bar(
                 named(row),
@@ -162,11 +162,12 @@ def int8_lines(record: LatencyRecord) -> Iterator[str]:
             if fp32 and int8:
                 yield (
                     f"{record.model} int8 / fp32 in {RUNTIMES[form]}: "
-                    f"{interval(ratio(fp32, int8))} times the speed, {_title(cell)}"
+                    f"{interval(ratio(fp32, int8))} times the speed, {title(cell)}"
                 )
 
 
-def _title(cell: Cell) -> str:
+def title(cell: Cell) -> str:
+    """What a cell is called: ``batch 16, 1 thread``."""
     return f"batch {cell.batch}, {cell.threads} thread{'s' * (cell.threads != 1)}"
 
 
@@ -180,7 +181,7 @@ def _summary(record: LatencyRecord) -> str:
             if ours and best:
                 lines.append(
                     (
-                        f"{_title(cell)}, {form} {precision}",
+                        f"{title(cell)}, {form} {precision}",
                         number(ours.median_ms),
                         f"{cell.efficiency(ours, record.macs):.2f}",
                         f"{best.name} {number(best.median_ms)}",

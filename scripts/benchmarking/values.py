@@ -122,6 +122,18 @@ class LatencyRecord:
 
 
 @dataclass(frozen=True)
+class HeadlineRecord:
+    """Speed of several networks: a row of a cell is called as its network is.
+
+    ``model`` is where it is kept among the records of models.
+    """
+
+    circumstances: Circumstances
+    model: str
+    cells: tuple[Cell, ...]
+
+
+@dataclass(frozen=True)
 class Run:
     """One finished process and its children.
 
@@ -225,9 +237,11 @@ class EvaluatorRecord:
     rows: tuple[Row, ...]
 
 
-Record = LatencyRecord | ToolRecord | StartupRecord | GrowthRecord | EvaluatorRecord
+ModelRecord = LatencyRecord | ToolRecord | StartupRecord | GrowthRecord | EvaluatorRecord
+Record = ModelRecord | HeadlineRecord
 SECTIONS: dict[str, type[Record]] = {
     "latency": LatencyRecord,
+    "headline": HeadlineRecord,
     "tool": ToolRecord,
     "startup": StartupRecord,
     "growth": GrowthRecord,
