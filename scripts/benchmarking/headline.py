@@ -50,7 +50,7 @@ RUNTIMES = {"": "PyTorch", **{form: tables.RUNTIMES[form] for form in artifacts.
 FAMILIES = {
     "ours": "LeViT",
     "third": "EfficientNet",
-    "other": "ResNet-50, DeiT-S, and graftings: stages of one + layers of the other",
+    "other": "ResNet-50, DeiT-S, and graftings (stages + layers)",
 }
 """Kinds of points in the plot."""
 
@@ -163,7 +163,7 @@ def run(folder: Path, names: Sequence[str], seconds: float | None) -> HeadlineRe
             try:
                 cells.append(latency.measure(NAME, {**task, "seconds": seconds or SECONDS}))
             except WorkerError as error:  # the other cells are kept
-                failed.append(f"could not be measured: {error}")
+                failed.append(f"{error}: this cell could not be measured")
                 _say(failed[-1])
             took = perf_counter() - start
             _say(f"batch {batch}, {threads} threads: {took:.0f} s")
@@ -352,7 +352,8 @@ def of(found: HeadlineRecord, name: str) -> str:
 def _folded(docs: str) -> str:
     return (
         "<details><summary>Published accuracy over speed: LeViT, EfficientNet, ResNet-50, DeiT-S"
-        f"</summary>\n\n![What follows as a plot, in three runtimes]({docs}{NAME}.svg)\n\n"
+        "</summary>\n\n![Top-1 over images a second in three runtimes, each with its front]"
+        f"({docs}{NAME}.svg)\n\n"
         f"Figures and how they were measured: [{NAME}.md]({docs}{NAME}.md).\n</details>\n"
     )
 

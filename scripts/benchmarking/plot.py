@@ -134,7 +134,7 @@ def panels(
         lines += scale.grid(name, axes)
         best = [(scale.x(point.x), scale.y(point.y)) for point in front(points)]
         steps = "".join(f"H{x:.1f}V{y:.1f}" for x, y in best)
-        lines.append(f'<path class="front" d="M{best[0][0]:.1f} {PANEL}{steps}H{LEFT}"/>')
+        lines.append(f'<path class="front" d="M{best[0][0]:.1f} {PANEL}{steps}"/>')
         lines += [_marker(point.kind, scale.x(point.x), scale.y(point.y)) for point in points]
         lines += scale.labels(points)
         lines.append("</g>")
@@ -173,11 +173,12 @@ class _Scale:
         yield _small((LEFT + WIDTH) / 2, PANEL + 34, axes[0], "middle")
 
     def labels(self, points: Sequence[Point]) -> Iterator[str]:
-        """Names beside their points, on the left of all kinds but ours, apart from each other."""
-        taken: list[tuple[float, float, float]] = []
+        """Names beside their points, those of others on the left, apart from each other and from points."""
+        marks = [(self.x(point.x), self.y(point.y) + 4) for point in points]
+        taken = [(x - 6, x + 6, y) for x, y in marks]
         for point in sorted(points, key=lambda point: -point.y):
             width, y = LETTER * len(point.label), self.y(point.y) + 4
-            is_left = point.kind == "third"
+            is_left = point.kind == "other"
             start = self.x(point.x) + (-9 - width if is_left else 9)
             while any(
                 abs(y - other) < LINE and start < right and left < start + width
