@@ -173,7 +173,7 @@ class _Scale:
         yield _small((LEFT + WIDTH) / 2, PANEL + 34, axes[0], "middle")
 
     def labels(self, points: Sequence[Point]) -> Iterator[str]:
-        """Names beside their points, those of others on the left, apart from each other and from points."""
+        """Names beside their points, apart from each other; those of others stand on the left."""
         marks = [(self.x(point.x), self.y(point.y) + 4) for point in points]
         taken = [(x - 6, x + 6, y) for x, y in marks]
         for point in sorted(points, key=lambda point: -point.y):
