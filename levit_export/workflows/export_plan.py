@@ -56,6 +56,7 @@ class ExportRequest:
     are what an earlier export had for a format and precision, in place of ``options.layout``.
     ``ort_min`` is the oldest ONNX Runtime that has to read the file; it chooses the opset.
     ``data`` are the images that ``int8`` is calibrated on and that ``auto`` keeps ``promise`` on.
+    ``accuracy`` is whether the answers to the checkpoint's own labelled images are counted.
     ``command`` is what was typed, for the report.
     """
 
@@ -66,6 +67,7 @@ class ExportRequest:
     skip: tuple[str, ...] = ()
     seed: int = 0
     check: bool = True
+    accuracy: bool = True
     bench: bool = True
     run: RunOptions = field(default_factory=RunOptions)
     plan: TimingPlan = field(default_factory=TimingPlan)

@@ -340,6 +340,9 @@ def test_a_real_cell(real: Path, exported: Exported) -> None:
     assert (row["verdict"], row["accuracy"]["images"]) == ("pass", 60)
     assert row["accuracy"]["agreement"] == 1.0
     assert row["timing"] is None
+    (stored,) = (real / "s-sweep").glob("store/*/*/report.json")
+    # The check of the export did not answer the same images before.
+    assert json.loads(stored.read_text())["artifacts"][0]["accuracy"] is None
     made = (real / "s-sweep" / row["path"]).read_bytes()
     assert made == (exported.folder / "onnx-fp32" / "levit_digits.onnx").read_bytes()
 

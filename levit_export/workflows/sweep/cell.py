@@ -206,6 +206,7 @@ def perform(cell: Cell, folder: Path) -> Result:
             precisions={cell.format: (cell.precision,)},
             options=ExportOptions(batch=settings.batch, opset=settings.opset),
             seed=settings.seed,
+            accuracy=cell.data is None,  # else it is counted on the cell's images below
             bench=cell.timed,
             run=run,
             plan=TimingPlan(warmup=settings.warmup, iterations=settings.iterations),
