@@ -18,9 +18,15 @@ from support import Exported
 
 from levit_export.cli.sweep import sweep as verb
 from levit_export.core import files, processes
-from levit_export.core.errors import LevitExportError, PassProofError, UsageError
+from levit_export.core.errors import (
+    ExportFailedError,
+    LevitExportError,
+    PassProofError,
+    UsageError,
+)
 from levit_export.core.progress import Silent
 from levit_export.workflows import sweep as sweeping
+from levit_export.workflows.export_plan import ExportRequest
 from levit_export.workflows.sweep import SweepRequest, sweep
 from levit_export.workflows.sweep import cell as cell_module
 
@@ -247,6 +253,25 @@ def test_images_that_changed(tmp_path: Path) -> None:
         cell_module.perform(cell, tmp_path)
 
 
+@pytest.mark.parametrize("path", [None, cell_module.DIGITS])
+def test_images_are_answered_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str | None
+) -> None:
+    """Where the cell has images, its check leaves the model's own to ``evaluate``."""
+    asked: list[ExportRequest] = []
+
+    def stop(request: ExportRequest, **_: object) -> None:
+        asked.append(request)
+        raise ExportFailedError("enough", remedy="")
+
+    monkeypatch.setattr("levit_export.workflows.export.export", stop)
+    images = None if path is None else cell_module.images_at(path)
+    cell = cell_module.Cell("a", cell_module.ModelChoice(), "bundled", "onnx", "fp32", data=images)
+    with pytest.raises(ExportFailedError, match="enough"):
+        cell_module.perform(cell, tmp_path)
+    assert [request.accuracy for request in asked] == [path is None]
+
+
 def test_workers_and_scheduler(file: Path) -> None:
     """Processes here and a cluster contradict each other."""
     with pytest.raises(UsageError, match="--workers 2"):
@@ -340,9 +365,6 @@ def test_a_real_cell(real: Path, exported: Exported) -> None:
     assert (row["verdict"], row["accuracy"]["images"]) == ("pass", 60)
     assert row["accuracy"]["agreement"] == 1.0
     assert row["timing"] is None
-    (stored,) = (real / "s-sweep").glob("store/*/*/report.json")
-    # The check of the export did not answer the same images before.
-    assert json.loads(stored.read_text())["artifacts"][0]["accuracy"] is None
     made = (real / "s-sweep" / row["path"]).read_bytes()
     assert made == (exported.folder / "onnx-fp32" / "levit_digits.onnx").read_bytes()
 
