@@ -337,9 +337,12 @@ def test_names_in_the_plot_are_apart() -> None:
     """Networks that are equally fast and nearly as accurate can still be told apart."""
     points = [plot.Point(f"n{number}", 10, 80 + number / 100, "other") for number in range(4)]
     root = ET.fromstring(plot.panels("title", ("x", "y"), {"other": "others"}, {"one": points}))
-    said = {text.text: float(text.get("y", "0")) for text in root.iter() if text.text}
-    heights = sorted(said[point.label] for point in points)
-    assert all(b - a >= plot.LINE for a, b in pairwise(heights))
+    names = {point.label for point in points}
+    for side in ("start", "end"):
+        said = [e for e in root.iter() if e.text in names and e.get("text-anchor") == side]
+        heights = sorted(float(text.get("y", "0")) for text in said)
+        assert len(heights) == 2
+        assert all(b - a >= plot.LINE for a, b in pairwise(heights))
 
 
 def test_simplifying_leaves_the_answers(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -173,21 +173,24 @@ class _Scale:
         yield _small((LEFT + WIDTH) / 2, PANEL + 34, axes[0], "middle")
 
     def labels(self, points: Sequence[Point]) -> Iterator[str]:
-        """Names beside their points, apart from each other; those of others stand on the left."""
-        marks = [(self.x(point.x), self.y(point.y) + 4) for point in points]
-        taken = [(x - 6, x + 6, y) for x, y in marks]
+        """Names beside their points, on the side where one is nearer without lying on another."""
+        taken = [(self.x(p.x) - 6, self.x(p.x) + 6, self.y(p.y) + 4) for p in points]
         for point in sorted(points, key=lambda point: -point.y):
-            width, y = LETTER * len(point.label), self.y(point.y) + 4
-            is_left = point.kind == "other"
-            start = self.x(point.x) + (-9 - width if is_left else 9)
-            while any(
-                abs(y - other) < LINE and start < right and left < start + width
-                for left, right, other in taken
-            ):
-                y += 1
-            taken.append((start, start + width, y))
-            end = start + width * is_left
-            yield _small(end, y, point.label, "end" if is_left else "start")
+            x, width = self.x(point.x), LETTER * len(point.label)
+            starts = {"start": x + 9, "end": x - 9 - width}
+            anchor, y = next(
+                (anchor, self.y(point.y) + 4 + lower)
+                for lower in range(PANEL)
+                for anchor, start in starts.items()
+                if not any(
+                    abs(self.y(point.y) + 4 + lower - other) < LINE
+                    and start < right
+                    and left < start + width
+                    for left, right, other in taken
+                )
+            )
+            taken.append((starts[anchor], starts[anchor] + width, y))
+            yield _small(x + 9 if anchor == "start" else x - 9, y, point.label, anchor)
 
 
 def _small(x: float, y: float, text: str, anchor: str) -> str:
