@@ -29,8 +29,9 @@ ASSET, PACKAGE = "coreai", "coreml"
 def witnessed(reports: Sequence[ArtifactReport]) -> list[ArtifactReport]:
     """``reports`` with what the assets and packages among them say of each other.
 
-    Agreement is said of the asset; a difference fails both, for either may be wrong. Of files
-    that are wrong by themselves, or were not held against the same answers, nothing is said.
+    Agreement is said of the asset where both pass by themselves; a difference fails both, for
+    either may be wrong. Of answers that are wrong by themselves, or were not held against the same
+    reference, nothing is said.
     """
     found = list(reports)
     for one, asset in enumerate(reports):
@@ -41,7 +42,10 @@ def witnessed(reports: Sequence[ArtifactReport]) -> list[ArtifactReport]:
                 continue
             if not (_is_right(asset) and _is_right(package)):
                 continue
+            both_pass = asset.parity.verdict == package.parity.verdict == "pass"
             for finding in _compared(asset, package):
+                if finding.verdict != "fail" and not both_pass:
+                    continue  # files that pass by themselves are witnesses, others are not
                 found[one] = _joined(found[one], finding)
                 if finding.verdict == "fail":
                     found[other] = _joined(found[other], finding)

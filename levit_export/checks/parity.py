@@ -219,9 +219,13 @@ class ParityReport:
         return replace(self, findings=(*self.findings, *findings))
 
     def rejudged(self, tolerance: Tolerance) -> ParityReport:
-        """The same answers judged by another tolerance; what it cannot mend stays."""
+        """The same answers judged by another tolerance; what it cannot mend stays.
+
+        That two files agree is not said again: the share was one of their own tolerances.
+        """
         outputs = tuple(output.rejudged(tolerance) for output in self.outputs)
-        kept = [finding for finding in self.findings if finding.kind not in BY_TOLERANCE]
+        left_out = (*BY_TOLERANCE, "runtimes-agree")
+        kept = [finding for finding in self.findings if finding.kind not in left_out]
         judged = [
             finding
             for output in outputs

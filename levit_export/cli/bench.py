@@ -13,8 +13,8 @@ from levit_export.cli import options
 from levit_export.cli.command import Verb, status_of
 from levit_export.cli.output import present, refuse_unwritable
 
-LONGEST_S = 3600.0
-"""Of a sustained run: a mistyped number is refused at once."""
+LONGEST_S = 600.0
+"""Of a sustained run, of which every call is kept. A mistyped number is refused at once."""
 
 
 @click.command(cls=Verb)

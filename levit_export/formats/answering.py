@@ -58,10 +58,14 @@ class OnnxRuntime:
         return list(self._session.run(None, dict(zip(names, arrays, strict=True))))
 
 
+class UnableError(Exception):
+    """This machine cannot do what a file asks for."""
+
+
 class OpenVino:
     """A graph compiled by OpenVINO for the CPU, in what it asks for, else in float32.
 
-    Raises ``ImportError`` where this processor does not compute in what it asks for.
+    Raises ``UnableError`` where this processor does not compute in what it asks for.
     """
 
     def __init__(self, file: str, threads: int) -> None:
@@ -69,7 +73,8 @@ class OpenVino:
 
         core, hint = openvino.Core(), "INFERENCE_PRECISION_HINT"
         graph, place = core.read_model(file), ["runtime_options", hint]
-        asked = str(graph.get_rt_info(place).value) if graph.has_rt_info(place) else "f32"
+        is_hinted = graph.has_rt_info(place) and graph.get_rt_info(place).value == "bf16"
+        asked = "bf16" if is_hinted else "f32"  # other words there are not ours
         settings = {
             "PERFORMANCE_HINT": "LATENCY",
             hint: asked,
@@ -79,7 +84,7 @@ class OpenVino:
         self._compiled = core.compile_model(graph, "CPU", settings)
         taken = self._compiled.get_property(hint).get_type_name()
         if taken != asked != "f32":
-            raise ImportError(f"the file asks for {asked}, this processor takes {taken}")
+            raise UnableError(f"the file asks for {asked}, this processor takes {taken}")
         self._request = self._compiled.create_infer_request()
 
     def ports(self) -> list[list[list[Any]]]:
@@ -126,6 +131,9 @@ def main(runtime: str, file: str, threads: str) -> None:
         inputs, outputs = session.ports()
     except ImportError as error:
         _send(answers, json.dumps({"absent": _said(error)}).encode())
+        return
+    except UnableError as error:
+        _send(answers, json.dumps({"unable": _said(error)}).encode())
         return
     except Exception as error:
         _send(answers, json.dumps({"refused": _said(error)}).encode())

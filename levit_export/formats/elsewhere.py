@@ -35,6 +35,11 @@ class ElsewhereSession:
                 f"{version} does not start: {told['absent']}",
                 remedy="Another release, or an older Python on the search path, may.",
             )
+        if "unable" in told:
+            raise NotRunError(
+                f"{version} cannot do it here: {told['unable']}",
+                remedy="Check it on a processor with AMX or AVX512-BF16.",
+            )
         if "refused" in told:
             raise RuntimeFailedError(
                 f"{version} does not take the file: {told['refused']}",

@@ -36,7 +36,7 @@ SECONDS = 40.0
 """For each cell."""
 
 FEWEST = 3
-"""Rounds: one of all networks takes a minute and a half at batch 16 on one thread."""
+"""Rounds: one of all networks takes minutes at batch 16 on one thread."""
 
 CALIBRATION_IMAGES = 8
 """Enough for files that are timed only."""
@@ -167,6 +167,8 @@ def run(folder: Path, names: Sequence[str], seconds: float | None) -> HeadlineRe
                 _say(failed[-1])
             took = perf_counter() - start
             _say(f"batch {batch}, {threads} threads: {took:.0f} s")
+    if not cells:
+        raise WorkerError("; ".join(failed))
     notes = (
         "all networks in the same rounds; weights are random (seed 0) and int8 is calibrated on "
         f"{CALIBRATION_IMAGES} synthetic images, which is right for timing and says nothing about "

@@ -10,6 +10,7 @@ import pytest
 
 from levit_export.checks import parity
 from levit_export.checks.agreement import witnessed
+from levit_export.checks.findings import Finding
 from levit_export.checks.results import ArtifactReport
 from levit_export.core.values import Signature, TensorSpec, Tolerance
 from levit_export.inputs.samples import Samples
@@ -106,6 +107,25 @@ def test_a_file_that_is_wrong_by_itself_accuses_nobody() -> None:
     asset, package = witnessed([answered("coreai", 0.1), answered("coreml", 3.0)])
     assert kinds(asset) == []
     assert "runtimes-differ" not in kinds(package)
+
+
+def test_only_files_that_pass_are_witnesses() -> None:
+    """An asset of which nothing vouches for a file gets no agreement beside its other findings."""
+    asset = answered("coreai", 0.5)
+    doubt = Finding("unlisted-files", {"text": "nothing vouches for x"})
+    asset = replace(asset, parity=asset.parity.joined(doubt))
+    assert kinds(witnessed([asset, answered("coreml", 0.25)])[0]) == ["unlisted-files"]
+
+
+def test_agreement_is_not_judged_again() -> None:
+    """By another tolerance the share of the files' own is not said; that they differ stays."""
+    agreed, _ = witnessed([answered("coreai", 0.5), answered("coreml", 0.25)])
+    differing, _ = witnessed([answered("coreai", 0.72), answered("coreml", -0.72)])
+    loose = Tolerance(0.0, (0.1,), "given")
+    assert agreed.parity.rejudged(loose).findings == ()
+    assert kinds(replace(differing, parity=differing.parity.rejudged(loose))) == [
+        "runtimes-differ"
+    ]
 
 
 def test_answers_to_another_reference_are_not_compared() -> None:

@@ -382,8 +382,9 @@ def _stored_bits(op: Any, numbers: np.ndarray) -> int:
 
     (result,) = op.results
     width = int(re.sub(r"\D", "", str(_tensor(result.type).element_type)))
-    is_whole = ir.DenseResourceElementsAttr.isinstance(op.attributes["value"])
-    return width * (numbers.size if is_whole else 1)
+    held = op.attributes["value"]
+    is_one = ir.DenseElementsAttr.isinstance(held) and ir.DenseElementsAttr(held).is_splat
+    return width * (1 if is_one else numbers.size)
 
 
 def _numbers(op: Any, resources: Mapping[str, bytes]) -> np.ndarray:

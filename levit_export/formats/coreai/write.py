@@ -136,7 +136,7 @@ class _Writer:
             array = self.network.constants[name]
             stored = _stored(str(array.dtype), dtype)
             with authoring.DebugInfo.metadata_only([name]).activate():
-                if name in self.compressed:
+                if name in self.compressed and dtype == HALF:
                     made = shrunk(array, name, self.precision, 0)
                 else:
                     made = constant(array, stored, name)
@@ -288,7 +288,7 @@ class _Call:
     def transposed(self, place: int) -> Value:
         """The weight of a linear layer ``(C_out, C_in)``, turned."""
         name = self.names[place]
-        if name in self.compressed:
+        if name in self.compressed and self.dtype == HALF:
             return shrunk(self.constants[name].T, name, self.precision, 1)
         return self.changed(place, np.transpose)
 

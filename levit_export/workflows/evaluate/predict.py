@@ -23,7 +23,12 @@ import numpy as np
 
 from levit_export.checks import reference
 from levit_export.checks.execution import Row
-from levit_export.core.errors import ArtifactError, CheckpointError, RuntimeFailedError
+from levit_export.core.errors import (
+    ArtifactError,
+    CheckpointError,
+    NotRunError,
+    RuntimeFailedError,
+)
 from levit_export.core.packages import load_early
 from levit_export.core.processes import Worker
 from levit_export.core.progress import Progress, Silent
@@ -216,7 +221,7 @@ def _entrant(opened: Callable[[], Session], workload: Workload) -> Entrant:
     """The session that ``opened`` gives; one that cannot be opened is an entrant that failed."""
     try:
         session = opened()
-    except RuntimeFailedError as error:
+    except (NotRunError, RuntimeFailedError) as error:
         return Entrant(None, str(error))
     spec, size = session.signature.inputs[0], workload.recipe.crop
     if (spec.dtype, spec.shape[1:]) not in (("float32", (3, *size)), ("uint8", (*size, 3))):

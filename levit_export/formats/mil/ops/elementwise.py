@@ -252,7 +252,7 @@ def clip(x: Array, alpha: Array, beta: Array) -> Array:
 
 def relu(x: Array) -> Array:
     """``max(x, 0)``."""
-    # With both bounds, np.clip is twice as fast as np.maximum of an array and a number.
+    # With both bounds, np.clip is faster than np.maximum of an array and a number.
     return np.asarray(np.clip(x, _ZERO, _INFINITY))
 
 

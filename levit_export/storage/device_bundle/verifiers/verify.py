@@ -495,7 +495,8 @@ def openvino(path: Path, manifest: Any, unit: str) -> tuple[str, Run]:
     del manifest, unit
     core, hint = ov.Core(), "INFERENCE_PRECISION_HINT"
     graph, place = core.read_model(str(path)), ["runtime_options", hint]
-    asked = str(graph.get_rt_info(place).value) if graph.has_rt_info(place) else "f32"
+    is_hinted = graph.has_rt_info(place) and graph.get_rt_info(place).value == "bf16"
+    asked = "bf16" if is_hinted else "f32"  # other words there are not this tool's
     compiled = core.compile_model(graph, "CPU", {hint: asked})
     if asked != "f32" and (taken := compiled.get_property(hint).get_type_name()) != asked:
         raise NotStartedError(f"it asks for {asked}, and OpenVINO takes {taken} on this processor")

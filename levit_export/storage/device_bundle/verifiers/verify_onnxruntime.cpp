@@ -56,8 +56,11 @@ void use_provider(Ort::SessionOptions& options, const std::string& asked) {
         std::string plain = each.substr(0, each.size() - suffix.size());
         known += (known.empty() ? "" : ", ") + plain;
         if (lower(name) != lower(each) && lower(name) != lower(plain)) continue;
-        if (plain == "CPU") return;
+        if (plain == "CPU" && given.empty()) return;
+        if (plain == "CPU") throw std::runtime_error("the CPU provider takes no options");
         options.AddConfigEntry("session.disable_cpu_ep_fallback", "1");
+        // These two are listed in one spelling and taken in another (provider_registration.cc).
+        if (plain == "Xnnpack" || plain == "Dml") plain = plain == "Dml" ? "DML" : "XNNPACK";
         options.AppendExecutionProvider(plain, given);
         return;
     }
