@@ -216,11 +216,15 @@ def test_rounding_to_half() -> None:
 
 
 def test_every_trained_tensor_is_expected() -> None:
-    """A prepared model asks for each of its tensors, in both precisions, under its name."""
+    """A prepared model asks for each of its tensors, in each float precision, under its name.
+
+    A file in bf16 holds the tensors of float32: it only asks to be computed otherwise.
+    """
     model = subjects.digits()
     found: Fingerprints = model.fingerprints
     trained = [n for n, t in model.network.constants.items() if t.dtype == np.float32]
-    assert set(found) == {"fp32", "fp16"}
+    assert set(found) == {"fp32", "fp16", "bf16"}
+    assert found["bf16"] == found["fp32"]
     assert set(found["fp32"]) == set(found["fp16"]) == set(trained)
     assert len(set(found["fp16"].values())) == len(trained)
 
