@@ -3,7 +3,7 @@
 usage: python -m benchmarking.headline TASK ANSWER     (writes what is to be timed of one network)
 
 Every network takes part in the same rounds of a cell, so that the ratios of networks hold on a
-machine that slows down. EfficientNet is no network of this package: transformers' classes with
+machine that slows down. EfficientNet is not of this package: it is transformers' classes with
 seeded weights, exported by PyTorch's and OpenVINO's own converters.
 """
 

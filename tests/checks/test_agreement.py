@@ -77,7 +77,7 @@ def test_what_independent_roundings_cannot_be() -> None:
 
 
 def test_answers_that_are_not_numbers_differ() -> None:
-    """NaN is no agreement, however it came through the checks before."""
+    """Answers that are NaN do not agree, however they came through the checks before."""
     asset = answered("coreai", 0.0)
     spoilt = {"logits": np.full((ROWS, CLASSES), np.nan)}
     asset = replace(asset, parity=replace(asset.parity, answers=spoilt))

@@ -572,7 +572,7 @@ GARBAGE: dict[str, Callable[[bytes], bytes]] = {
 @needs_core_ai
 @pytest.mark.parametrize("way", GARBAGE)
 def test_garbage_for_a_program(copied: Artifact, way: str) -> None:
-    """A program that is none is refused by an error of this package, which names the asset."""
+    """Garbage in the place of a program is refused by an error of ours that names the asset."""
     place = copied.path / program.PROGRAM
     place.write_bytes(GARBAGE[way](place.read_bytes()))
     vouch(place)
@@ -585,7 +585,7 @@ def test_garbage_for_a_program(copied: Artifact, way: str) -> None:
 @needs_core_ai
 @pytest.mark.parametrize("name", [program.PROGRAM, program.DIGEST, program.METADATA])
 def test_a_folder_or_a_link_in_the_place_of_a_file(copied: Artifact, name: str) -> None:
-    """What is no regular file is not read."""
+    """A folder or a link in the place of a file of the asset is refused."""
     place = copied.path / name
     place.unlink()
     place.mkdir()

@@ -161,8 +161,8 @@ def described(path: Path) -> Described:
 
 @lru_cache(maxsize=1)
 def _described(path: Path, digest: bytes, metadata: bytes) -> Described:
-    """Read the asset ``path``; ``digest`` and ``metadata`` are what is remembered with it."""
-    del digest, metadata
+    """Read the asset ``path``, whose program has the SHA-256 ``digest``."""
+    del digest  # what was read is remembered by it
     program = _load(path)
     graph = _graph(program, path)
     contents, strange = _contents(graph, _resources(program))
@@ -170,7 +170,7 @@ def _described(path: Path, digest: bytes, metadata: bytes) -> Described:
         Signature(
             _specs(graph.arg_attrs, graph.type.inputs), _specs(graph.res_attrs, graph.type.results)
         ),
-        _said(path),
+        _said(path, metadata),
         contents,
         tuple(_values(graph)),
         strange,
@@ -189,10 +189,9 @@ def _digest(path: Path) -> bytes:
 
 
 def _load(path: Path) -> Any:
-    """The program of an asset."""
+    """The program of an asset whose digest was looked at."""
     from coreai.authoring import AIModelAsset
 
-    _digest(path)
     try:
         return AIModelAsset.load(path).program
     except Exception as error:
@@ -214,10 +213,10 @@ def _read(path: Path, name: str) -> bytes:
         ) from error
 
 
-def _said(path: Path) -> dict[str, str]:
+def _said(path: Path, metadata: bytes) -> dict[str, str]:
     """What the asset says of itself in its own words."""
     try:
-        said = json.loads(_read(path, METADATA)).get(SAID) or {}
+        said = json.loads(metadata).get(SAID) or {}
         return {str(key): str(text) for key, text in said.items()}
     except (ValueError, AttributeError, RecursionError) as error:
         raise ArtifactError(
@@ -480,6 +479,7 @@ def closed(number: int) -> None:
 
 def _tapped(path: Path, taps: Sequence[str], copy: Path) -> Path:
     """A copy of the asset whose function gives ``taps`` as well, under their names."""
+    _digest(path)
     program = _load(path)
     graph = _graph(program, path)
     values = _values(graph)

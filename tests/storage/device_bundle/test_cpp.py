@@ -93,7 +93,7 @@ def test_model_that_normalises_by_itself(onnxruntime_program: Path, tmp_path: Pa
 
 
 def test_execution_providers(onnxruntime_program: Path, unpacked: Path, tmp_path: Path) -> None:
-    """A provider is the results' unit; one that is absent or does not start is no pass."""
+    """A provider is the results' unit; one that is absent or does not start does not pass."""
     model, file = unpacked / ONNX, tmp_path / "r.json"
 
     def under(provider: str) -> tuple[int, str]:

@@ -50,7 +50,7 @@ inline Array read(const fs::path& path) {
     if (!file) throw std::runtime_error(path.string() + " cannot be read");
     std::vector<char> all{std::istreambuf_iterator<char>(file), {}};
     if (all.size() < 10 || std::memcmp(all.data(), "\x93NUMPY\x01\x00", 8) != 0)
-        throw std::runtime_error(path.string() + " is no .npy file of version 1.0");
+        throw std::runtime_error(path.string() + " is not a .npy file of version 1.0");
     size_t length = static_cast<unsigned char>(all[8]) + 256 * static_cast<unsigned char>(all[9]);
     if (10 + length > all.size()) throw std::runtime_error(path.string() + " is truncated");
     std::string header(all.data() + 10, length);

@@ -20,7 +20,7 @@ struct Golden {
     init(_ url: URL) throws {
         let all = try Data(contentsOf: url)
         guard all.count >= 10, all.prefix(8) == Data([0x93] + Array("NUMPY".utf8) + [1, 0]) else {
-            throw Trouble(what: "\(url.path) is no .npy file of version 1.0")
+            throw Trouble(what: "\(url.path) is not a .npy file of version 1.0")
         }
         let end = 10 + Int(all[8]) + 256 * Int(all[9])
         guard all.count >= end,
