@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
+import textwrap
 from pathlib import Path
 
 import pytest
 import torch
+from classifiers import LogitsOnly, resnet
 from click.testing import CliRunner
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from support import Exported
 
 from levit_export.cli import cli
+from levit_export.core.quiet import quiet
 from levit_export.models.zoo import bundled_weights
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -26,8 +30,20 @@ def commands(page: Path) -> list[str]:
     return [ln.removeprefix("$ ").split("#")[0].strip() for ln in lines if ln.startswith("$ ")]
 
 
+def programs(page: Path) -> list[str]:
+    """The Python that a page shows."""
+    text = page.read_text(encoding="utf-8")
+    blocks = re.findall(r"^( *)```python\n(.*?)^\1```$", text, flags=re.MULTILINE | re.DOTALL)
+    return [textwrap.dedent(block) for _, block in blocks]
+
+
 COMMANDS = commands(ROOT / "README.md")
 OURS = sorted({each for page in PAGES for each in commands(page) if each.startswith("levit-exp")})
+PROGRAMS = {
+    f"{page.relative_to(ROOT)}-{index}": block
+    for page in PAGES
+    for index, block in enumerate(programs(page))
+}
 EXPORTS = [each for each in COMMANDS if each.startswith("levit-export --")]
 
 
@@ -104,3 +120,39 @@ def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
         if not target.startswith("http"):
             assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_the_python_of_the_documentation_parses(name: str) -> None:
+    """Every block of Python in every page is Python."""
+    ast.parse(PROGRAMS[name])
+
+
+def test_every_block_of_python_is_looked_at() -> None:
+    """No page begins a block of Python that the tests of such blocks do not see."""
+    begun = sum(page.read_text(encoding="utf-8").count("```python") for page in PAGES)
+    assert begun == len(PROGRAMS) > 3
+
+
+@pytest.mark.parametrize(("precision", "unit"), [("FLOAT16", 2.0**-11), ("FLOAT32", 2.0**-24)])
+def test_the_worked_example_of_the_evaluator(
+    precision: str,
+    unit: float,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The page's program prints an error of the size that the page says, in both precisions.
+
+    A few thousandths are some 8 unit roundoffs of float16, 1e-6 is some 16 of float32.
+    """
+    pytest.importorskip("coremltools")
+    monkeypatch.chdir(tmp_path)
+    (example,) = (block for block in PROGRAMS.values() if "MyNetwork()" in block)
+    assert "FLOAT16" in example
+    printed: list[float] = []
+    names = {"MyNetwork": lambda: LogitsOnly(resnet()), "print": printed.append}
+    torch.manual_seed(0)
+    with quiet("coremltools"):
+        exec(example.replace("FLOAT16", precision), names)  # noqa: S102 - it is ours
+    (error,) = printed
+    assert 0 < error < 16 * unit
