@@ -162,7 +162,7 @@ def classifier() -> Artifact:
 def judge(found: Artifact, expected: Reference) -> ParityReport:
     """The verdict on a file."""
     (row,) = execution.rows([found], RunOptions())
-    return execution.check(row, expected)[0]
+    return execution.check(row, expected).parity
 
 
 def copy(found: Artifact, place: Path) -> Artifact:

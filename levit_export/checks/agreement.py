@@ -14,35 +14,48 @@ same lambda allows
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from levit_export.checks.findings import Finding
-from levit_export.checks.parity import OutputParity, ParityReport
+from levit_export.checks.parity import OutputParity
 from levit_export.checks.results import ArtifactReport
 from levit_export.core.precisions import FLOATS
+from levit_export.core.values import Tensors
 
 ASSET, PACKAGE = "coreai", "coreml"
 
 
-def witnessed(reports: Sequence[ArtifactReport]) -> list[ArtifactReport]:
-    """``reports`` with what the assets and packages among them say of each other.
+@dataclass(frozen=True)
+class Witness:
+    """A report on an artifact, and what it answered to the samples.
+
+    Without answers, as where it ran elsewhere or not at all, nothing is said of it.
+    """
+
+    report: ArtifactReport
+    answers: Tensors = field(default_factory=dict, repr=False)
+
+
+def witnessed(witnesses: Sequence[Witness]) -> list[ArtifactReport]:
+    """Their reports with what the assets and packages among them say of each other.
 
     Agreement is said of the asset where both pass by themselves; a difference fails both, for
     either may be wrong. Of answers that are wrong by themselves, or were not held against the same
     reference, nothing is said.
     """
-    found = list(reports)
-    for one, asset in enumerate(reports):
-        for other, package in enumerate(reports):
-            if (asset.format, package.format) != (ASSET, PACKAGE):
+    found = [witness.report for witness in witnesses]
+    for one, asset in enumerate(witnesses):
+        for other, package in enumerate(witnesses):
+            a, b = asset.report, package.report
+            if (a.format, b.format) != (ASSET, PACKAGE):
                 continue
-            if asset.precision != package.precision or asset.precision not in FLOATS:
+            if a.precision != b.precision or a.precision not in FLOATS:
                 continue
             if not (_is_right(asset) and _is_right(package)):
                 continue
-            both_pass = asset.parity.verdict == package.parity.verdict == "pass"
+            both_pass = a.parity.verdict == b.parity.verdict == "pass"
             for finding in _compared(asset, package):
                 if finding.verdict != "fail" and not both_pass:
                     continue  # files that pass by themselves are witnesses, others are not
@@ -52,25 +65,23 @@ def witnessed(reports: Sequence[ArtifactReport]) -> list[ArtifactReport]:
     return found
 
 
-def _is_right(report: ArtifactReport) -> bool:
-    """Whether an artifact ran here and its answers are right by themselves."""
-    found = report.parity.of("answers", "shape")
-    has_failed = any(finding.verdict == "fail" for finding in found)
-    return bool(report.parity.outputs) and not report.device and not has_failed
+def _is_right(witness: Witness) -> bool:
+    """Whether there are answers that are right by themselves."""
+    found = witness.report.parity.of("answers", "shape")
+    return bool(witness.answers) and all(finding.verdict != "fail" for finding in found)
 
 
 def _joined(report: ArtifactReport, finding: Finding) -> ArtifactReport:
     return replace(report, parity=report.parity.joined(finding))
 
 
-def _compared(asset: ArtifactReport, package: ArtifactReport) -> Iterator[Finding]:
+def _compared(asset: Witness, package: Witness) -> Iterator[Finding]:
     """One finding for each output that both give."""
-    theirs = {output.name: output for output in package.parity.outputs}
-    for output in asset.parity.outputs:
+    theirs = {output.name: output for output in package.report.parity.outputs}
+    for output in asset.report.parity.outputs:
         other = theirs.get(output.name)
-        if other is None or not _is_of_one_reference(output, other):
-            continue
-        yield _distance(output, other, asset.parity, package.parity, asset.precision)
+        if other is not None and _is_of_one_reference(output, other):
+            yield _distance(output, other, asset, package)
 
 
 def _is_of_one_reference(one: OutputParity, other: OutputParity) -> bool:
@@ -82,13 +93,11 @@ def _is_of_one_reference(one: OutputParity, other: OutputParity) -> bool:
     )
 
 
-def _distance(
-    one: OutputParity,
-    other: OutputParity,
-    asset: ParityReport,
-    package: ParityReport,
-    precision: str,
-) -> Finding:
+def _distance(one: OutputParity, other: OutputParity, asset: Witness, package: Witness) -> Finding:
+    runtimes: dict[str, float | str] = {
+        "asset": asset.report.parity.runtime,
+        "package": package.report.parity.runtime,
+    }
     a, b = (each.answers[one.name].astype(np.float64) for each in (asset, package))
     scales = np.array(one.scales)
     errors = np.abs(a - b).reshape(len(a), -1).max(axis=1)
@@ -96,19 +105,15 @@ def _distance(
     share = errors / np.maximum(allowed, np.finfo(np.float64).tiny)
     worst = int(share.argmax())
     if not share[worst] <= 1:  # so written that NaN fails
-        values: dict[str, float | str] = {
-            "asset": asset.runtime,
-            "package": package.runtime,
+        values = runtimes | {
             "error": float(errors[worst]),
             "sample": one.rows[worst],
             "allowed": float(allowed[worst]),
         }
         return Finding("runtimes-differ", values, one.name)
     same = (a.reshape(len(a), -1).argmax(1) == b.reshape(len(b), -1).argmax(1)).sum()
-    values = {
-        "asset": asset.runtime,
-        "package": package.runtime,
-        "precision": precision,
+    values = runtimes | {
+        "precision": asset.report.precision,
         "error": float((errors / np.maximum(scales, np.finfo(np.float64).tiny)).max()),
         "share": 100 * float(share[worst]),
         "same": float(same),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter, sleep
 
@@ -30,6 +30,7 @@ from levit_export.core.values import (
     Artifact,
     RunOptions,
     Session,
+    Tensors,
 )
 from levit_export.formats import target
 from levit_export.inputs.samples import seeded
@@ -58,6 +59,19 @@ class Row:
 
     artifact: Artifact
     run: RunOptions
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What a check of one row found.
+
+    ``accuracy`` is None where the reference has no labelled images. ``answers`` are every output
+    for every sample, and there are none where the artifact did not run.
+    """
+
+    parity: ParityReport
+    accuracy: Accuracy | None = None
+    answers: Tensors = field(default_factory=dict, repr=False)
 
 
 def judged_as(row: Row) -> str:
@@ -93,8 +107,8 @@ def check(
     reference: Reference,
     claims: tuple[str, ...] = (),
     opened: Callable[[Row], AbstractContextManager[Session]] | None = None,
-) -> tuple[ParityReport, Accuracy | None]:
-    """Parity of one artifact, and its accuracy where the reference has labelled images.
+) -> Checked:
+    """Parity of one artifact, its answers, and its accuracy on the labelled images.
 
     ``claims`` are what it says of itself and is not true. ``opened`` loads it in place of the
     runtime that is installed here; a ``RuntimeFailedError`` of it is a failure of the artifact.
@@ -103,28 +117,27 @@ def check(
     kind = target(row.artifact.format)
     available = kind.can_run()
     if opened is None and not available.ok:
-        return parity.not_run(f"{available.reason}: {available.fix}"), None
+        return Checked(parity.not_run(f"{available.reason}: {available.fix}"))
     judged = judged_as(row)
     if judged not in reference.tolerances:
-        return parity.not_run(
-            f"no tolerance for answers in {judged} is known: add --checkpoint FILE"
-        ), None
+        reason = f"no tolerance for answers in {judged} is known: add --checkpoint FILE"
+        return Checked(parity.not_run(reason))
     with ExitStack() as stack:
         try:
             session = stack.enter_context(
                 kind.open(row.artifact, row.run) if opened is None else opened(row)
             )
         except NotRunError as error:
-            return parity.not_run(str(error)), None
+            return Checked(parity.not_run(str(error)))
         except RuntimeFailedError as error:
-            return parity.run_failed(error, "", reference.samples).joined(*untrue), None
+            return Checked(parity.run_failed(error, "", reference.samples).joined(*untrue))
         expected = reference.matching(session.signature)
         try:
             outputs = parity.collect(session, expected.samples)
             accuracy = _accuracy(session, expected)
         except RuntimeFailedError as error:
             failed = parity.run_failed(error, session.runtime, expected.samples)
-            return failed.joined(*untrue), None
+            return Checked(failed.joined(*untrue))
         report = parity.compare_outputs(
             expected.outputs,
             outputs,
@@ -139,7 +152,8 @@ def check(
     artifact = row.artifact
     # A quantised file has digests of its own, for each quantiser settles its grids differently.
     digests = expected.weights.get(artifact.id, expected.weights.get(artifact.precision, {}))
-    return parity.with_weights(report, _audit(artifact, digests)).joined(*untrue), accuracy
+    report = parity.with_weights(report, _audit(artifact, digests)).joined(*untrue)
+    return Checked(report, accuracy, outputs)
 
 
 def _in_float32(row: Row, reference: Reference) -> Iterator[Finding]:
@@ -147,7 +161,7 @@ def _in_float32(row: Row, reference: Reference) -> Iterator[Finding]:
     computed = target(row.artifact.format).arithmetic(row.run)
     if computed.type == "fp32" or computed.is_accepted or computed.exact is None:
         return
-    exact, _ = check(replace(row, run=computed.exact), replace(reference, images=None))
+    exact = check(replace(row, run=computed.exact), replace(reference, images=None)).parity
     if all(finding.part != "answers" or finding.verdict == "pass" for finding in exact.findings):
         yield Finding(
             "coarser-arithmetic",

@@ -60,7 +60,7 @@ def check(
         if version.format == artifact.format:
             progress.stage(f"checking {artifact.path.name} on {version}")
             opened = partial(_opened, version, python)
-            found, _ = execution.check(Row(artifact, run), expected, claims, opened)
+            found = execution.check(Row(artifact, run), expected, claims, opened).parity
             report = execution.describe(Row(shown, run), folder, found, None, None)
             reports.append(replace(report, device=str(version)))
     return _oldest_named(reports)

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 
 import numpy as np
@@ -162,17 +162,13 @@ class OutputParity:
 
 @dataclass(frozen=True)
 class ParityReport:
-    """What a check of one artifact found, and everything it rests on.
-
-    ``answers`` are what the artifact gave, as long as the report is in memory.
-    """
+    """What a check of one artifact found, and everything it rests on."""
 
     runtime: str
     samples: int
     outputs: tuple[OutputParity, ...] = ()
     weights: WeightAudit | None = None
     findings: tuple[Finding, ...] = ()
-    answers: Tensors = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def verdict(self) -> Verdict:
@@ -346,9 +342,7 @@ def compare_outputs(
             )
             outputs.append(output)
             found += findings
-    return ParityReport(
-        runtime, len(samples), tuple(outputs), findings=tuple(found), answers=dict(candidate)
-    )
+    return ParityReport(runtime, len(samples), tuple(outputs), findings=tuple(found))
 
 
 def _compare_output(

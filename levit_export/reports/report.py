@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 from levit_export.checks.findings import Finding
 from levit_export.checks.parity import ParityReport, with_weights
@@ -268,13 +268,7 @@ def read_report(path: Path) -> Report:
     """
     try:
         content = serialisation.parse(files.read_text(path), SCHEMA)
-        import numpy as np
-
-        hooks = {
-            TimingReport: _timing_of_json,
-            Finding: _finding_of_json,
-            np.ndarray: _array_of_json,
-        }
+        hooks = {TimingReport: _timing_of_json, Finding: _finding_of_json}
         found = serialisation.structure(content, Report, strict=False, hooks=hooks)
         verdicts = [str(artifact["parity"]["verdict"]) for artifact in content["artifacts"]]
     except serialisation.OtherSchemaError as error:
@@ -290,11 +284,6 @@ def read_report(path: Path) -> Report:
     for problem in _inconsistencies(found, verdicts):
         raise DataError(f"{path} {problem}", remedy="Make it anew; the file was edited.")
     return found
-
-
-def _array_of_json(_value: Any, _: Any) -> NoReturn:
-    """A report in memory has the answers as well; its JSON has none."""
-    raise TypeError("a report holds no answers")
 
 
 def _finding_of_json(value: Any, _: Any) -> Finding:

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from levit_export.checks import agreement, execution, other_versions, parity, reference
+from levit_export.checks import execution, other_versions, parity, reference
+from levit_export.checks.agreement import Witness, witnessed
 from levit_export.checks.execution import Row
 from levit_export.checks.findings import Finding
 from levit_export.checks.other_versions import Environments
@@ -102,11 +103,11 @@ def check(request: CheckRequest, progress: Progress | None = None) -> Report:
     ways += sum(formats.count(version.format) for version in request.against)
     progress.plan(ways + (not request.choice.is_default))
     where = other_versions.install(request.against, progress)
-    reports: list[ArtifactReport] = []
+    witnesses: list[Witness] = []
     model = CheckedModel(request, progress)
     for each in found:
-        reports += _check_one(each, model, where, folder=each.folder if alone else None)
-    reports = agreement.witnessed(reports)
+        witnesses += _check_one(each, model, where, folder=each.folder if alone else None)
+    reports = witnessed(witnesses)
     for each, results in reported:
         reports += _judge_results(results, each, request)
     return build_report(reports, found)
@@ -271,10 +272,11 @@ def _refuse_batches(rows: Sequence[tuple[Located, Row]], rules: Rules) -> None:
 
 def _check_one(
     each: Located, model: CheckedModel, where: Environments, *, folder: Path | None
-) -> list[ArtifactReport]:
+) -> list[Witness]:
     """A report on each artifact at one path; a failure names the block at fault, if it may.
 
-    Behind them stand those on the versions in ``where``, of files that are as they were written.
+    Behind them stand those on the versions in ``where``, of files that are as they were written,
+    which are no witnesses of what runs here.
     """
     rows = execution.rows(each.artifacts, model.request.run, also_by_default=True)
     expectations: Expectations | None = None
@@ -283,16 +285,18 @@ def _check_one(
     if damage:
         # Nothing is executed, so the ways to execute a file do not matter.
         rows = tuple({row.artifact: row for row in reversed(rows)}.values())[::-1]
-        reports = [_altered(row, folder, damage) for row in rows]
+        witnesses = [Witness(_altered(row, folder, damage)) for row in rows]
     else:
         expectations = expectations_of(each, model)
         executed = dict(_executed(each, rows, expectations, model, folder=folder))
-        rows, reports = tuple(executed), list(executed.values())
+        rows, witnesses = tuple(executed), list(executed.values())
         elsewhere = _elsewhere(each, expectations, model, where, folder=folder)
     if model.request.drift:
         expected = None if expectations is None else expectations.reference
+        reports = [witness.report for witness in witnesses]
         reports = _explained(reports, rows, each, model, expected=expected, damage=damage)
-    return [*reports, *elsewhere]
+        witnesses = [replace(w, report=r) for w, r in zip(witnesses, reports, strict=True)]
+    return [*witnesses, *map(Witness, elsewhere)]
 
 
 def _executed(
@@ -302,8 +306,8 @@ def _executed(
     model: CheckedModel,
     *,
     folder: Path | None,
-) -> Iterator[tuple[Row, ArtifactReport]]:
-    """Each row with the report on it, executed here.
+) -> Iterator[tuple[Row, Witness]]:
+    """Each row with the report on it and its answers, executed here.
 
     Rows that nobody asked for, of what a runtime computes in by default, are left out where they
     decide nothing.
@@ -318,14 +322,16 @@ def _executed(
         model.progress.stage(f"checking {row.artifact.path.name}")
         suspect = Row(expectations.suspects.get(row.artifact, row.artifact), row.run)
         said = expectations.claims.get(row.artifact, ())
-        found, accuracy = execution.check(suspect, expectations.reference, said)
+        checked = execution.check(suspect, expectations.reference, said)
+        found = checked.parity
         if row.run.by_default and found.verdict == "inconclusive":
             continue
         if least is not None and row.artifact.format == "coreml":
             found = found.joined(*_on_ane(row, least))
         found = found.joined(*unvouched)
         shown = row if each.manifest is not None else suspect
-        yield row, execution.describe(shown, folder, found, accuracy, None)
+        report = execution.describe(shown, folder, found, checked.accuracy, None)
+        yield row, Witness(report, checked.answers)
 
 
 def _elsewhere(

@@ -10,11 +10,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from levit_export.checks import agreement, execution, parity, reference
-from levit_export.checks.execution import Row
-from levit_export.checks.parity import ParityReport
+from levit_export.checks import execution, parity, reference
+from levit_export.checks.agreement import Witness, witnessed
+from levit_export.checks.execution import Checked, Row
 from levit_export.checks.reference import Answered, Reference
-from levit_export.checks.results import Accuracy
 from levit_export.checks.timing import EAGER, TimingReport
 from levit_export.core import files, machine, serialisation
 from levit_export.core.packages import TOOLCHAIN, load_early, versions
@@ -61,7 +60,6 @@ FEW_IMAGES = 100
 """Fewer images than this do not show a quantiser the range of a network's values."""
 
 Made = TypeVar("Made")
-Checked = dict[Row, tuple[ParityReport, Accuracy | None]]
 
 
 @dataclass
@@ -257,7 +255,7 @@ def _checked(
     expected: Reference,
     request: ExportRequest,
     progress: Progress,
-) -> Checked:
+) -> dict[Row, Checked]:
     """What checks find in the files on disk, each executed in every way that was asked for.
 
     Checks run side by side, because runtimes let go of the interpreter. A failure of float16 is
@@ -267,7 +265,7 @@ def _checked(
 
     rows = execution.rows(artifacts, request.run)
     if not request.check:
-        return {row: (parity.not_run("--no-check"), None) for row in rows}
+        return {row: Checked(parity.not_run("--no-check")) for row in rows}
     progress.stage(f"checking {', '.join(artifact.id for artifact in artifacts)}")
     if not request.accuracy:
         expected = replace(expected, images=None)
@@ -276,8 +274,11 @@ def _checked(
         found = list(pool.map(lambda row: execution.check(row, expected), rows))
     inputs = expected.samples.inputs
     return {
-        row: (float16_overflow.explained(judged, row.artifact, model, inputs), accuracy)
-        for row, (judged, accuracy) in zip(rows, found, strict=True)
+        row: replace(
+            checked,
+            parity=float16_overflow.explained(checked.parity, row.artifact, model, inputs),
+        )
+        for row, checked in zip(rows, found, strict=True)
     }
 
 
@@ -304,16 +305,19 @@ def _timed(
 
 
 def _report(
-    checked: Checked,
+    checked: Mapping[Row, Checked],
     folder: Path,
     model: Prepared,
     timings: Mapping[Row, TimingReport],
     baselines: Mapping[str, TimingReport],
 ) -> Report:
     """What was found out about the artifacts, and how fast they are."""
-    reports = agreement.witnessed(
-        [execution.describe(row, folder, *each, timings.get(row)) for row, each in checked.items()]
-    )
+    witnesses = []
+    for row, found in checked.items():
+        timed = timings.get(row)
+        described = execution.describe(row, folder, found.parity, found.accuracy, timed)
+        witnesses.append(Witness(described, found.answers))
+    reports = witnessed(witnesses)
     return Report(
         verdict=overall(r.parity.verdict for r in reports),
         model=model.info,

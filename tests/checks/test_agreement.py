@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from levit_export.checks import parity
-from levit_export.checks.agreement import witnessed
+from levit_export.checks.agreement import Witness, witnessed
 from levit_export.checks.findings import Finding
 from levit_export.checks.results import ArtifactReport
 from levit_export.core.values import Signature, TensorSpec, Tolerance
@@ -23,7 +23,7 @@ RTOL = 0.01
 
 def answered(
     kind: str, shift: float, *, name: str = "logits", reference: np.ndarray = LOGITS
-) -> ArtifactReport:
+) -> Witness:
     """A file whose first number of every row is off by ``shift`` times its allowance."""
     answers = reference.copy()
     answers[:, 0] += shift * RTOL * np.abs(reference).max(axis=1)
@@ -38,7 +38,8 @@ def answered(
         expected=Signature((), (TensorSpec(name, (1, CLASSES)),)),
         runtime=f"the runtime of {kind}",
     )
-    return ArtifactReport(kind, "fp16", kind, 1, "0" * 64, found)
+    report = ArtifactReport(kind, "fp16", kind, 1, "0" * 64, found)
+    return Witness(report, {name: answers})
 
 
 def kinds(report: ArtifactReport) -> list[str]:
@@ -78,9 +79,8 @@ def test_what_independent_roundings_cannot_be() -> None:
 
 def test_answers_that_are_not_numbers_differ() -> None:
     """Answers that are NaN do not agree, however they came through the checks before."""
-    asset = answered("coreai", 0.0)
     spoilt = {"logits": np.full((ROWS, CLASSES), np.nan)}
-    asset = replace(asset, parity=replace(asset.parity, answers=spoilt))
+    asset = replace(answered("coreai", 0.0), answers=spoilt)
     found = witnessed([asset, answered("coreml", 0.0)])
     assert [kinds(each) for each in found] == [["runtimes-differ"]] * 2
 
@@ -90,16 +90,24 @@ def test_answers_that_are_not_numbers_differ() -> None:
     [
         ({"precision": "fp32"}, {}),
         ({"precision": "w8"}, {"precision": "w8"}),
-        ({}, {"device": "iPhone 17 Pro, all"}),
         ({"format": "onnx"}, {}),
     ],
-    ids=["another precision", "quantised", "on a device", "another format"],
+    ids=["another precision", "quantised", "another format"],
 )
 def test_files_that_are_no_witnesses(asset: dict[str, Any], package: dict[str, Any]) -> None:
     """Of other pairs of files nothing is said."""
     one, other = answered("coreai", 0.5), answered("coreml", -0.9)
-    reports = [replace(one, **asset), replace(other, **package)]
-    assert witnessed(reports) == reports
+    reports = [replace(one.report, **asset), replace(other.report, **package)]
+    witnesses = [Witness(reports[0], one.answers), Witness(reports[1], other.answers)]
+    assert witnessed(witnesses) == reports
+
+
+@pytest.mark.parametrize("silent", [0, 1])
+def test_without_answers_nothing_is_said(silent: int) -> None:
+    """A file whose answers are not here, as of one that ran on a device, is no witness."""
+    witnesses = [answered("coreai", 0.5), answered("coreml", -0.9)]
+    witnesses[silent] = Witness(witnesses[silent].report)
+    assert witnessed(witnesses) == [each.report for each in witnesses]
 
 
 def test_a_file_that_is_wrong_by_itself_accuses_nobody() -> None:
@@ -113,7 +121,8 @@ def test_only_files_that_pass_are_witnesses() -> None:
     """An asset of which nothing vouches for a file gets no agreement beside its other findings."""
     asset = answered("coreai", 0.5)
     doubt = Finding("unlisted-files", {"text": "nothing vouches for x"})
-    asset = replace(asset, parity=asset.parity.joined(doubt))
+    doubted = replace(asset.report, parity=asset.report.parity.joined(doubt))
+    asset = replace(asset, report=doubted)
     assert kinds(witnessed([asset, answered("coreml", 0.25)])[0]) == ["unlisted-files"]
 
 
@@ -135,4 +144,4 @@ def test_answers_to_another_reference_are_not_compared() -> None:
         answered("coreml", 0.1, reference=LOGITS + 1),
         answered("coreml", 0.1, name="probabilities"),
     ):
-        assert witnessed([asset, other]) == [asset, other]
+        assert witnessed([asset, other]) == [asset.report, other.report]

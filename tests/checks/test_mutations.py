@@ -44,8 +44,7 @@ class Subject:
     def judge(self, path: Path) -> ParityReport:
         """The verdict on a file in place of the subject's own."""
         row = execution.Row(replace(self.artifact, path=path), RunOptions(1))
-        report, _ = execution.check(row, self.reference)
-        return report
+        return execution.check(row, self.reference).parity
 
 
 def _subject(checkpoint: Checkpoint, path: Path) -> Subject:

@@ -80,7 +80,7 @@ def half() -> Artifact:
 def judge(artifact: Artifact, unit: str = "cpu_only") -> ParityReport:
     """The verdict on one compute unit."""
     row = Row(artifact, RunOptions(compute_units=(unit,)))
-    return execution.check(row, subjects.digits_reference())[0]
+    return execution.check(row, subjects.digits_reference()).parity
 
 
 def image() -> dict[str, np.ndarray]:
@@ -93,7 +93,7 @@ def test_one_row_for_each_unit(core_ml: CoreMl, half: Artifact) -> None:
     """With Core ML faked: every compute unit asked for is a row, loaded with it and named so."""
     rows = execution.rows([half], RunOptions(compute_units=UNITS))
     assert [row.run.compute_units for row in rows] == [(unit,) for unit in UNITS]
-    reports = [execution.check(row, subjects.digits_reference())[0] for row in rows]
+    reports = [execution.check(row, subjects.digits_reference()).parity for row in rows]
     assert [report.runtime for report in reports] == [f"Core ML ({unit})" for unit in UNITS]
     assert {report.verdict for report in reports} == {"pass"}
     assert core_ml.loaded == [(str(half.path), unit.upper()) for unit in UNITS]
