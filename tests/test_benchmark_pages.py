@@ -370,6 +370,27 @@ def test_an_efficientnet_has_its_published_size() -> None:
     assert round(count / 1e6, 1) == 5.3
 
 
+def test_a_cell_that_cannot_be_measured_fails_the_headline(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The other cells are kept, with a note, and the section still ends as a failure."""
+
+    def measure(_: str, task: dict[str, object]) -> Cell:
+        if task["threads"] != 1:
+            raise processes.WorkerError("killed by signal 9")
+        return replace(HEADLINE.cells[0], batch=task["batch"])
+
+    monkeypatch.setattr(headline, "_prepare", lambda *_: [])
+    monkeypatch.setattr(headline.latency, "measure", measure)
+    monkeypatch.setattr(headline.latency, "all_threads", lambda: (1, 2))
+    found = headline.run(tmp_path, ["levit_192"], None)
+    kept = next(found)
+    assert [(cell.batch, cell.threads) for cell in kept.cells] == [(1, 1), (16, 1)]
+    assert kept.circumstances.notes[-1].startswith("killed by signal 9")
+    with pytest.raises(processes.WorkerError, match="killed by signal 9"):
+        next(found)
+
+
 def test_the_headline_has_its_page(tmp_path: Path) -> None:
     """A record of several networks makes a page, a plot, and a sentence where models are shown."""
     root = tree(tmp_path)

@@ -86,7 +86,7 @@ def _latency(request: Request) -> Iterator[Record]:
 
 
 def _headline(request: Request) -> Iterator[Record]:
-    yield headline.run(request.place(headline.NAME), request.named, request.seconds)
+    yield from headline.run(request.place(headline.NAME), request.named, request.seconds)
 
 
 def _startup(request: Request) -> Iterator[Record]:

@@ -142,10 +142,11 @@ STATED = (("levit_192", "efficientnet_b2", 5), ("levit_256", "efficientnet_b3", 
 # --- measuring -------------------------------------------------------------------------------
 
 
-def run(folder: Path, names: Sequence[str], seconds: float | None) -> HeadlineRecord:
+def run(folder: Path, names: Sequence[str], seconds: float | None) -> Iterator[HeadlineRecord]:
     """Export what is to be timed, then measure cell by cell, each in a process of its own.
 
-    ``names`` are of the networks to be measured; all of them where there are none.
+    ``names`` are of the networks to be measured; all of them where there are none. Raises
+    ``WorkerError``, after the record of the other cells, where a cell could not be measured.
     """
     networks = [each for each in NETWORKS if not names or each.name in names]
     start = perf_counter()
@@ -167,8 +168,6 @@ def run(folder: Path, names: Sequence[str], seconds: float | None) -> HeadlineRe
                 _say(failed[-1])
             took = perf_counter() - start
             _say(f"batch {batch}, {threads} threads: {took:.0f} s")
-    if not cells:
-        raise WorkerError("; ".join(failed))
     notes = (
         "all networks in the same rounds; weights are random (seed 0) and int8 is calibrated on "
         f"{CALIBRATION_IMAGES} synthetic images, which is right for timing and says nothing about "
@@ -177,7 +176,10 @@ def run(folder: Path, names: Sequence[str], seconds: float | None) -> HeadlineRe
         "every other file is written by this package",
         "BatchNorm is folded on every side before anything is timed, as in the article's own test",
     )
-    return HeadlineRecord(record.circumstances({}, (*notes, *failed)), NAME, tuple(cells))
+    if cells:
+        yield HeadlineRecord(record.circumstances({}, (*notes, *failed)), NAME, tuple(cells))
+    if failed:
+        raise WorkerError("; ".join(failed))
 
 
 def _prepare(network: Network, folder: Path) -> list[File]:
