@@ -86,6 +86,25 @@ def test_the_newest_python_is_taken(
     assert log.read_text("utf-8") == f"{chosen} -m venv .venv\n"
 
 
+@pytest.mark.parametrize("extra", ["", "dev"])
+def test_what_a_clone_has(tmp_path: Path, extra: str) -> None:
+    """A clone can sign bundles and quantise for OpenVINO, with and without what tests need."""
+    (tmp_path / "scripts").mkdir()
+    script = Path(shutil.copy(ROOT / "scripts" / "prepare-venv", tmp_path / "scripts"))
+    for name in ("setup.cfg", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    log, python = tmp_path / "log", tmp_path / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\necho "$@" >> {log}\n', encoding="utf-8")
+    python.chmod(0o755)
+    given = [extra] if extra else []
+    done = subprocess.run(["bash", script, *given], capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (line,) = [line for line in log.read_text("utf-8").splitlines() if "--editable" in line]
+    wanted = ",".join(("int8", "sign", *given))
+    assert line.endswith(f"--constraint constraints.txt --editable .[{wanted}]")
+
+
 def test_the_wheel_gives_the_command(wheel: zipfile.ZipFile) -> None:
     """Installing it gives ``levit-export``, and the licence comes with it."""
     (points,) = [name for name in wheel.namelist() if name.endswith("entry_points.txt")]
