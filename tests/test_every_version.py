@@ -90,3 +90,10 @@ def test_a_python_that_is_not_here(script: ModuleType, monkeypatch: pytest.Monke
     monkeypatch.setattr(script, "interpreter", lambda _: None)
     found = script.tried(Path("uv"), "3.12", "lowest", [])
     assert (found.verdict, found.reason) == ("not-run", "there is no Python 3.12 here")
+
+
+def test_a_command_that_does_not_end(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command that goes on for too long is ended, and which one it was is said."""
+    monkeypatch.setattr(script, "LIMIT_S", 0.2)
+    with pytest.raises(script.FailedError, match=r"not ended after 0 s: sleep 60"):
+        script.run(["sleep", "60"])
