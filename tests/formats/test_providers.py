@@ -145,6 +145,15 @@ def test_a_provider_that_does_not_start(
         answers(replace(artifact), "webgpu")
 
 
+@pytest.mark.skipif(OPENVINO not in providers.present(), reason="the plug-in is not installed")
+def test_openvino_on_other_processors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenVINO's provider offers no processor but Intel's: where it has none, that is said."""
+    monkeypatch.setattr(onnxruntime, "register_execution_provider_library", lambda *_: None)
+    monkeypatch.setattr(onnxruntime, "get_ep_devices", list)
+    found = providers._plugins.__wrapped__()
+    assert "no device on this machine: it takes hardware of Intel alone" in found[OPENVINO]
+
+
 @here
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     """A damaged file is the file's fault, not the provider's."""

@@ -33,6 +33,10 @@ REMOTE = "AzureExecutionProvider"
 PLUGINS = "onnxruntime_ep_"
 """Prefix of the module names of packages that add a provider."""
 
+ABSENT = "it finds no device on this machine"
+LIMITS = {OPENVINO: f"{ABSENT}: it takes hardware of Intel alone (onnxruntime#31981)"}
+"""What is said in place of ``ABSENT`` of a provider whose reason is known."""
+
 SHOWN = 3
 """How many operators are named that another provider took."""
 
@@ -110,7 +114,7 @@ def _plugins() -> dict[str, str]:
         except Exception as error:
             devices, why = set(), first_line(error)
         for name in package.get_ep_names():
-            found[name] = why or ("" if name in devices else "it finds no device on this machine")
+            found[name] = why or ("" if name in devices else LIMITS.get(name, ABSENT))
     return found
 
 
