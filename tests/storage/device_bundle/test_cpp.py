@@ -103,6 +103,9 @@ def test_execution_providers(onnxruntime_program: Path, unpacked: Path, tmp_path
 
     status, said = under("nowhere,device=x")
     assert (status, "no provider nowhere is here; known: " in said) == (2, True), said
+    for name in ("cuda", "TensorrtExecutionProvider,device_id=0"):  # whatever this build has
+        status, said = under(name)
+        assert (status, "is not run by this program" in said) == (2, True), said
     # Every build has this one, which sends nothing anywhere and executes no operator.
     status, said = under("AzureExecutionProvider")
     assert (status, "error: " in said, file.exists()) == (2, True, False), said

@@ -4,7 +4,8 @@
 //   g++ -std=c++17 -O2 verify_onnxruntime.cpp -I ORT/include -L ORT/lib -lonnxruntime
 //       -Wl,-rpath,ORT/lib -o verify_onnxruntime                       (one line)
 //   ./verify_onnxruntime . onnx-fp32/MODEL.onnx [--results FILE] [--sustain SECONDS]
-//       [--provider NAME[,KEY=VALUE...]]     one that this ONNX Runtime was built with
+//       [--provider NAME[,KEY=VALUE...]]     one that this ONNX Runtime was built with, and that it
+//                                            takes by name: not CUDA, TensorRT or ROCm
 //
 // ORT is an unpacked release of ONNX Runtime, or the prefix of the package libonnxruntime-dev
 // (there the headers lie in include/onnxruntime). Exit status: 0 pass, 1 fail, 2 could not be run.
@@ -52,6 +53,11 @@ void use_provider(Ort::SessionOptions& options, const std::string& asked) {
         given[pair.substr(0, equals)] = pair.substr(equals + 1);
         comma = next;
     }
+    for (const char* each : {"cuda", "tensorrt", "rocm"})
+        if (lower(name) == each || lower(name) == each + lower(suffix))
+            throw std::runtime_error(name + " is not run by this program: ONNX Runtime takes it by "
+                                     "functions of its own in C++, and by name only in Python; "
+                                     "use verify.py --provider " + each);
     for (const std::string& each : Ort::GetAvailableProviders()) {
         std::string plain = each.substr(0, each.size() - suffix.size());
         known += (known.empty() ? "" : ", ") + plain;
