@@ -30,7 +30,7 @@ PLUGIN = pytest.mark.skipif(
 )
 HAS_BFLOAT16 = openvino.Core().get_property("CPU", HINT).get_type_name() == "bf16"
 BFLOAT16 = pytest.mark.skipif(
-    not HAS_BFLOAT16, reason="OpenVINO computes in float32 on this processor, which has no AMX"
+    not HAS_BFLOAT16, reason="OpenVINO computes in float32 on this processor"
 )
 NO_BFLOAT16 = pytest.mark.skipif(
     HAS_BFLOAT16, reason="OpenVINO computes in bfloat16 on this processor"

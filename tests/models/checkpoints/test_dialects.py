@@ -12,11 +12,17 @@ import pytest
 import torch
 from folders import TINY, in_timm, outline, tensors_of, written
 from transformers import LevitConfig as TransformersConfig
-from transformers.models.levit.image_processing_levit import LevitImageProcessor
 from transformers.models.levit.modeling_levit import (
     LevitForImageClassification,
     LevitForImageClassificationWithTeacher,
 )
+
+try:  # transformers 5 has two, and the other one needs torchvision
+    from transformers.models.levit.image_processing_pil_levit import (
+        LevitImageProcessorPil as LevitImageProcessor,
+    )
+except ImportError:
+    from transformers.models.levit.image_processing_levit import LevitImageProcessor
 
 from levit_export.core.errors import CheckpointError, UsageError
 from levit_export.core.precisions import UNIT_ROUNDOFF
