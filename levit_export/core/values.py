@@ -355,8 +355,8 @@ class RunOptions:
     ONNX Runtime's execution providers.
 
     With ``by_default`` float32 is not asked for, and the runtime chooses what it computes in:
-    OpenVINO takes bfloat16 on a processor with AMX. ``also_by_default`` asks for both ways where
-    they differ.
+    OpenVINO takes bfloat16 on a processor with AMX or AVX512-BF16. ``also_by_default`` asks for
+    both ways where they differ.
     """
 
     threads: int = 1

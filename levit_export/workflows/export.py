@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 __all__ = ["ExportRequest", "Shared", "export"]
 
 COMPUTED_IN_BFLOAT16 = ("fp32", "fp16")
-"""Precisions of OpenVINO that a processor with AMX computes in bfloat16 unless it is told.
+"""Precisions of OpenVINO that a processor with bfloat16 computes in it unless it is told.
 
 Their tolerance belongs to the directory wherever it was written: it may be checked there.
 """

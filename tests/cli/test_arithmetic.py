@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import onnxruntime
 import openvino
 import pytest
 from support import Cli, Exported
@@ -106,6 +107,26 @@ def test_a_provider_that_does_not_start(
     row = next(row for row in rows(result) if row["format"] == "onnx")
     assert row["parity"]["verdict"] == "not-run"
     assert "WebGpu did not start: no Vulkan" in row["parity"]["reason"]
+
+
+@pytest.mark.parametrize("provider", ["openvino", f"openvino,{HINT}=f32", "openvino,device=npu"])
+def test_a_provider_without_a_device(
+    cli: Cli, exported: Exported, monkeypatch: pytest.MonkeyPatch, provider: str
+) -> None:
+    """OpenVINO's provider where it has no device is a row that was not run, beside those that do.
+
+    That it takes the processor's fastest type on its device does not matter then.
+    """
+    monkeypatch.setattr(providers, "_plugins", lambda: {OPENVINO: "it finds no device"})
+    monkeypatch.setattr(onnxruntime, "get_ep_devices", list)
+    file = exported.folder / "onnx-fp32" / "levit_digits.onnx"
+    asked = ("--provider", provider, "--provider", "cpu")
+    result = cli("check", file, "--model", "levit_digits", *asked, "--json", "-")
+    assert result.exit_code == 3, result.output
+    absent, cpu = rows(result)
+    assert (absent["parity"]["verdict"], cpu["parity"]["verdict"]) == ("not-run", "pass")
+    assert "OpenVINO" in absent["parity"]["reason"]
+    assert "it finds no device" in absent["parity"]["reason"]
 
 
 def test_an_unknown_provider(cli: Cli, exported: Exported) -> None:

@@ -156,14 +156,18 @@ def load(source: str | bytes, settings: SessionOptions, provider: Provider) -> I
 def arithmetic(provider: Provider) -> str:
     """What a provider computes float32 in: ``fp32``, or ``bf16`` or ``fp16`` where it is coarser.
 
-    OpenVINO takes the coarsest type that its device is fast in, unless it is told.
+    OpenVINO takes the coarsest type that its device is fast in, unless it is told. Of a provider
+    without a device nothing is known but that it will not start.
     """
     if provider.name != OPENVINO:
         return "fp32"
     told = str(_properties(provider).get(PRECISION_HINT, ""))
     if told:
         return COMPUTED_IN.get(told.lower(), told.lower())
-    metadata = dict(_device(provider).ep_metadata)
+    devices = _devices(provider)
+    if not devices:
+        return "fp32"
+    metadata = dict(devices[0].ep_metadata)
     able = str(metadata.get("OPTIMIZATION_CAPABILITIES", "")).split()
     if metadata.get("ov_device") == "CPU":
         return "bf16" if "BF16" in able else "fp32"
@@ -175,15 +179,24 @@ def is_told(provider: Provider) -> bool:
     return provider.name == OPENVINO and PRECISION_HINT in _properties(provider)
 
 
-def _device(provider: Provider) -> Any:
-    """The plug-in's device that was asked for with ``device=NAME``; else its first."""
+def _devices(provider: Provider) -> list[Any]:
+    """The plug-in's devices, or the one that was asked for with ``device=NAME``."""
     import onnxruntime
 
-    devices = [each for each in onnxruntime.get_ep_devices() if each.ep_name == provider.name]
     wanted = provider.options.get("device", "").upper()
-    for device in devices:
-        if not wanted or dict(device.ep_metadata).get("ov_device", "").upper() == wanted:
-            return device
+    return [
+        each
+        for each in onnxruntime.get_ep_devices()
+        if each.ep_name == provider.name
+        and (not wanted or dict(each.ep_metadata).get("ov_device", "").upper() == wanted)
+    ]
+
+
+def _device(provider: Provider) -> Any:
+    """The first of :func:`_devices`. Raises ``NotRunError`` where there is none."""
+    for device in _devices(provider):
+        return device
+    wanted = provider.options.get("device", "").upper()
     raise _not_started(provider, f"it has no device {wanted!r} on this machine")
 
 

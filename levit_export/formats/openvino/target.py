@@ -132,7 +132,7 @@ class OpenvinoTarget:
         """On ``options.device``, which must be one that OpenVINO sees, in float32.
 
         With ``also_by_default`` once more as OpenVINO computes unless it is told, where that is
-        coarser: in bfloat16 where the processor has AMX (openvino#28032, #27795).
+        coarser: in bfloat16 where the processor has AMX or AVX512-BF16 (openvino#28032, #27795).
         """
         if options.device.upper() != RunOptions().device:
             _refuse_absent(packages.openvino().Core(), options.device)
