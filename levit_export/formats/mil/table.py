@@ -126,7 +126,7 @@ OPS: dict[str, OpRow] = {
     "add": OpRow(elementwise.add, _PAIR, "fi"),
     "sub": OpRow(elementwise.sub, _PAIR, "fi"),
     "mul": OpRow(elementwise.mul, _PAIR, "fi"),
-    "real_div": OpRow(elementwise.real_div, _PAIR),
+    "real_div": OpRow(elementwise.real_div, _PAIR, "fi"),
     "floor_div": OpRow(elementwise.floor_div, _PAIR, "fi"),
     "mod": OpRow(elementwise.mod, _PAIR, "fi"),
     "maximum": OpRow(elementwise.maximum, _PAIR, "fi", exact=True),

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mil_programs import FUNCTION, UNIT, Saved, assert_close, mb
 
-from levit_export.core.errors import PackageError
+from levit_export.core.errors import PackageError, UnsupportedOpError
 from levit_export.formats.mil.ops import elementwise
 
 Save = Callable[..., Saved]
@@ -240,6 +240,19 @@ def test_integers_stay_integers(saved: Save) -> None:
     found = saved(lambda x: mb.mul(x=x, y=np.int32(3)), x=x).output()
     assert found.dtype == np.int32
     assert np.array_equal(found, x * 3)
+
+
+def test_the_quotient_of_integers_is_whole(saved: Save) -> None:
+    """``real_div`` of integers drops the remainder; it is refused where that has two meanings."""
+
+    def build(x: Any) -> Any:
+        return mb.real_div(x=x, y=np.array([11, 12, -3], np.int32))
+
+    found = saved(build, x=np.array([50, 5, 12], np.int32)).output()
+    assert found.dtype == np.int32
+    assert found.tolist() == [4, 0, -4]
+    with pytest.raises(UnsupportedOpError, match="negative quotient"):
+        saved(build, x=np.array([50, 5, 13], np.int32)).output()
 
 
 @pytest.mark.parametrize("dtype", ["int32", "fp16", "bool"])

@@ -138,8 +138,13 @@ COMPUTED: dict[str, tuple[Callable[[Any], Any], Callable[[Array], Any], float]] 
         500,
     ),
     "local_response_norm": (
-        lambda x: mb.local_response_norm(x=x, size=4, alpha=0.5, beta=0.6, k=1.5),
-        lambda x: functional.local_response_norm(_torch(x), 4, alpha=0.5, beta=0.6, k=1.5).numpy(),
+        lambda x: mb.local_response_norm(x=x, size=5, alpha=0.5, beta=0.6, k=1.5),
+        lambda x: functional.local_response_norm(_torch(x), 5, alpha=0.5, beta=0.6, k=1.5).numpy(),
+        40,
+    ),
+    "local_response_norm over two": (
+        lambda x: mb.local_response_norm(x=x, size=2, alpha=0.5, beta=0.6, k=1.5),
+        lambda x: x / (1.5 + 0.25 * x.astype(np.float64) ** 2) ** 0.6,
         40,
     ),
     "reduce_l2_norm": (

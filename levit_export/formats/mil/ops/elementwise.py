@@ -39,9 +39,19 @@ def mul(x: Array, y: Array) -> Array:
 
 
 def real_div(x: Array, y: Array) -> Array:
-    """``x / y`` (floats only: what Core ML gives for integers is not documented)."""
+    """``x / y``; of integers the whole part.
+
+    coremltools' tests state the whole part for positive integers. What Core ML gives for a
+    negative quotient with a remainder is not documented.
+    """
     joined(x, y)
-    return np.asarray(x / y)
+    _no_zero(y)
+    if x.dtype.kind == "f":
+        return np.asarray(x / y)
+    whole, rest = np.divmod(x, y)
+    if np.any((whole < 0) & (rest != 0)):
+        raise NotImplementedError("a negative quotient of integers, with a remainder,")
+    return np.asarray(whole)
 
 
 def maximum(x: Array, y: Array) -> Array:
