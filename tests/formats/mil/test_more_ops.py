@@ -320,6 +320,75 @@ def test_forms_without_a_documented_result_are_refused(saved: Save) -> None:
         package.run()
 
 
+@pytest.mark.parametrize("specification", [6, 7])
+def test_boxes_beyond_an_image(saved: Save, specification: int) -> None:
+    """They are filled since iOS 16; what iOS 15 makes of them is not documented."""
+    box = np.array([3.0, 4, 6, 6], np.float32).reshape(1, 1, 4, 1, 1)
+
+    def build(x: Any) -> Any:
+        return mb.crop_resize(
+            x=x,
+            roi=box,
+            target_height=4,
+            target_width=3,
+            sampling_mode="STRICT_ALIGN_CORNERS",
+        )
+
+    package = saved(build, specification=specification, x=IMAGE)
+    if specification == 6:
+        with pytest.raises(UnsupportedOpError, match="a box beyond the image"):
+            package.run()
+        return
+    found = package.output()[0]
+    assert_close(found[..., :3, :], IMAGE[..., 3:6, 4:7], error=4 * U * np.abs(IMAGE).max())
+    assert not found[..., 3, :].any()
+
+
+def test_half_pixels_may_be_left_out(saved: Save) -> None:
+    """Since iOS 16 ``i n / m`` can be asked for; both rules of corners together mean nothing."""
+
+    def build(x: Any, aligned: bool = False) -> Any:  # noqa: FBT001, FBT002
+        return mb.upsample_bilinear(
+            x=x,
+            scale_factor_height=2,
+            scale_factor_width=1,
+            align_corners=aligned,
+            half_pixel_centers=aligned,
+        )
+
+    found = saved(build, specification=7, x=IMAGE).output()
+    assert np.array_equal(found[:, :, ::2], IMAGE)
+    assert np.array_equal(found[:, :, -1], IMAGE[:, :, -1])
+    between = (IMAGE[:, :, :-1].astype(np.float64) + IMAGE[:, :, 1:]) / 2
+    assert_close(found[:, :, 1:-1:2], between, error=2 * U * np.abs(IMAGE).max())
+    with pytest.raises(UnsupportedOpError, match="together with half_pixel_centers"):
+        saved(lambda x: build(x, True), specification=7, x=IMAGE).run()
+
+
+def test_ties_of_mirrored_places_are_those_of_grid_sample(saved: Save) -> None:
+    """A place between two pixels is mirrored first, and rounded to an even number then."""
+    size = 8  # a power of two: float32 holds the places exactly
+    places = np.zeros((1, 1, 6 * size, 2), np.float32)
+    places[..., 0] = (2 * np.arange(-3 * size, 3 * size) + 2) / size - 1
+    x = np.arange(size, dtype=np.float32).reshape(1, 1, 1, size)
+
+    def build(x: Any, grid: Any) -> Any:
+        return mb.resample(
+            x=x,
+            coordinates=grid,
+            sampling_mode="nearest",
+            padding_mode="symmetric",
+            padding_value=np.float32(0),
+            coordinates_mode="normalized_minus_one_to_one",
+            align_corners=False,
+        )
+
+    exact = functional.grid_sample(
+        torch.from_numpy(x), torch.from_numpy(places), "nearest", "reflection", align_corners=False
+    ).numpy()
+    assert np.array_equal(saved(build, x=x, grid=places).output(), exact)
+
+
 def test_indices_outside_an_axis_are_refused(saved: Save) -> None:
     """What Core ML gives for them is not documented."""
     package = saved(

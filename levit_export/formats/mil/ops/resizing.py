@@ -53,14 +53,19 @@ def upsample_bilinear(
     scale_factor_height: Array | None = None,
     scale_factor_width: Array | None = None,
     align_corners: Array | None = None,
+    half_pixel_centers: Array | None = None,
 ) -> Array:
     """Bilinear interpolation to ``m = floor(n * scale_factor)`` places on both axes.
 
     They are those of ``STRICT_ALIGN_CORNERS`` if ``align_corners`` (the default), else those of
-    ``UNALIGN_CORNERS``; the scale is ``n / m``, not the given factor.
+    ``UNALIGN_CORNERS``, or of ``DEFAULT`` where ``half_pixel_centers`` (since iOS 16) is false;
+    the scale is ``n / m``, not the given factor.
     """
     aligned = align_corners is None or flag(align_corners)
-    mode = "STRICT_ALIGN_CORNERS" if aligned else "UNALIGN_CORNERS"
+    half = not aligned if half_pixel_centers is None else flag(half_pixel_centers)
+    if aligned and half:
+        raise NotImplementedError("align_corners together with half_pixel_centers")
+    mode = "STRICT_ALIGN_CORNERS" if aligned else "UNALIGN_CORNERS" if half else "DEFAULT"
     height, width = _scaled(x, scale_factor_height, scale_factor_width)
     rows = _linear(x, x.ndim - 2, height, mode)
     return _linear(rows, x.ndim - 1, width, mode)
@@ -168,6 +173,7 @@ def resample(  # noqa: PLR0917 - the op needs all of its parameters
     Normalised coordinates span the centres of the first and the last pixel if ``align_corners``,
     else their outer edges. Around the image lies ``padding_value`` (``constant``), its edge
     (``border``), or its mirror image without (``reflection``) or with (``symmetric``) the edge.
+    The ``nearest`` pixel is looked for after a place was mirrored, with ties to even numbers.
     """
     if x.ndim != 4 or coordinates.ndim != 4 or coordinates.shape[3] != 2:
         raise ValueError(f"x {list(x.shape)} and coordinates {list(coordinates.shape)} do not fit")
@@ -183,13 +189,14 @@ def resample(  # noqa: PLR0917 - the op needs all of its parameters
     filler = padding_value if padding_mode == "constant" else None
     rule = padding_mode
     if sampling_mode == "nearest":
-        return _taken(x, np.rint(h), np.rint(w), rule, filler)
+        return _taken(x, h, w, rule, filler)
     return _bilinear(x, h, w, rule, filler)
 
 
 def crop_resize(
     x: Array,
     *,
+    specification: int,
     roi: Array | None = None,
     boxes: Array | None = None,
     box_indices: Array | None = None,
@@ -206,7 +213,8 @@ def crop_resize(
     Up to iOS 16 ``roi[n, 0, :, 0, 0]`` holds a box that is cut from every image, or the number of
     an image and a box, and ``y`` is ``[N, B, C, h, w]``; since iOS 17 ``boxes[n]`` is cut from
     image ``box_indices[n]`` and ``y`` is ``[N, C, h, w]``. Places in a box follow
-    ``sampling_mode`` with ``n = end - start + 1`` elements; beyond the image lies ``pad_value``.
+    ``sampling_mode`` with ``n = end - start + 1`` elements; beyond the image lies ``pad_value``
+    since iOS 16. Boxes of iOS 15 must be inside.
     """
     if (roi is None) == (boxes is None):
         raise ValueError("either roi (to iOS 16) or boxes (since iOS 17) must be given")
@@ -228,6 +236,9 @@ def crop_resize(
         corners *= float(spatial_scale)
     if flag(normalized_coordinates):
         corners *= np.array([x.shape[2] - 1, x.shape[3] - 1] * 2, dtype=np.float64)
+    inside = (corners >= 0) & (corners <= [x.shape[2] - 1, x.shape[3] - 1] * 2)
+    if specification < 7 and not inside.all():
+        raise NotImplementedError("a box beyond the image, before iOS 16,")
     cut = []
     for n, (top, left, bottom, right) in enumerate(corners):
         image = x if images is None else x[images[n] : images[n] + 1]
@@ -339,8 +350,9 @@ def _bilinear(x: Array, h: Array, w: Array, rule: str, filler: Array | None) -> 
 
 
 def _taken(x: Array, h: Array, w: Array, rule: str, filler: Array | None) -> Array:
-    """``x[b, c]`` at whole places, or what lies around the image by ``rule``."""
-    inside = (h >= 0) & (h < x.shape[2]) & (w >= 0) & (w < x.shape[3])
+    """``x[b, c]`` at the nearest whole places, or what lies around the image by ``rule``."""
+    row, column = np.rint(h), np.rint(w)
+    inside = (row >= 0) & (row < x.shape[2]) & (column >= 0) & (column < x.shape[3])
     rows, columns = _folded(h, x.shape[2], rule), _folded(w, x.shape[3], rule)
     image = np.arange(x.shape[0]).reshape(-1, 1, 1, 1)
     channel = np.arange(x.shape[1]).reshape(1, -1, 1, 1)
@@ -351,7 +363,7 @@ def _taken(x: Array, h: Array, w: Array, rule: str, filler: Array | None) -> Arr
 
 
 def _folded(places: Array, n: int, rule: str) -> Array:
-    """Whole places brought into an axis of ``n``."""
+    """Places brought into an axis of ``n``, and then the nearest whole ones."""
     if n < 1:
         raise ValueError("an image without pixels cannot be sampled")
     if rule == "reflection" and n > 1:
@@ -359,6 +371,6 @@ def _folded(places: Array, n: int, rule: str) -> Array:
         places = np.mod(places, period)
         places = np.minimum(places, period - places)
     elif rule == "symmetric":
-        places = np.mod(places, 2.0 * n)
-        places = np.minimum(places, 2.0 * n - 1 - places)
-    return np.clip(places, 0, n - 1).astype(np.int64)
+        from_edge = np.mod(places + 0.5, 2.0 * n)
+        places = np.minimum(from_edge, 2.0 * n - from_edge) - 0.5
+    return np.rint(np.clip(places, 0, n - 1)).astype(np.int64)
