@@ -207,8 +207,11 @@ def _check_kinds(node: Node) -> None:
         for parameter in node.op.operands
         for operand in node.operands.get(parameter, ())
     }
-    if len(kinds) > 1:
-        raise _mismatch(node, f"{', '.join(node.op.operands)} mix floats and integers")
+    if len(kinds) > 1:  # a constant may be of another kind for some ops since iOS 17
+        raise UnsupportedOpError(
+            f"{node.label} has {', '.join(node.op.operands)} of floats and integers together",
+            remedy="Known is the op for operands of one kind.",
+        )
     if not kinds <= set(node.op.kinds):
         raise UnsupportedOpError(
             f"{node.label} works on elements of kind {kinds.pop()!r}",

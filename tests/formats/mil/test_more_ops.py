@@ -303,6 +303,14 @@ def test_constants_of_matmul_may_have_another_type(saved: Save) -> None:
     assert_close(found, exact, error=dot_error(4, np.abs(x) @ np.abs(weight.astype(np.float32))))
 
 
+def test_products_of_floats_and_integers_are_refused(saved: Save) -> None:
+    """A sound program of iOS 17 that is not evaluated is unsupported, not damaged."""
+    weight = np.arange(20, dtype=np.int32).reshape(4, 5)
+    package = saved(lambda x: mb.matmul(x=x, y=weight), specification=8, x=_random(3, 4))
+    with pytest.raises(UnsupportedOpError, match="x, y of floats and integers together"):
+        package.output()
+
+
 def test_forms_without_a_documented_result_are_refused(saved: Save) -> None:
     """An op in a form that Core ML does not describe is unsupported, not guessed."""
     package = saved(
@@ -342,6 +350,25 @@ def test_boxes_beyond_an_image(saved: Save, specification: int) -> None:
     found = package.output()[0]
     assert_close(found[..., :3, :], IMAGE[..., 3:6, 4:7], error=4 * U * np.abs(IMAGE).max())
     assert not found[..., 3, :].any()
+
+
+@pytest.mark.parametrize("op", ["resize", "resize_nearest_neighbor", "upsample_nearest_neighbor"])
+def test_the_nearest_of_a_size_and_of_a_factor(saved: Save, op: str) -> None:
+    """A target size counts from the middles of pixels, a factor from their edges."""
+    build = {
+        "resize": lambda x: mb.resize(
+            x=x, shape=[9, 3], resized_dims=np.uint32(2), interpolation_mode="NEAREST_NEIGHBOR"
+        ),
+        "resize_nearest_neighbor": lambda x: mb.resize_nearest_neighbor(
+            x=x, target_size_height=9, target_size_width=3
+        ),
+        "upsample_nearest_neighbor": lambda x: mb.upsample_nearest_neighbor(
+            x=x, scale_factor_height=np.float32(1.5), scale_factor_width=np.float32(0.34)
+        ),
+    }[op]
+    mode = "nearest" if op == "upsample_nearest_neighbor" else "nearest-exact"
+    exact = functional.interpolate(torch.from_numpy(IMAGE), (9, 3), mode=mode).numpy()
+    assert np.array_equal(saved(build, specification=8, x=IMAGE).output(), exact)
 
 
 def test_half_pixels_may_be_left_out(saved: Save) -> None:

@@ -2,7 +2,9 @@
 
 Source: coremltools, MIL op set ``image_resizing``. Height and width are the last two axes of
 ``x``. Along an axis every output position ``i`` has a place in the input, a real number; bilinear
-interpolation weighs the two elements around it, nearest-neighbour takes the element at its floor.
+interpolation weighs the two elements around it, nearest-neighbour takes the element at its floor:
+that of ``i n / m`` where a factor is given, and of ``(i + 1/2) n / m`` where a size is given, as
+coremltools' tests of ``resize`` state and its TensorFlow frontend (``half_pixel_centers``) has it.
 """
 
 from __future__ import annotations
@@ -36,15 +38,15 @@ def upsample_nearest_neighbor(
 ) -> Array:
     """``y[i] = x[floor(i * n / m)]`` on both axes, ``m = floor(n * scale_factor)``."""
     height, width = _scaled(x, scale_factor_height, scale_factor_width)
-    return _nearest(_nearest(x, x.ndim - 2, height), x.ndim - 1, width)
+    return _nearest(_nearest(x, x.ndim - 2, height, 0), x.ndim - 1, width, 0)
 
 
 def resize_nearest_neighbor(
     x: Array, target_size_height: Array, target_size_width: Array
 ) -> Array:
-    """``y[i] = x[floor(i * n / m)]`` on both axes, ``m`` the target size."""
-    rows = _nearest(x, x.ndim - 2, integer(target_size_height))
-    return _nearest(rows, x.ndim - 1, integer(target_size_width))
+    """``y[i] = x[floor((i + 1/2) * n / m)]`` on both axes, ``m`` the target size."""
+    rows = _nearest(x, x.ndim - 2, integer(target_size_height), 1)
+    return _nearest(rows, x.ndim - 1, integer(target_size_width), 1)
 
 
 def upsample_bilinear(
@@ -106,7 +108,7 @@ def resize(
     for back in range(1, many + 1):
         axis, size = x.ndim - back, sizes[-back] or x.shape[-back]
         if interpolation_mode == "NEAREST_NEIGHBOR":
-            x = _nearest(x, axis, size)
+            x = _nearest(x, axis, size, 1)
         else:
             x = _linear(x, axis, size, sampling_mode)
     return np.array(x)
@@ -304,13 +306,14 @@ def _places(n: float, m: int, mode: str) -> Array:
     raise NotImplementedError(f"sampling mode {mode!r}")
 
 
-def _nearest(x: Array, axis: int, size: int) -> Array:
+def _nearest(x: Array, axis: int, size: int, halves: int) -> Array:
+    """``y[i] = x[floor((i + halves / 2) * n / size)]`` along one axis."""
     n = x.shape[axis]
     bounded((*x.shape[:axis], size, *x.shape[axis + 1 :]))
     bounded((size,))  # also of an axis of nothing
     if n == 0 or size < 1:
         raise ValueError(f"an axis of {n} cannot be resized to {size}")
-    return np.asarray(np.take(x, np.arange(size) * n // size, axis=axis))
+    return np.asarray(np.take(x, (2 * np.arange(size) + halves) * n // (2 * size), axis=axis))
 
 
 def _linear(x: Array, axis: int, size: int, mode: str) -> Array:
