@@ -376,4 +376,4 @@ def _folded(places: Array, n: int, rule: str) -> Array:
     elif rule == "symmetric":
         from_edge = np.mod(places + 0.5, 2.0 * n)
         places = np.minimum(from_edge, 2.0 * n - from_edge) - 0.5
-    return np.rint(np.clip(places, 0, n - 1)).astype(np.int64)
+    return np.asarray(np.rint(np.clip(places, 0, n - 1)), dtype=np.int64)
