@@ -21,15 +21,20 @@ from support import Cli
 from levit_export.core.errors import (
     ArtifactError,
     ExportFailedError,
+    NotRunError,
     RuntimeFailedError,
     UsageError,
 )
+from levit_export.core.packages import PRECISION_HINT as HINT
 from levit_export.core.values import Artifact, ExportOptions, RunOptions
+from levit_export.formats import answering
 from levit_export.formats.openvino.target import OpenvinoTarget
 from levit_export.models import checkpoints
+from levit_export.storage.device_bundle.verifiers import verify
 
 TARGET = OpenvinoTarget()
 RUN = RunOptions(threads=1)
+REFUSALS = (NotRunError, answering.UnableError, verify.NotStartedError)
 SOFTMAX = "stage1_block0_attention_softmax"
 
 
@@ -118,6 +123,47 @@ def test_metadata(plain: Artifact) -> None:
     assert {"levit-export", "torch", "openvino"} == set(json.loads(said["versions"]))
     assert (said["precision"], said["licence"]) == ("fp32", "Apache-2.0")
     assert TARGET.inspect(plain.path).passes == tuple(applied)
+
+
+def by_the_target(file: Path, image: np.ndarray) -> np.ndarray:
+    """Logits by this package's own session."""
+    with TARGET.open(TARGET.inspect(file), RUN) as session:
+        return session.run({"input": image})["logits"]
+
+
+def in_another_environment(file: Path, image: np.ndarray) -> np.ndarray:
+    """Logits by the program that runs in environments with other versions."""
+    return np.asarray(answering.OpenVino(str(file), threads=1).answer([image])[0])
+
+
+def on_a_device(file: Path, image: np.ndarray) -> np.ndarray:
+    """Logits by the bundle's verifier."""
+    _, run = verify.openvino(file, None, "")
+    return run(image)["logits"]
+
+
+@pytest.mark.parametrize("answer", [by_the_target, in_another_environment, on_a_device])
+@pytest.mark.parametrize("hint", ["bf16", "f16", "dynamic"])
+def test_of_hints_only_bfloat16_is_followed(
+    plain: Artifact,
+    copied: Artifact,
+    answer: Callable[[Path, np.ndarray], np.ndarray],
+    hint: str,
+) -> None:
+    """Every program follows a hint of bf16, or says that this processor does not; and no other."""
+    text = copied.path.read_text("utf-8")
+    asks = f'<rt_info><runtime_options><{HINT} value="{hint}" /></runtime_options>'
+    head, whole, rest = text.rpartition("<rt_info>")
+    assert whole
+    copied.path.write_text(head + asks + rest, "utf-8")
+    image = np.random.default_rng(0).standard_normal((1, 3, 96, 96)).astype(np.float32)
+    if hint == "bf16" and openvino.Core().get_property("CPU", HINT).get_type_name() != "bf16":
+        with pytest.raises(REFUSALS, match="bf16"):
+            answer(copied.path, image)
+        return
+    exact, found = answer(plain.path, image), answer(copied.path, image)
+    error = np.abs(found - exact).max() / np.abs(exact).max()
+    assert error > 2**-12 if hint == "bf16" else error == 0
 
 
 def test_same_bytes_in_one_process(plain: Artifact, tmp_path: Path) -> None:
