@@ -94,16 +94,32 @@ def _their_resnet(model: Grafted, kind: Any, extra: Mapping[str, torch.Tensor]) 
     return theirs.eval()
 
 
-VIT_LAYER = {
-    "norm1": "layernorm_before",
-    "attn.proj": "attention.output.dense",
-    "norm2": "layernorm_after",
-    "mlp.fc1": "intermediate.dense",
-    "mlp.fc2": "output.dense",
+VIT_LAYERS = {
+    "vit.encoder.layer": {  # transformers 4
+        "q": "attention.attention.query",
+        "k": "attention.attention.key",
+        "v": "attention.attention.value",
+        "norm1": "layernorm_before",
+        "attn.proj": "attention.output.dense",
+        "norm2": "layernorm_after",
+        "mlp.fc1": "intermediate.dense",
+        "mlp.fc2": "output.dense",
+    },
+    "vit.layers": {  # transformers 5
+        "q": "attention.q_proj",
+        "k": "attention.k_proj",
+        "v": "attention.v_proj",
+        "norm1": "layernorm_before",
+        "attn.proj": "attention.o_proj",
+        "norm2": "layernorm_after",
+        "mlp.fc1": "mlp.fc1",
+        "mlp.fc2": "mlp.fc2",
+    },
 }
+"""By the prefix of a layer, what ``transformers`` calls its parts."""
 
 
-def _vit_tensors(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
+def _vit_tensors(name: str, tensor: torch.Tensor, prefix: str) -> dict[str, torch.Tensor]:
     """The tensor ``name`` of our transformer as ``transformers`` names and splits it."""
     top = {
         "cls_token": "vit.embeddings.cls_token",
@@ -120,12 +136,11 @@ def _vit_tensors(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
     if part in outer:
         return {f"{outer[part]}.{leaf}": tensor}
     _, index, inner = part.split(".", 2)
-    layer = f"vit.encoder.layer.{index}"
+    names = {own: f"{prefix}.{index}.{theirs}" for own, theirs in VIT_LAYERS[prefix].items()}
     if inner == "attn.qkv":
-        names = ("query", "key", "value")
-        thirds = zip(names, tensor.chunk(3), strict=True)
-        return {f"{layer}.attention.attention.{each}.{leaf}": third for each, third in thirds}
-    return {f"{layer}.{VIT_LAYER[inner]}.{leaf}": tensor}
+        thirds = zip("qkv", tensor.chunk(3), strict=True)
+        return {f"{names[each]}.{leaf}": third for each, third in thirds}
+    return {f"{names[inner]}.{leaf}": tensor}
 
 
 def _their_vit(model: Grafted) -> nn.Module:
@@ -151,9 +166,10 @@ def _their_vit(model: Grafted) -> nn.Module:
             attn_implementation="sdpa",  # "eager" takes its softmax in float32
         )
     )
+    prefix = "vit.layers" if hasattr(theirs.vit, "layers") else "vit.encoder.layer"
     state: dict[str, torch.Tensor] = {}
     for name, tensor in model.transformer.state_dict().items():
-        state |= _vit_tensors(name, tensor)
+        state |= _vit_tensors(name, tensor, prefix)
     theirs.double().load_state_dict(state, strict=True)
     return theirs.eval()
 
