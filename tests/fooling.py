@@ -6,16 +6,18 @@ all of them with several seeds; the tests try some.
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mutations import edit_specification, main_block
+from mutations import PLACES, edit_asset, edit_specification, main_block
 
 from levit_export.core import packages
 from levit_export.core.values import Artifact
+from levit_export.formats.coreai import program, write
 
 PREFIX = "levit_export."
 Said = Callable[[dict[str, str]], None]
@@ -68,6 +70,12 @@ def say(artifact: Artifact, change: Said) -> None:
 
         edit_specification(artifact.path, in_coreml)
         return
+    if artifact.format == "coreai":
+        place = artifact.path / program.METADATA
+        content = json.loads(place.read_text("utf-8"))
+        change(content[program.SAID])
+        place.write_text(json.dumps(content), "utf-8")
+        return
     _say_in_xml(artifact.path, change)
 
 
@@ -88,8 +96,14 @@ def _say_in_xml(path: Path, change: Said) -> None:
 
 def scale_weights(artifact: Artifact, draw: Draw, factor: float) -> None:
     """Multiply a weight tensor, or the scales of a quantised one, by ``factor``."""
-    spoil = {"onnx": _scale_onnx, "openvino": _scale_openvino, "coreml": _scale_coreml}
-    spoil[artifact.format](artifact.path, draw, factor)
+    if artifact.format == "onnx":
+        _scale_onnx(artifact.path, draw, factor)
+    elif artifact.format == "openvino":
+        _scale_openvino(artifact.path, draw, factor)
+    else:
+        places = [p for p in PLACES[artifact.format](artifact.path) if np.prod(p.shape) > 9]
+        place = places[draw.integers(len(places))]
+        place.change(lambda array: array * array.dtype.type(factor), place.shape)
 
 
 def _scale_onnx(path: Path, draw: Draw, factor: float) -> None:
@@ -126,21 +140,17 @@ def _scale_openvino(path: Path, draw: Draw, factor: float) -> None:
     _openvino(path, change)
 
 
-def _scale_coreml(path: Path, draw: Draw, factor: float) -> None:
-    """A tensor of the weight file: one of its records."""
-    from mutations import coreml_places
-
-    places = [place for place in coreml_places(path) if np.prod(place.shape) > 9]
-    place = places[draw.integers(len(places))]
-    place.change(lambda array: array * array.dtype.type(factor), place.shape)
-
-
 # --- hidden constants ------------------------------------------------------------------------
 
 
 def hide(artifact: Artifact, draw: Draw, way: str, factor: float) -> None:
     """Multiply an inner value by ``factor``, which is hidden in the ``way`` that is named."""
-    hidden = {"onnx": _hide_onnx, "openvino": _hide_openvino, "coreml": _hide_coreml}
+    hidden = {
+        "onnx": _hide_onnx,
+        "openvino": _hide_openvino,
+        "coreml": _hide_coreml,
+        "coreai": _hide_coreai,
+    }
     hidden[artifact.format](artifact.path, draw, way, factor)
 
 
@@ -310,6 +320,59 @@ def _hide_coreml(path: Path, draw: Draw, way: str, factor: float) -> None:
     edit_specification(path, change)
 
 
+def _hide_coreai(path: Path, draw: Draw, way: str, factor: float) -> None:
+    edit_asset(path, _hide_in_asset, way, factor, float(draw.random()))
+
+
+def _hide_in_asset(graph: Any, way: str, factor: float, share: float) -> None:
+    """The value is the one that lies at ``share`` of all that may be taken."""
+    from coreai._compiler import ir
+    from coreai._compiler.dialects import coreai as dialect
+
+    (block,) = graph.regions[0].blocks
+    operations = list(block.operations)
+    at = [
+        i
+        for i, op in enumerate(operations)
+        if op.operation.name.endswith(("softmax", "broadcasting_mul"))
+    ]
+    place = at[int(share * len(at))]
+    (value,) = operations[place].results
+    users = [(use.owner, use.operand_number) for use in value.uses]
+    with ir.InsertionPoint(operations[place + 1]), operations[place].location:
+        if way == "subgraph":
+            always = dialect.constant(np.array(True))
+            made, branches = dialect.if_([value.type], always)
+            for branch in branches:
+                with branch:
+                    number = _asset_number(value, "scalar", factor)
+                    dialect.yield_([dialect.broadcasting_mul(value, number)])
+        else:
+            made = dialect.broadcasting_mul(value, _asset_number(value, way, factor))
+    for user, operand in users:
+        user.operands[operand] = made
+
+
+def _asset_number(value: Any, way: str, factor: float) -> Any:
+    """A number in the type of ``value``; no operation of Core AI has one among its attributes."""
+    from coreai._compiler.dialects import coreai as dialect
+
+    dtype = np.dtype(program.TYPES[str(value.type.element_type)])
+    if way == "attribute":
+        numbers = (
+            write.constant(np.full((1, 1, 1, 1), number), kind)
+            for number, kind in ((1, np.int8), (factor, dtype), (0, np.int8), (0, dtype))
+        )
+        return dialect.blockwise_shift_scale(*numbers)
+    if way == "integer":
+        whole = dialect.cast(write.constant(round(factor * 1000), np.int32), dtype.type)
+        return dialect.broadcasting_divide(whole, write.constant(1000, dtype))
+    if way == "folded":
+        halves = write.constant([factor / 2] * 2, dtype)
+        return dialect.reduce_sum(halves, write.constant([0], np.int32))
+    return write.constant([factor] if way == "list" else factor, dtype)
+
+
 # --- decoys ----------------------------------------------------------------------------------
 
 
@@ -352,6 +415,8 @@ def plant_decoys(artifact: Artifact, draw: Draw) -> None:
         port = ET.SubElement(ET.SubElement(layer, "output"), "port", id="0", precision="I8")
         ET.SubElement(port, "dim").text = str(size)
         tree.write(artifact.path)
+    elif artifact.format == "coreai":
+        edit_asset(artifact.path, _decoy_in_asset)
     else:
 
         def in_program(model: Any) -> None:
@@ -365,3 +430,15 @@ def plant_decoys(artifact: Artifact, draw: Draw) -> None:
             made.attributes["val"].immediateValue.tensor.bytes.values = bytes(size)
 
         edit_specification(artifact.path, in_program)
+
+
+def _decoy_in_asset(graph: Any) -> None:
+    """A second function, which holds what the first one does and which nothing calls.
+
+    Operations that no output is made of are left out when a program is saved.
+    """
+    from coreai._compiler import ir
+
+    with ir.InsertionPoint(graph), graph.location:
+        copy = graph.operation.clone()
+    copy.attributes["sym_name"] = ir.StringAttr.get("decoy")

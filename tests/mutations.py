@@ -19,7 +19,6 @@ from levit_export.core import packages
 from levit_export.core.quiet import quiet
 from levit_export.core.values import Artifact
 from levit_export.formats.coreai import program, write
-from levit_export.formats.coreai.target import CoreaiTarget
 
 SPECIFICATION = Path("Data/com.apple.CoreML/model.mlmodel")
 RECORD = struct.Struct("<IIQQQ32x")
@@ -113,14 +112,27 @@ def coreml_places(path: Path) -> Iterator[Place]:
 
 
 def coreai_places(path: Path) -> Iterator[Place]:
-    """The floating-point constants of an asset; a single number is not stored as such."""
+    """The floating-point constants of an asset, those that compressed weights are made of too.
+
+    A single number is not stored as such.
+    """
     file = path / program.PROGRAM
     content = file.read_bytes()
-    kind = CoreaiTarget()
-    for numbers in kind.constants(kind.inspect(path)):
+    for numbers in program.ask(_stored, path):
         data = numbers.tobytes()
         if numbers.dtype.kind == "f" and numbers.shape and content.count(data) == 1:
             yield Place(file, content.index(data), numbers.dtype.str, numbers.shape)
+
+
+def _stored(asset: Path) -> list[np.ndarray]:
+    """The constants of an asset as they are stored."""
+    loaded = program._load(asset)
+    resources = program._resources(loaded)
+    return [
+        program._numbers(op, resources)
+        for op in program._operations(program._graph(loaded, asset))
+        if program._kind(op) == "constant"
+    ]
 
 
 PLACES = {
@@ -222,7 +234,7 @@ def constant(model: Any, name: str) -> Any:
     return op.attributes["val"].immediateValue.tensor
 
 
-def edit_asset(asset: Path, change: Callable[..., None], *arguments: str) -> None:
+def edit_asset(asset: Path, change: Callable[..., None], *arguments: Any) -> None:
     """Change the program of a Core AI asset in place: ``change(graph, *arguments)``.
 
     ``change`` is called in Core AI's process, so it has to be a function of a module.
@@ -232,7 +244,7 @@ def edit_asset(asset: Path, change: Callable[..., None], *arguments: str) -> Non
     assert (asset / program.PROGRAM).read_bytes() != before
 
 
-def _edit_asset(asset: Path, change: Callable[..., None], arguments: tuple[str, ...]) -> None:
+def _edit_asset(asset: Path, change: Callable[..., None], arguments: tuple[Any, ...]) -> None:
     from coreai.authoring import AIModelAsset
 
     loaded = AIModelAsset.load(asset).program

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import fooling_matrix
 import pytest
-from fooling_matrix import FEW, Outcome
+from fooling_matrix import FEW, FORMATS, Outcome
 
-KINDS = ("onnx", "openvino", "coreml")
 EVERY = 5
 """Each format takes every fifth try, beginning at another one."""
 
@@ -16,7 +15,7 @@ def told(outcomes: list[Outcome]) -> list[tuple[str, str, str]]:
     return [(str(each.tried), each.verdict, each.reason) for each in outcomes]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FORMATS)
 def test_honest_carriers_pass(kind: str) -> None:
     """A file, a directory and a bundle as they were made pass, whatever they are held against."""
     honest = [each for each in fooling_matrix.honest(kind, 1, FEW) if each.layout == "auto"]
@@ -26,10 +25,10 @@ def test_honest_carriers_pass(kind: str) -> None:
         assert not told([each for each in found if each.verdict != "pass"])
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FORMATS)
 def test_no_spoilt_carrier_passes(kind: str) -> None:
     """What is wrong in a carrier, and lies about it wherever it can, never passes."""
-    tries = list(fooling_matrix.tries(kind, [0], FEW))[KINDS.index(kind) :: EVERY]
+    tries = list(fooling_matrix.tries(kind, [0], FEW))[FORMATS.index(kind) :: EVERY]
     for against in (fooling_matrix.CHECKPOINT, fooling_matrix.OWN):
         found = fooling_matrix.judged([each for each in tries if each.against == against])
         assert found
