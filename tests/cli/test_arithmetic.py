@@ -6,9 +6,11 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnxruntime
 import openvino
 import pytest
@@ -16,6 +18,7 @@ from support import Cli, Exported
 
 from levit_export.core.errors import NotRunError
 from levit_export.core.packages import PRECISION_HINT as HINT
+from levit_export.core.precisions import UNIT_ROUNDOFF
 from levit_export.core.values import RunOptions
 from levit_export.formats import elsewhere, target
 from levit_export.formats.environments import Version
@@ -225,6 +228,20 @@ def test_what_a_processor_cannot_compute_in(cli: Cli, in_bfloat16: Path) -> None
     assert any("takes f32" in note for note in row["notes"])
 
 
+@BFLOAT16
+def test_what_a_processor_computes_in(cli: Cli, in_bfloat16: Path) -> None:
+    """Where OpenVINO follows the hint the file passes with errors that float32 never has."""
+    checked = cli("check", in_bfloat16, "--json", "-")
+    assert checked.exit_code == 0, checked.output
+    (row,) = rows(checked)
+    assert row["parity"]["max_rel"] > UNIT_ROUNDOFF["bf16"] / 10
+    timed = cli("bench", in_bfloat16, "--iters", "2", "--json", "-")
+    assert (timed.exit_code, rows(timed)[0]["timing"]["verdict"]) == (0, "pass")
+    few = ("--data", "digits", "--limit", "20", "--json", "-")
+    evaluated = cli("evaluate", in_bfloat16, *few)
+    assert (evaluated.exit_code, rows(evaluated)[0]["accuracy"]["images"]) == (0, 20)
+
+
 @pytest.mark.usefixtures("as_with_bfloat16")
 def test_it_is_judged_as_bfloat16(cli: Cli, in_bfloat16: Path) -> None:
     """Where the processor has bfloat16 it is one row, by that tolerance; its weights are found."""
@@ -281,18 +298,33 @@ def test_another_version_cannot_either(in_bfloat16: Path) -> None:
         pass
 
 
-@NO_BFLOAT16
-def test_the_verifier_of_a_bundle_cannot_either(
-    cli: Cli, in_bfloat16: Path, tmp_path: Path
-) -> None:
-    """``verify.py`` follows the hint as well, and the card says so."""
+@BFLOAT16
+def test_another_version_computes_in_it(in_bfloat16: Path) -> None:
+    """A release in an environment of its own gives the answers that the installed one gives."""
+    artifact = target("openvino").inspect(in_bfloat16 / "openvino-bf16" / "levit_digits.xml")
+    version = Version("openvino", openvino.__version__.split("-")[0])
+    image = np.random.default_rng(0).standard_normal((1, 3, 96, 96)).astype(np.float32)
+    with (
+        elsewhere.opened(artifact, RunOptions(), version, Path(sys.executable)) as there,
+        target("openvino").open(artifact, RunOptions()) as here,
+        target("openvino").open(replace(artifact, precision="fp32"), RunOptions()) as exact,
+    ):
+        told, own, other = (s.run({"input": image})["logits"] for s in (there, here, exact))
+    np.testing.assert_array_equal(told, own)
+    assert np.abs(other - own).max() > UNIT_ROUNDOFF["bf16"] / 10 * np.abs(other).max()
+
+
+def test_the_verifier_of_a_bundle_follows_it(cli: Cli, in_bfloat16: Path, tmp_path: Path) -> None:
+    """``verify.py`` follows the hint where it can, says where it cannot, and the card says so."""
     assert cli("bundle", in_bfloat16, "-o", tmp_path / "b.zip").exit_code == 0
     shutil.unpack_archive(tmp_path / "b.zip", tmp_path / "b", "zip")
     done = subprocess.run(
         [sys.executable, tmp_path / "b" / "verify.py"], capture_output=True, text=True, check=False
     )
-    assert done.returncode == 3, done.stdout + done.stderr
-    assert "it asks for bf16, and OpenVINO takes f32 on this processor" in done.stdout
+    assert done.returncode == (0 if HAS_BFLOAT16 else 3), done.stdout + done.stderr
+    refused = "it asks for bf16, and OpenVINO takes f32 on this processor"
+    passed = "pass    outputs of openvino-bf16/levit_digits.xml"
+    assert (passed if HAS_BFLOAT16 else refused) in done.stdout
     card = (tmp_path / "b" / "README.md").read_text("utf-8")
     assert "- `openvino-bf16/levit_digits.xml`: `bf16`" in card
     assert 'hint = {"INFERENCE_PRECISION_HINT": "bf16"}' in card
