@@ -138,13 +138,8 @@ COMPUTED: dict[str, tuple[Callable[[Any], Any], Callable[[Array], Any], float]] 
         500,
     ),
     "local_response_norm": (
-        lambda x: mb.local_response_norm(x=x, size=5, alpha=0.5, beta=0.6, k=1.5),
-        lambda x: functional.local_response_norm(_torch(x), 5, alpha=0.5, beta=0.6, k=1.5).numpy(),
-        40,
-    ),
-    "local_response_norm over two": (
-        lambda x: mb.local_response_norm(x=x, size=2, alpha=0.5, beta=0.6, k=1.5),
-        lambda x: x / (1.5 + 0.25 * x.astype(np.float64) ** 2) ** 0.6,
+        lambda x: mb.local_response_norm(x=x, size=4, alpha=0.5, beta=0.6, k=1.5),
+        lambda x: functional.local_response_norm(_torch(x), 4, alpha=0.5, beta=0.6, k=1.5).numpy(),
         40,
     ),
     "reduce_l2_norm": (
@@ -414,6 +409,13 @@ def test_ties_of_mirrored_places_are_those_of_grid_sample(saved: Save) -> None:
         torch.from_numpy(x), torch.from_numpy(places), "nearest", "reflection", align_corners=False
     ).numpy()
     assert np.array_equal(saved(build, x=x, grid=places).output(), exact)
+
+
+def test_response_normalisation_of_three_axes_is_refused(saved: Save) -> None:
+    """What coremltools' page and its tests say of it contradict each other."""
+    package = saved(lambda x: mb.local_response_norm(x=x, size=3), x=_random(2, 5, 4))
+    with pytest.raises(UnsupportedOpError, match="local response normalisation of 3 axes"):
+        package.run()
 
 
 def test_indices_outside_an_axis_are_refused(saved: Save) -> None:

@@ -82,18 +82,19 @@ def local_response_norm(
 ) -> Array:
     """``x[n, c] / (k + alpha / size * sum_j x[n, j] ** 2) ** beta``.
 
-    ``j`` runs over ``(size - 1) // 2`` channels to each side of ``c``: over an odd ``size``, and
-    over ``c`` alone for 2, as coremltools' tests state. They say nothing of other even sizes.
+    ``j`` runs over the ``size`` channels around ``c``, one more before it than after if even.
+    Of three axes coremltools' page and its tests, which divide each number by itself alone,
+    contradict each other; of five it says nothing.
     """
     many = integer(size)
     if not 1 <= many <= 2**16 or x.ndim < 3:
         raise ValueError(f"{many} channels of {list(x.shape)} cannot be summed")
-    if many % 2 == 0 and many > 2:
-        raise NotImplementedError(f"normalisation over {many} channels, an even number,")
+    if x.ndim != 4:
+        raise NotImplementedError(f"local response normalisation of {x.ndim} axes")
+    before, after = many // 2, (many - 1) // 2
     channels = x.shape[1]
-    reach = min((many - 1) // 2, channels - 1)
     total = np.zeros_like(x)
-    for shift in range(-reach, reach + 1):
+    for shift in range(max(-before, 1 - channels), min(after, channels - 1) + 1):
         into = slice(max(0, -shift), channels - max(0, shift))
         total[:, into] += np.square(x[:, max(0, shift) : channels + min(0, shift)])
     scale = np.float32(1e-4) if alpha is None else alpha
