@@ -204,6 +204,14 @@ def captured(network: nn.Module) -> torch.export.ExportedProgram:
     return torch.export.export(network, (image,))
 
 
+def _where(condition: torch.Tensor, taken: torch.Tensor, other: float) -> torch.Tensor:
+    return torch.where(condition, taken, torch.full_like(taken, other))
+
+
+FORMS = {torch.ops.aten.where.ScalarOther: _where}
+"""Operators in a form that coremltools 9.0 reads. transformers 5 masks the attention of a ViT."""
+
+
 def write(
     program: torch.export.ExportedProgram, kind: str, path: Path, *, half: bool = False
 ) -> Path:
@@ -221,7 +229,7 @@ def write(
             ct = packages.coremltools()
             precision = ct.precision.FLOAT16 if half else ct.precision.FLOAT32
             made = ct.convert(
-                program.run_decompositions({}),
+                program.run_decompositions(FORMS),
                 compute_precision=precision,
                 minimum_deployment_target=ct.target.iOS16,
             )
