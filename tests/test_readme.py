@@ -44,7 +44,10 @@ PROGRAMS = {
     for page in PAGES
     for index, block in enumerate(programs(page))
 }
-EXPORTS = [each for each in COMMANDS if each.startswith("levit-export --")]
+EXPORTS = [each for each in COMMANDS if each.startswith("levit-export -")]
+ON_AN_EXPORT = [
+    each for each in COMMANDS if re.match(r"levit-export (check|drift|evaluate) exported/", each)
+]
 
 
 def test_there_are_commands() -> None:
@@ -91,6 +94,34 @@ def test_an_export_of_the_readme_is_accepted(
         Path("saved_pretrained").mkdir()
         save_file(tensors, "saved_pretrained/model.safetensors")
     given = [*shlex.split(command)[1:], "--dry-run"]
+    result = CliRunner().invoke(cli, given, prog_name="levit-export")
+    assert result.exit_code == 0, result.output
+
+
+@pytest.fixture(scope="module")
+def beside_an_export(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with weights, images, and the export of those weights as the README calls it."""
+    folder = tmp_path_factory.mktemp("readme")
+    tensors = load_file(bundled_weights())
+    tensors["head.l.weight"] *= 1.01  # not the bundled model, of which more is known
+    torch.save(tensors, folder / "levit_256.pth")
+    (folder / "val").mkdir()
+    for color in ("red", "blue"):
+        Image.new("RGB", (96, 96), color).save(folder / "val" / f"{color}.png")
+    output = folder / "exported" / "levit_256"
+    given = ["-c", str(folder / "levit_256.pth"), "-f", "onnx", "--no-bench", "-o", str(output)]
+    result = CliRunner().invoke(cli, ["export", *given])
+    assert result.exit_code == 0, result.output
+    return folder
+
+
+@pytest.mark.parametrize("command", ON_AN_EXPORT)
+def test_a_command_on_an_export_does_what_the_readme_says(
+    command: str, beside_an_export: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every check, drift and evaluation of the README runs on an export of one's own weights."""
+    monkeypatch.chdir(beside_an_export)
+    given = shlex.split(command)[1:]
     result = CliRunner().invoke(cli, given, prog_name="levit-export")
     assert result.exit_code == 0, result.output
 

@@ -120,6 +120,7 @@ def _gate_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.command(cls=Verb)
 @click.argument("paths", nargs=-1, type=options.EXISTING)
 @options.model_options
+@options.calibration_options
 @options.parity_options
 @_gate_options
 @options.run_options
@@ -147,6 +148,7 @@ def _check(params: dict[str, Any], paths: tuple[Path, ...]) -> int:
     from levit_export.reports import ci, console, gate
     from levit_export.reports.report import read_report
 
+    options.refuse_missing(params)
     _refuse(params, paths)
     slack = _slack(params)
     baseline = None if params["baseline"] is None else read_report(params["baseline"])
@@ -229,7 +231,7 @@ def _refuse_recheck(params: dict[str, Any], paths: tuple[Path, ...]) -> None:
             "--recheck runs nothing, so it takes neither paths nor a model",
             remedy="Leave them out, or leave out --recheck.",
         )
-    for name in ("verify_key", "verify_certificate", "results", "min_ane", "against"):
+    for name in ("data", "verify_key", "verify_certificate", "results", "min_ane", "against"):
         if params[name] not in (None, ()):
             raise UsageError(
                 f"--{name.replace('_', '-')} is about files, and --recheck reads none",
@@ -266,6 +268,8 @@ def _run(
             plan=options.plan(params),
             seed=params["seed"],
             overrides=options.overrides(params),
+            data=params["data"],
+            calibration_images=params["num_samples"],
             drift=params["drift"],
             precision=params["precision"] or "",
             results=params["results"],

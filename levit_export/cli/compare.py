@@ -52,15 +52,15 @@ from levit_export.cli.output import (
     metavar="FILE",
     help="Write a summary; appended when FILE is $GITHUB_STEP_SUMMARY.",
 )
-@click.option("--html", metavar="FILE", help="Write the report as a page.")
+@click.option("--html", metavar="FILE", help="Write the report as a page; - is stdout.")
 @options.run_options
 @options.output_options
 @click.pass_context
 def compare(ctx: click.Context, /, reference: Path, candidates: tuple[Path, ...], **_: Any) -> int:
     """Hold CANDIDATES against REFERENCE: files of one network, LeViT or any other.
 
-    Both are an .onnx, an OpenVINO .xml or an .mlpackage; a reference may be a .pt2 of
-    torch.export or a TorchScript .pt as well, which are programs: trust who wrote them. All are
+    Both are an .onnx, an OpenVINO .xml, an .mlpackage or an .aimodel; a reference may be a .pt2
+    of torch.export or a TorchScript .pt as well, which are programs: trust who wrote them. All are
     given the same inputs. The tolerance follows from the reference in float64, which .onnx, .pt2
     and .pt can be run in; others need --rtol or --atol, or nothing is decided (exit status 3).
     """

@@ -27,17 +27,12 @@ if TYPE_CHECKING:
 )
 @click.option("--seed", type=options.SEED, default=0, show_default=True)
 @click.option(
-    "-d",
-    "--data",
-    type=options.EXISTING,
-    help="Images that an int8 artifact was calibrated on.  [default: the samples]",
-)
-@click.option(
     "--html",
     metavar="FILE",
     help="Write the report with the map in it.  [default: the report.html of an export directory]",
 )
 @options.model_options
+@options.calibration_options
 @options.run_options
 @options.output_options
 @click.pass_context
@@ -46,8 +41,9 @@ def drift(ctx: click.Context, /, paths: tuple[Path, ...], **_: Any) -> int:
 
     The chain is followed from the checkpoint through the passes and the captured network to every
     file in its own runtime, with the error introduced and accumulated at every tap. A directory of
-    the bundled model says itself what it is of; others need --checkpoint. The map is put into the
-    report.html of an export directory; -v prints all of it. Exits 1 on a fault.
+    the bundled model or of seeded random weights says itself what it is of; others need
+    --checkpoint. Without --data, int8 files are followed with the ranges of the samples. The map
+    is put into the report.html of an export directory; -v prints all of it. Exits 1 on a fault.
     """
     from levit_export.checks.drift import to_json
     from levit_export.cli.paths import opened
@@ -68,6 +64,7 @@ def drift(ctx: click.Context, /, paths: tuple[Path, ...], **_: Any) -> int:
             samples=params["samples"],
             seed=params["seed"],
             data=params["data"],
+            calibration_images=params["num_samples"],
         )
         found = drifting.trace(request, progress)
         page = None

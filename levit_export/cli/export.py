@@ -178,7 +178,8 @@ EXAMPLES = (
     default=AUTO_LAYOUT,
     show_default=True,
     help="Write linear layers over tokens or 1x1 convolutions over maps; auto: maps for Core ML "
-    "and, as they were measured to be faster there, for ONNX in fp32 and int8; else tokens.",
+    "and Core AI and, as they were measured to be faster there, for ONNX in fp32 and int8; else "
+    "tokens.",
 )
 @click.option("--skip-pass", "skip", multiple=True, metavar="NAME", help="Leave out a pass.")
 @click.option("--check/--no-check", default=True, help="Check parity on each format's runtime.")

@@ -192,6 +192,26 @@ def timing_options(command: CommandT) -> CommandT:
     )(command)
 
 
+def calibration_options(command: CommandT) -> CommandT:
+    """The images behind an int8 file of another model than the bundled one."""
+    return _all(
+        click.option(
+            "-d",
+            "--data",
+            type=EXISTING,
+            help="Images that an int8 file was calibrated on: with --checkpoint, its tolerance "
+            "follows from them.",
+        ),
+        click.option(
+            "--num-samples",
+            type=TURNS,
+            default=200,
+            show_default=True,
+            help="How many images of --data it was calibrated on.",
+        ),
+    )(command)
+
+
 def output_options(command: CommandT) -> CommandT:
     """What is said, and where."""
     return _all(
@@ -291,6 +311,8 @@ def same_again(params: Mapping[str, Any]) -> list[str]:
         words += ["--imgsz", size_in_words(params["imgsz"])]
     flags = ("pretrained", "offline", "resize_bias")
     words += [f"--{name.replace('_', '-')}" for name in flags if params[name]]
+    if params["data"] is not None:
+        words += ["--data", str(params["data"]), "--num-samples", str(params["num_samples"])]
     # How a file is executed may be what its failure is of.
     for provider in params["providers"]:
         words += ["--provider", provider]

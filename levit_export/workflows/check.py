@@ -52,7 +52,7 @@ class CheckRequest:
     """What ``check`` and ``bench`` may be asked for.
 
     ``choice`` names the model of bare artifacts; for a directory it replaces the golden outputs by
-    a fresh reference. ``data`` are the images that a bare ``int8`` artifact was calibrated on.
+    a fresh reference. ``data`` are the images that ``int8`` artifacts of it were calibrated on.
     With ``drift`` a failure is followed to the block at fault, where the checkpoint is at hand.
     ``precision`` is what the artifacts are expected to be in, empty where nothing is expected.
     ``results`` are files that verifiers of a bundle wrote on devices. ``min_ane`` are the percent

@@ -10,14 +10,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
+import subjects
+import torch
 from onnx import numpy_helper
 from support import Cli, Exported
 
 from levit_export.checks import timing
 from levit_export.core import hashing
 from levit_export.core.errors import DataError
+from levit_export.inputs import samples
 from levit_export.reports.report import read_report
 
 FILE = "onnx-fp32/levit_digits.onnx"
@@ -332,3 +336,24 @@ def test_bench_that_cannot_be_run(
     result = cli("bench", exported.folder, "--iters", 1)
     assert result.exit_code == 3
     assert "not timed: onnxruntime" in result.stdout
+
+
+def test_int8_of_a_checkpoint_needs_its_images(cli: Cli, tmp_path: Path) -> None:
+    """Its tolerance follows from the images that calibrated it, which ``--data`` names again."""
+    torch.save(dict(subjects.tiny_checkpoint().build().state_dict()), tmp_path / "own.pth")
+    pixels, _ = samples.calibration_digits()
+    np.savez(tmp_path / "images.npz", images=pixels[:24])
+    model = ("--checkpoint", tmp_path / "own.pth")
+    images = ("--data", tmp_path / "images.npz", "--num-samples", 16)
+    asked = ("--format", "onnx", "--precision", "int8", "--no-bench", "-o", tmp_path / "made")
+    made = cli("export", *model, *images, *asked)
+    assert made.exit_code == 0, made.output
+    (file,) = (tmp_path / "made" / "onnx-int8").glob("*.onnx")
+    refused = cli("check", file, *model)
+    assert refused.exit_code == 2
+    assert "Give them with --data" in refused.stderr
+    result = cli("check", file, *model, *images, "--json", "-", "--no-drift")
+    assert result.exit_code == 0, result.output
+    (row,) = json.loads(result.stdout)["artifacts"]
+    (kept,) = json.loads((tmp_path / "made" / "report.json").read_text("utf-8"))["artifacts"]
+    assert row["parity"]["tolerance"] == kept["parity"]["tolerance"]

@@ -11,7 +11,7 @@ import onnx
 import pytest
 import subjects
 from onnx import numpy_helper
-from support import Cli, Exported
+from support import Cli, Exported, needs_core_ai
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +48,14 @@ def test_a_failure_has_status_1_and_every_form_of_report(
     assert "❌ fail" in (tmp_path / "a.md").read_text("utf-8")
     assert "changed.onnx" in (tmp_path / "a.html").read_text("utf-8")
     assert "held against" in result.stdout
+
+
+@needs_core_ai
+def test_an_asset_of_core_ai_is_a_candidate(cli: Cli, sound: Path) -> None:
+    """It runs in Apple's runtime, and is judged by the tolerance of the ONNX file."""
+    result = cli("compare", sound, subjects.artifact("coreai", "fp32").path)
+    assert result.exit_code == 0, result.output
+    assert "coreai-fp32  pass" in result.stdout
 
 
 def test_a_given_tolerance_decides(cli: Cli, sound: Path, changed: Path) -> None:
