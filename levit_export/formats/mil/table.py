@@ -193,7 +193,7 @@ OPS: dict[str, OpRow] = {
     ),
     # Matrix products
     "linear": OpRow(linear.linear, ("x", "weight", "bias")),
-    "matmul": OpRow(linear.matmul, _PAIR, results=(Variable(_PAIR),)),
+    "matmul": OpRow(linear.matmul, _PAIR, "fi", results=(Variable(_PAIR),)),
     "einsum": OpRow(
         linear.einsum,
         ("values",),

@@ -298,6 +298,14 @@ def test_constants_of_matmul_may_have_another_type(saved: Save) -> None:
     assert_close(found, exact, error=dot_error(4, np.abs(x) @ np.abs(weight.astype(np.float32))))
 
 
+def test_products_of_integers_are_integers(saved: Save) -> None:
+    """``matmul`` of int32 gives exact int32 numbers."""
+    x = np.array([[2**24 + 1, -3], [5, 7]], np.int32)
+    found = saved(lambda x: mb.matmul(x=x, y=np.array([[3, 0], [1, -1]], np.int32)), x=x).output()
+    assert found.dtype == np.int32
+    assert found.tolist() == [[3 * (2**24 + 1) - 3, 3], [22, -7]]
+
+
 def test_products_of_floats_and_integers_are_refused(saved: Save) -> None:
     """A sound program of iOS 17 that is not evaluated is unsupported, not damaged."""
     weight = np.arange(20, dtype=np.int32).reshape(4, 5)
