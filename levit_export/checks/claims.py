@@ -81,7 +81,7 @@ def _precision(found: Artifact, known: Known, *, kept: float) -> Iterator[str]:
     said |= _in_name(found)
     for who, precision in said.items():
         if precision != found.precision and not is_but_for(found, precision, kept):
-            yield f"{who} says {precision}, its graph computes in {found.precision}"
+            yield f"{who} says {precision}, its graph is in {found.precision}"
     if len(set(said.values())) > 1 and kept:
         yield "it is " + ", ".join(f"{p} by {who}" for who, p in said.items())
 

@@ -9,6 +9,12 @@ import click
 from levit_export.cli import options
 from levit_export.cli.command import Verb
 
+NOT_PASSED = {
+    "fail": "failed its check",
+    "inconclusive": "has a check that decided nothing",
+    "not-run": "has a check that was not run",
+}
+
 
 @click.command(cls=Verb)
 @click.argument("folder", type=options.EXISTING)
@@ -100,7 +106,7 @@ def bundle(
     path = output or folder.absolute().with_name(folder.absolute().name + ".zip")
     if key is None and (certificate or chain):
         raise UsageError(
-            "a certificate says whose a key is, and no key signs here", remedy="Add --sign KEY."
+            "--certificate and --certificate-chain need --sign", remedy="Add --sign KEY."
         )
     signer = None if key is None else signing.signer(key, certificate, chain)
     library = _library(extras, ort_web, offline=offline, quiet=quiet)
@@ -109,8 +115,10 @@ def bundle(
     whole, _ = contents.joined({each: read_manifest(each) for each in (folder, *beside)})
     chosen = contents.choose(whole, wanted, allow_failed=allow_failed)
     if chosen.verdict != "pass":
-        said = "failed its check" if chosen.verdict == "fail" else "has a check that was not run"
-        click.echo(f"notice: this export {said}; the bundle's README says so", err=True)
+        click.echo(
+            f"notice: this export {NOT_PASSED[chosen.verdict]}; the bundle's README says so",
+            err=True,
+        )
     if not quiet:
         entry = file_entry(path)
         click.echo(f"{path}  {entry.bytes:,} bytes  sha256 {entry.sha256}")

@@ -193,9 +193,11 @@ def _refuse(params: dict[str, Any], paths: tuple[Path, ...]) -> None:
     """Raise for options that contradict each other or lead nowhere, before anything is run."""
     from levit_export.core.errors import UsageError
 
-    if params["baseline"] is None and any(params[name] is not None for name in SLACKS):
-        raise UsageError("a slack is about a baseline", remedy="Add --baseline REPORT.")
     for name in SLACKS:
+        if params["baseline"] is None and params[name] is not None:
+            raise UsageError(
+                f"--{name.replace('_', '-')} needs --baseline", remedy="Add --baseline REPORT."
+            )
         if params[name] is not None and not math.isfinite(params[name]):
             raise UsageError(
                 f"--{name.replace('_', '-')} {params[name]} accepts anything",

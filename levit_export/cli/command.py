@@ -26,7 +26,7 @@ INTERRUPTED = 130
 """128 + SIGINT, the shell's convention."""
 
 NO_MEMORY = ("allocate memory", "bad_alloc", "out of memory", "start new thread")
-"""How PyTorch and the runtimes say it, who raise it as anything."""
+"""What PyTorch and the runtimes say of a lack of memory, in exceptions of any type."""
 
 UNDECIDED = 3
 STATUS = {"pass": 0, "fail": 1, "inconclusive": UNDECIDED, "not-run": UNDECIDED}

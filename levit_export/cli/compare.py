@@ -71,7 +71,7 @@ def compare(ctx: click.Context, /, reference: Path, candidates: tuple[Path, ...]
     params = ctx.params
     options.refuse_missing(params)
     if params["inputs"] is not None and params["data"] is not None:
-        raise UsageError("--inputs and --data are both the samples", remedy="Give one of them.")
+        raise UsageError("--inputs and --data exclude each other", remedy="Give one of them.")
     given = {option: params[name] for name, option in CHECK_FILES.items()}
     read = [reference, *candidates, params["inputs"], params["data"]]
     sources = [path for path in read if path is not None]

@@ -116,7 +116,7 @@ class TargetError(LevitExportError):
 
 
 class ExportFailedError(TargetError):
-    """The conversion to a target's format failed."""
+    """A file could not be written in the target's format."""
 
 
 class RuntimeFailedError(TargetError):

@@ -95,7 +95,8 @@ def load(name: str) -> ModuleType:
 
 
 def needs(*packages: str) -> Availability:
-    """Available when all ``packages`` are installed; else says which are not and what does that.
+    """Available when all ``packages`` are installed; otherwise names the missing ones and
+    the command that installs them.
 
     They are not imported.
     """

@@ -483,7 +483,10 @@ class Target(Protocol):
         """Write ``model`` to ``path``. Same inputs give the same bytes."""
 
     def inspect(self, path: Path) -> Artifact:
-        """Read back what a file on disk says of itself. Raises ``ArtifactError``."""
+        """Read a file back: what it says of itself, and the precision, measured in its graph.
+
+        Raises ``ArtifactError``.
+        """
 
     def constants(self, artifact: Artifact) -> Iterable[np.ndarray]:
         """Every constant that the file holds, as stored."""

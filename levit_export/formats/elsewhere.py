@@ -33,11 +33,11 @@ class ElsewhereSession:
         if "absent" in told:
             raise NotRunError(
                 f"{version} does not start: {told['absent']}",
-                remedy="Another release, or an older Python on the search path, may.",
+                remedy="Try another release, or put an older Python on the search path.",
             )
         if "unable" in told:
             raise NotRunError(
-                f"{version} cannot do it here: {told['unable']}",
+                f"{version} cannot compute in bf16 here: {told['unable']}",
                 remedy="Check it on a processor with AMX or AVX512-BF16.",
             )
         if "refused" in told:
@@ -64,7 +64,7 @@ class ElsewhereSession:
         if failed:
             raise RuntimeFailedError(
                 f"{self._version} failed on the file: {failed}",
-                remedy="The installed version may run it.",
+                remedy="Check it with the installed version.",
             )
         with np.load(io.BytesIO(answer)) as arrays:
             names = [spec.name for spec in self.signature.outputs]
@@ -85,7 +85,7 @@ class ElsewhereSession:
         said = last_words(self._printed)
         return RuntimeFailedError(
             f"the process of {self._version} ended with status {status}{said}",
-            remedy="The installed version may run the file.",
+            remedy="Check the file with the installed version.",
         )
 
 

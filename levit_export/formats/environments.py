@@ -213,5 +213,5 @@ def _run(command: Sequence[str | Path], version: Version) -> None:
         )
     raise NotInstalledError(
         f"{version} could not be installed: {(last or ['no reason given'])[0].strip()[:300]}",
-        remedy="Free space and permissions of the cache (LEVIT_EXPORT_CACHE) may be lacking.",
+        remedy="Check that the cache folder (LEVIT_EXPORT_CACHE) is writable and has free space.",
     )

@@ -105,7 +105,7 @@ def refuse_task(task: Task, outputs: int, option: str) -> None:
         )
     if task == "single-label" and outputs == 1:
         raise UsageError(
-            f"{option} makes probabilities, and that of a model's only class is always 1",
+            f"{option} makes probabilities, and the softmax of a single class is always 1",
             remedy=f"Leave out {option}, or say with --task multi-label that the output is the "
             "logit of a yes or no.",
         )

@@ -55,6 +55,7 @@ sizes 256 against 318), and float16 costs as much in both, 0.0010 to 0.0017 of t
 Apple's guidance for the Neural Engine is four axes with channels second
 (apple/ml-ane-transformers), and linear layers with Hardswish were reported to be wrong there on
 two or three axes and right on four (https://github.com/apple/coreai-torch/issues/51).
+Core AI takes maps as its runtime was more exact in them in float16 (docs/targets.md).
 """
 
 

@@ -274,10 +274,10 @@ def _untrained(name: str, config: LevitConfig, *, parameters: str) -> Variant:
 def _grafted(
     name: str, stages: int, layers: int, *, parameters: str, macs: str, top1: float
 ) -> Variant:
-    titles = {0: "DeiT-S", 4: "ResNet-50"}
+    titles, many = {0: "DeiT-S", 4: "ResNet-50"}, "stage" if stages == 1 else "stages"
     return Variant(
         name=name,
-        title=titles.get(stages, f"{stages} ResNet-50 stages, {layers} DeiT-S layers"),
+        title=titles.get(stages, f"{stages} ResNet-50 {many}, {layers} DeiT-S layers"),
         config=GraftedConfig(stages, layers),
         parameters=parameters,
         macs=macs,

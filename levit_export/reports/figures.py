@@ -121,7 +121,7 @@ def of_tolerance(artifact: ArtifactReport) -> str:
 
 @dataclass(frozen=True)
 class Column:
-    """A heading, the cell of an artifact, and that of a baseline, which is no artifact."""
+    """A heading, the cell of an artifact, and that of a baseline, which has a timing only."""
 
     heading: str
     of_artifact: Callable[[ArtifactReport], str]

@@ -332,7 +332,7 @@ def refuse_foreign(final: Path) -> None:
     try:
         if final.is_symlink() or (final.exists() and not final.is_dir()):
             raise OutputError(
-                f"{final} exists and is no folder", remedy="Give --output another folder."
+                f"{final} exists and is not a folder", remedy="Give --output another folder."
             )
         if final.is_dir() and (foreign := _foreign_files(final)):
             raise OutputError(

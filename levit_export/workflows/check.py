@@ -275,8 +275,8 @@ def _check_one(
 ) -> list[Witness]:
     """A report on each artifact at one path; a failure names the block at fault, if it may.
 
-    Behind them stand those on the versions in ``where``, of files that are as they were written,
-    which are no witnesses of what runs here.
+    Reports on the runtime versions in ``where`` follow, for unaltered files only; they are not
+    compared with Core AI or Core ML.
     """
     rows = execution.rows(each.artifacts, model.request.run, also_by_default=True)
     expectations: Expectations | None = None

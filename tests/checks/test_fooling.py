@@ -81,7 +81,7 @@ TRICKS = {
     )
 }
 WORDS = {
-    "relabelled": "its graph computes in fp32",
+    "relabelled": "its graph is in fp32",
     "without_passes": "weight tensors are not in the file",
     "anonymous_with_decoys": "weight tensors are not in the file",
     "reversed_labels": "labels: its metadata differs",
@@ -157,7 +157,7 @@ def forgets_what_was_kept(place: Path) -> Path:
 
 
 MIXED = {
-    "claims_all_kept": (claims_all_kept, "its metadata says int8, its graph computes in fp32"),
+    "claims_all_kept": (claims_all_kept, "its metadata says int8, its graph is in fp32"),
     "kept_tensor_off": (kept_tensor_off, "1 of 86 weight tensors are not in the file"),
     "forgets_what_was_kept": (forgets_what_was_kept, "its metadata says int8"),
 }

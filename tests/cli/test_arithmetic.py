@@ -265,7 +265,7 @@ def test_a_hint_that_is_gone(cli: Cli, in_bfloat16: Path, tmp_path: Path) -> Non
     file.write_text(text.replace(f'<{HINT} value="bf16" />', ""), "utf-8")
     result = cli("check", file, "--model", "levit_digits", "--no-drift")
     assert result.exit_code == 1, result.output
-    assert "says bf16, its graph computes in fp32" in " ".join(result.stdout.split())
+    assert "says bf16, its graph is in fp32" in " ".join(result.stdout.split())
 
 
 def test_no_block_stays_out_of_a_hint(cli: Cli, tmp_path: Path) -> None:
@@ -291,7 +291,8 @@ def test_another_version_cannot_either(in_bfloat16: Path) -> None:
     version = Version("openvino", openvino.__version__.split("-")[0])
     with (
         pytest.raises(
-            NotRunError, match=r"cannot do it here: .*asks for bf16, this processor takes f32"
+            NotRunError,
+            match=r"cannot compute in bf16 here: .*asks for bf16, this processor takes f32",
         ),
         elsewhere.opened(artifact, RunOptions(), version, Path(sys.executable)),
     ):

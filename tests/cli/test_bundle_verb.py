@@ -121,15 +121,18 @@ def test_failed_export(bundle: Bundle, copied: Path) -> None:
     assert "notice: this export failed its check" in allowed.stderr
 
 
-def test_unchecked_export(bundle: Bundle, copied: Path) -> None:
-    """An export whose check was not run is bundled with a notice."""
+@pytest.mark.parametrize(
+    ("verdict", "words"), [("not-run", "was not run"), ("inconclusive", "decided nothing")]
+)
+def test_unchecked_export(bundle: Bundle, copied: Path, verdict: str, words: str) -> None:
+    """An export whose check was not run, or decided nothing, is bundled with a notice."""
     path = copied / "manifest.json"
     content = json.loads(path.read_text(encoding="utf-8"))
-    content["verdict"] = content["artifacts"][0]["verdict"] = "not-run"
+    content["verdict"] = content["artifacts"][0]["verdict"] = verdict
     path.write_text(json.dumps(content), encoding="utf-8")
     result = bundle(copied)
     assert result.exit_code == 0
-    assert "has a check that was not run" in result.stderr
+    assert f"has a check that {words}" in result.stderr
 
 
 def test_what_is_no_export(bundle: Bundle, tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ def test_a_program_of_an_unpacked_bundle_that_was_altered(
     [
         ((), 0, "pass"),
         (("--precision", "fp32"), 0, "pass"),
-        (("--precision", "int8"), 1, "--precision says int8, its graph computes in fp32"),
+        (("--precision", "int8"), 1, "--precision says int8, its graph is in fp32"),
         (("--require-audit",), 0, "86/86"),
     ],
 )

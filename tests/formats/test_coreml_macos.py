@@ -344,7 +344,7 @@ def test_share_of_the_neural_engine(
 def test_share_that_is_not_known(compiler: Compiler, half: Artifact) -> None:
     """With Core ML faked: without a plan, or without estimates, the share is not run."""
     compiler.error = RuntimeError("Compute plan is not available")
-    for words in ("Compute plan is not available", "estimates no work"):
+    for words in ("Compute plan is not available", "gives no work estimate"):
         report = asked(half, 10.0, "all")
         (found,) = report.artifacts[0].parity.of("placement")
         assert (found.verdict, report.verdict) == ("not-run", "not-run")

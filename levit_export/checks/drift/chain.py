@@ -26,7 +26,6 @@ from levit_export.core.errors import LevitExportError
 from levit_export.core.network import Network, value_of_tap
 from levit_export.core.progress import Progress, Silent
 from levit_export.core.values import (
-    PROBABILITIES,
     Artifact,
     Calibration,
     Layout,
@@ -168,7 +167,7 @@ def artifact_stage(
     file does not hold. A file that cannot be read or run is a stage with a ``failure`` and not an
     error: the chain goes on with the others.
     """
-    name, against = artifact.id, "the captured network"
+    name, against = artifact.id, "the prepared module"
     try:
         wrong = wrong_weights(artifact, tensors, blocks)
         kind = target(artifact.format)
@@ -177,9 +176,6 @@ def artifact_stage(
         values = {tap: value for tap, value in inner.items() if value in known}
         absent = set(inner) - set(values)
         with kind.open(artifact, run, tuple(values.values())) as session:
-            given = {spec.name for spec in session.signature.outputs}
-            if PROBABILITIES in given:  # a Core ML classifier keeps its other outputs to itself
-                absent |= set(exact.outputs) - given
             comparison = Comparison(exact, yardstick, absent)
             values |= {output: output for output in exact.outputs}
             taken, index = session.signature.inputs[0].name, 0

@@ -66,7 +66,7 @@ def refuse_embedded(artifact: Artifact) -> None:
     if artifact.signature.inputs[0].dtype == "uint8":
         embedded = "normalises by itself"
     elif PROBABILITIES in names and LOGITS not in names:
-        embedded = "ends in a softmax"
+        embedded = "gives probabilities, not logits"
     if embedded:
         raise UsageError(
             f"{artifact.path.name} {embedded}, and drift compares the network alone",

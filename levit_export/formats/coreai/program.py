@@ -293,7 +293,8 @@ def _resources(program: Any) -> dict[str, bytes]:
 def _contents(graph: Any, resources: Mapping[str, bytes]) -> tuple[tuple[Constant, ...], str]:
     """The numbers that operations join with what follows from the input, backwards from the end.
 
-    And the first operation that is not one of those written here, or not of constants alone.
+    Also the kind of the first operation that this package does not write, or that computes from
+    constants alone; empty if there is none.
     """
     operations = _operations(graph)
     made = {result: op for op in operations if _kind(op) == "constant" for result in op.results}

@@ -181,7 +181,7 @@ class CoremlTarget:
             raise
         except Exception as error:
             raise ExportFailedError(
-                f"coremltools could not convert {model.info.name}: {first_line(error)}",
+                f"could not write the Core ML package of {model.info.name}: {first_line(error)}",
                 remedy="Try another --deployment-target, or report the model.",
             ) from error
         signature = _classifier_signature(model) if options.classifier else model.signature
@@ -360,9 +360,10 @@ def _as_image(pixels: np.ndarray) -> Any:
 
 
 def _refuse_early(options: ExportOptions) -> None:
-    """A deployment target before the ops of the precision, but for the one that is the default.
+    """Raise for a deployment target older than the precision's ops, unless it is the default.
 
-    The default cannot be told from one that was asked for; it is raised, and a note says so.
+    The default cannot be told from one that was asked for. The file gets a later one instead, and
+    a note says so.
     """
     earliest = EARLIEST.get(options.precision, "iOS15")
     target = options.deployment_target
@@ -461,8 +462,8 @@ def ane_share(path: Path, unit: str) -> float:
         ) from error
     if not shares:
         raise NotRunError(
-            f"Core ML estimates no work of {path.name} on {unit}",
-            remedy="Ask on a Mac with macOS 14.4 or later.",
+            f"Core ML gives no work estimate for {path.name} on {unit}",
+            remedy="Leave out --min-ane.",
         )
     return shares["ane"]
 

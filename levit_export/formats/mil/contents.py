@@ -112,7 +112,7 @@ PAIR = ("scale", "zero_point", "axis")
 
 
 def _constant(node: Node, parameter: str, default: float) -> list[float]:
-    """A parameter's numbers; nobody's equal where it is no constant."""
+    """A parameter's numbers; [NaN], which equals nothing, if it is not constant."""
     if parameter not in node.operands:
         return [default]
     value = node.operands[parameter][0].constant

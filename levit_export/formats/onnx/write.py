@@ -199,7 +199,7 @@ class _Writer:
         return self.in_rows and self.reads_transposed(op) and not is_within(op.block, self.keep)
 
     def is_only_reshaped(self, name: str) -> bool:
-        """Whether all readers of a value reshape it first, and it is no output or tap."""
+        """Whether all readers of a value reshape it first; not of an output or a tap."""
         asked = (*self.network.outputs, *self.network.taps.values())
         readers = self.network.readers.get(name, ())
         return name not in asked and all(

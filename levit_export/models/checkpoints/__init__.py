@@ -321,7 +321,8 @@ def _described(config: Config) -> str:
     many = "es" * (config.classes != 1)
     classes = f"{config.classes} class{many}, {size_in_words(config.image_size)} px"
     if isinstance(config, GraftedConfig):
-        parts = f"{config.stages} ResNet-50 stages and {config.layers} DeiT layers"
+        stages = "stage" if config.stages == 1 else "stages"
+        parts = f"{config.stages} ResNet-50 {stages} and {config.layers} DeiT layers"
         return f"a network of {parts}, dim {config.dim}, {classes}"
     sizes = f"dims {list(config.dims)}, depths {list(config.depths)}"
     heads = ("no", "one classifier head", "two classifier heads")[config.head_count]

@@ -82,7 +82,7 @@ def example(layer: nn.Module, place: str) -> torch.Tensor:
         shape = (4, cast("nn.Linear", first.l).in_features)
     else:
         raise PassError(
-            f"{place} is a {type(layer).__name__}, which no pass knows how to try",
+            f"{place} is a {type(layer).__name__}, for which no pass has inputs to try",
             remedy="Report the architecture.",
         )
     # Not hash(), which differs from process to process.

@@ -82,8 +82,7 @@ def recheck(saved: Report, tolerance: Tolerance) -> Report:
     Nothing is run again: a report keeps the error and the scale of every sample. All that no
     tolerance can mend stays as it was found: outputs that are missing or hold NaN, flips that
     rounding does not excuse, weights, an altered directory, an untrained network, and that two
-    runtimes differ. Raises
-    ``DataError`` for a report that does not keep the errors of its samples.
+    runtimes differ. Raises ``DataError`` for a report that does not keep its samples' errors.
     """
     for artifact, label in zip(saved.artifacts, labels(saved.artifacts), strict=True):
         incomparable = {finding.output for finding in artifact.parity.findings}

@@ -305,7 +305,7 @@ class CellStore:
 
 
 def _sound(place: Path) -> Result | None:
-    """The result of a finished cell, unless its files are no longer those that it is about."""
+    """The result of a finished cell, unless its files were changed since."""
     result = _read(place / RESULT)
     if result is None or result.artifact is None:
         return result

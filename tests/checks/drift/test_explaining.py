@@ -72,7 +72,7 @@ def test_a_file_that_is_gone_is_said_to_be(tmp_path: Path) -> None:
 
 
 def test_what_a_graph_does_beside_the_network_is_refused() -> None:
-    """Taps are those of the network: pixels in front of it and a softmax behind are others."""
+    """Taps are those of the network: pixels in front of it and probabilities behind are others."""
     sound = subjects.artifact("onnx", "fp32")
     signature = sound.signature
     pixels = replace(signature, inputs=(replace(signature.inputs[0], dtype="uint8"),))
@@ -80,7 +80,7 @@ def test_what_a_graph_does_beside_the_network_is_refused() -> None:
     provenance.refuse_embedded(sound)
     with pytest.raises(UsageError, match="normalises by itself"):
         provenance.refuse_embedded(replace(sound, signature=pixels))
-    with pytest.raises(UsageError, match="ends in a softmax"):
+    with pytest.raises(UsageError, match="gives probabilities, not logits"):
         provenance.refuse_embedded(replace(sound, signature=softmax))
 
 

@@ -382,7 +382,7 @@ def test_link_in_place_of_a_file(diagnose: Any, unpacked: Path) -> None:
     (unpacked / "labels.txt").rename(unpacked.parent / "labels.txt")
     (unpacked / "labels.txt").symlink_to(unpacked.parent / "labels.txt")
     (line,) = diagnose.verify(unpacked, [], {})
-    assert line == ("fail", "files", "labels.txt is a link or no file")
+    assert line == ("fail", "files", "labels.txt is not a regular file")
 
 
 def test_nothing_checked_is_no_pass(diagnose: Any) -> None:

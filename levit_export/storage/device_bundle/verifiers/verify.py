@@ -6,8 +6,8 @@
                                                         levit-export check BUNDLE --results FILE
 
 Needs Python 3.10, NumPy and the runtime of the format: onnxruntime, openvino, coremltools on
-macOS, or coreai-core on Python 3.11. With Pillow the resize is checked as well. Exit status: 0
-pass, 1 fail, 2 bad usage, 3 not run.
+macOS, or coreai-core on Python 3.11 or later. With Pillow the resize is checked as well. Exit
+status: 0 pass, 1 fail, 2 bad usage, 3 not run.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def check_files(folder: Path, described: Any) -> Iterator[Line]:
         if name not in present:
             yield Line("fail", "files", f"{name} is missing")
         elif path.is_symlink() or not path.is_file():
-            yield Line("fail", "files", f"{name} is a link or no file")
+            yield Line("fail", "files", f"{name} is not a regular file")
         elif (found := sha256_of(path)) != (entry["sha256"], entry["bytes"]):
             yield Line("fail", "files", f"{name} was altered: SHA-256 {found[0]}")
 
