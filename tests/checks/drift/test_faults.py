@@ -105,15 +105,6 @@ def test_a_file_laid_out_as_maps_is_looked_at_like_any_other(tmp_path: Path) -> 
     assert not any(stage.first_fault for stage in stages.values())
 
 
-def test_a_classifier_is_not_accused_of_its_softmax() -> None:
-    """Core ML's classifiers give probabilities alone: all but the logits is looked at."""
-    stage = against().artifact(subjects.classifier(), RunOptions())
-    status = {row.tap: row.status for row in stage.rows}
-    assert status.pop("logits") == "fused"
-    assert set(status.values()) == {"ok"}
-    assert against().judge(subjects.classifier(), stage, drift.DriftFinding("model", "none")).clean
-
-
 def test_a_tap_that_is_gone_is_said_to_be_fused(tmp_path: Path) -> None:
     """A value that the file does not have is reported, and what is around it is judged."""
     sound = subjects.copy(subjects.artifact("onnx", "fp32"), tmp_path)
