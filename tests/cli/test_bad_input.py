@@ -87,7 +87,7 @@ def refused(cli: Cli, place: Path, tree: Tree, arguments: tuple[object, ...], *p
         (("--checkpoint", "nowhere.pth"), ("nowhere.pth", "does not exist")),
         (("--checkpoint", "foreign"), ("foreign", "is a folder")),
         (("--checkpoint", "labels.txt"), ("labels.txt", "not a whole PyTorch checkpoint")),
-        (("--output", "file"), ("file", "no folder", "--output")),
+        (("--output", "file"), ("file", "not a folder", "--output")),
         (("--output", "foreign"), ("foreign", "no export", "thesis.tex", "--output")),
         (("--output", "website"), ("website", "no export", "manifest.json", "--output")),
         (("--no-such-option",), ("--no-such-option",)),

@@ -79,7 +79,7 @@ def test_what_decides_nothing_has_status_3(cli: Cli, sound: Path) -> None:
     [
         (("--inputs", "none.npz"), "none.npz cannot be read as arrays"),
         (("--data", "none"), "--data none does not exist"),
-        (("--data", "DIR", "--inputs", "y"), "both the samples"),
+        (("--data", "DIR", "--inputs", "y"), "exclude each other"),
     ],
 )
 def test_samples_that_cannot_be_had_have_status_2(

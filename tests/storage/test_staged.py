@@ -224,7 +224,7 @@ def test_symbolic_link(tmp_path: Path) -> None:
     """A symbolic link is refused, for replacing it would leave what it points to behind."""
     fill(tmp_path / "real", "old")
     (tmp_path / "link").symlink_to(tmp_path / "real")
-    with pytest.raises(OutputError, match="no folder"):
+    with pytest.raises(OutputError, match="not a folder"):
         export_directory.refuse_foreign(tmp_path / "link")
 
 

@@ -125,7 +125,7 @@ def test_a_broken_chain(
 UNFIT = {
     ("--sign", "signer key", "--certificate", "root"): "does not match",
     ("--sign", "signer key", "--certificate", "root key"): "is not a certificate",
-    ("--certificate", "signer"): "no key signs here",
+    ("--certificate", "signer"): "need --sign",
     ("--sign", "signer key", "--certificate-chain", "between"): "Add --certificate",
 }
 
