@@ -255,6 +255,22 @@ def test_the_quotient_of_integers_is_whole(saved: Save) -> None:
         saved(build, x=np.array([50, 5, 13], np.int32)).output()
 
 
+@pytest.mark.parametrize("divide", [mb.real_div, mb.floor_div])
+def test_a_quotient_that_no_int32_holds_is_refused(saved: Save, divide: Any) -> None:
+    """The least integer over -1 is one more than the largest."""
+    least = np.iinfo(np.int32).min
+
+    def build(x: Any) -> Any:
+        return divide(x=x, y=np.array([-1, 1], np.int32))
+
+    assert saved(build, x=np.array([least + 1, least], np.int32)).output().tolist() == [
+        2**31 - 1,
+        least,
+    ]
+    with pytest.raises(UnsupportedOpError, match="the least int32 divided by -1"):
+        saved(build, x=np.array([least, 5], np.int32)).output()
+
+
 @pytest.mark.parametrize("dtype", ["int32", "fp16", "bool"])
 def test_cast(saved: Save, dtype: str) -> None:
     """``cast`` drops fractions towards zero, rounds to half, and takes non-zero for true."""

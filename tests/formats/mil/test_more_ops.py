@@ -306,6 +306,26 @@ def test_products_of_integers_are_integers(saved: Save) -> None:
     assert found.tolist() == [[3 * (2**24 + 1) - 3, 3], [22, -7]]
 
 
+def test_products_of_integers_that_no_int32_holds_are_refused(saved: Save) -> None:
+    """A sum may pass through larger numbers than it ends with; a result may not."""
+    large = 2**31 - 1
+
+    def build(x: Any) -> Any:
+        return mb.matmul(x=x, y=np.array([[2], [-2], [1]], np.int32))
+
+    assert saved(build, x=np.array([[large, large, 5]], np.int32)).output().tolist() == [[5]]
+    with pytest.raises(UnsupportedOpError, match="a product of integers that int32 does not hold"):
+        saved(build, x=np.array([[large, 0, 0]], np.int32)).output()
+
+
+def test_products_of_integers_that_no_int64_holds_are_refused(saved: Save) -> None:
+    """Two products of the least integers by themselves sum to 2**63, which int64 wraps."""
+    x = np.full((1, 4), np.iinfo(np.int32).min, np.int32)
+    package = saved(lambda x, y: mb.matmul(x=x, y=y), x=x, y=np.ascontiguousarray(x.T))
+    with pytest.raises(UnsupportedOpError, match="a product of integers that int32 does not hold"):
+        package.output()
+
+
 def test_products_of_floats_and_integers_are_refused(saved: Save) -> None:
     """A sound program of iOS 17 that is not evaluated is unsupported, not damaged."""
     weight = np.arange(20, dtype=np.int32).reshape(4, 5)
@@ -353,6 +373,92 @@ def test_boxes_beyond_an_image(saved: Save, specification: int) -> None:
     found = package.output()[0]
     assert_close(found[..., :3, :], IMAGE[..., 3:6, 4:7], error=4 * U * np.abs(IMAGE).max())
     assert not found[..., 3, :].any()
+
+
+MODES = ["STRICT_ALIGN_CORNERS", "ALIGN_CORNERS", "DEFAULT", "OFFSET_CORNERS", "UNALIGN_CORNERS"]
+
+
+def _cropped(box: Any, size: tuple[int, int], mode: str, **more: Any) -> Callable[[Any], Any]:
+    """A build that cuts one box from every image; beyond an image lies -100."""
+    roi = np.asarray(box, np.float32).reshape(1, 1, 4, 1, 1)
+
+    def build(x: Any) -> Any:
+        return mb.crop_resize(
+            x=x,
+            roi=roi,
+            target_height=size[0],
+            target_width=size[1],
+            sampling_mode=mode,
+            pad_value=np.float32(-100),
+            **more,
+        )
+
+    return build
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("size", [(12, 18), (7, 4), (1, 1)])
+@pytest.mark.parametrize("box", [(0, 0, 5, 8), (1, 2, 4, 6), (2, 3, 2, 8)])
+def test_a_box_is_resized_as_the_image_in_it(
+    saved: Save, box: tuple[int, int, int, int], size: tuple[int, int], mode: str
+) -> None:
+    """No place leaves a box: its last pixels are its own, not padding and not its neighbours."""
+    top, left, bottom, right = box
+    inner = np.ascontiguousarray(IMAGE[..., top : bottom + 1, left : right + 1])
+    expected = saved(
+        lambda x: mb.resize_bilinear(
+            x=x, target_size_height=size[0], target_size_width=size[1], sampling_mode=mode
+        ),
+        x=inner,
+    ).output()
+    found = saved(_cropped(box, size, mode), x=IMAGE).output()[0]
+    assert_close(found, expected, error=16 * U * np.abs(IMAGE).max())
+
+
+@pytest.mark.parametrize("stride", [3, 7, 14, 28])
+def test_rounding_puts_no_box_beyond_an_image(saved: Save, stride: int) -> None:
+    """The last pixel times a stride, and its float32 reciprocal, is the last pixel."""
+    x = _random(1, 2, 32, 32)
+    build = _cropped(
+        np.array([0, 0, 31, 31]) * stride,
+        (32, 32),
+        "ALIGN_CORNERS",
+        spatial_scale=np.float32(1 / stride),
+    )
+    found = saved(build, x=x).output()[0]
+    assert_close(found, x, error=32 * 8 * U * np.abs(x).max())
+
+
+def test_rounding_puts_no_place_beyond_an_image(saved: Save) -> None:
+    """Boxes that end in the last row, at any fraction of it, have no padding."""
+    boxes = np.random.default_rng(0).uniform(0, 31, (500, 4)).astype(np.float32)
+    boxes[:, 2:] = 31
+    x = _random(1, 1, 32, 32)
+
+    def build(x: Any) -> Any:
+        return mb.crop_resize(
+            x=x,
+            boxes=boxes,
+            box_indices=np.zeros(500, np.int32),
+            target_height=14,
+            target_width=12,
+            sampling_mode="ALIGN_CORNERS",
+            pad_value=np.float32(-100),
+        )
+
+    assert saved(build, specification=8, x=x).output().min() > -99
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_boxes_that_end_before_they_start(saved: Save, mode: str) -> None:
+    """They are mirrored where corners are aligned; elsewhere no page says what they are."""
+    package = saved(_cropped((4, 6, 1, 2), (4, 5), mode), x=IMAGE)
+    if mode not in {"STRICT_ALIGN_CORNERS", "ALIGN_CORNERS"}:
+        with pytest.raises(UnsupportedOpError, match=f"ends before it starts, in mode {mode}"):
+            package.run()
+        return
+    mirrored = IMAGE[..., 4:0:-1, 6:1:-1]
+    assert_close(package.output()[0], mirrored, error=8 * U * np.abs(IMAGE).max())
 
 
 @pytest.mark.parametrize("op", ["resize", "resize_nearest_neighbor", "upsample_nearest_neighbor"])
@@ -419,8 +525,16 @@ def test_ties_of_mirrored_places_are_those_of_grid_sample(saved: Save) -> None:
     assert np.array_equal(saved(build, x=x, grid=places).output(), exact)
 
 
+def test_response_normalisation_of_five_axes(saved: Save) -> None:
+    """It is that of PyTorch, as for four axes."""
+    x = _random(2, 7, 3, 2, 4)
+    package = saved(lambda x: mb.local_response_norm(x=x, size=4, alpha=0.5, beta=0.6, k=1.5), x=x)
+    exact = functional.local_response_norm(_torch(x), 4, alpha=0.5, beta=0.6, k=1.5).numpy()
+    assert_close(package.output(), exact, error=40 * U * np.abs(x).max())
+
+
 def test_response_normalisation_of_three_axes_is_refused(saved: Save) -> None:
-    """What coremltools' page and its tests say of it contradict each other."""
+    """Tests of coremltools contradict each other in what they expect of it."""
     package = saved(lambda x: mb.local_response_norm(x=x, size=3), x=_random(2, 5, 4))
     with pytest.raises(UnsupportedOpError, match="local response normalisation of 3 axes"):
         package.run()

@@ -42,12 +42,14 @@ def real_div(x: Array, y: Array) -> Array:
     """``x / y``; of integers the whole part.
 
     coremltools' tests state the whole part for positive integers. What Core ML gives for a
-    negative quotient with a remainder is not documented.
+    negative quotient with a remainder is not documented, nor for the least integer over -1, which
+    its type does not hold.
     """
     joined(x, y)
     _no_zero(y)
     if x.dtype.kind == "f":
         return np.asarray(x / y)
+    _no_least_by_minus_one(x, y)
     whole, rest = np.divmod(x, y)
     if np.any((whole < 0) & (rest != 0)):
         raise NotImplementedError("a negative quotient of integers, with a remainder,")
@@ -76,6 +78,7 @@ def floor_div(x: Array, y: Array) -> Array:
     """``floor(x / y)``, towards minus infinity for integers too."""
     joined(x, y)
     _no_zero(y)
+    _no_least_by_minus_one(x, y)
     return np.asarray(np.floor_divide(x, y))
 
 
@@ -420,6 +423,11 @@ def cast(x: Array, dtype: str) -> Array:
         if not (limits.min <= float(low) and float(high) <= limits.max):
             raise ValueError(f"{dtype} cannot hold the numbers from {low} to {high}")
     return x.astype(target)
+
+
+def _no_least_by_minus_one(x: Array, y: Array) -> None:
+    if x.dtype.kind == "i" and np.any((x == np.iinfo(x.dtype).min) & (y == -1)):
+        raise NotImplementedError(f"the least {x.dtype} divided by -1")
 
 
 def _no_zero(y: Array) -> None:

@@ -83,13 +83,13 @@ def local_response_norm(
     """``x[n, c] / (k + alpha / size * sum_j x[n, j] ** 2) ** beta``.
 
     ``j`` runs over the ``size`` channels around ``c``, one more before it than after if even.
-    Of three axes coremltools' page and its tests, which divide each number by itself alone,
-    contradict each other; of five it says nothing.
+    coremltools' page admits three and four axes, and its tests hold three to five against PyTorch.
+    For three axes another of its tests expects each number to be divided by itself alone.
     """
     many = integer(size)
     if not 1 <= many <= 2**16 or x.ndim < 3:
         raise ValueError(f"{many} channels of {list(x.shape)} cannot be summed")
-    if x.ndim != 4:
+    if x.ndim not in {4, 5}:
         raise NotImplementedError(f"local response normalisation of {x.ndim} axes")
     before, after = many // 2, (many - 1) // 2
     channels = x.shape[1]

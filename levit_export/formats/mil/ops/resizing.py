@@ -3,8 +3,9 @@
 Source: coremltools, MIL op set ``image_resizing``. Height and width are the last two axes of
 ``x``. Along an axis every output position ``i`` has a place in the input, a real number; bilinear
 interpolation weighs the two elements around it, nearest-neighbour takes the element at its floor:
-that of ``i n / m`` where a factor is given, and of ``(i + 1/2) n / m`` where a size is given, as
-coremltools' tests of ``resize`` state and its TensorFlow frontend (``half_pixel_centers``) has it.
+that of ``i n / m`` where a factor is given, and of ``(i + 1/2) n / m`` where a size is given.
+coremltools' tests of ``resize`` exclude the former for a size, but admit other rules than the
+latter. Its TensorFlow frontend decides: it writes the ops of a size for ``half_pixel_centers``.
 """
 
 from __future__ import annotations
@@ -20,6 +21,11 @@ SAMPLING = frozenset(
 """Rules for the places of an axis's output positions; see :func:`_places`."""
 PADDING = frozenset({"constant", "border", "reflection", "symmetric"})
 COORDINATES = frozenset({"unnormalized", "normalized_minus_one_to_one", "normalized_zero_to_one"})
+_SLACK = 4 * 2.0**-23
+"""How far rounding moves a coordinate of a box at most, in parts of the image's last place.
+
+Four units in the last place of float32: of the coordinate, of a centre and a size, of
+``spatial_scale``."""
 BOXES = frozenset(
     {
         "CORNERS_HEIGHT_FIRST",
@@ -214,9 +220,11 @@ def crop_resize(
 
     Up to iOS 16 ``roi[n, 0, :, 0, 0]`` holds a box that is cut from every image, or the number of
     an image and a box, and ``y`` is ``[N, B, C, h, w]``; since iOS 17 ``boxes[n]`` is cut from
-    image ``box_indices[n]`` and ``y`` is ``[N, C, h, w]``. Places in a box follow
-    ``sampling_mode`` with ``n = end - start + 1`` elements; beyond the image lies ``pad_value``
-    since iOS 16. Boxes of iOS 15 must be inside.
+    image ``box_indices[n]`` and ``y`` is ``[N, C, h, w]``. Places in a box are those of
+    :func:`resize_bilinear` for ``n = end - start + 1`` elements, kept inside the box as there.
+    Those beyond the image are ``pad_value`` since iOS 16; boxes of iOS 15 must be inside. A
+    coordinate that only rounding puts beyond the image counts as its edge. A box that ends before
+    it starts is mirrored where corners are aligned, and has no documented result elsewhere.
     """
     if (roi is None) == (boxes is None):
         raise ValueError("either roi (to iOS 16) or boxes (since iOS 17) must be given")
@@ -238,14 +246,14 @@ def crop_resize(
         corners *= float(spatial_scale)
     if flag(normalized_coordinates):
         corners *= np.array([x.shape[2] - 1, x.shape[3] - 1] * 2, dtype=np.float64)
-    inside = (corners >= 0) & (corners <= [x.shape[2] - 1, x.shape[3] - 1] * 2)
-    if specification < 7 and not inside.all():
-        raise NotImplementedError("a box beyond the image, before iOS 16,")
+    for side in range(4):
+        corners[:, side] = _snapped(corners[:, side], x.shape[2 + side % 2] - 1)
+    _check_boxes(corners, x, sampling_mode, specification)
     cut = []
     for n, (top, left, bottom, right) in enumerate(corners):
         image = x if images is None else x[images[n] : images[n] + 1]
-        h = top + _places(bottom - top + 1, height, sampling_mode)
-        w = left + _places(right - left + 1, width, sampling_mode)
+        h = _snapped(_places_between(top, bottom, height, sampling_mode), x.shape[2] - 1)
+        w = _snapped(_places_between(left, right, width, sampling_mode), x.shape[3] - 1)
         grid_h, grid_w = (
             np.broadcast_to(g, (image.shape[0], height, width))
             for g in np.meshgrid(h, w, indexing="ij")
@@ -259,6 +267,15 @@ def crop_resize(
     if roi is not None and images is not None:
         return np.stack(cut).reshape(len(cut), 1, *shape)
     return np.stack(cut) if cut else np.empty((0, *shape), x.dtype)
+
+
+def _check_boxes(corners: Array, x: Array, mode: str, specification: int) -> None:
+    inside = (corners >= 0) & (corners <= [x.shape[2] - 1, x.shape[3] - 1] * 2)
+    if specification < 7 and not inside.all():
+        raise NotImplementedError("a box beyond the image, before iOS 16,")
+    backwards = (corners[:, 2:] < corners[:, :2]).any()
+    if backwards and mode not in {"STRICT_ALIGN_CORNERS", "ALIGN_CORNERS"}:
+        raise NotImplementedError(f"a box that ends before it starts, in mode {mode},")
 
 
 def _corners(boxes: Array, mode: str) -> Array:
@@ -306,6 +323,18 @@ def _places(n: float, m: int, mode: str) -> Array:
     raise NotImplementedError(f"sampling mode {mode!r}")
 
 
+def _places_between(start: float, end: float, m: int, mode: str) -> Array:
+    """Where ``m`` positions lie on an axis, all between ``start`` and ``end``."""
+    places = start + _places(end - start + 1, m, mode)
+    return np.clip(places, min(start, end), max(start, end))
+
+
+def _snapped(places: Array, last: int) -> Array:
+    """``places``, with 0 or ``last`` for those that rounding may have put beyond them."""
+    kept = np.clip(places, 0, last)
+    return np.where(np.abs(places - kept) <= _SLACK * max(last, 1), kept, places)
+
+
 def _nearest(x: Array, axis: int, size: int, halves: int) -> Array:
     """``y[i] = x[floor((i + halves / 2) * n / size)]`` along one axis."""
     n = x.shape[axis]
@@ -323,7 +352,7 @@ def _linear(x: Array, axis: int, size: int, mode: str) -> Array:
     bounded((size,))  # also of an axis of nothing
     if n == 0 or size < 1:
         raise ValueError(f"an axis of {n} cannot be resized to {size}")
-    places = np.clip(_places(n, size, mode), 0, n - 1)
+    places = _places_between(0, n - 1, size, mode)
     below = np.floor(places).astype(np.int64)
     above = np.minimum(below + 1, n - 1)
     part = (places - below).astype(np.float32).reshape(-1, *(1,) * (x.ndim - axis - 1))
