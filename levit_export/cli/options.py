@@ -207,7 +207,7 @@ def calibration_options(command: CommandT) -> CommandT:
             type=TURNS,
             default=200,
             show_default=True,
-            help="How many images of --data it was calibrated on.",
+            help="How many images of --data it was calibrated on; its --seed says which of them.",
         ),
     )(command)
 
@@ -304,7 +304,7 @@ def model_choice(params: dict[str, Any]) -> ModelChoice:
 def same_again(params: Mapping[str, Any]) -> list[str]:
     """The options that name the same model and providers again, for a command to suggest."""
     words: list[str] = []
-    for name in ("model", "checkpoint", "random_weights", "activation"):
+    for name in ("model", "checkpoint", "random_weights", "activation", "preprocessing"):
         if params[name] is not None:
             words += [f"--{name.replace('_', '-')}", str(params[name])]
     if params["imgsz"] is not None:
@@ -313,6 +313,7 @@ def same_again(params: Mapping[str, Any]) -> list[str]:
     words += [f"--{name.replace('_', '-')}" for name in flags if params[name]]
     if params["data"] is not None:
         words += ["--data", str(params["data"]), "--num-samples", str(params["num_samples"])]
+        words += ["--seed", str(params["seed"])] if params["seed"] else []  # which of them
     # How a file is executed may be what its failure is of.
     for provider in params["providers"]:
         words += ["--provider", provider]

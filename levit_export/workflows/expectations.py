@@ -150,7 +150,7 @@ def expectations_of(each: Located, model: CheckedModel) -> Expectations:
 
 def _of_golden(each: Located, manifest: Manifest, request: CheckRequest) -> _Basis:
     """A directory by itself: its golden vectors, and what its manifest says."""
-    _refuse_idle(request.choice, each.folder)
+    _refuse_idle(request, each.folder)
     # Without the checkpoint nobody can tell how much is in float: all of it may be.
     kept = {artifact: 1.0 for artifact in each.artifacts if artifact.keep}
     return _Basis(_said(manifest), golden(each.folder, manifest, request), kept)
@@ -253,9 +253,11 @@ def _fresh(
     return reference.with_stored_weights(expected, tensors, every, blocks)
 
 
-def _refuse_idle(choice: ModelChoice, folder: Path) -> None:
+def _refuse_idle(request: CheckRequest, folder: Path) -> None:
     """Raise for words about a checkpoint where none is read."""
+    choice = request.choice
     said = {
+        "--data": request.data is not None,
         "--labels": bool(choice.labels),
         "--preprocessing": choice.preprocessing is not None,
         "--imgsz": choice.image_size is not None,

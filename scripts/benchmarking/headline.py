@@ -148,7 +148,10 @@ def run(folder: Path, names: Sequence[str], seconds: float | None) -> Iterator[H
     ``names`` are of the networks to be measured; all of them where there are none. Raises
     ``WorkerError``, after the record of the other cells, where a cell could not be measured.
     """
-    networks = [each for each in NETWORKS if not names or each.name in names]
+    known = {each.name: each for each in NETWORKS}
+    if unknown := set(names) - known.keys():
+        raise WorkerError(f"the headline has no {', '.join(sorted(unknown))}; it has {[*known]}")
+    networks = [known[name] for name in names or known]
     start = perf_counter()
     with ThreadPoolExecutor(machine.usable_cores()) as pool:
         made = list(pool.map(lambda each: _prepare(each, folder / each.name), networks))

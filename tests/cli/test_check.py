@@ -19,6 +19,8 @@ from onnx import numpy_helper
 from support import Cli, Exported
 
 from levit_export.checks import timing
+from levit_export.cli.check import check
+from levit_export.cli.options import same_again
 from levit_export.core import hashing
 from levit_export.core.errors import DataError
 from levit_export.inputs import samples
@@ -346,14 +348,22 @@ def test_int8_of_a_checkpoint_needs_its_images(cli: Cli, tmp_path: Path) -> None
     model = ("--checkpoint", tmp_path / "own.pth")
     images = ("--data", tmp_path / "images.npz", "--num-samples", 16)
     asked = ("--format", "onnx", "--precision", "int8", "--no-bench", "-o", tmp_path / "made")
-    made = cli("export", *model, *images, *asked)
+    made = cli("export", *model, *images, "--seed", 3, *asked)
     assert made.exit_code == 0, made.output
     (file,) = (tmp_path / "made" / "onnx-int8").glob("*.onnx")
     refused = cli("check", file, *model)
     assert refused.exit_code == 2
     assert "Give them with --data" in refused.stderr
-    result = cli("check", file, *model, *images, "--json", "-", "--no-drift")
+    result = cli("check", file, *model, *images, "--seed", 3, "--json", "-", "--no-drift")
     assert result.exit_code == 0, result.output
     (row,) = json.loads(result.stdout)["artifacts"]
     (kept,) = json.loads((tmp_path / "made" / "report.json").read_text("utf-8"))["artifacts"]
     assert row["parity"]["tolerance"] == kept["parity"]["tolerance"]
+
+
+def test_the_next_step_repeats_what_the_failure_rests_on() -> None:
+    """The drift that is suggested reads the same images in the same order, and the same recipe."""
+    given = ["x", "--checkpoint", "w.pth", "--data", "d", "--num-samples", "9", "--seed", "3"]
+    params = check.make_context("check", [*given, "--preprocessing", "r.json"]).params
+    words = same_again(params)
+    assert words == [*given[1:3], "--preprocessing", "r.json", *given[3:]]

@@ -152,6 +152,9 @@ def test_a_check_without_a_checkpoint_has_no_use_for_it(
     assert result.exit_code == 2
     assert "--preprocessing would change nothing" in result.stderr
     assert "add the --checkpoint" in result.stderr
+    result = cli("check", stated.folder, "--data", tmp_path)
+    assert result.exit_code == 2
+    assert "--data would change nothing" in result.stderr
 
 
 def test_a_pipe_states_nothing(tmp_path: Path, cli: Cli) -> None:
