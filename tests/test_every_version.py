@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import select
 import subprocess
 import sys
 from dataclasses import replace
@@ -97,3 +99,18 @@ def test_a_command_that_does_not_end(script: ModuleType, monkeypatch: pytest.Mon
     monkeypatch.setattr(script, "LIMIT_S", 0.2)
     with pytest.raises(script.FailedError, match=r"not ended after 0 s: sleep 60"):
         script.run(["sleep", "60"])
+
+
+def test_what_a_command_started_ends_with_it(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The processes of a command that goes on for too long end too; what it printed is said."""
+    monkeypatch.setattr(script, "LIMIT_S", 1)
+    read, write = os.pipe()  # whose other end is held as long as one of them lives
+    words = "echo so far; sleep 60 >/dev/null 2>&1 & wait"
+    with pytest.raises(script.FailedError, match=r"sleep 60.*\nIt had printed: so far$"):
+        script.run(["sh", "-c", words], pass_fds=(write,))
+    os.close(write)
+    ended, _, _ = select.select([read], [], [], 10)
+    os.close(read)
+    assert ended
