@@ -5,7 +5,7 @@
 //       -Wl,-rpath,ORT/lib -o verify_onnxruntime                       (one line)
 //   ./verify_onnxruntime . onnx-fp32/MODEL.onnx [--results FILE] [--sustain SECONDS]
 //       [--provider NAME[,KEY=VALUE...]]     one that this ONNX Runtime was built with, and that it
-//                                            takes by name: not CUDA, TensorRT or ROCm
+//                                            takes by name in C++ too
 //
 // ORT is an unpacked release of ONNX Runtime, or the prefix of the package libonnxruntime-dev
 // (there the headers lie in include/onnxruntime). Exit status: 0 pass, 1 fail, 2 could not be run.
@@ -53,11 +53,6 @@ void use_provider(Ort::SessionOptions& options, const std::string& asked) {
         given[pair.substr(0, equals)] = pair.substr(equals + 1);
         comma = next;
     }
-    for (const char* each : {"cuda", "tensorrt", "rocm"})
-        if (lower(name) == each || lower(name) == each + lower(suffix))
-            throw std::runtime_error(name + " is not run by this program: ONNX Runtime takes it by "
-                                     "functions of its own in C++, and by name only in Python; "
-                                     "use verify.py --provider " + each);
     for (const std::string& each : Ort::GetAvailableProviders()) {
         std::string plain = each.substr(0, each.size() - suffix.size());
         known += (known.empty() ? "" : ", ") + plain;
@@ -67,7 +62,12 @@ void use_provider(Ort::SessionOptions& options, const std::string& asked) {
         options.AddConfigEntry("session.disable_cpu_ep_fallback", "1");
         // These two are listed in one spelling and taken in another (provider_registration.cc).
         if (plain == "Xnnpack" || plain == "Dml") plain = plain == "Dml" ? "DML" : "XNNPACK";
-        options.AppendExecutionProvider(plain, given);
+        try {
+            options.AppendExecutionProvider(plain, given);
+        } catch (const Ort::Exception& error) {  // some are added by functions of their own
+            throw std::runtime_error(name + " cannot be chosen by name in C++ (" + error.what() +
+                                     "); use verify.py --provider " + asked);
+        }
         return;
     }
     throw std::runtime_error("no provider " + name + " is here; known: " + known);
