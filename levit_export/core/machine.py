@@ -52,6 +52,11 @@ def describe() -> Machine:
     )
 
 
+def vendor() -> str:
+    """The processor's maker as it names itself, such as ``GenuineIntel``; empty where unknown."""
+    return _cpuinfo().get("vendor_id", "")
+
+
 def usable_cores() -> int:
     """Processors this process may use, which a container can make fewer than the machine has."""
     affinity = getattr(os, "sched_getaffinity", None)

@@ -54,6 +54,19 @@ def test_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
         assert machine.describe().instructions == expected
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("vendor_id\t: AuthenticAMD\n\nvendor_id\t: other\n", "AuthenticAMD"),
+        ("Features\t: fp\n", ""),
+    ],
+)
+def test_vendor(monkeypatch: pytest.MonkeyPatch, text: str, expected: str) -> None:
+    """The maker is that of the first processor, and empty where none is named."""
+    monkeypatch.setattr(Path, "read_text", lambda *_, **__: text)
+    assert machine.vendor() == expected
+
+
 def test_product() -> None:
     """The product that is timed is a square float32 product of the stated side."""
     product = machine.gemm(1)()

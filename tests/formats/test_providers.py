@@ -12,12 +12,13 @@ import pytest
 import subjects
 from onnx import TensorProto, helper
 
+from levit_export.core import machine
 from levit_export.core.errors import NotRunError, UnknownNameError, UsageError
 from levit_export.core.packages import PRECISION_HINT as HINT
 from levit_export.core.values import Artifact, ExportOptions, RunOptions
 from levit_export.formats import target
 from levit_export.formats.onnx import providers
-from levit_export.formats.onnx.providers import OPENVINO, Provider, parse
+from levit_export.formats.onnx.providers import CPU, OPENVINO, Provider, parse
 
 here = pytest.mark.skipif(
     providers.present().get(OPENVINO) != "",
@@ -146,12 +147,86 @@ def test_a_provider_that_does_not_start(
 
 
 @pytest.mark.skipif(OPENVINO not in providers.present(), reason="the plug-in is not installed")
-def test_openvino_on_other_processors(monkeypatch: pytest.MonkeyPatch) -> None:
-    """OpenVINO's provider offers no processor but Intel's: where it has none, that is said."""
+@pytest.mark.parametrize("maker", ["AuthenticAMD", "GenuineIntel", ""])
+def test_openvino_without_a_device(monkeypatch: pytest.MonkeyPatch, maker: str) -> None:
+    """That OpenVINO's provider takes Intel's hardware alone is said only on other processors."""
+    monkeypatch.setattr(machine, "vendor", lambda: maker)
     monkeypatch.setattr(onnxruntime, "register_execution_provider_library", lambda *_: None)
     monkeypatch.setattr(onnxruntime, "get_ep_devices", list)
     found = providers._plugins.__wrapped__()
-    assert "no device on this machine: it takes hardware of Intel alone" in found[OPENVINO]
+    known = "it takes hardware of Intel alone, and the processor is AuthenticAMD"
+    absent = "it finds no device on this machine"
+    assert found[OPENVINO] == (f"{absent}: {known}" if maker == "AuthenticAMD" else absent)
+
+
+@pytest.fixture
+def built_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An ONNX Runtime that OpenVINO is built into, and that is too old to list devices."""
+    monkeypatch.setattr(providers, "_plugins", dict)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [OPENVINO, CPU])
+    monkeypatch.delattr(onnxruntime, "get_ep_devices", raising=False)
+
+
+@pytest.mark.usefixtures("built_in")
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ("", "fp32"),
+        (",device_type=CPU", "fp32"),
+        (",device_type=AUTO:CPU", "bf16"),
+        (f",device_type=AUTO:CPU,{HINT}=f32", "fp32"),
+        (",device=gpu", "fp16"),
+        (",device_type=HETERO:GPU.0,CPU", "fp16"),
+        (f",{HINT}=bf16", "bf16"),
+    ],
+)
+def test_what_openvino_computes_in_where_it_is_built_in(options: str, expected: str) -> None:
+    """Where it lists no devices it is the coarsest type that it may take, unless it is told."""
+    assert providers.arithmetic(parse(f"openvino{options}")) == expected
+
+
+@pytest.mark.usefixtures("built_in")
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ("", {"device_type": "CPU"}),
+        (",device=gpu", {"device_type": "GPU"}),
+        (
+            ",device_type=AUTO:GPU.0,CPU,cache_dir=x",
+            {"device_type": "AUTO:GPU.0,CPU", "cache_dir": "x"},
+        ),
+        (f",{HINT}=f32", {"device_type": "CPU", "load_config": f'{{"CPU": {{"{HINT}": "f32"}}}}'}),
+        (
+            f",device_type=AUTO:CPU,{HINT}=f32",
+            {"device_type": "AUTO:CPU", "load_config": f'{{"CPU": {{"{HINT}": "f32"}}}}'},
+        ),
+    ],
+)
+def test_options_of_openvino_where_it_is_built_in(
+    monkeypatch: pytest.MonkeyPatch, options: str, expected: dict[str, str]
+) -> None:
+    """Its device is an option of ONNX Runtime's own there, and its properties are the device's."""
+    asked = []
+
+    def refuse(*_: object, **given: object) -> None:
+        asked.append(given["providers"])
+        raise RuntimeError("no file")
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", refuse)
+    with pytest.raises(RuntimeError, match="no file"):
+        providers.load("nothing.onnx", onnxruntime.SessionOptions(), parse(f"openvino{options}"))
+    assert asked[0] == [(OPENVINO, expected)]
+
+
+@pytest.mark.skipif(OPENVINO not in providers.present(), reason="the plug-in is not installed")
+def test_a_plug_in_where_onnx_runtime_takes_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An ONNX Runtime that is too old for plug-ins has the provider as one that will not start."""
+    for name in ("register_execution_provider_library", "get_ep_devices"):
+        monkeypatch.delattr(onnxruntime, name, raising=False)
+    found = providers._plugins.__wrapped__()
+    monkeypatch.setattr(providers, "_plugins", lambda: found)
+    assert "register_execution_provider_library" in found[OPENVINO]
+    assert providers.arithmetic(Provider(OPENVINO)) == "fp32"
 
 
 @here

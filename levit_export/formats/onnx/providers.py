@@ -17,6 +17,7 @@ from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from levit_export.core import machine
 from levit_export.core.errors import NotRunError, UnknownNameError, UsageError
 from levit_export.core.packages import COMPUTED_IN, PRECISION_HINT
 from levit_export.core.quiet import first_line
@@ -34,8 +35,9 @@ PLUGINS = "onnxruntime_ep_"
 """Prefix of the module names of packages that add a provider."""
 
 ABSENT = "it finds no device on this machine"
-LIMITS = {OPENVINO: f"{ABSENT}: it takes hardware of Intel alone (onnxruntime#31981)"}
-"""What is said in place of ``ABSENT`` of a provider whose reason is known."""
+"""Of a plug-in that starts and offers nothing."""
+
+INTEL = "GenuineIntel"
 
 SHOWN = 3
 """How many operators are named that another provider took."""
@@ -114,8 +116,17 @@ def _plugins() -> dict[str, str]:
         except Exception as error:
             devices, why = set(), first_line(error)
         for name in package.get_ep_names():
-            found[name] = why or ("" if name in devices else LIMITS.get(name, ABSENT))
+            found[name] = why or ("" if name in devices else _absent(name))
     return found
+
+
+def _absent(name: str) -> str:
+    """Why a plug-in finds no device: for OpenVINO's on another maker's processor that is known."""
+    maker = machine.vendor()
+    if name == OPENVINO and maker not in (INTEL, ""):
+        # onnxruntime#31981
+        return f"{ABSENT}: it takes hardware of Intel alone, and the processor is {maker}"
+    return ABSENT
 
 
 def load(source: str | bytes, settings: SessionOptions, provider: Provider) -> InferenceSession:
@@ -134,16 +145,16 @@ def load(source: str | bytes, settings: SessionOptions, provider: Provider) -> I
     # Before 1.24 ONNX Runtime could only refuse other providers, and not say what they took.
     wish = "record_ep_graph_assignment_info" if knows_places else "disable_cpu_ep_fallback"
     settings.add_session_config_entry(f"session.{wish}", "1")
-    options = _own_options(provider)
     try:
         if provider.name in _plugins():
-            settings.add_provider_for_devices([_device(provider)], options)
+            settings.add_provider_for_devices([_device(provider)], _own_options(provider))
             session = onnxruntime.InferenceSession(source, settings, enable_fallback=0)
         else:
+            given = [(provider.name, _built_in_options(provider))]
             session = onnxruntime.InferenceSession(
-                source, settings, providers=[(provider.name, options)], enable_fallback=0
+                source, settings, providers=given, enable_fallback=0
             )
-    except NotRunError:
+    except (NotRunError, UsageError):
         raise
     except Exception as error:
         onnxruntime.InferenceSession(source, providers=[CPU])  # raises where the model is at fault
@@ -156,7 +167,7 @@ def load(source: str | bytes, settings: SessionOptions, provider: Provider) -> I
 def arithmetic(provider: Provider) -> str:
     """What a provider computes float32 in: ``fp32``, or ``bf16`` or ``fp16`` where it is coarser.
 
-    OpenVINO takes the coarsest type that its device is fast in, unless it is told. Of a provider
+    OpenVINO takes the coarsest type that its device is fast in, unless it is told. Of a plug-in
     without a device nothing is known but that it will not start.
     """
     if provider.name != OPENVINO:
@@ -164,6 +175,8 @@ def arithmetic(provider: Provider) -> str:
     told = str(_properties(provider).get(PRECISION_HINT, ""))
     if told:
         return COMPUTED_IN.get(told.lower(), told.lower())
+    if provider.name not in _plugins():
+        return _built_in_arithmetic(provider)
     devices = _devices(provider)
     if not devices:
         return "fp32"
@@ -172,6 +185,18 @@ def arithmetic(provider: Provider) -> str:
     if metadata.get("ov_device") == "CPU":
         return "bf16" if "BF16" in able else "fp32"
     return "fp16" if "FP16" in able else "fp32"
+
+
+def _built_in_arithmetic(provider: Provider) -> str:
+    """The coarsest type that OpenVINO may take where ONNX Runtime was built with it.
+
+    It has no device that could be asked. On the CPU it asks for float32 by itself, but not where
+    it is to choose or to share: of ONNX Runtime 1.21.0 and 1.24.1 on a processor with bfloat16,
+    ``device_type=CPU`` computed in float32, ``AUTO:CPU`` and ``HETERO:CPU,CPU`` in bfloat16.
+    """
+    if _device_type(provider) == "CPU":
+        return "fp32"
+    return "bf16" if set(_places(provider)) == {"CPU"} else "fp16"
 
 
 def is_told(provider: Provider) -> bool:
@@ -186,7 +211,7 @@ def _devices(provider: Provider) -> list[Any]:
     wanted = provider.options.get("device", "").upper()
     return [
         each
-        for each in onnxruntime.get_ep_devices()
+        for each in getattr(onnxruntime, "get_ep_devices", list)()  # 1.21 has no plug-ins
         if each.ep_name == provider.name
         and (not wanted or dict(each.ep_metadata).get("ov_device", "").upper() == wanted)
     ]
@@ -216,8 +241,37 @@ def _properties(provider: Provider) -> dict[str, Any]:
     return given | {key: value for key, value in provider.options.items() if key.isupper()}
 
 
+def _device_type(provider: Provider) -> str:
+    """What OpenVINO that was built in is to run on, such as ``CPU`` or ``AUTO:GPU.0,CPU``."""
+    device = provider.options.get("device", "CPU").upper()
+    return provider.options.get("device_type", device)
+
+
+def _places(provider: Provider) -> list[str]:
+    """The devices of :func:`_device_type`: ``AUTO:GPU.0,CPU`` has GPU and CPU."""
+    names = _device_type(provider).rpartition(":")[2].split(",")
+    return [name.split(".")[0] for name in names]
+
+
+def _built_in_options(provider: Provider) -> dict[str, str]:
+    """The options as a provider takes them that ONNX Runtime was built with.
+
+    OpenVINO has its properties in ``load_config`` by the names of single devices: by the name
+    ``AUTO`` ONNX Runtime 1.21.0 did not follow the hint.
+    """
+    if provider.name != OPENVINO:
+        return dict(provider.options)
+    own = ("device", "device_type")
+    options = {k: v for k, v in provider.options.items() if k not in own and not k.isupper()}
+    options["device_type"] = _device_type(provider)
+    if any(key.isupper() for key in provider.options):
+        properties = _properties(provider)
+        options["load_config"] = json.dumps(dict.fromkeys(_places(provider), properties))
+    return options
+
+
 def _own_options(provider: Provider) -> dict[str, str]:
-    """The options as the provider takes them: OpenVINO has its properties in ``load_config``."""
+    """The options as a plug-in takes them: OpenVINO's has its properties in ``load_config``."""
     options = {key: value for key, value in provider.options.items() if key != "device"}
     if provider.name != OPENVINO or not (properties := _properties(provider)):
         return options
