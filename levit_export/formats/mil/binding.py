@@ -112,7 +112,7 @@ def bind(
     node = Node(type_, op, operands, tuple(outputs), context, package)
     for parameter, many in operands.items():
         _check_parameter(node, parameter, many)
-    _check_kinds(node)
+    _check_kinds(node, specification)
     _check_results(node)
     return node
 
@@ -200,13 +200,13 @@ def _check_option(node: Node, parameter: str, value: Value | None) -> None:
         )
 
 
-def _check_kinds(node: Node) -> None:
+def _check_kinds(node: Node, specification: int) -> None:
     """Operands are of a kind that the formula is for, and of the same kind."""
-    kinds = {
-        _element(node, operand).kind
-        for parameter in node.op.operands
-        for operand in node.operands.get(parameter, ())
-    }
+    operands = [o for name in node.op.operands for o in node.operands.get(name, ())]
+    kinds = {_element(node, operand).kind for operand in operands}
+    varying = {_element(node, operand).kind for operand in operands if operand.constant is None}
+    if len(kinds) > 1 and (specification < 8 or len(varying) != 1):
+        raise _mismatch(node, f"{', '.join(node.op.operands)} are of different kinds")
     if len(kinds) > 1:  # a constant may be of another kind for some ops since iOS 17
         raise UnsupportedOpError(
             f"{node.label} has {', '.join(node.op.operands)} of floats and integers together",

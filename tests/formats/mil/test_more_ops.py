@@ -13,6 +13,8 @@ from mil_programs import FUNCTION, UNIT, Saved, assert_close, dot_error, mb
 from torch.nn import functional
 
 from levit_export.core.errors import PackageError, UnsupportedOpError
+from levit_export.formats.mil.binding import Operand, bind
+from levit_export.formats.mil.elements import FLOAT32, INT32, TensorType
 from levit_export.formats.mil.ops.convolution import conv
 
 Save = Callable[..., Saved]
@@ -332,6 +334,26 @@ def test_products_of_floats_and_integers_are_refused(saved: Save) -> None:
     package = saved(lambda x: mb.matmul(x=x, y=weight), specification=8, x=_random(3, 4))
     with pytest.raises(UnsupportedOpError, match="x, y of floats and integers together"):
         package.output()
+
+
+@pytest.mark.parametrize(("specification", "constants"), [(6, 1), (7, 1), (8, 0), (8, 2), (10, 0)])
+def test_no_sound_program_mixes_kinds_otherwise(specification: int, constants: int) -> None:
+    """Before iOS 17 an op takes one kind; since then one constant may differ from what varies."""
+    operands = {
+        name: (Operand(name, TensorType(element, (2, 2)), value),)
+        for name, element, value in (
+            ("x", FLOAT32, np.ones((2, 2), np.float32) if constants == 2 else None),
+            ("y", INT32, np.ones((2, 2), np.int32) if constants else None),
+        )
+    }
+    with pytest.raises(PackageError, match="x, y are of different kinds"):
+        bind(
+            "matmul",
+            operands,
+            [("z", TensorType(FLOAT32, (2, 2)))],
+            specification=specification,
+            package="the package",
+        )
 
 
 def test_forms_without_a_documented_result_are_refused(saved: Save) -> None:
