@@ -9,7 +9,7 @@ import sys
 from importlib.machinery import SourceFileLoader
 from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -137,9 +137,27 @@ def test_half_precision_excuses_floats_alone(
 
 
 def test_tables_are_not_torn(script: ModuleType, tmp_path: Path) -> None:
-    """Tables that cannot be written leave those that are there."""
+    """Who reads the tables while they are written anew has all of the old ones."""
     path = tmp_path / "tables.json"
     script.write(path, {"total": {"passed": 1}})
-    with pytest.raises(TypeError):
-        script.write(path, {"total": {"passed": object()}})
-    assert json.loads(path.read_text(encoding="utf-8")) == {"total": {"passed": 1}}
+    with path.open(encoding="utf-8") as reader:
+        script.write(path, {"total": {"passed": 2}})
+        assert json.load(reader) == {"total": {"passed": 1}}
+    assert json.loads(path.read_text(encoding="utf-8")) == {"total": {"passed": 2}}
+    assert [p.name for p in tmp_path.iterdir()] == ["tables.json"]
+
+
+def test_tables_are_written_now_and_then(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each writing goes through all tests that have run, so that not each test can write."""
+    written: list[int] = []
+    monkeypatch.setattr(
+        script, "write", lambda _, found: written.append(sum(found["total"].values()))
+    )
+    suite = _suite(script, json=tmp_path / "tables.json")
+    for number in range(250):
+        item = SimpleNamespace(nodeid=f"test_{number}", name=f"test_{number}")
+        suite.pytest_runtest_setup(item)
+        suite.pytest_runtest_makereport(item, SimpleNamespace(when="call", excinfo=None))
+    assert written == [100, 200]
