@@ -111,12 +111,11 @@ def gemm_seconds(threads: int) -> tuple[float, ...]:
 
 def _warm_up(call: Call) -> float:
     """Seconds of the last call of some."""
-    seconds = timing.series(call, 1)
-    while sum(seconds) < WARM_UP_S or (
-        len(seconds) < FEWEST_WARM_UPS and sum(seconds) < LONGEST_WARM_UP_S
-    ):
-        seconds += timing.series(call, 1)
-    return seconds[-1]
+    start, count, spent = perf_counter(), 0, 0.0
+    while spent < WARM_UP_S or (count < FEWEST_WARM_UPS and spent < LONGEST_WARM_UP_S):
+        (seconds,) = timing.series(call, 1)
+        count, spent = count + 1, perf_counter() - start
+    return seconds
 
 
 def _entrant(stack: ExitStack, given: Mapping[str, Any], task: Mapping[str, Any]) -> Entrant | Row:
