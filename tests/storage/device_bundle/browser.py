@@ -130,14 +130,15 @@ class Browser:
         return [entry["message"] for entry in entries if entry["level"] in ("SEVERE", "WARNING")]
 
     def requests(self) -> list[str]:
-        """The addresses that were asked for since the last call."""
+        """The addresses that pages asked for since the last call; not those of Chromium's own."""
         entries = self.ask("POST", "/se/log", {"type": "performance"})
         messages = [json.loads(entry["message"])["message"] for entry in entries]
-        return [
+        asked = [
             message["params"]["request"]["url"]
             for message in messages
             if message["method"] == "Network.requestWillBeSent"
         ]
+        return [url for url in asked if not url.startswith("chrome://")]
 
 
 GPU = (
