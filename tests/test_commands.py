@@ -32,8 +32,10 @@ SMALLER = {
     "-c levit_256.pth": "-c my.safetensors",
 }
 """What is run in place of a model that takes long, and the weights that the exports were made of
-(tests/test_readme.py has an export of other weights). Nor are exports timed here, which takes most of
-an export's time: tests/cli/test_export.py times one.
+(tests/test_readme.py has an export of other weights).
+
+Nor are exports timed here, which takes most of an export's time: tests/cli/test_export.py
+times one.
 """
 
 SWEEP = """
