@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from importlib.machinery import SourceFileLoader
 from importlib.metadata import version
+from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -15,6 +19,7 @@ from levit_export.formats.coreai.target import CoreaiTarget
 from levit_export.formats.onnx.target import OLDEST_RUNTIME
 
 Cli = Callable[..., Result]
+SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,19 @@ class Exported:
     stdout: str
     stderr: str
     status: int
+
+
+def script_module(name: str) -> ModuleType:
+    """A file of ``scripts/``, which has no suffix, as a module that may import its neighbours."""
+    if str(SCRIPTS) not in sys.path:
+        sys.path.append(str(SCRIPTS))
+    loader = SourceFileLoader(name.replace("-", "_"), str(SCRIPTS / name))
+    spec = spec_from_loader(loader.name, loader)
+    assert spec is not None
+    module = module_from_spec(spec)
+    sys.modules[loader.name] = module  # where dataclasses look for their module
+    loader.exec_module(module)
+    return module
 
 
 def _release(version: str) -> tuple[int, ...]:

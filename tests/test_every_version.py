@@ -8,13 +8,12 @@ import select
 import subprocess
 import sys
 from dataclasses import replace
-from importlib.machinery import SourceFileLoader
-from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
 from types import ModuleType
 
 import click
 import pytest
+from support import script_module
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "scripts" / "every-version"
@@ -23,13 +22,7 @@ SCRIPT = ROOT / "scripts" / "every-version"
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
     """The script as a module."""
-    loader = SourceFileLoader("every_version", str(SCRIPT))
-    spec = spec_from_loader("every_version", loader)
-    assert spec is not None
-    module = module_from_spec(spec)
-    sys.modules["every_version"] = module  # where dataclasses look for their module
-    loader.exec_module(module)
-    return module
+    return script_module("every-version")
 
 
 def test_the_readme_shows_what_is_recorded() -> None:

@@ -104,7 +104,7 @@ def test_files_that_are_no_witnesses(asset: dict[str, Any], package: dict[str, A
 
 @pytest.mark.parametrize("silent", [0, 1])
 def test_without_answers_nothing_is_said(silent: int) -> None:
-    """A file whose answers are not here, as of one that ran on a device, is no witness."""
+    """A file that ran on a device left no answers here, so it is not compared with another."""
     witnesses = [answered("coreai", 0.5), answered("coreml", -0.9)]
     witnesses[silent] = Witness(witnesses[silent].report)
     assert witnessed(witnesses) == [each.report for each in witnesses]

@@ -6,14 +6,13 @@ import argparse
 import json
 import subprocess
 import sys
-from importlib.machinery import SourceFileLoader
-from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from support import script_module
 
 SCRIPT = Path(__file__).parents[3] / "scripts" / "coremltools-suite"
 
@@ -21,13 +20,7 @@ SCRIPT = Path(__file__).parents[3] / "scripts" / "coremltools-suite"
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
     """The script as a module."""
-    loader = SourceFileLoader("coremltools_suite", str(SCRIPT))
-    spec = spec_from_loader("coremltools_suite", loader)
-    assert spec is not None
-    module = module_from_spec(spec)
-    sys.modules["coremltools_suite"] = module  # where dataclasses look for their module
-    loader.exec_module(module)
-    return module
+    return script_module("coremltools-suite")
 
 
 def _suite(script: ModuleType, **given: Any) -> Any:
@@ -113,7 +106,7 @@ def test_errors_around_a_test_are_failures(tmp_path: Path) -> None:
 def test_the_status_is_of_the_evaluator_when_all_has_run(
     script: ModuleType, ended: int, total: dict[str, int], expected: int
 ) -> None:
-    """A refusal fails a test of coremltools', but is no fault of the evaluator."""
+    """Refusals leave it 0; a wrong value or no passed test makes it 1, an incomplete run 2."""
     assert script.status(ended, total, interrupted=False) == expected
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 from importlib import resources
-from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
 
@@ -14,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load
+from support import script_module
 from torch import nn
 
 from levit_export.inputs.preprocessing import RECIPES, apply
@@ -179,15 +178,9 @@ def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     pytest.importorskip("sklearn", reason="scikit-learn carries the digits the script splits")
     if not SCRIPT.exists():
         pytest.skip("the training script is only in the source checkout")
-    loader = SourceFileLoader("train_digits", str(SCRIPT))
-    spec = importlib.util.spec_from_loader(loader.name, loader)
-    assert spec is not None
-    module = importlib.util.module_from_spec(spec)
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setitem(sys.modules, loader.name, module)  # dataclasses look their module up
-    loader.exec_module(module)
-    return module
+    return script_module("train-digits")
 
 
 def test_split_comes_from_the_script(script: ModuleType, arrays: dict[str, np.ndarray]) -> None:

@@ -13,8 +13,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.machinery import SourceFileLoader
-from importlib.util import find_spec, module_from_spec, spec_from_loader
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any, get_args
@@ -22,14 +21,13 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 from PIL import Image
+from support import script_module
 
 from levit_export.core.values import Interpolation, Preprocessing, Size
 from levit_export.inputs import preprocessing
 from levit_export.inputs.images.decoding import decode
 from levit_export.models.checkpoints import processors, timm
 
-RECORD = Path(__file__).parents[3] / "scripts" / "record-transforms"
-sys.path.append(str(RECORD.parent))  # for what the script itself imports
 READ = {"timm": timm.recipe, "transformers": processors.recipe}
 ELSEWHERE = [(16, 16), (24, 24), (224, 224)]
 """Sizes that are tried where the library gives no picture."""
@@ -38,10 +36,7 @@ ELSEWHERE = [(16, 16), (24, 24), (224, 224)]
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
     """``scripts/record-transforms`` as a module."""
-    loader = SourceFileLoader("record_transforms", str(RECORD))
-    module = module_from_spec(spec_from_loader(loader.name, loader))  # type: ignore[arg-type]
-    loader.exec_module(module)
-    return module
+    return script_module("record-transforms")
 
 
 @dataclass(frozen=True)
