@@ -442,7 +442,7 @@ def _scalar(value: Array) -> Array:
     return value
 
 
-_BLOCK = 1 << 13
+_BLOCK = 1 << 14
 """Numbers that a formula of many steps works on at a time, so that they stay in the cache."""
 
 _ERF_FLAT = 3.93
