@@ -303,7 +303,7 @@ def time_rows(
         for name, session in (others or {}).items():
             entrants[name] = _TimedSession(session, 0.0, batch, _call(session, batch))
         # Measured before and after, because the machine's speed drifts during a run.
-        before = _gemm_seconds(threads)
+        before = gemm_seconds(threads)
         calls = {key: entrant.call for key, entrant in entrants.items()}
 
         def rest(key: Row | str) -> None:
@@ -316,7 +316,7 @@ def time_rows(
                 sleep(SPIN_S)
 
         seconds = timing.measure(calls, plan, progress=progress, rest=rest)
-        products = before + _gemm_seconds(threads)
+        products = before + gemm_seconds(threads)
         sustained = {
             row: timing.in_a_row(entrants[row].call, 0, plan.sustain_s, progress=progress)
             for row in rows
@@ -336,7 +336,7 @@ def time_rows(
     return reports, baselines
 
 
-def _gemm_seconds(threads: int) -> tuple[float, ...]:
+def gemm_seconds(threads: int) -> tuple[float, ...]:
     """Not in the rounds: a BLAS keeps its threads spinning, which would slow the next session."""
     multiply = machine.gemm(threads)
     multiply()

@@ -15,8 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from benchmarking.processes import ROOT, WorkerError, answer, environment
 
 CACHE = ROOT / ".benchmark"
@@ -174,8 +172,3 @@ def _steps(recipe: Any) -> dict[str, Any]:
         "image_mean": recipe.mean,
         "image_std": recipe.std,
     }
-
-
-def write_calibration(inputs: np.ndarray, path: Path) -> None:
-    """The images that our int8 is calibrated on, as the network takes them, for theirs."""
-    np.savez(path, inputs=inputs)

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
-from benchmarking import alternatives, images
+from benchmarking import alternatives
 from benchmarking.alternatives import Alternatives, choice, flags
 from benchmarking.processes import COMMAND, environment, run_once
 from benchmarking.values import OPTIMUM, OURS
@@ -28,6 +29,8 @@ THEIRS = {"onnx": "model.onnx", "openvino": "openvino_model.xml"}
 THEIRS_INT8 = {"onnx": "model_quantized.onnx", "openvino": "openvino_model.xml"}
 PRECISIONS = ("fp32", "int8")
 CALIBRATION_IMAGES = 32
+COARSE = 8
+RECTANGLES = 6
 
 NEED = {"fuse_batchnorm": ("merge_heads",)}
 """Passes that refuse to work when another was left out."""
@@ -115,11 +118,29 @@ def calibrate(model: str, folder: Path, count: int = CALIBRATION_IMAGES) -> list
     if own is not None:
         np.savez(folder / "calibration.npz", inputs=own.inputs)
         return ["--num-samples", str(count)]
-    pixels = images.structured(count, recipe.crop[0])
+    pixels = structured(count, recipe.crop[0])
     np.savez(folder / "images.npz", images=pixels)
     inputs = np.stack([preprocessing.apply(recipe, image) for image in pixels])
     np.savez(folder / "calibration.npz", inputs=inputs)
     return ["--data", str(folder / "images.npz"), "--num-samples", str(count)]
+
+
+def structured(count: int, side: int) -> np.ndarray:
+    """Seeded images for timing where there are no photographs: smooth colour fields with
+    sharp rectangles, uint8 ``(count, side, side, 3)``.
+    """
+    generator = np.random.default_rng(0)
+    return np.stack([_image(generator, side) for _ in range(count)])
+
+
+def _image(generator: np.random.Generator, side: int) -> np.ndarray:
+    coarse = generator.integers(0, 256, (COARSE, COARSE, 3), dtype=np.uint8)
+    field = Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC)
+    image = np.array(field)
+    for _ in range(RECTANGLES):
+        (top, bottom), (left, right) = np.sort(generator.integers(0, side, (2, 2)), axis=1)
+        image[top:bottom, left:right] = generator.integers(0, 256, 3, dtype=np.uint8)
+    return image
 
 
 def prepare(

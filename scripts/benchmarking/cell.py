@@ -9,11 +9,9 @@ back to the caches and wakes its threads. A call of ``SETTLED_S`` and more does 
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter, sleep
 from typing import Any, cast
@@ -22,11 +20,10 @@ import numpy as np
 import torch
 
 from benchmarking.alternatives import choice
-from benchmarking.processes import reply
+from benchmarking.processes import serve
 from benchmarking.values import COMPILED, EAGER, Cell, Row
 from levit_export.checks import reference, timing
-from levit_export.checks.execution import GEMM_CALLS, SPIN_S
-from levit_export.core import machine
+from levit_export.checks.execution import SPIN_S, gemm_seconds
 from levit_export.core.hashing import digest
 from levit_export.core.values import RunOptions, Session, Signature, TensorSpec
 from levit_export.formats import target
@@ -54,9 +51,8 @@ class Entrant:
     call: Call
 
 
-def main() -> None:
-    """Open, warm up, measure, answer."""
-    task, answer = reply(*sys.argv[1:])
+def main(task: Mapping[str, Any]) -> Cell:
+    """Open, warm up, measure."""
     torch.set_num_threads(task["threads"])
     with ExitStack() as stack:
         opened = [_entrant(stack, row, task) for row in task["rows"]]
@@ -70,8 +66,7 @@ def main() -> None:
         replace(each.row, seconds=seconds[i]) if isinstance(each, Entrant) else each
         for i, each in enumerate(opened)
     )
-    cell = Cell(task["batch"], task["threads"], before + after, rows)
-    answer.write_text(json.dumps(asdict(cell)), encoding="utf-8")
+    return Cell(task["batch"], task["threads"], before + after, rows)
 
 
 def interleaved(
@@ -98,15 +93,6 @@ def interleaved(
             if key in spinning:
                 sleep(SPIN_S)
     return {key: tuple(seconds) for key, seconds in found.items()}
-
-
-def gemm_seconds(threads: int) -> tuple[float, ...]:
-    """Not in the rounds: a BLAS leaves its threads spinning, which would slow the next session."""
-    multiply = machine.gemm(threads)
-    multiply()
-    seconds = timing.series(multiply, GEMM_CALLS)
-    sleep(SPIN_S)
-    return seconds
 
 
 def _warm_up(call: Call) -> float:
@@ -179,4 +165,4 @@ def _call(session: Session, batch: int, side: int) -> Call:
 
 
 if __name__ == "__main__":
-    main()
+    serve(main)

@@ -19,7 +19,6 @@ from benchmarking import (
     latency,
     pages,
     record,
-    startup,
     tables,
     tool,
 )
@@ -90,7 +89,7 @@ def _headline(request: Request) -> Iterator[Record]:
 
 
 def _startup(request: Request) -> Iterator[Record]:
-    yield startup.run(3 if request.quick else 10)
+    yield tool.startup(3 if request.quick else 10)
 
 
 def _growth(request: Request) -> Iterator[Record]:

@@ -9,9 +9,8 @@ seeded weights, exported by PyTorch's and OpenVINO's own converters.
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
@@ -21,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarking import artifacts, latency, plot, record, tables
 from benchmarking.artifacts import File
-from benchmarking.processes import WorkerError, reply, worker
+from benchmarking.processes import WorkerError, serve, worker
 from benchmarking.values import Cell, HeadlineRecord, Row, ratio
 from levit_export.core import machine
 from levit_export.models.zoo import variant
@@ -212,12 +211,11 @@ def _theirs(folder: Path, form: str, batch: int) -> Path:
     return folder / f"{batch}{artifacts.SUFFIX[form]}"
 
 
-def main() -> None:
+def main(task: Mapping[str, Any]) -> dict[str, str]:
     """In a worker: PyTorch's module of one network, and what converters make of it."""
     import torch
 
-    task, answer = reply(*sys.argv[1:])
-    folder, reasons = Path(task["folder"]), {}
+    folder, reasons = Path(task["folder"]), dict[str, str]()
     if task["network"] in EFFICIENTNETS:
         module = efficientnet(EFFICIENTNETS[task["network"]])
         reasons = dict(_converted(module, EFFICIENTNETS[task["network"]].side, folder))
@@ -226,7 +224,7 @@ def main() -> None:
 
         module, _ = fused(task["network"])
     torch.save(module, folder / EAGER)
-    answer.write_text(json.dumps(reasons), encoding="utf-8")
+    return reasons
 
 
 def efficientnet(scaling: Scaling) -> nn.Module:
@@ -462,4 +460,4 @@ def _speed(cell: Cell, row: Row) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    serve(main)

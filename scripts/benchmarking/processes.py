@@ -8,8 +8,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -39,13 +40,14 @@ def environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
     return {**kept, **QUIET, "PYTHONPATH": str(ROOT / "scripts"), **(more or {})}
 
 
-def run_once(command: Sequence[str], log: Path | None = None) -> Run:
-    """Run ``command`` to its end; what it says goes to ``log``."""
+def run_once(command: Sequence[str]) -> Run:
+    """Run ``command`` to its end; what it says is dropped."""
     done = Event()
     start = time.perf_counter()
-    with (log or Path(os.devnull)).open("wb") as said, ThreadPoolExecutor(1) as watcher:
+    nothing = subprocess.DEVNULL
+    with ThreadPoolExecutor(1) as watcher:
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=said, stderr=said, env=environment()
+            command, stdin=nothing, stdout=nothing, stderr=nothing, env=environment()
         )
         peak = watcher.submit(_peak, process.pid, done)
         _, status, usage = os.wait4(process.pid, 0)
@@ -63,11 +65,7 @@ def run_once(command: Sequence[str], log: Path | None = None) -> Run:
 
 
 def measure(
-    commands: Mapping[str, Sequence[str]],
-    runs: int,
-    *,
-    aims: Mapping[str, float] | None = None,
-    warm_up: bool = False,
+    commands: Mapping[str, Sequence[str]], runs: int, *, warm_up: bool = False
 ) -> list[Command]:
     """Run the commands in turn, ``runs`` times; once before where they are to be warm."""
     if warm_up:
@@ -77,7 +75,7 @@ def measure(
     for _ in range(runs):
         for name, command in commands.items():
             found[name].append(run_once(command))
-    return [Command(name, tuple(r), (aims or {}).get(name, 0.0)) for name, r in found.items()]
+    return [Command(name, tuple(done)) for name, done in found.items()]
 
 
 def worker(module: str, task: Any, *, more: Mapping[str, str] | None = None) -> Any:
@@ -104,9 +102,11 @@ def answer(command: Sequence[str], task: Any, *, more: Mapping[str, str] | None 
         return json.loads(taken.read_text(encoding="utf-8"))
 
 
-def reply(given: str, taken: str) -> tuple[Any, Path]:
-    """In a worker: its task, and where its answer goes."""
-    return json.loads(Path(given).read_text(encoding="utf-8")), Path(taken)
+def serve(function: Callable[[Any], Any]) -> None:
+    """In a worker: have ``function`` answer the task that the command line names."""
+    given, taken = map(Path, sys.argv[1:])
+    answer = function(json.loads(given.read_text(encoding="utf-8")))
+    taken.write_text(json.dumps(answer, default=asdict), encoding="utf-8")
 
 
 def _peak(pid: int, done: Event) -> int:

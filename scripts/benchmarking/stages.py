@@ -7,16 +7,14 @@ Once as ``--format all`` runs, and once the work of each part alone.
 
 from __future__ import annotations
 
-import json
-import sys
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from benchmarking.processes import reply
+from benchmarking.processes import serve
 from benchmarking.values import Stage
 
 if TYPE_CHECKING:
@@ -69,24 +67,15 @@ class Parts:
         return result
 
 
-def main() -> None:
-    """Run both and answer."""
-    task, answer = reply(*sys.argv[1:])
+def main(task: Mapping[str, Any]) -> tuple[list[Stage], list[Stage]]:
+    """Run both."""
     parts, weights = Parts(), Path(task["checkpoint"])
     folder = Path(task["folder"])
     folder.mkdir()
-    parts.time("import torch", _import_torch)
+    parts.time("import torch", partial(import_module, "torch.export"))
     parts.time("import the rest", _import_rest)
     _one_by_one(parts, weights, folder)
-    as_run = _as_run(weights, folder / "exported")
-    answer.write_text(
-        json.dumps([[asdict(stage) for stage in part] for part in (as_run, parts.found)]),
-        encoding="utf-8",
-    )
-
-
-def _import_torch() -> None:
-    import torch.export  # noqa: F401
+    return _as_run(weights, folder / "exported"), parts.found
 
 
 def _import_rest() -> None:
@@ -165,4 +154,4 @@ def _prepared(parts: Parts, checkpoint: Checkpoint) -> dict[str, Prepared]:
 
 
 if __name__ == "__main__":
-    main()
+    serve(main)

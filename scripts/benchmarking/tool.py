@@ -1,4 +1,4 @@
-"""Whole commands on one model, ours and the alternatives', and where the time of ours goes."""
+"""Whole commands: exports of one model, ours and the alternatives', and the start of ours."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from benchmarking import alternatives, record
 from benchmarking.alternatives import Alternatives, choice
 from benchmarking.processes import COMMAND, measure, worker
-from benchmarking.values import Command, Stage, ToolRecord
+from benchmarking.values import Command, Stage, StartupRecord, ToolRecord
 from levit_export.models import loading
 
 ALL = "levit-export --format all --no-bench"
@@ -54,7 +54,12 @@ def run(
     for command in found:
         if command.failures:
             print(f"{command.name}: exit status {command.failures}", file=sys.stderr)
-    found = [_not_run(command) if command.failures else command for command in found]
+    found = [
+        replace(command, runs=(), reason=f"exit status {command.failures[0]}")
+        if command.failures
+        else command
+        for command in found
+    ]
     as_run, one_by_one = _stages(weights, folder) if thorough else ((), ())
     return ToolRecord(
         circumstances=record.circumstances(others.versions, (NOTE,)),
@@ -93,14 +98,24 @@ def _theirs(folder: Path, others: Alternatives) -> dict[str, list[str]]:
     }
 
 
-def _not_run(command: Command) -> Command:
-    return replace(command, runs=(), reason=f"exit status {command.failures[0]}")
-
-
 def _stages(weights: Path, folder: Path) -> tuple[tuple[Stage, ...], tuple[Stage, ...]]:
     answer = worker("stages", {"checkpoint": str(weights), "folder": str(folder / "stages")})
     as_run, one_by_one = (cattrs.structure(part, tuple[Stage, ...]) for part in answer)
     return as_run, one_by_one
+
+
+def startup(runs: int) -> StartupRecord:
+    """``--help`` of every verb, and the verbs that only list things."""
+    import click
+
+    from levit_export.cli import cli
+
+    verbs = [[], *([name] for name in cli.list_commands(click.Context(cli)))]
+    commands = {" ".join(("levit-export", *v, "--help")): [COMMAND, *v, "--help"] for v in verbs}
+    commands |= {f"levit-export {name}": [COMMAND, name] for name in ("models", "doctor")}
+    return StartupRecord(
+        record.circumstances({}), "levit_digits", tuple(measure(commands, runs, warm_up=True))
+    )
 
 
 def share(found: ToolRecord, ours: str = ALL) -> tuple[float, float, float] | None:

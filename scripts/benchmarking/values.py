@@ -148,11 +148,10 @@ class Run:
 
 @dataclass(frozen=True)
 class Command:
-    """All runs of one command line; ``aim_s`` of its wall clock, 0 without one."""
+    """All runs of one command line, or why there are none."""
 
     name: str
     runs: tuple[Run, ...] = ()
-    aim_s: float = 0.0
     reason: str = ""
 
     @property

@@ -108,7 +108,7 @@ def test_unknown_units_are_refused() -> None:
 
 def test_it_can_be_timed(core_ml: CoreMl, half: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
     """With Core ML faked: latency is measured there, of every compute unit."""
-    monkeypatch.setattr(execution, "_gemm_seconds", lambda _: (1.0,))
+    monkeypatch.setattr(execution, "gemm_seconds", lambda _: (1.0,))
     assert TARGET.can_time().ok
     rows = execution.rows([half], RunOptions(compute_units=("cpu_only", "all")))
     timed, _ = execution.time_rows(rows, 1, TimingPlan(warmup=0, iterations=2))
