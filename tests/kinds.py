@@ -28,6 +28,8 @@ CONSTANT = {
     "layer_norm": (1, 2),
 }
 """Inputs that are constants in every network."""
+SOMETIMES = {"add", "subtract", "multiply", "divide", "matmul", "concatenate"}
+"""Kinds of which one input or the other is a constant in some networks."""
 
 
 def _shape(data: st.DataObject, least: int = 1, most: int = 5) -> tuple[int, ...]:
@@ -116,6 +118,8 @@ def _reshape(data: st.DataObject) -> Drawn:
     shape = _shape(data, 1, 4)
     flat = data.draw(st.integers(0, len(shape) - 1))
     other = (*shape[:flat], int(np.prod(shape[flat:])))
+    if data.draw(st.booleans()):  # the first side is left to be worked out
+        return [shape], {"shape": (-1, *other[1:])}
     return ([shape], {"shape": other}) if data.draw(st.booleans()) else ([other], {"shape": shape})
 
 
@@ -201,8 +205,13 @@ def _numbers(kind: str, place: int, shape: tuple[int, ...], seed: int) -> np.nda
     return (drawn / 8).astype(np.float32)
 
 
-def network_of(kind: str, cases: list[Drawn], seed: int) -> tuple[Network, dict[str, np.ndarray]]:
-    """A network of several operators of a kind beside one another, and inputs for it."""
+def network_of(
+    kind: str, cases: list[Drawn], seed: int, *, pixels: bool = False
+) -> tuple[Network, dict[str, np.ndarray]]:
+    """A network of several operators of a kind beside one another, and inputs for it.
+
+    With ``pixels`` what is cast are bytes.
+    """
     ops, constants, inputs = [], {}, {}
     for number, (shapes, attributes) in enumerate(cases):
         names = []
@@ -212,17 +221,25 @@ def network_of(kind: str, cases: list[Drawn], seed: int) -> tuple[Network, dict[
             if kind == "gather" and place == 1:
                 length = shapes[0][attributes["axis"]]
                 array = np.random.default_rng(seed).integers(0, length, shape)
+            if kind == "cast" and pixels:
+                array = np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
             is_constant = place in CONSTANT.get(kind, ()) or array.dtype.kind == "i"
-            # The second input of what takes two is a constant in every other case.
-            is_constant |= place == 1 and kind in {"add", "subtract", "multiply"} and number % 2
+            # Of every four cases one has a constant as its second input, and one as its first.
+            is_constant |= kind in SOMETIMES and (number % 4, place) in {(1, 1), (3, 0)}
             (constants if is_constant else inputs)[name.replace(".", "_")] = array
             names.append(name.replace(".", "_"))
         count = len(attributes["sizes"]) if kind == "split" else 1
         outputs = tuple(Value(f"y{number}_{part}", ()) for part in range(count))
         ops.append(Op(kind, tuple(names), outputs, attributes, f"case{number}"))
     every = tuple(value.name for op in ops for value in op.outputs)
-    taken = tuple(Value(name, array.shape) for name, array in inputs.items())
-    return Network(taken, every, tuple(ops), constants), inputs
+    taken = tuple(Value(name, array.shape, str(array.dtype)) for name, array in inputs.items())
+    network = Network(taken, every, tuple(ops), constants)
+    found = evaluate(network, inputs)
+    shaped = tuple(
+        replace(op, outputs=tuple(Value(v.name, found[v.name].shape) for v in op.outputs))
+        for op in ops
+    )
+    return replace(network, ops=shaped), inputs
 
 
 def bound(network: Network, inputs: dict[str, np.ndarray], u: float) -> dict[str, float]:
@@ -249,14 +266,20 @@ def bound(network: Network, inputs: dict[str, np.ndarray], u: float) -> dict[str
 
 
 def assert_computes(
-    run: Callable[..., dict[str, np.ndarray]], network: Network, inputs: dict[str, np.ndarray]
+    run: Callable[..., dict[str, np.ndarray]],
+    network: Network,
+    inputs: dict[str, np.ndarray],
+    half: str = "fp16",
 ) -> None:
-    """``run(network, inputs, half=...)`` gives what the operators mean, in both precisions."""
+    """``run(network, inputs, half=...)`` gives what the operators mean, in both precisions.
+
+    ``half`` is the type that a float16 file is computed in.
+    """
     exact = evaluate(network, inputs, dtype=torch.float64)
-    for precision in ("fp32", "fp16"):
-        found = run(network, inputs, half=precision == "fp16")
-        allowed = bound(network, inputs, UNIT_ROUNDOFF[precision])
+    for is_half, computed in ((False, "fp32"), (True, half)):
+        found = run(network, inputs, half=is_half)
+        allowed = bound(network, inputs, UNIT_ROUNDOFF[computed])
         for name, expected in exact.items():
             assert found[name].shape == expected.shape, name
             assert found[name].dtype == np.float32, name
-            assert np.abs(found[name] - expected).max() <= allowed[name], (name, precision)
+            assert np.abs(found[name] - expected).max() <= allowed[name], (name, is_half)

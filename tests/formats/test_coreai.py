@@ -250,12 +250,7 @@ def test_each_kind(kind: str, data: st.DataObject) -> None:
     """A program computes what a kind of operator means, in float32 and in float16."""
     cases = [DRAWS[kind](data) for _ in range(4)]
     network, inputs = network_of(kind, cases, data.draw(st.integers(0, 1000)))
-    exact = evaluate(network, inputs, dtype=torch.float64)
-    shaped = tuple(
-        replace(op, outputs=tuple(replace(v, shape=exact[v.name].shape) for v in op.outputs))
-        for op in network.ops
-    )
-    assert_computes(run, replace(network, ops=shaped), inputs)
+    assert_computes(run, network, inputs)
 
 
 def test_every_kind_has_a_writer() -> None:
