@@ -9,12 +9,15 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 from mutations import PLACES, edit_asset, edit_specification, main_block
 
+from levit_export.checks import execution
 from levit_export.core import packages
 from levit_export.core.values import Artifact
 from levit_export.formats.coreai import program, write
@@ -23,6 +26,11 @@ PREFIX = "levit_export."
 Said = Callable[[dict[str, str]], None]
 """Changes what a file says of itself, in place."""
 Draw = np.random.Generator
+
+
+def without_accuracy() -> AbstractContextManager[object]:
+    """Count nothing on the labelled images, which are most of the time and part of no verdict."""
+    return patch.object(execution, "_accuracy", lambda *_: None)
 
 
 # --- reading and writing each format ---------------------------------------------------------

@@ -1,4 +1,7 @@
-"""Some of the matrix of carriers and tricks; ``scripts/fool-the-check`` tries all of it."""
+"""Some of the matrix of carriers and tricks; ``scripts/fool-the-check`` tries all of it.
+
+``test_fooling`` tries every trick on bare files that lie.
+"""
 
 from __future__ import annotations
 
