@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
-import re
 import shutil
 import struct
 import tempfile
@@ -25,6 +25,57 @@ RECORD = struct.Struct("<IIQQQ32x")
 """A record of a Core ML weight file: sentinel, type, bytes, offset, unused bits."""
 
 Change = Callable[[np.ndarray], np.ndarray]
+
+
+# --- numbers ----------------------------------------------------------------------------------
+
+
+def rolled(array: np.ndarray) -> np.ndarray:
+    """Rows in another order."""
+    return np.roll(array, 1, axis=0)
+
+
+def exchanged(array: np.ndarray) -> np.ndarray:
+    """The first two rows exchanged."""
+    return array[[1, 0, *range(2, len(array))]]
+
+
+def other_channels(kernel: np.ndarray) -> np.ndarray:
+    """A convolution that sees blue for red."""
+    return kernel[:, ::-1]
+
+
+def with_nan(array: np.ndarray) -> np.ndarray:
+    """One number replaced by NaN."""
+    array.flat[array.size // 2] = np.nan
+    return array
+
+
+def one_percent(array: np.ndarray) -> np.ndarray:
+    """Every number one percent larger."""
+    return array * array.dtype.type(1.01)
+
+
+def transposed_grid(table: np.ndarray) -> np.ndarray:
+    """A table of attention biases with the rows and columns of the key's grid exchanged.
+
+    Exchanging queries and keys would change nothing: offsets are symmetric.
+    """
+    heads, queries, keys = table.shape
+    side = round(keys**0.5)
+    return table.reshape(heads, queries, side, side).swapaxes(2, 3).reshape(table.shape)
+
+
+def permuted(heads: int) -> Change:
+    """A projection that takes the attention heads in another order."""
+
+    def change(weight: np.ndarray) -> np.ndarray:
+        return np.roll(weight.reshape(len(weight), heads, -1), 1, axis=1).reshape(weight.shape)
+
+    return change
+
+
+# --- places -----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -192,13 +243,6 @@ def find_weights(artifact: Artifact, tensors: Mapping[str, np.ndarray]) -> dict[
 # --- graphs -----------------------------------------------------------------------------------
 
 
-def edit_xml(path: Path, pattern: str, replacement: str, *, count: int = 1) -> None:
-    """Replace the first ``count`` matches of ``pattern`` in a text file, of which there are."""
-    text, done = re.subn(pattern, replacement, path.read_text("utf-8"), count=count)
-    assert done == count
-    path.write_text(text, "utf-8")
-
-
 def read_specification(package: Path) -> Any:
     """The ``Model`` message of a package."""
     with quiet("coremltools"):
@@ -226,12 +270,6 @@ def main_block(model: Any) -> Any:
 def operations(model: Any, kind: str) -> list[Any]:
     """The operations of one kind, in order."""
     return [op for op in main_block(model).operations if op.type == kind]
-
-
-def constant(model: Any, name: str) -> Any:
-    """The immediate tensor value of the constant called ``name``."""
-    (op,) = (op for op in operations(model, "const") if op.outputs[0].name == name)
-    return op.attributes["val"].immediateValue.tensor
 
 
 def edit_asset(asset: Path, change: Callable[..., None], *arguments: Any) -> None:
@@ -262,6 +300,11 @@ def operations_of(graph: Any, name: str) -> list[Any]:
     """The operations of a Core AI program that compute the value called ``name``, in order."""
     (block,) = graph.regions[0].blocks
     return [op for op in block.operations if f'<"{name}": unit>' in str(op.location)]
+
+
+def value(block: str, operator: str) -> str:
+    """What a block's operator is called in files."""
+    return f"{block.replace('.', '_')}_{operator}"
 
 
 def axis_in_asset(graph: Any, name: str) -> None:
@@ -298,3 +341,184 @@ def forget_bias_in_asset(graph: Any, name: str) -> None:
     *_, sum_ = (op for op in operations_of(graph, name) if "add" in op.operation.name)
     sum_.result.replace_all_uses_with(sum_.operands[0])
     sum_.operation.erase()
+
+
+def onnx_graph(artifact: Artifact, change: Callable[[Any], None]) -> None:
+    """Change the graph of an ONNX file."""
+    import onnx
+
+    proto = onnx.load(artifact.path)
+    change(proto.graph)
+    artifact.path.write_bytes(proto.SerializeToString(deterministic=True))
+
+
+def onnx_axis(artifact: Artifact, name: str) -> None:
+    """A softmax over the queries."""
+
+    def change(graph: Any) -> None:
+        (node,) = (n for n in graph.node if n.output[0] == name)
+        (attribute,) = (a for a in node.attribute if a.name == "axis")
+        attribute.i = -2
+
+    onnx_graph(artifact, change)
+
+
+def onnx_silu(artifact: Artifact, name: str) -> None:
+    """SiLU in the place of Hardswish."""
+    import onnx
+
+    def change(graph: Any) -> None:
+        nodes = list(graph.node)
+        (index,) = (i for i, n in enumerate(nodes) if n.output[0] == name)
+        (x,) = nodes[index].input
+        nodes[index : index + 1] = [
+            onnx.helper.make_node("Sigmoid", [x], [f"{name}_sigmoid"]),
+            onnx.helper.make_node("Mul", [x, f"{name}_sigmoid"], [name]),
+        ]
+        del graph.node[:]
+        graph.node.extend(nodes)
+
+    onnx_graph(artifact, change)
+
+
+def onnx_renamed(artifact: Artifact) -> None:
+    """The output under another name."""
+
+    def change(graph: Any) -> None:
+        graph.output[0].name = "scores"
+        (node,) = (n for n in graph.node if n.output[0] == "logits")
+        node.output[0] = "scores"
+
+    onnx_graph(artifact, change)
+
+
+def onnx_forgotten(artifact: Artifact) -> None:
+    """The last layer without its bias."""
+
+    def change(graph: Any) -> None:
+        (node,) = (n for n in graph.node if n.output[0] == "logits")
+        assert node.op_type == "Gemm"
+        del node.input[2]
+
+    onnx_graph(artifact, change)
+
+
+def xml_replaced(artifact: Artifact, before: str, after: str, *, behind: str = "") -> None:
+    """The first ``before`` that stands behind ``behind`` replaced, in an IR."""
+    text = artifact.path.read_text("utf-8")
+    start = text.index(before, text.index(behind))
+    text = text[:start] + after + text[start + len(before) :]
+    artifact.path.write_text(text, "utf-8")
+
+
+def openvino_axis(artifact: Artifact, name: str) -> None:
+    """A softmax over the queries."""
+    xml_replaced(artifact, 'axis="3"', 'axis="2"', behind=f'name="{name}" type="SoftMax"')
+
+
+def openvino_silu(artifact: Artifact, name: str) -> None:
+    """SiLU in the place of Hardswish."""
+    xml_replaced(artifact, f'name="{name}" type="HSwish"', f'name="{name}" type="Swish"')
+
+
+def openvino_renamed(artifact: Artifact) -> None:
+    """The output under another name."""
+    xml_replaced(artifact, 'output_names="logits"', 'output_names="scores"')
+
+
+def openvino_forgotten(artifact: Artifact) -> None:
+    """The last addition takes its product twice, in place of product and bias."""
+    text = artifact.path.read_text("utf-8")
+    edges = [line for line in text.splitlines() if "<edge " in line]
+    add = edges[-1].split('from-layer="')[1].split('"')[0]
+    product, bias = (
+        next(edge for edge in reversed(edges) if f'to-layer="{add}" to-port="{port}"' in edge)
+        for port in (0, 1)
+    )
+    artifact.path.write_text(text.replace(bias, product.replace('"0" />', '"1" />')), "utf-8")
+
+
+def _named(block: Any, name: str) -> Any:
+    (op,) = (op for op in block.operations if op.outputs and op.outputs[0].name == name)
+    return op
+
+
+def coreml_axis(artifact: Artifact, name: str) -> None:
+    """A softmax over the queries: its axis becomes a constant of its own."""
+
+    def change(model: Any) -> None:
+        block = main_block(model)
+        softmax = _named(block, name)
+        constant = copy.deepcopy(_named(block, softmax.inputs["axis"].arguments[0].name))
+        constant.outputs[0].name = f"{name}_other_axis"
+        constant.attributes["val"].immediateValue.tensor.ints.values[0] = -2
+        softmax.inputs["axis"].arguments[0].name = f"{name}_other_axis"
+        operations = [constant, *map(copy.deepcopy, block.operations)]
+        del block.operations[:]
+        block.operations.extend(operations)
+
+    edit_specification(artifact.path, change)
+
+
+def coreml_silu(artifact: Artifact, name: str) -> None:
+    """SiLU in the place of Hardswish: ``x * sigmoid(x)`` for ``x * sigmoid_hard(x)``."""
+
+    def change(model: Any) -> None:
+        block = main_block(model)
+        product = _named(block, name)
+        gate = _named(block, product.inputs["y"].arguments[0].name)
+        assert gate.type == "sigmoid_hard"
+        gate.type = "sigmoid"
+        del gate.inputs["alpha"], gate.inputs["beta"]
+
+    edit_specification(artifact.path, change)
+
+
+def coreml_renamed(artifact: Artifact) -> None:
+    """The output under another name."""
+
+    def change(model: Any) -> None:
+        model.description.output[0].name = "scores"
+        block = main_block(model)
+        block.outputs[0] = "scores"
+        (output,) = (o for op in block.operations for o in op.outputs if o.name == "logits")
+        output.name = "scores"
+
+    edit_specification(artifact.path, change)
+
+
+def coreml_forgotten(artifact: Artifact) -> None:
+    """The last layer without its bias."""
+
+    def change(model: Any) -> None:
+        layer = operations(model, "linear")[-1]
+        del layer.inputs["bias"]
+
+    edit_specification(artifact.path, change)
+
+
+@dataclass(frozen=True)
+class Edits:
+    """Faults of a graph in one format: ``axis`` and ``silu`` of the value that is named.
+
+    A softmax runs over the queries, SiLU stands in the place of Hardswish, the output has another
+    name, and the logits lack the last bias.
+    """
+
+    axis: Callable[[Artifact, str], None]
+    silu: Callable[[Artifact, str], None]
+    renamed: Callable[[Artifact], None]
+    forgotten: Callable[[Artifact], None]
+
+
+EDITS = {
+    "onnx": Edits(onnx_axis, onnx_silu, onnx_renamed, onnx_forgotten),
+    "openvino": Edits(openvino_axis, openvino_silu, openvino_renamed, openvino_forgotten),
+    "coreml": Edits(coreml_axis, coreml_silu, coreml_renamed, coreml_forgotten),
+    "coreai": Edits(
+        lambda artifact, name: edit_asset(artifact.path, axis_in_asset, name),
+        lambda artifact, name: edit_asset(artifact.path, silu_in_asset, name),
+        lambda artifact: edit_asset(artifact.path, rename_in_asset),
+        lambda artifact: edit_asset(artifact.path, forget_bias_in_asset, "logits"),
+    ),
+}

@@ -5,7 +5,6 @@ A fault knows which block and which stage are to be named, and how to take itsel
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,15 +14,18 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import torch
 from mutations import (
+    EDITS,
     SPECIFICATION,
+    Change,
     Weight,
-    axis_in_asset,
-    edit_asset,
-    edit_specification,
     find_weights,
-    rename_in_asset,
-    silu_in_asset,
+    one_percent,
+    other_channels,
+    permuted,
+    transposed_grid,
+    value,
     vouch,
+    with_nan,
 )
 from torch import nn
 
@@ -43,7 +45,6 @@ if TYPE_CHECKING:
     from levit_export.models.checkpoints import Checkpoint
 
 Array = np.ndarray
-Change = Callable[[Array], Array]
 FLOAT16_MAX = 65504.0
 
 
@@ -159,43 +160,16 @@ class Patient:
         return Fault(self.expected(kind, block, "conversion"), run)
 
 
-def transposed_grid(table: Array) -> Array:
-    """A table of attention biases with the rows and columns of the key's grid exchanged."""
-    heads, queries, keys = table.shape
-    side = round(keys**0.5)
-    return table.reshape(heads, queries, side, side).swapaxes(2, 3).reshape(table.shape)
-
-
-def with_nan(array: Array) -> Array:
-    """One number replaced by NaN."""
-    array.flat[array.size // 2] = np.nan
-    return array
-
-
 def beyond_float16(array: Array) -> Array:
     """One number as a compressor to float16 leaves one that float16 cannot hold."""
     array.flat[array.size // 2] = np.inf
     return array
 
 
-def one_percent(array: Array) -> Array:
-    """Every number one percent larger."""
-    return array * array.dtype.type(1.01)
-
-
 def heads_of(module: nn.Module, path: str) -> int:
     """The heads of the attention at ``path``."""
     part = module.get_submodule(path)
     return int(cast("Any", part).heads)
-
-
-def permuted(heads: int) -> Change:
-    """A projection that takes the attention heads in another order."""
-
-    def change(weight: Array) -> Array:
-        return np.roll(weight.reshape(len(weight), heads, -1), 1, axis=1).reshape(weight.shape)
-
-    return change
 
 
 def one_head_zeroed(heads: int) -> Change:
@@ -248,7 +222,7 @@ def weight_faults(patient: Patient) -> Iterator[Fault]:
                 rows = one_heads_rows(module, path)
                 yield patient.with_weights("one head's rows permuted", rows)
         yield from wrong_epsilon(patient, block, names)
-    yield patient.with_weights("swapped channels", {"patch_embed.0.weight": lambda w: w[:, ::-1]})
+    yield patient.with_weights("swapped channels", {"patch_embed.0.weight": other_channels})
     zeroed: dict[str, Change] = {"head.weight": np.zeros_like, "head.bias": np.zeros_like}
     yield patient.with_weights("zeroed classifier", zeroed)
 
@@ -351,188 +325,27 @@ def peaks_of(model: Model, layers: set[str]) -> dict[str, float]:
 # --- graphs ---------------------------------------------------------------------------------
 
 
-def value(block: str, operator: str) -> str:
-    """What a block's operator is called in files."""
-    return f"{block.replace('.', '_')}_{operator}"
-
-
 def graph_faults(patient: Patient) -> Iterator[Fault]:
     """Faults of what is computed, over all blocks that have it."""
-    axis, silu, renamed = EDITS[patient.artifact.format]
+    edit = EDITS[patient.artifact.format]
     for block in patient.by_block():
         if block.endswith("attention"):
             yield patient.with_graph(
                 "softmax axis",
                 block,
-                lambda a, b=block: axis(a, value(b, "softmax")),  # type: ignore[misc]
+                lambda a, b=block: edit.axis(a, value(b, "softmax")),  # type: ignore[misc]
             )
         if block.endswith(("attention", "mlp")):
             yield patient.with_graph(
                 "SiLU for Hardswish",
                 block,
-                lambda a, b=block: silu(a, value(b, "hardswish")),  # type: ignore[misc]
+                lambda a, b=block: edit.silu(a, value(b, "hardswish")),  # type: ignore[misc]
             )
     stems = [block for block in patient.by_block() if block.startswith("stem.")]
     for index, block in enumerate(stems[1:]):  # what it is given
         name = f"model_hardswish_{index}" if index else "model_hardswish"
-        yield patient.with_graph("SiLU for Hardswish", block, lambda a, n=name: silu(a, n))  # type: ignore[misc]
-    yield patient.with_graph("missing output", "head", renamed)
-
-
-def onnx_graph(artifact: Artifact, change: Callable[[Any], None]) -> None:
-    """Change the graph of an ONNX file."""
-    import onnx
-
-    proto = onnx.load(artifact.path)
-    change(proto.graph)
-    artifact.path.write_bytes(proto.SerializeToString(deterministic=True))
-
-
-def onnx_axis(artifact: Artifact, name: str) -> None:
-    """A softmax over the queries."""
-
-    def change(graph: Any) -> None:
-        (node,) = (n for n in graph.node if n.output[0] == name)
-        (attribute,) = (a for a in node.attribute if a.name == "axis")
-        attribute.i = -2
-
-    onnx_graph(artifact, change)
-
-
-def onnx_silu(artifact: Artifact, name: str) -> None:
-    """SiLU in the place of Hardswish."""
-    import onnx
-
-    def change(graph: Any) -> None:
-        nodes = list(graph.node)
-        (index,) = (i for i, n in enumerate(nodes) if n.output[0] == name)
-        (x,) = nodes[index].input
-        nodes[index : index + 1] = [
-            onnx.helper.make_node("Sigmoid", [x], [f"{name}_sigmoid"]),
-            onnx.helper.make_node("Mul", [x, f"{name}_sigmoid"], [name]),
-        ]
-        del graph.node[:]
-        graph.node.extend(nodes)
-
-    onnx_graph(artifact, change)
-
-
-def onnx_renamed(artifact: Artifact) -> None:
-    """The output under another name."""
-
-    def change(graph: Any) -> None:
-        graph.output[0].name = "scores"
-        (node,) = (n for n in graph.node if n.output[0] == "logits")
-        node.output[0] = "scores"
-
-    onnx_graph(artifact, change)
-
-
-def xml_replaced(artifact: Artifact, before: str, after: str, *, behind: str = "") -> None:
-    """The first ``before`` that stands behind ``behind`` replaced, in an IR."""
-    text = artifact.path.read_text("utf-8")
-    start = text.index(before, text.index(behind))
-    text = text[:start] + after + text[start + len(before) :]
-    artifact.path.write_text(text, "utf-8")
-
-
-def openvino_axis(artifact: Artifact, name: str) -> None:
-    """A softmax over the queries."""
-    xml_replaced(artifact, 'axis="3"', 'axis="2"', behind=f'name="{name}" type="SoftMax"')
-
-
-def openvino_silu(artifact: Artifact, name: str) -> None:
-    """SiLU in the place of Hardswish."""
-    xml_replaced(artifact, f'name="{name}" type="HSwish"', f'name="{name}" type="Swish"')
-
-
-def openvino_renamed(artifact: Artifact) -> None:
-    """The output under another name."""
-    xml_replaced(artifact, 'output_names="logits"', 'output_names="scores"')
-
-
-def _named(block: Any, name: str) -> Any:
-    (op,) = (op for op in block.operations if op.outputs and op.outputs[0].name == name)
-    return op
-
-
-def _main(model: Any) -> Any:
-    function = model.mlProgram.functions["main"]
-    return function.block_specializations[function.opset]
-
-
-def coreml_axis(artifact: Artifact, name: str) -> None:
-    """A softmax over the queries: its axis becomes a constant of its own."""
-
-    def change(model: Any) -> None:
-        block = _main(model)
-        softmax = _named(block, name)
-        constant = copy.deepcopy(_named(block, softmax.inputs["axis"].arguments[0].name))
-        constant.outputs[0].name = f"{name}_other_axis"
-        constant.attributes["val"].immediateValue.tensor.ints.values[0] = -2
-        softmax.inputs["axis"].arguments[0].name = f"{name}_other_axis"
-        operations = [constant, *map(copy.deepcopy, block.operations)]
-        del block.operations[:]
-        block.operations.extend(operations)
-
-    edit_specification(artifact.path, change)
-
-
-def coreml_silu(artifact: Artifact, name: str) -> None:
-    """SiLU in the place of Hardswish: ``x * sigmoid(x)`` for ``x * sigmoid_hard(x)``."""
-
-    def change(model: Any) -> None:
-        block = _main(model)
-        product = _named(block, name)
-        gate = _named(block, product.inputs["y"].arguments[0].name)
-        assert gate.type == "sigmoid_hard"
-        gate.type = "sigmoid"
-        del gate.inputs["alpha"], gate.inputs["beta"]
-
-    edit_specification(artifact.path, change)
-
-
-def coreml_renamed(artifact: Artifact) -> None:
-    """The output under another name."""
-
-    def change(model: Any) -> None:
-        model.description.output[0].name = "scores"
-        block = _main(model)
-        block.outputs[0] = "scores"
-        (output,) = (o for op in block.operations for o in op.outputs if o.name == "logits")
-        output.name = "scores"
-
-    edit_specification(artifact.path, change)
-
-
-def coreai_axis(artifact: Artifact, name: str) -> None:
-    """A softmax over the queries."""
-    edit_asset(artifact.path, axis_in_asset, name)
-
-
-def coreai_silu(artifact: Artifact, name: str) -> None:
-    """SiLU in the place of Hardswish."""
-    edit_asset(artifact.path, silu_in_asset, name)
-
-
-def coreai_renamed(artifact: Artifact) -> None:
-    """The output under another name."""
-    edit_asset(artifact.path, rename_in_asset)
-
-
-EDITS: dict[
-    str,
-    tuple[
-        Callable[[Artifact, str], None],
-        Callable[[Artifact, str], None],
-        Callable[[Artifact], None],
-    ],
-] = {
-    "onnx": (onnx_axis, onnx_silu, onnx_renamed),
-    "openvino": (openvino_axis, openvino_silu, openvino_renamed),
-    "coreml": (coreml_axis, coreml_silu, coreml_renamed),
-    "coreai": (coreai_axis, coreai_silu, coreai_renamed),
-}
+        yield patient.with_graph("SiLU for Hardswish", block, lambda a, n=name: edit.silu(a, n))  # type: ignore[misc]
+    yield patient.with_graph("missing output", "head", edit.renamed)
 
 
 def file_faults(patient: Patient) -> Iterator[Fault]:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import subjects
 from faults import Patient
+from mutations import with_nan
 from support import of_formats
 
 from levit_export.checks import drift
@@ -134,7 +135,7 @@ def test_what_is_not_finite_is_inherited_by_what_follows(tmp_path: Path) -> None
     """NaN is a fault where it arises and not at every tap behind."""
     spoilt = Patient.of(subjects.copy(subjects.artifact("onnx", "fp32"), tmp_path), against())
     name = "blocks.3.m.2.bias"
-    spoilt.weights[name].write(faults.with_nan(spoilt.weights[name].read()))
+    spoilt.weights[name].write(with_nan(spoilt.weights[name].read()))
     rows = against().artifact(spoilt.artifact, RunOptions()).rows
     assert [row.tap for row in rows if row.status == "not-finite"] == ["stage1.block1.mlp.out"]
     assert {row.status for row in rows[-3:]} == {"inherited"}
