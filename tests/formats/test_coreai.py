@@ -502,6 +502,59 @@ def test_a_bundle_verifies_itself(beside: Path, tmp_path: Path, cli: Cli) -> Non
     assert "exceeds the tolerance" in said
 
 
+LATE = """
+import asyncio, os, runpy, sys, time
+
+last, answers = int(sys.argv[1]), []
+ends, begun = os.pipe()
+schedule = asyncio.BaseEventLoop.call_soon_threadsafe
+
+
+def late(self, call, *given, **more):
+    # What a thread of Core AI calls with an answer. With the last one it comes late.
+    is_answer = bool(given) and isinstance(given[0], dict)
+    answers.extend([None] * is_answer)
+    is_last = is_answer and len(answers) == last
+    handle = schedule(self, call, *given, **more)
+    if is_last:
+        os.read(ends, 1)
+    return handle
+
+
+class End:
+    # It goes while the interpreter ends, and lets the late thread ask for that interpreter.
+    def __del__(self, write=os.write, begun=begun, sleep=time.sleep):
+        write(begun, b"x")
+        sleep(10)
+
+
+asyncio.BaseEventLoop.call_soon_threadsafe = late
+sys.modules["end"] = End()
+sys.argv = sys.argv[2:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+"""A program that runs another one: argv is the number of its answers, and its own."""
+
+
+@needs_core_ai
+def test_a_verifier_ends_with_its_verdict(beside: Path, tmp_path: Path, cli: Cli) -> None:
+    """A thread of Core AI that comes late takes neither the verdict nor what was said.
+
+    Where it asked for an interpreter that was ending, Swift's runtime aborted the process.
+    """
+    made = cli("bundle", beside, "--format", "coreai", "--output", tmp_path / "b.zip")
+    assert made.exit_code == 0, made.output
+    with zipfile.ZipFile(tmp_path / "b.zip") as file:
+        file.extractall(tmp_path / "b")
+    (tmp_path / "late.py").write_text(LATE, "utf-8")
+    samples = (tmp_path / "b" / "golden" / "samples.txt").read_text("utf-8").splitlines()
+    program = [tmp_path / "b" / "verify.py", "--format", "coreai"]
+    answers = str(len(samples) + 1)  # the first is asked for twice
+    command = [sys.executable, tmp_path / "late.py", answers, *program]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.splitlines()[-1:]) == (0, ["pass"]), done.stderr
+
+
 @needs_core_ai
 def test_the_lines_of_python_of_a_bundle(beside: Path, tmp_path: Path, cli: Cli) -> None:
     """What the card of a bundle says to type runs, and names a class."""

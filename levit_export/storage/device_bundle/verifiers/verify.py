@@ -14,24 +14,24 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import atexit
 import base64
 import hashlib
 import itertools
 import json
 import math
+import os
 import pkgutil
 import platform
 import sys
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack, ExitStack, suppress
 from functools import cache
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
@@ -44,6 +44,9 @@ EXPLAINED = 3
 
 WARM_UP, WARM, WARM_S = 5, 50, 1.0
 """Calls before timing; the least number of warm ones, and their least seconds."""
+
+OPENED = ExitStack()
+"""What has to be closed before this program ends."""
 
 STATUS = {"pass": 0, "fail": 1, "not run": 3}
 
@@ -549,7 +552,7 @@ def coreai(path: Path, manifest: Any, unit: str) -> tuple[str, Run]:
     taken = manifest["signature"]["inputs"][0]["name"]
     loop, stack = asyncio.new_event_loop(), AsyncExitStack()
     asset = AIModelAsset.load(path)
-    atexit.register(lambda: loop.run_until_complete(stack.aclose()))
+    OPENED.callback(lambda: loop.run_until_complete(stack.aclose()))
     model = loop.run_until_complete(stack.enter_async_context(asset.executable()))
     function = model.load_function("main")
 
@@ -912,5 +915,22 @@ def main() -> int:
     return STATUS[verdict]
 
 
+def leave(status: int) -> NoReturn:
+    """End this process with ``status`` once all that was said is written.
+
+    Where Core AI ran that is without the interpreter's own end. Its threads let go of Python's
+    objects a moment after they gave an answer, and each time they ask for the interpreter. Before
+    3.14 Python ends a thread that asks while the interpreter is ending (cpython#87135), on which
+    Swift's runtime aborts the process (seen with coreai-core 1.0.0b3).
+    """
+    if "coreai.runtime" in sys.modules:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    with OPENED:
+        found = main()
+    leave(found)
