@@ -19,6 +19,8 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from levit_export.core.errors import MissingDependencyError
+
 if TYPE_CHECKING:
     from levit_export.core.values import Availability
 
@@ -69,8 +71,13 @@ def coremltools(module: str = "") -> ModuleType:
 
 
 def openvino() -> ModuleType:
-    """``openvino``. Raises ``ImportError`` where it is missing."""
-    return load("openvino")
+    """``openvino``. Raises ``MissingDependencyError`` where it is missing."""
+    try:
+        return load("openvino")
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"OpenVINO cannot be imported: {error}", remedy="pip install openvino"
+        ) from error
 
 
 def load_early(names: Sequence[str]) -> None:

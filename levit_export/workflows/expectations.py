@@ -18,6 +18,7 @@ from levit_export.checks import claims, execution, reference
 from levit_export.checks.claims import Known
 from levit_export.checks.reference import Reference
 from levit_export.core.errors import MissingDependencyError, UsageError
+from levit_export.core.packages import needs
 from levit_export.core.precisions import CALIBRATED
 from levit_export.core.progress import Progress
 from levit_export.core.values import Artifact, Calibration, Embedded, Signature
@@ -158,7 +159,11 @@ def _of_golden(each: Located, manifest: Manifest, request: CheckRequest) -> _Bas
 
 def _of_model(each: Located, model: CheckedModel, read: Mapping[Artifact, Artifact]) -> _Basis:
     """The model that was named: a fresh reference, and what its checkpoint says."""
-    from levit_export.models.architectures.blocks import block_names  # which needs torch
+    if not (torch := needs("torch")).ok:
+        raise MissingDependencyError(
+            f"a check against a checkpoint runs PyTorch: {torch.reason}", remedy=torch.fix
+        )
+    from levit_export.models.architectures.blocks import block_names
 
     checkpoint = model.checkpoint
     said = None if each.manifest is None else _said(each.manifest)

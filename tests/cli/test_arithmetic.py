@@ -147,6 +147,16 @@ def test_an_unknown_provider(cli: Cli, exported: Exported) -> None:
     assert "CPU" in result.stderr
 
 
+def test_where_openvino_is_not_installed(
+    cli: Cli, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without OpenVINO its files are not run, and what to install is said: no error of ours."""
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    result = cli("check", folder)
+    assert result.exit_code == 3, result.output
+    assert "openvino not installed: pip install openvino" in result.stdout
+
+
 @BFLOAT16
 def test_what_openvino_does_by_default(cli: Cli, folder: Path) -> None:
     """OpenVINO's default is a row of its own, judged as bfloat16, beside the exact one."""

@@ -250,6 +250,15 @@ def test_check_that_cannot_be_run(
     assert "not run" in allowed.stderr
 
 
+def test_a_checkpoint_without_torch(
+    cli: Cli, exported: Exported, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A check against a checkpoint needs PyTorch, which is said with how to install it."""
+    monkeypatch.setitem(sys.modules, "torch", None)
+    result = cli("check", exported.folder, "--model", "levit_digits")
+    assert (result.exit_code, "runs PyTorch: torch not installed" in result.stderr) == (2, True)
+
+
 def test_bench_of_a_directory(cli: Cli, exported: Exported) -> None:
     """A directory is timed on its own: one row with a latency, no claim of parity."""
     result = cli("bench", exported.folder, "--iters", 2, "--warmup", 0)

@@ -134,9 +134,11 @@ class OpenvinoTarget:
         With ``also_by_default`` once more as OpenVINO computes unless it is told, where that is
         coarser: in bfloat16 where the processor has AMX or AVX512-BF16 (openvino#28032, #27795).
         """
+        exact = replace(options, also_by_default=False)
+        if not self.can_run().ok:  # which its row says
+            return (exact,)
         if options.device.upper() != RunOptions().device:
             _refuse_absent(packages.openvino().Core(), options.device)
-        exact = replace(options, also_by_default=False)
         default = replace(exact, by_default=True)
         if options.also_by_default and self.arithmetic(default).type != "fp32":
             return exact, default
