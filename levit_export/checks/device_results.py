@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from levit_export.checks import parity
-from levit_export.checks.execution import Row, judged_as
+from levit_export.checks.execution import coarser_of
 from levit_export.checks.findings import Finding
 from levit_export.checks.parity import ParityReport
 from levit_export.checks.reference import Reference
@@ -13,7 +13,8 @@ from levit_export.checks.results import ArtifactReport
 from levit_export.checks.timing import Regimes, TimingReport
 from levit_export.core import hashing
 from levit_export.core.errors import DataError
-from levit_export.core.values import Artifact, RunOptions, Signature, TensorSpec
+from levit_export.core.values import Artifact, Signature, TensorSpec
+from levit_export.formats.onnx import providers
 from levit_export.storage.device_bundle.results import DeviceRow, Latency, Results
 
 
@@ -64,7 +65,10 @@ def _compared(row: DeviceRow, artifact: Artifact, reference: Reference) -> Parit
     arrays = row.arrays()
     given = tuple(TensorSpec(name, array.shape) for name, array in arrays.items())
     expected = reference.matching(Signature(artifact.signature.inputs, given))
-    judged = judged_as(Row(artifact, RunOptions()))
+    told = providers.told_elsewhere(row.unit) if artifact.format == "onnx" else ""
+    judged = coarser_of(artifact.precision, told or "fp32")
+    if judged not in expected.tolerances:
+        return parity.not_run(f"the bundle has no tolerance for answers in {judged}")
     return parity.compare_outputs(
         expected.outputs,
         arrays,

@@ -79,10 +79,15 @@ def judged_as(row: Row) -> str:
 
     It is the artifact's own, or what its runtime computes in where that is coarser and accepted.
     """
-    precision = row.artifact.precision
     computed = target(row.artifact.format).arithmetic(row.run)
-    is_coarser = UNIT_ROUNDOFF[computed.type] > UNIT_ROUNDOFF.get(precision, 1.0)
-    return computed.type if computed.is_accepted and is_coarser else precision
+    accepted = computed.type if computed.is_accepted else "fp32"
+    return coarser_of(row.artifact.precision, accepted)
+
+
+def coarser_of(precision: str, computed: str) -> str:
+    """``precision``, or the type that answers were computed in where that rounds more."""
+    is_coarser = UNIT_ROUNDOFF[computed] > UNIT_ROUNDOFF.get(precision, 1.0)
+    return computed if is_coarser else precision
 
 
 def rows(

@@ -129,11 +129,32 @@ def test_nodes_on_another_provider(tmp_path: Path) -> None:
 
 
 @here
-def test_a_device_that_is_not_here(artifact: Artifact) -> None:
-    """A device of the provider that this machine lacks is not run, and the device is named."""
+@pytest.mark.parametrize("option", ["device=npu", "device_type=NPU"])
+def test_a_device_that_is_not_here(artifact: Artifact, option: str) -> None:
+    """A device of the provider that this machine lacks is not run, and the device is named.
+
+    The plug-in itself would ignore ``device_type`` and take the CPU.
+    """
     with pytest.raises(NotRunError, match="no device 'NPU'") as raised:
-        answers(artifact, "openvino,device=npu")
+        answers(artifact, f"openvino,{option}")
     assert raised.value.exit_status == 3
+
+
+@here
+def test_a_device_by_either_name(artifact: Artifact) -> None:
+    """A device that is here is taken under both names."""
+    told = f"{HINT}=f32"
+    found = answers(artifact, f"openvino,device_type=CPU,{told}")
+    np.testing.assert_array_equal(found, answers(artifact, f"openvino,device=cpu,{told}"))
+
+
+@pytest.mark.usefixtures("built_in")
+@pytest.mark.parametrize("given", ["{}=f64", 'load_config={{"CPU": {{"{}": "dynamic"}}}}'])
+def test_a_type_that_is_not_known(given: str) -> None:
+    """What OpenVINO computes in has to be a type that a tolerance can be derived for."""
+    with pytest.raises(UsageError, match=f"{HINT}=(f64|dynamic) of --provider") as raised:
+        parse(f"openvino,{given.format(HINT)}")
+    assert "f32, bf16, f16" in raised.value.remedy
 
 
 def test_a_provider_that_does_not_start(
@@ -216,6 +237,22 @@ def test_options_of_openvino_where_it_is_built_in(
     with pytest.raises(RuntimeError, match="no file"):
         providers.load("nothing.onnx", onnxruntime.SessionOptions(), parse(f"openvino{options}"))
     assert asked[0] == [(OPENVINO, expected)]
+
+
+@pytest.mark.usefixtures("built_in")
+def test_a_provider_that_onnx_runtime_drops(
+    artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A session without the provider that it was asked for did not start it, whatever it runs."""
+    make = onnxruntime.InferenceSession
+
+    def drop(source: object, _: object, **given: object) -> onnxruntime.InferenceSession:
+        assert given["providers"] == [(OPENVINO, {"device_type": "NPU"})]
+        return make(source, providers=[CPU])
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", drop)
+    with pytest.raises(NotRunError, match="device_type=NPU did not start: ONNX Runtime could not"):
+        answers(artifact, "openvino,device_type=NPU")
 
 
 @pytest.mark.skipif(OPENVINO not in providers.present(), reason="the plug-in is not installed")

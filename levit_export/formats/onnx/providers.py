@@ -12,6 +12,7 @@ import pkgutil
 import re
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
@@ -36,6 +37,9 @@ PLUGINS = "onnxruntime_ep_"
 
 ABSENT = "it finds no device on this machine"
 """Of a plug-in that starts and offers nothing."""
+
+DROPPED = "ONNX Runtime could not make it, as where a device of its options is not on this machine"
+"""Of a provider that is not among those of the session that was asked for it."""
 
 INTEL = "GenuineIntel"
 
@@ -62,27 +66,46 @@ def parse(text: str) -> Provider:
 
     Raises ``UnknownNameError`` where neither this ONNX Runtime nor an installed package has it.
     """
-    name, *pairs = re.split(r",(?=\s*[\w.]+\s*=)", text)
-    options = {}
-    for pair in pairs:
-        key, _, value = pair.partition("=")
-        options[key.strip()] = value.strip()
-    if "," in name or not name.strip():
+    name, options = _split(text)
+    if "," in name or not name:
         raise UsageError(
             f"--provider {text} is not a name with key=value pairs behind it",
             remedy="Give one provider with its options, such as "
             f"openvino,{PRECISION_HINT}=f32; repeat --provider for several.",
         )
-    wanted = name.strip().lower()
+    wanted = name.lower()
     if wanted in ("cpu", CPU.lower()):  # without asking ONNX Runtime, which may not be here
         return Provider(CPU, options)
     names = {known.lower(): known for known in present()}
     for known in (wanted, wanted + SUFFIX.lower()):
         if known in names:
-            return Provider(names[known], options)
+            provider = Provider(names[known], options)
+            if provider.name == OPENVINO:
+                _told(provider)  # refuses a type that is not known
+            return provider
     raise UnknownNameError(
         "execution provider", name, [known.removesuffix(SUFFIX) for known in names.values()]
     )
+
+
+def _split(text: str) -> tuple[str, dict[str, str]]:
+    """The name and the options of NAME[,key=value…]; a value may hold commas."""
+    name, *pairs = re.split(r",(?=\s*[\w.]+\s*=)", text)
+    halves = (pair.partition("=") for pair in pairs)
+    return name.strip(), {key.strip(): value.strip() for key, _, value in halves}
+
+
+def told_elsewhere(text: str) -> str:
+    """What a provider of another machine was told to compute in, or empty.
+
+    ``text`` is what ``parse`` takes, and is taken as untold where that would refuse it.
+    """
+    name, options = _split(text)
+    if name.lower() not in (OPENVINO.lower(), OPENVINO.removesuffix(SUFFIX).lower()):
+        return ""
+    with suppress(UsageError):
+        return _told(Provider(OPENVINO, options))
+    return ""
 
 
 def present() -> dict[str, str]:
@@ -159,6 +182,8 @@ def load(source: str | bytes, settings: SessionOptions, provider: Provider) -> I
     except Exception as error:
         onnxruntime.InferenceSession(source, providers=[CPU])  # raises where the model is at fault
         raise _not_started(provider, first_line(error)) from error
+    if provider.name not in session.get_providers():  # 1.24 warns on standard error, and goes on
+        raise _not_started(provider, DROPPED)
     if knows_places:
         _refuse_strays(session, provider)
     return session
@@ -172,9 +197,8 @@ def arithmetic(provider: Provider) -> str:
     """
     if provider.name != OPENVINO:
         return "fp32"
-    told = str(_properties(provider).get(PRECISION_HINT, ""))
-    if told:
-        return COMPUTED_IN.get(told.lower(), told.lower())
+    if told := _told(provider):
+        return told
     if provider.name not in _plugins():
         return _built_in_arithmetic(provider)
     devices = _devices(provider)
@@ -201,14 +225,28 @@ def _built_in_arithmetic(provider: Provider) -> str:
 
 def is_told(provider: Provider) -> bool:
     """Whether the user said what the provider is to compute in."""
-    return provider.name == OPENVINO and PRECISION_HINT in _properties(provider)
+    return provider.name == OPENVINO and _told(provider) != ""
+
+
+def _told(provider: Provider) -> str:
+    """What OpenVINO is told to compute in, or empty.
+
+    Raises ``UsageError`` for other types: what answers in them may differ by is not known.
+    """
+    hint = str(_properties(provider).get(PRECISION_HINT, ""))
+    if hint and hint.lower() not in COMPUTED_IN:
+        raise UsageError(
+            f"{PRECISION_HINT}={hint} of --provider is no type that answers can be judged in",
+            remedy=f"Give one of {', '.join(COMPUTED_IN)}, or leave it out.",
+        )
+    return COMPUTED_IN.get(hint.lower(), "")
 
 
 def _devices(provider: Provider) -> list[Any]:
-    """The plug-in's devices, or the one that was asked for with ``device=NAME``."""
+    """The plug-in's devices, or the one that was asked for by its name."""
     import onnxruntime
 
-    wanted = provider.options.get("device", "").upper()
+    wanted = _wanted(provider)
     return [
         each
         for each in getattr(onnxruntime, "get_ep_devices", list)()  # 1.21 has no plug-ins
@@ -221,8 +259,16 @@ def _device(provider: Provider) -> Any:
     """The first of :func:`_devices`. Raises ``NotRunError`` where there is none."""
     for device in _devices(provider):
         return device
-    wanted = provider.options.get("device", "").upper()
-    raise _not_started(provider, f"it has no device {wanted!r} on this machine")
+    raise _not_started(provider, f"it has no device {_wanted(provider)!r} on this machine")
+
+
+def _wanted(provider: Provider) -> str:
+    """The device of a plug-in that was asked for, or empty.
+
+    OpenVINO's ignores ``device_type``, which its provider has where it is built in.
+    """
+    kind = provider.options.get("device_type", "") if provider.name == OPENVINO else ""
+    return provider.options.get("device", kind).upper()
 
 
 def _properties(provider: Provider) -> dict[str, Any]:
@@ -273,7 +319,10 @@ def _built_in_options(provider: Provider) -> dict[str, str]:
 def _own_options(provider: Provider) -> dict[str, str]:
     """The options as a plug-in takes them: OpenVINO's has its properties in ``load_config``."""
     options = {key: value for key, value in provider.options.items() if key != "device"}
-    if provider.name != OPENVINO or not (properties := _properties(provider)):
+    if provider.name != OPENVINO:
+        return options
+    options.pop("device_type", "")
+    if not (properties := _properties(provider)):
         return options
     name = dict(_device(provider).ep_metadata).get("ov_device", "CPU")
     options = {key: value for key, value in options.items() if not key.isupper()}

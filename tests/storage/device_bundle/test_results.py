@@ -397,3 +397,25 @@ def test_providers_are_rows(cli: Cli, digits: Path, tmp_path: Path) -> None:
     assert [row.unit for row in results.read(file).rows] == ["cpu", exact]
     result = cli("check", digits, "--results", file)
     assert (result.exit_code, f"(pc, {exact})" in result.stdout) == (0, True), result.output
+
+
+def test_what_a_provider_was_told_decides_the_tolerance(
+    cli: Cli, digits: Path, python_results: Path, tmp_path: Path
+) -> None:
+    """Answers of a provider that was told to compute in bfloat16 are judged by its tolerance."""
+    content = content_of(python_results)
+    (row,) = (row for row in content["rows"] if row["artifact"].startswith("onnx-fp32"))
+    logits = row["outputs"]["logits"]
+    right = np.frombuffer(base64.b64decode(logits["float32"]), "<f4")
+    moved = (right * np.float32(1 + 2.0**-9)).astype("<f4")
+    logits["float32"] = base64.b64encode(moved.tobytes()).decode()
+    content["rows"] = [row]
+
+    def check(unit: str) -> int:
+        row["unit"] = unit
+        file = written(content, tmp_path / "r.json")
+        return int(cli("check", digits, "--results", file).exit_code)
+
+    told = "openvino,INFERENCE_PRECISION_HINT"
+    units = ("CPU", f"{told}=f32", f"{told}=f64", f"{told}=bf16")
+    assert [check(unit) for unit in units] == [1, 1, 1, 0]

@@ -14,11 +14,14 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import numpy_helper
 from tiny_exports import COREML, ONNX, RECIPE, RESIZES, fed, make_export, named
 
+from levit_export.checks import execution
 from levit_export.core.values import Preprocessing
+from levit_export.formats.onnx import providers
 from levit_export.inputs import preprocessing
 from levit_export.storage import device_bundle
 from levit_export.storage.device_bundle.verifiers import verify as verifier
@@ -437,6 +440,138 @@ def test_classifier(diagnose: Any, unpacked: Path) -> None:
     distance = diagnose.distances(reference["probabilities"], given["probabilities"])
     assert (distance <= allowed["probabilities"]).all()
     assert (allowed["probabilities"] < 0.01).all()
+    # A quantised classifier rounds its probabilities to float16 at the coarsest.
+    manifest["golden"]["tolerances"]["int8"] = manifest["golden"]["tolerances"]["fp16"]
+    _, of_int8 = diagnose.expected(unpacked, manifest, "int8", given)
+    np.testing.assert_array_equal(of_int8["probabilities"], allowed["probabilities"])
+
+
+HINT = "INFERENCE_PRECISION_HINT"
+OPENVINO_PROVIDER = "OpenVINOExecutionProvider"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "",
+        ",device=gpu",
+        ",device_type=AUTO:GPU.0,CPU,cache_dir=x",
+        f",{HINT}=f32",
+        f",device_type=AUTO:CPU,{HINT}=f32",
+        f',load_config={{"CPU": {{"NUM_STREAMS": 1, "{HINT}": "bf16"}}}},{HINT}=f32',
+        f',load_config={{"CPU": {{"{HINT}": "f32"}}}}',
+    ],
+)
+def test_openvino_that_is_built_in_is_asked_as_by_check(
+    diagnose: Any, monkeypatch: pytest.MonkeyPatch, options: str
+) -> None:
+    """ONNX Runtime with OpenVINO inside is given the device and properties that check gives it."""
+    asked = []
+
+    def refuse(*_: object, **given: object) -> None:
+        asked.append(given["providers"])
+        raise RuntimeError("no file")
+
+    monkeypatch.setattr(providers, "_plugins", dict)
+    monkeypatch.setattr(diagnose, "plugin_providers", tuple)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [OPENVINO_PROVIDER])
+    monkeypatch.setattr(onnxruntime, "InferenceSession", refuse)
+    unit = f"openvino{options}"
+    with pytest.raises(RuntimeError, match="no file"):
+        providers.load("m.onnx", onnxruntime.SessionOptions(), providers.parse(unit))
+    expected = asked[0]
+    with pytest.raises(diagnose.NotStartedError, match="no file"):
+        diagnose.onnx(Path("m.onnx"), {}, unit)
+    assert asked[-1] == expected
+    assert "device_type" in expected[0][1]
+
+
+@pytest.mark.parametrize(
+    ("unit", "precision", "judged"),
+    [
+        ("openvino", "fp32", "fp32"),
+        (f"openvino,{HINT}=f32", "fp32", "fp32"),
+        (f"openvino,{HINT}=bf16", "fp32", "bf16"),
+        (f"OpenVINOExecutionProvider,device=GPU,{HINT}=F16", "fp32", "fp16"),
+        (f"openvino,{HINT}=f16", "int8", "int8"),
+        (f'openvino,load_config={{"CPU": {{"{HINT}": "bf16"}}}}', "fp16", "bf16"),
+        (f"cuda,{HINT}=bf16", "fp32", "fp32"),
+    ],
+)
+def test_what_a_provider_is_told_to_compute_in(
+    diagnose: Any, unit: str, precision: str, judged: str
+) -> None:
+    """Answers are judged by the coarser of the file and what OpenVINO was told, as by check."""
+    assert diagnose.judged_as({"format": "onnx", "precision": precision}, unit) == judged
+    told = providers.told_elsewhere(unit) or "fp32"
+    assert execution.coarser_of(precision, told) == judged
+
+
+def a_little_off(diagnose: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let ONNX Runtime answer what bfloat16 might."""
+    manifest = diagnose.read_json(folder / "manifest.json")
+    names = [spec["name"] for spec in manifest["signature"]["outputs"]]
+    rows = {name: list(np.load(folder / f"golden/{name}.npy")) for name in names}
+
+    def run(batch: np.ndarray) -> dict[str, np.ndarray]:
+        at = [np.array_equal(batch[0], row) for row in inputs].index(True)
+        return {name: rows[name][at][None] * np.float32(1 + 2.0**-8) for name in names}
+
+    inputs = np.load(folder / "golden/input.npy")
+    monkeypatch.setitem(diagnose.RUNTIMES, "onnx", lambda *_: ("onnxruntime", run))
+
+
+def test_openvino_that_was_not_told(
+    diagnose: Any, unpacked: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where OpenVINO's provider fails and was not told to compute in float32, a note says it."""
+    a_little_off(diagnose, unpacked, monkeypatch)
+    manifest = diagnose.read_json(unpacked / "manifest.json")
+    artifact = {"format": "onnx", "precision": "fp32", "path": ONNX}
+
+    def last(unit: str) -> Any:
+        return list(diagnose.check_artifact(unpacked, manifest, artifact, unit))[-1]
+
+    told = last("openvino,device=CPU")
+    assert (told.verdict, f"openvino,device=CPU,{HINT}=f32" in told.detail) == ("note", True)
+    assert {last(unit).verdict for unit in ("cpu", f"openvino,{HINT}=f32")} == {"fail"}
+
+
+def test_a_type_that_the_bundle_has_no_tolerance_for(
+    diagnose: Any, unpacked: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Answers in bfloat16 are judged by its tolerance, and not run where the bundle has none."""
+    a_little_off(diagnose, unpacked, monkeypatch)
+    manifest = diagnose.read_json(unpacked / "manifest.json")
+    artifact = {"format": "onnx", "precision": "fp32", "path": ONNX}
+    tolerances = manifest["golden"]["tolerances"]
+    tolerances.pop("bf16", None)
+
+    def check() -> Any:
+        (line,) = diagnose.check_artifact(unpacked, manifest, artifact, f"openvino,{HINT}=bf16")
+        return line
+
+    line = check()
+    assert (line.verdict, line.detail.endswith("no tolerance for bf16")) == ("not run", True)
+    rtol = {"atol": 0.0, "rtol": [2.0**-7] * len(manifest["golden"]["samples"])}
+    tolerances["bf16"] = dict.fromkeys(tolerances["fp32"], rtol)
+    assert check().verdict == "pass"
+
+
+@pytest.mark.parametrize(
+    ("provider", "said"),
+    [
+        ("openvino,fast", "then KEY=VALUE pairs"),
+        ("openvino,load_config=[1]", "a JSON object of objects"),
+        (f"openvino,{HINT}=f64", "is one of f32, bf16, f16"),
+    ],
+)
+def test_a_provider_that_cannot_be_read(
+    verify: Verify, unpacked: Path, provider: str, said: str
+) -> None:
+    """What is not a provider with its options is bad usage: status 2."""
+    status, printed = verify(unpacked, "bare", "--provider", provider)
+    assert (status, said in printed) == (2, True), printed
 
 
 def test_batches(diagnose: Any) -> None:

@@ -264,7 +264,7 @@ func check(
             var bound = allowed[index]
             if asProbabilities {  // p = softmax(z): |dp| <= max|dz| / 2, and p is rounded itself
                 expected = softmax(expected[...])
-                bound = bound / 2 + (precision == "fp16" ? 0x1p-11 : 0x1p-24) * expected.max()!
+                bound = bound / 2 + (precision == "fp32" ? 0x1p-24 : 0x1p-11) * expected.max()!
             }
             guard let found = answer[asProbabilities ? "probabilities" : name],
                 found.count == expected.count

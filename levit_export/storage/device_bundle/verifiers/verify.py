@@ -22,6 +22,7 @@ import math
 import os
 import pkgutil
 import platform
+import re
 import sys
 import zlib
 from collections.abc import Callable, Iterator
@@ -38,7 +39,14 @@ import numpy as np
 SCHEMA = 1
 UNLISTED = ("bundle.json", "SHA256SUMS")
 LEFT_BY_OTHERS = (".DS_Store", "__pycache__")
-ROUNDOFF = {"fp64": 2.0**-53, "fp32": 2.0**-24, "fp16": 2.0**-11}
+ROUNDOFF = {"fp64": 2.0**-53, "fp32": 2.0**-24, "fp16": 2.0**-11, "bf16": 2.0**-8}
+OPENVINO_PROVIDER = "OpenVINOExecutionProvider"
+HINT = "INFERENCE_PRECISION_HINT"
+"""OpenVINO's property that says what it computes float32 numbers in."""
+
+COMPUTED_IN = {"f32": "fp32", "bf16": "bf16", "f16": "fp16"}
+"""What OpenVINO calls the types that it computes in, and what a bundle calls them."""
+
 EXPLAINED = 3
 """Images whose mistake is looked for; the others are counted."""
 
@@ -423,8 +431,7 @@ def onnx(path: Path, manifest: Any, unit: str) -> tuple[str, Run]:
     import onnxruntime
 
     del manifest
-    name, *pairs = unit.split(",")
-    given = dict(pair.split("=", 1) for pair in pairs)
+    name, given = split(unit)
     settings = onnxruntime.SessionOptions()
     plugins = plugin_providers()
     known = {each.lower(): each for each in [*onnxruntime.get_available_providers(), *plugins]}
@@ -435,18 +442,19 @@ def onnx(path: Path, manifest: Any, unit: str) -> tuple[str, Run]:
         session = onnxruntime.InferenceSession(str(path), settings, providers=[provider])
     else:
         settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-        # OpenVINO's own properties are in capitals, and its provider takes them as JSON.
-        inner = {key: given.pop(key) for key in list(given) if key.isupper()}
-        device = given.pop("device", "CPU").upper()
-        if inner:
-            given["load_config"] = json.dumps({device: inner})
         try:
             if provider in plugins:
-                settings.add_provider_for_devices([plugin_device(provider, device)], given)
+                # OpenVINO's ignores what its provider has where it is built in.
+                kind = given.pop("device_type", "") if provider == OPENVINO_PROVIDER else ""
+                device = plugin_device(provider, given.pop("device", kind).upper())
+                place = dict(device.ep_metadata).get("ov_device", "CPU")
+                options = provider_options(provider, given, [place])
+                settings.add_provider_for_devices([device], options)
                 session = onnxruntime.InferenceSession(str(path), settings, enable_fallback=0)
             else:
+                options = built_in_options(provider, given)
                 session = onnxruntime.InferenceSession(
-                    str(path), settings, providers=[(provider, given)], enable_fallback=0
+                    str(path), settings, providers=[(provider, options)], enable_fallback=0
                 )
         except Exception as error:
             raise NotStartedError(f"{unit} does not start: {reason(error)}") from error
@@ -457,13 +465,69 @@ def onnx(path: Path, manifest: Any, unit: str) -> tuple[str, Run]:
     )
 
 
+def split(unit: str) -> tuple[str, dict[str, str]]:
+    """The name and the options of NAME[,KEY=VALUE…]; a value may hold commas."""
+    name, *pairs = re.split(r",(?=\s*[\w.]+\s*=)", unit)
+    halves = (pair.partition("=") for pair in pairs)
+    return name.strip(), {key.strip(): value.strip() for key, _, value in halves}
+
+
+def built_in_options(provider: str, given: dict[str, str]) -> dict[str, str]:
+    """Options as a provider takes them that ONNX Runtime was built with.
+
+    OpenVINO's device is an option of its own there, and its properties belong to single devices:
+    by the name ``AUTO`` ONNX Runtime 1.21.0 did not follow the hint.
+    """
+    if provider != OPENVINO_PROVIDER:
+        return given
+    device = given.pop("device", "CPU").upper()
+    given.setdefault("device_type", device)
+    names = given["device_type"].rpartition(":")[2].split(",")
+    return provider_options(provider, given, [name.split(".")[0] for name in names])
+
+
+def provider_options(provider: str, given: dict[str, str], devices: list[str]) -> dict[str, str]:
+    """Options as a provider takes them: OpenVINO's has its properties as JSON, by device."""
+    options = {key: value for key, value in given.items() if not key.isupper()}
+    if provider != OPENVINO_PROVIDER or len(options) == len(given):
+        return given
+    return {**options, "load_config": json.dumps(dict.fromkeys(devices, properties(given)))}
+
+
+def properties(given: dict[str, str]) -> dict[str, Any]:
+    """OpenVINO's own properties, such as the hint: in capitals, or in ``load_config``."""
+    inner: dict[str, Any] = {}
+    for of_device in json.loads(given.get("load_config", "{}")).values():
+        inner |= of_device
+    return inner | {key: value for key, value in given.items() if key.isupper()}
+
+
+def judged_as(artifact: Any, unit: str) -> str:
+    """The precision by whose tolerance an artifact's answers are judged.
+
+    It is its own, or what OpenVINO's provider was told to compute in where that is coarser.
+    """
+    precision: str = artifact["precision"]
+    if not is_openvino_provider(artifact, unit):
+        return precision
+    computed = COMPUTED_IN[str(properties(split(unit)[1]).get(HINT, "f32")).lower()]
+    is_coarser = ROUNDOFF[computed] > ROUNDOFF.get(precision, 1.0)
+    return computed if is_coarser else precision
+
+
+def is_openvino_provider(artifact: Any, unit: str) -> bool:
+    """Whether ``unit`` is ONNX Runtime's provider of OpenVINO, which may compute in less."""
+    name = split(unit)[0].lower()
+    return artifact["format"] == "onnx" and name in ("openvino", OPENVINO_PROVIDER.lower())
+
+
 def plugin_device(provider: str, name: str) -> Any:
     """The first device of a plug-in, or OpenVINO's of that name."""
     import onnxruntime
 
     for device in onnxruntime.get_ep_devices():
-        known = dict(device.ep_metadata).get("ov_device", name)
-        if device.ep_name == provider and known.upper() == name:
+        known = dict(device.ep_metadata).get("ov_device", "")
+        if device.ep_name == provider and (not name or known.upper() == name):
             return device
     raise NotStartedError(f"it has no device {name} here")
 
@@ -581,9 +645,12 @@ def check_artifact(
     """
     check = f"outputs of {artifact['path']}"
     inputs = load(folder / "golden/input.npy")
-    opened = RUNTIMES.get(artifact["format"])
+    opened, judged = RUNTIMES.get(artifact["format"]), judged_as(artifact, unit)
     if opened is None:
         yield Line("not run", check, f"this program knows no runtime for {artifact['format']}")
+        return
+    if judged not in manifest["golden"]["tolerances"]:
+        yield Line("not run", check, f"({unit}): the bundle has no tolerance for {judged}")
         return
     runtime, problem = artifact["format"], "cannot be loaded: "
     outputs: Arrays = {}
@@ -609,7 +676,15 @@ def check_artifact(
         if recorder is not None:
             recorder.failed((artifact["path"], runtime, unit), f"{problem}{reason(error)}")
         return
-    yield from judge(folder, manifest, artifact["precision"], outputs, (check, runtime, unit))
+    lines = list(judge(folder, manifest, judged, outputs, (check, runtime, unit)))
+    yield from lines
+    is_told = HINT in unit or not is_openvino_provider(artifact, unit)
+    if not is_told and any(line.verdict == "fail" for line in lines):
+        yield Line(
+            "note",
+            check,
+            f"OpenVINO may compute in bfloat16 or float16 unless it is told: {unit},{HINT}=f32",
+        )
 
 
 def judge(
@@ -674,7 +749,9 @@ def expected(
         ((_, z),), ((_, distance),) = reference.items(), allowed.items()
         p = np.exp(z - z.max(axis=1, keepdims=True))
         p /= p.sum(axis=1, keepdims=True)
-        bound = distance / 2 + ROUNDOFF[precision] * p.max(axis=1)
+        # A quantised network computes in float16 at the coarsest.
+        unit = ROUNDOFF.get(precision, ROUNDOFF["fp16"])
+        bound = distance / 2 + unit * p.max(axis=1)
         return {"probabilities": p}, {"probabilities": bound}
     return reference, allowed
 
@@ -871,8 +948,15 @@ def arguments() -> argparse.Namespace:
     if wrong := [unit for unit in asked.compute_units if unit not in units]:
         parser.error(f"--compute-units {wrong[0]}: choose from {', '.join(units)}")
     for provider in asked.provider or []:
-        if not all("=" in pair for pair in provider.split(",")[1:]):
+        name, given = split(provider)
+        if "," in name or not name:
             parser.error(f"--provider {provider}: a name, then KEY=VALUE pairs")
+        try:
+            hint = str(properties(given).get(HINT, "f32"))
+        except (ValueError, AttributeError, TypeError):
+            parser.error(f"--provider {provider}: load_config is a JSON object of objects")
+        if hint.lower() not in COMPUTED_IN:
+            parser.error(f"--provider {provider}: {HINT} is one of {', '.join(COMPUTED_IN)}")
     if not 0 <= asked.sustain < math.inf:
         parser.error(f"--sustain {asked.sustain}: 0 or more seconds")
     if asked.input is not None and asked.results is not None:
