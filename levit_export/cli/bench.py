@@ -59,7 +59,7 @@ def bench(ctx: click.Context, /, paths: tuple[Path, ...], **_: Any) -> int:
                 remedy="Give one of them.",
             )
         plan = replace(plan, rules=timing.RULES[params["rules"]])
-    refuse_unwritable({"--json": params["json_file"]}, options.sources(params))
+    refuse_unwritable(params)
     request = check.CheckRequest(
         paths=paths,
         choice=options.model_choice(params),

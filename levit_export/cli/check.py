@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,6 @@ import click
 from levit_export.cli import options
 from levit_export.cli.command import Verb, status_of
 from levit_export.cli.output import (
-    CHECK_FILES,
     in_github_actions,
     present_checks,
     refuse_unwritable,
@@ -28,101 +26,85 @@ if TYPE_CHECKING:
 SLACKS = ("parity_slack", "size_slack", "latency_slack")
 
 
-def _gate_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """What to compare with, and where else to say it."""
-    declared = (
-        click.option(
-            "--precision",
-            type=click.Choice(tuple(PRECISIONS)),
-            help="What the files are expected to be in; it is measured in their graphs.",
-        ),
-        click.option(
-            "--require-audit",
-            is_flag=True,
-            help="Exit 3 when a file passes by its answers only: one of another tool, whose "
-            "weights are not looked at.",
-        ),
-        click.option("--baseline", type=options.EXISTING, help="An earlier report.json."),
-        click.option(
-            "--parity-slack",
-            type=click.FloatRange(min=1),
-            help="How many times the baseline's share of its tolerance may be used.  [default: 2]",
-        ),
-        click.option(
-            "--size-slack",
-            type=click.FloatRange(min=0),
-            help="Percent by which a file may be larger than in the baseline.  [default: 1]",
-        ),
-        click.option(
-            "--latency-slack",
-            type=click.FloatRange(min=0),
-            help="Measure latency as well: percent by which the latency, relative to eager "
-            "PyTorch or matrix products in the same run, may exceed the baseline's.",
-        ),
-        click.option(
-            "--recheck",
-            type=options.EXISTING,
-            metavar="REPORT",
-            help="Judge a saved report by --atol and --rtol; nothing is run.",
-        ),
-        click.option(
-            "--drift/--no-drift",
-            default=True,
-            help="Name the block at fault when parity fails; needs PyTorch and the checkpoint.",
-        ),
-        click.option(
-            "--verify-key",
-            type=options.EXISTING,
-            metavar="KEY",
-            help="Refuse a bundle that the holder of this public key (PEM) did not sign.",
-        ),
-        click.option(
-            "--verify-certificate",
-            type=options.EXISTING,
-            metavar="ROOT",
-            help="Refuse a bundle that was not signed with a certificate of this authority (PEM).",
-        ),
-        click.option(
-            "--min-ane",
-            type=click.FloatRange(0, 100),
-            metavar="PERCENT",
-            help="Exit 1 when Core ML would place less of its estimated work on the Neural "
-            "Engine; macOS only, with --compute-units cpu_and_ne or all.",
-        ),
-        click.option(
-            "--results",
-            type=options.EXISTING,
-            multiple=True,
-            metavar="FILE",
-            help="What a verifier of the bundle wrote on a device; may be repeated, each compute "
-            "unit or provider is a row.",
-        ),
-        click.option(
-            "--against",
-            multiple=True,
-            metavar="NAME==VERSION",
-            help="Check on another version of a runtime as well, such as onnxruntime==1.20 or "
-            "openvino==2025.2, in an environment that is made once and kept; may be repeated.",
-        ),
-        click.option("--junit", metavar="FILE", help="Write JUnit XML; - is stdout."),
-        click.option(
-            "--markdown",
-            metavar="FILE",
-            help="Write a summary; appended when FILE is $GITHUB_STEP_SUMMARY.",
-        ),
-        click.option("--html", metavar="FILE", help="Write the report as a page; - is stdout."),
-    )
-    for option in reversed(declared):
-        command = option(command)
-    return command
-
-
 @click.command(cls=Verb)
 @click.argument("paths", nargs=-1, type=options.EXISTING)
 @options.model_options
 @options.calibration_options
 @options.parity_options
-@_gate_options
+@click.option(
+    "--precision",
+    type=click.Choice(tuple(PRECISIONS)),
+    help="What the files are expected to be in; it is measured in their graphs.",
+)
+@click.option(
+    "--require-audit",
+    is_flag=True,
+    help="Exit 3 when a file passes by its answers only: one of another tool, whose "
+    "weights are not looked at.",
+)
+@click.option("--baseline", type=options.EXISTING, help="An earlier report.json.")
+@click.option(
+    "--parity-slack",
+    type=click.FloatRange(min=1),
+    help="How many times the baseline's share of its tolerance may be used.  [default: 2]",
+)
+@click.option(
+    "--size-slack",
+    type=click.FloatRange(min=0),
+    help="Percent by which a file may be larger than in the baseline.  [default: 1]",
+)
+@click.option(
+    "--latency-slack",
+    type=click.FloatRange(min=0),
+    help="Measure latency as well: percent by which the latency, relative to eager "
+    "PyTorch or matrix products in the same run, may exceed the baseline's.",
+)
+@click.option(
+    "--recheck",
+    type=options.EXISTING,
+    metavar="REPORT",
+    help="Judge a saved report by --atol and --rtol; nothing is run.",
+)
+@click.option(
+    "--drift/--no-drift",
+    default=True,
+    help="Name the block at fault when parity fails; needs PyTorch and the checkpoint.",
+)
+@click.option(
+    "--verify-key",
+    type=options.EXISTING,
+    metavar="KEY",
+    help="Refuse a bundle that the holder of this public key (PEM) did not sign.",
+)
+@click.option(
+    "--verify-certificate",
+    type=options.EXISTING,
+    metavar="ROOT",
+    help="Refuse a bundle that was not signed with a certificate of this authority (PEM).",
+)
+@click.option(
+    "--min-ane",
+    type=click.FloatRange(0, 100),
+    metavar="PERCENT",
+    help="Exit 1 when Core ML would place less of its estimated work on the Neural "
+    "Engine; macOS only, with --compute-units cpu_and_ne or all.",
+)
+@click.option(
+    "--results",
+    type=options.EXISTING,
+    multiple=True,
+    metavar="FILE",
+    help="What a verifier of the bundle wrote on a device; may be repeated, each compute "
+    "unit or provider is a row.",
+)
+@click.option(
+    "--against",
+    multiple=True,
+    metavar="NAME==VERSION",
+    help="Check on another version of a runtime as well, such as onnxruntime==1.20 or "
+    "openvino==2025.2, in an environment that is made once and kept; may be repeated.",
+)
+@options.report_options
 @options.run_options
 @options.timing_options
 @options.output_options
@@ -145,7 +127,7 @@ def check(ctx: click.Context, /, paths: tuple[Path, ...], **_: Any) -> int:
 
 
 def _check(params: dict[str, Any], paths: tuple[Path, ...]) -> int:
-    from levit_export.reports import ci, console, gate
+    from levit_export.reports import console, gate
     from levit_export.reports.report import read_report
 
     options.refuse_missing(params)
@@ -178,14 +160,11 @@ def _check(params: dict[str, Any], paths: tuple[Path, ...]) -> int:
         report,
         checks,
         title=title,
+        folder=folder,
         compared=checks[own:],
         require_audit=params["require_audit"],
         steps=steps,
     )
-    if in_github_actions():
-        # On standard error, which the runner reads too; standard output may hold a report.
-        for line in ci.annotate(checks, folder):
-            click.echo(line, err=True)
     return status_of(report.verdict, allow_not_run=params["allow_not_run"])
 
 
@@ -221,8 +200,7 @@ def _refuse(params: dict[str, Any], paths: tuple[Path, ...]) -> None:
             "a bundle has one signature, made with a key or with a certificate",
             remedy="Give --verify-key or --verify-certificate.",
         )
-    given = {option: params[name] for name, option in CHECK_FILES.items()}
-    refuse_unwritable(given, options.sources(params))
+    refuse_unwritable(params)
 
 
 def _refuse_recheck(params: dict[str, Any], paths: tuple[Path, ...]) -> None:

@@ -10,12 +10,7 @@ import click
 
 from levit_export.cli import options
 from levit_export.cli.command import Verb, status_of
-from levit_export.cli.output import (
-    CHECK_FILES,
-    in_github_actions,
-    present_checks,
-    refuse_unwritable,
-)
+from levit_export.cli.output import present_checks, refuse_unwritable
 
 
 @click.command(cls=Verb)
@@ -46,13 +41,7 @@ from levit_export.cli.output import (
     default=True,
     help="Name the first inner value that differs when a comparison fails.",
 )
-@click.option("--junit", metavar="FILE", help="Write JUnit XML; - is stdout.")
-@click.option(
-    "--markdown",
-    metavar="FILE",
-    help="Write a summary; appended when FILE is $GITHUB_STEP_SUMMARY.",
-)
-@click.option("--html", metavar="FILE", help="Write the report as a page; - is stdout.")
+@options.report_options
 @options.run_options
 @options.output_options
 @click.pass_context
@@ -65,17 +54,14 @@ def compare(ctx: click.Context, /, reference: Path, candidates: tuple[Path, ...]
     and .pt can be run in; others need --rtol or --atol, or nothing is decided (exit status 3).
     """
     from levit_export.core.errors import UsageError
-    from levit_export.reports import ci, console, gate
+    from levit_export.reports import console, gate
     from levit_export.workflows import compare as comparing
 
     params = ctx.params
     options.refuse_missing(params)
     if params["inputs"] is not None and params["data"] is not None:
         raise UsageError("--inputs and --data exclude each other", remedy="Give one of them.")
-    given = {option: params[name] for name, option in CHECK_FILES.items()}
-    read = [reference, *candidates, params["inputs"], params["data"]]
-    sources = [path for path in read if path is not None]
-    refuse_unwritable(given, sources)
+    refuse_unwritable(params)
     screen = console.Screen(quiet=params["quiet"])
     request = comparing.CompareRequest(
         reference=reference,
@@ -93,7 +79,4 @@ def compare(ctx: click.Context, /, reference: Path, candidates: tuple[Path, ...]
     checks = gate.of_report(report.artifacts)
     report = replace(report, verdict=gate.verdict_of(checks))
     present_checks(screen, params, report, checks, title="levit-export compare")
-    if in_github_actions():
-        for line in ci.annotate(checks):
-            click.echo(line, err=True)
     return status_of(report.verdict, allow_not_run=params["allow_not_run"])

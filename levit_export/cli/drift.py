@@ -53,8 +53,7 @@ def drift(ctx: click.Context, /, paths: tuple[Path, ...], **_: Any) -> int:
 
     params = ctx.params
     options.refuse_missing(params)
-    given = {"--json": params["json_file"], "--html": params["html"]}
-    refuse_unwritable(given, options.sources(params))
+    refuse_unwritable(params)
     screen = console.Screen(quiet=params["quiet"])
     with opened(paths) as places, screen.progress() as progress:
         request = drifting.DriftRequest(

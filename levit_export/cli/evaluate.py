@@ -72,7 +72,7 @@ def evaluate(ctx: click.Context, /, paths: tuple[Path, ...], **_: Any) -> int:
     from levit_export.workflows import evaluate as evaluate_workflow
 
     params = ctx.params
-    refuse_unwritable({"--json": params["json_file"]}, options.sources(params))
+    refuse_unwritable(params)
     options.refuse_missing(params)
     if params["workers"] is not None:
         machine.refuse_threads(params["workers"], "--workers")

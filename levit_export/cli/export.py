@@ -203,7 +203,7 @@ def export(ctx: click.Context, /, **_: Any) -> int:
     from levit_export.workflows import export_plan
 
     params = ctx.params
-    refuse_unwritable({"--json": params["json_file"]}, options.sources(params))
+    refuse_unwritable(params)
     options.refuse_missing(params)
     request = _request(params, ctx.meta.get(TYPED, ""))
     jobs = export_plan.plan(request)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 else:
     SizeType = click.ParamType  # generic since click 8.4 only
 
-CommandT = TypeVar("CommandT", bound=Callable[..., Any])
+Options = Callable[[Callable[..., Any]], Callable[..., Any]]
+"""A decorator that declares options of a verb."""
 
 POSITIVE = click.IntRange(min=1)
 SEED = click.IntRange(0, 2**64 - 1)
@@ -69,8 +70,8 @@ class ImageSize(SizeType):
 
 
 # Decorators are applied from the last to the first, and click lists options in that order.
-def _all(*options: Callable[[CommandT], CommandT]) -> Callable[[CommandT], CommandT]:
-    def decorate(command: CommandT) -> CommandT:
+def _all(*options: Options) -> Options:
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         for option in reversed(options):
             command = option(command)
         return command
@@ -78,168 +79,150 @@ def _all(*options: Callable[[CommandT], CommandT]) -> Callable[[CommandT], Comma
     return decorate
 
 
-def model_options(command: CommandT) -> CommandT:
-    """Which weights."""
-    return _all(
-        click.option(
-            "-m", "--model", help="A model of the zoo; `levit-export models` lists them."
-        ),
-        click.option(
-            "-c",
-            "--checkpoint",
-            type=EXISTING,
-            help="Trained weights: a .safetensors, .pth or .bin file, or a folder with its "
-            "config.json.",
-        ),
-        click.option(
-            "--pretrained", is_flag=True, help="Fetch the weights published for --model."
-        ),
-        click.option("--offline", is_flag=True, help="Take --pretrained weights from the cache."),
-        click.option(
-            "--random-weights",
-            type=SEED,
-            metavar="SEED",
-            help="Seeded random weights, for a dry run of a model you have not trained yet.",
-        ),
-        click.option(
-            "--imgsz",
-            type=ImageSize(),
-            help="Size of the input image in pixels: a side, or height x width such as 128x512.",
-        ),
-        click.option(
-            "--resize-bias",
-            is_flag=True,
-            help="Let --imgsz interpolate what was learned per position (an approximation).",
-        ),
-        click.option(
-            "--activation",
-            type=click.Choice(ACTIVATIONS),
-            help="The network's activation, which no tensor tells.  [default: as in the known "
-            "model of this size]",
-        ),
-        click.option("--labels", type=EXISTING, help="A text file with one class name a line."),
-        click.option(
-            "--preprocessing",
-            type=EXISTING,
-            help="A JSON file that states how pictures become inputs, in place of what stands "
-            "beside the weights (docs/checkpoints.md).",
-        ),
-        click.option(
-            "--task",
-            type=click.Choice(TASKS),
-            help="What the outputs mean, in place of config.json's problem_type: one class, each "
-            "label by itself, or numbers.",
-        ),
-    )(command)
+model_options = _all(
+    click.option("-m", "--model", help="A model of the zoo; `levit-export models` lists them."),
+    click.option(
+        "-c",
+        "--checkpoint",
+        type=EXISTING,
+        help="Trained weights: a .safetensors, .pth or .bin file, or a folder with its "
+        "config.json.",
+    ),
+    click.option("--pretrained", is_flag=True, help="Fetch the weights published for --model."),
+    click.option("--offline", is_flag=True, help="Take --pretrained weights from the cache."),
+    click.option(
+        "--random-weights",
+        type=SEED,
+        metavar="SEED",
+        help="Seeded random weights, for a dry run of a model you have not trained yet.",
+    ),
+    click.option(
+        "--imgsz",
+        type=ImageSize(),
+        help="Size of the input image in pixels: a side, or height x width such as 128x512.",
+    ),
+    click.option(
+        "--resize-bias",
+        is_flag=True,
+        help="Let --imgsz interpolate what was learned per position (an approximation).",
+    ),
+    click.option(
+        "--activation",
+        type=click.Choice(ACTIVATIONS),
+        help="The network's activation, which no tensor tells.  [default: as in the known "
+        "model of this size]",
+    ),
+    click.option("--labels", type=EXISTING, help="A text file with one class name a line."),
+    click.option(
+        "--preprocessing",
+        type=EXISTING,
+        help="A JSON file that states how pictures become inputs, in place of what stands "
+        "beside the weights (docs/checkpoints.md).",
+    ),
+    click.option(
+        "--task",
+        type=click.Choice(TASKS),
+        help="What the outputs mean, in place of config.json's problem_type: one class, each "
+        "label by itself, or numbers.",
+    ),
+)
+"""Which weights."""
 
 
-def parity_options(command: CommandT) -> CommandT:
-    """How far an artifact may lie from the reference."""
-    return _all(
-        click.option(
-            "--atol",
-            type=click.FloatRange(min=0),
-            help="Absolute tolerance in place of the derived one.",
-        ),
-        click.option(
-            "--rtol",
-            type=click.FloatRange(min=0),
-            help="Relative tolerance, of a sample's largest output, in place of the derived one. "
-            "If only one of --atol and --rtol is given, the other is 0.",
-        ),
-        click.option("--seed", type=SEED, default=0, show_default=True),
-        click.option(
-            "--allow-not-run",
-            is_flag=True,
-            help="Exit 0 although a check could not be run, or decides nothing.",
-        ),
-    )(command)
+parity_options = _all(
+    click.option(
+        "--atol",
+        type=click.FloatRange(min=0),
+        help="Absolute tolerance in place of the derived one.",
+    ),
+    click.option(
+        "--rtol",
+        type=click.FloatRange(min=0),
+        help="Relative tolerance, of a sample's largest output, in place of the derived one. "
+        "If only one of --atol and --rtol is given, the other is 0.",
+    ),
+    click.option("--seed", type=SEED, default=0, show_default=True),
+    click.option(
+        "--allow-not-run",
+        is_flag=True,
+        help="Exit 0 although a check could not be run, or decides nothing.",
+    ),
+)
+"""How far an artifact may lie from the reference."""
 
 
-def run_options(command: CommandT) -> CommandT:
-    """How runtimes execute, and on how many threads."""
-    return _all(
-        click.option("--threads", type=POSITIVE, help="CPU threads.  [default: all cores]"),
-        runtime_options,
-    )(command)
+runtime_options = _all(
+    click.option("--device", default="CPU", show_default=True, help="OpenVINO's device."),
+    click.option(
+        "--compute-units",
+        default="cpu_only",
+        show_default=True,
+        help="Core ML's, on macOS: cpu_only, cpu_and_ne, cpu_and_gpu, all; comma-separated.",
+    ),
+    click.option(
+        "--provider",
+        "providers",
+        multiple=True,
+        metavar="NAME[,KEY=VALUE…]",
+        help="ONNX Runtime's execution provider; may be repeated.  [default: cpu]",
+    ),
+)
+"""What each runtime executes on."""
 
 
-def runtime_options(command: CommandT) -> CommandT:
-    """What each runtime executes on."""
-    return _all(
-        click.option("--device", default="CPU", show_default=True, help="OpenVINO's device."),
-        click.option(
-            "--compute-units",
-            default="cpu_only",
-            show_default=True,
-            help="Core ML's, on macOS: cpu_only, cpu_and_ne, cpu_and_gpu, all; comma-separated.",
-        ),
-        click.option(
-            "--provider",
-            "providers",
-            multiple=True,
-            metavar="NAME[,KEY=VALUE…]",
-            help="ONNX Runtime's execution provider; may be repeated.  [default: cpu]",
-        ),
-    )(command)
+run_options = _all(
+    click.option("--threads", type=POSITIVE, help="CPU threads.  [default: all cores]"),
+    runtime_options,
+)
+"""How runtimes execute, and on how many threads."""
 
 
-def timing_options(command: CommandT) -> CommandT:
-    """How long to measure."""
-    return _all(
-        click.option("--warmup", type=click.IntRange(0, TURNS.max), default=30, show_default=True),
-        click.option("--iters", type=TURNS, default=50, show_default=True),
-    )(command)
+timing_options = _all(
+    click.option("--warmup", type=click.IntRange(0, TURNS.max), default=30, show_default=True),
+    click.option("--iters", type=TURNS, default=50, show_default=True),
+)
+"""How long to measure."""
 
 
-def calibration_options(command: CommandT) -> CommandT:
-    """The images behind an int8 file of another model than the bundled one."""
-    return _all(
-        click.option(
-            "-d",
-            "--data",
-            type=EXISTING,
-            help="Images that an int8 file was calibrated on: with --checkpoint, its tolerance "
-            "follows from them.",
-        ),
-        click.option(
-            "--num-samples",
-            type=TURNS,
-            default=200,
-            show_default=True,
-            help="How many images of --data it was calibrated on; its --seed says which of them.",
-        ),
-    )(command)
+calibration_options = _all(
+    click.option(
+        "-d",
+        "--data",
+        type=EXISTING,
+        help="Images that an int8 file was calibrated on: with --checkpoint, its tolerance "
+        "follows from them.",
+    ),
+    click.option(
+        "--num-samples",
+        type=TURNS,
+        default=200,
+        show_default=True,
+        help="How many images of --data it was calibrated on; its --seed says which of them.",
+    ),
+)
+"""The images behind an int8 file of another model than the bundled one."""
 
 
-def output_options(command: CommandT) -> CommandT:
-    """What is said, and where."""
-    return _all(
-        click.option("--json", "json_file", metavar="FILE", help="Write the report; - is stdout."),
-        click.option("-v", "--verbose", is_flag=True, help="Show tracebacks and warnings."),
-        click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors."),
-    )(command)
+output_options = _all(
+    click.option("--json", "json_file", metavar="FILE", help="Write the report; - is stdout."),
+    click.option("-v", "--verbose", is_flag=True, help="Show tracebacks and warnings."),
+    click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors."),
+)
+"""What is said, and where."""
 
+
+report_options = _all(
+    click.option("--junit", metavar="FILE", help="Write JUnit XML; - is stdout."),
+    click.option(
+        "--markdown",
+        metavar="FILE",
+        help="Write a summary; appended when FILE is $GITHUB_STEP_SUMMARY.",
+    ),
+    click.option("--html", metavar="FILE", help="Write the report as a page; - is stdout."),
+)
+"""Where else a verb that checks says what it found."""
 
 DIGITS = "digits"
-
-SOURCES = (
-    "checkpoint",
-    "labels",
-    "preprocessing",
-    "recipe",
-    "data",
-    "baseline",
-    "recheck",
-    "file",
-)
-"""Parameters that name what is read."""
-
-
-def sources(params: Mapping[str, Any]) -> tuple[Path, ...]:
-    """All that a verb reads, which no report may be written over."""
-    named = [params[name] for name in SOURCES if params.get(name) is not None]
-    return (*params.get("paths", ()), *params.get("results", ()), *map(Path, named))
 
 
 def refuse_missing(params: Mapping[str, Any]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,13 +17,15 @@ if TYPE_CHECKING:
     from levit_export.reports.gate import Check
     from levit_export.reports.report import Report
 
-CHECK_FILES = {
-    "json_file": "--json",
-    "junit": "--junit",
-    "markdown": "--markdown",
-    "html": "--html",
-}
-"""Parameters of the verbs that check, and the options that they come from."""
+FILES = {"json_file": "--json", "junit": "--junit", "markdown": "--markdown", "html": "--html"}
+"""Parameters that name what is written, and the options that they come from."""
+
+SOURCES = (
+    *("checkpoint", "labels", "preprocessing", "recipe", "data", "baseline", "recheck", "file"),
+    *("reference", "inputs"),
+)
+SEVERAL_SOURCES = ("paths", "results", "candidates")
+"""Parameters that name what is read: no report may be written over it."""
 
 SUMMARY = "GITHUB_STEP_SUMMARY"
 
@@ -76,12 +78,15 @@ def present_checks(
     checks: Sequence[Check],
     *,
     title: str,
+    folder: Path | None = None,
     compared: Sequence[Check] = (),
     require_audit: bool = False,
     steps: Sequence[Sequence[str]] = (),
 ) -> None:
     """The report and the gate's answers: on the screen, and in every form that was asked for.
 
+    Where GitHub Actions reads, every check that did not pass is an annotation as well, its path
+    below ``folder``.
     ``compared`` are those of the ``checks`` that compare the report with a baseline, ``steps`` the
     commands that make sense next.
     """
@@ -89,7 +94,7 @@ def present_checks(
     from levit_export.reports.console import print_report
     from levit_export.reports.report import to_json
 
-    if not screen.quiet and all(params[name] != "-" for name in CHECK_FILES):
+    if not screen.quiet and all(params[name] != "-" for name in FILES):
         print_report(screen, report, compared=compared, require_audit=require_audit, steps=steps)
     if params["json_file"] is not None:
         content = {**to_json(report), "checks": checks}
@@ -109,6 +114,10 @@ def present_checks(
         from levit_export.reports import html
 
         write_or_print(html.page(report, is_beside=False), params["html"])
+    if in_github_actions():
+        # On standard error, which the runner reads too; standard output may hold a report.
+        for line in ci.annotate(checks, folder):
+            click.echo(line, err=True)
 
 
 def in_github_actions() -> bool:
@@ -128,15 +137,18 @@ def present_plan(
         write_or_print(serialisation.to_text(content), json_file)
 
 
-def refuse_unwritable(given: Mapping[str, str | None], sources: Iterable[Path] = ()) -> None:
+def refuse_unwritable(params: Mapping[str, Any]) -> None:
     """Raise before hours of work when a report could not be written, or would destroy something.
 
-    ``given`` are options and the files that they name; ``sources`` are what the verb reads.
+    ``params`` are those of a verb: they name what it writes and what it reads.
     """
     from levit_export.core import files
     from levit_export.core.errors import OutputError, UsageError
 
-    wanted = {option: file for option, file in given.items() if file is not None}
+    given = {option: params.get(name) for name, option in FILES.items()}
+    wanted = {option: str(file) for option, file in given.items() if file is not None}
+    sources = [Path(params[name]) for name in SOURCES if params.get(name) is not None]
+    sources += [path for name in SEVERAL_SOURCES for path in params.get(name, ())]
     taken: dict[Path | str, str] = {}
     read = {path.resolve() for path in sources}
     for option, file in wanted.items():

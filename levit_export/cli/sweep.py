@@ -45,7 +45,7 @@ def sweep(ctx: click.Context, /, file: Path, **_: Any) -> int:
     from levit_export.workflows.sweep.report import print_sweep, report_files
 
     params = ctx.params
-    refuse_unwritable({"--json": params["json_file"]}, options.sources(params))
+    refuse_unwritable(params)
     machine.refuse_threads(params["workers"], "--workers")
     request = sweeping.SweepRequest(
         file=file,
