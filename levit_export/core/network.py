@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from levit_export.core.errors import ExportFailedError, UsageError
+from levit_export.core.errors import ExportFailedError, UnknownNameError
 from levit_export.core.values import FLOAT16_MAX
 
 INFINITE = 1e38
@@ -187,14 +187,10 @@ class Network:
         return (op for op in self.ops if is_within(op.block, blocks))
 
     def refuse_unknown(self, blocks: Collection[str]) -> None:
-        """Raise ``UsageError`` for a block that has no operator."""
+        """Raise ``UnknownNameError`` for a block that has no operator."""
         for block in blocks:
             if next(self.ops_of([block]), None) is None:
-                known = dict.fromkeys(op.block for op in self.ops if op.block)
-                raise UsageError(
-                    f"no operator belongs to the block {block!r}",
-                    remedy=f"Blocks are {', '.join(known)}.",
-                )
+                raise UnknownNameError("block", block, {op.block for op in self.ops if op.block})
 
     def listing(self) -> str:
         """The network as text, a line for each operator, for people."""

@@ -12,9 +12,10 @@ time for LeViT-256). Both treat what cannot be imported as not installed.
 from __future__ import annotations
 
 import gc
+import os
 import sys
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -99,6 +100,20 @@ def load(name: str) -> ModuleType:
     finally:
         for each in hidden:
             sys.modules.pop(each, None)
+
+
+@contextmanager
+def told(variable: str, value: str) -> Iterator[None]:
+    """Have an environment variable say something to another package while the block lasts."""
+    before = os.environ.get(variable)
+    os.environ[variable] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[variable]
+        else:
+            os.environ[variable] = before
 
 
 def needs(*packages: str) -> Availability:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from levit_export.core import files
 from levit_export.core.errors import ArtifactError, RuntimeFailedError, UsageError
+from levit_export.core.packages import told
 from levit_export.core.quiet import first_line
 from levit_export.core.values import Signature, Tensors, TensorSpec
 from levit_export.models.capture import ONE_AT_A_TIME
@@ -148,8 +148,6 @@ class EagerSession:
 SUFFIXES = (".pt2", ".pt")
 """Of programs that PyTorch itself wrote: ``torch.export`` and TorchScript."""
 
-_ONLY_TENSORS = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
-
 
 class DoubleOperators(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Has every operator compute in float64 where the program says float32.
@@ -191,10 +189,10 @@ class TorchFile:
         try:
             files.require_regular(path)
             if path.suffix == ".pt2":
-                self._module = self._exported()
+                self.module: Any = self._exported()
             else:
-                self._module = torch.jit.load(path, map_location="cpu")  # type: ignore[no-untyped-call]
-                schema: Any = self._module.forward.schema  # type: ignore[attr-defined]
+                self.module = torch.jit.load(path, map_location="cpu")  # type: ignore[no-untyped-call]
+                schema: Any = self.module.forward.schema
                 names = [each.name for each in schema.arguments[1:]]
                 self.inputs = tuple(TensorSpec(name, ()) for name in names)
         except Exception as error:
@@ -206,7 +204,10 @@ class TorchFile:
             ) from error
 
     def _exported(self) -> torch.fx.GraphModule:
-        with _only_tensors():
+        # No pickle inside may hold anything but tensors. ``torch.export.load`` reads them without
+        # that limit where it fails with it
+        # (https://docs.pytorch.org/docs/stable/notes/serialization.html names this variable).
+        with told("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1"):
             program = torch.export.load(self.path)
         # Converters decompose a program before they name its values; without in-place operators
         # and with their names, more values are found under one name.
@@ -225,35 +226,23 @@ class TorchFile:
             raise TypeError("it holds no graph")
         return module
 
-    def open(
-        self,
-        signature: Signature,
-        arithmetic: Literal["fp64", "fp32"] = "fp32",
-        *,
-        threads: int | None = None,
-        taps: Sequence[str] = (),
-    ) -> TorchFileSession:
-        """The program as a session that takes and gives what ``signature`` says."""
-        return TorchFileSession(
-            self, self._module, signature, arithmetic, threads=threads, taps=taps
-        )
-
 
 class TorchFileSession:
-    """A program of PyTorch as :class:`levit_export.core.values.Session`."""
+    """A program of PyTorch as :class:`levit_export.core.values.Session`.
+
+    It takes and gives what ``signature`` says.
+    """
 
     def __init__(
         self,
         file: TorchFile,
-        module: Any,
         signature: Signature,
         arithmetic: Literal["fp64", "fp32"],
         *,
-        threads: int | None,
-        taps: Sequence[str],
+        threads: int | None = None,
+        taps: Sequence[str] = (),
     ) -> None:
         self._file = file
-        self._module = module
         self._arithmetic = arithmetic
         self._threads = threads
         self._taps = tuple(taps)
@@ -280,9 +269,10 @@ class TorchFileSession:
         return {name: value.detach().numpy() for name, value in found.items()}
 
     def _called(self, given: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
-        if not isinstance(self._module, torch.fx.GraphModule):
-            return _named(self._module(*given))
-        recorder = _Recorder(self._module, self._taps)
+        module = self._file.module
+        if not isinstance(module, torch.fx.GraphModule):
+            return _named(module(*given))
+        recorder = _Recorder(module, self._taps)
         outputs = _flat(recorder.run(*given))
         named = zip((spec.name for spec in self._file.outputs), outputs, strict=True)
         return {**recorder.found, **dict(named)}
@@ -332,24 +322,6 @@ def _spec(node: torch.fx.Node) -> TensorSpec:
         )
     shape = tuple(side if isinstance(side, int) else None for side in value.shape)
     return TensorSpec(node.name, shape, str(value.dtype).removeprefix("torch."))
-
-
-@contextmanager
-def _only_tensors() -> Iterator[None]:
-    """No pickle inside a ``.pt2`` may hold anything but tensors.
-
-    ``torch.export.load`` reads them without that limit where it fails with it
-    (https://docs.pytorch.org/docs/stable/notes/serialization.html names this variable).
-    """
-    before = os.environ.get(_ONLY_TENSORS)
-    os.environ[_ONLY_TENSORS] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[_ONLY_TENSORS]
-        else:
-            os.environ[_ONLY_TENSORS] = before
 
 
 @contextmanager

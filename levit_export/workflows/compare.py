@@ -229,14 +229,15 @@ def _torch_reference(request: CompareRequest, candidates: Sequence[Signature]) -
         raise MissingDependencyError(
             f"{request.reference.name} needs PyTorch: {torch.reason}", remedy=torch.fix
         )
-    from levit_export.formats.pytorch import TorchFile
+    from levit_export.formats.pytorch import TorchFile, TorchFileSession
 
     file = TorchFile(request.reference)
     signature = Signature(file.inputs, file.outputs)
 
     def opened(arithmetic: Arithmetic, taps: Sequence[str]) -> AbstractContextManager[Session]:
         kind: Literal["fp64", "fp32"] = "fp64" if arithmetic == "fp64" else "fp32"
-        return nullcontext(file.open(signature, kind, threads=request.run.threads, taps=taps))
+        threads = request.run.threads
+        return nullcontext(TorchFileSession(file, signature, kind, threads=threads, taps=taps))
 
     if any(not spec.shape for spec in file.inputs):
         first = candidates[0].inputs

@@ -17,7 +17,7 @@ from levit_export.core.errors import ArtifactError
 from levit_export.core.values import Signature
 from levit_export.formats import target
 from levit_export.formats.onnx.exact import ExactSession, consumers
-from levit_export.formats.pytorch import TorchFile
+from levit_export.formats.pytorch import TorchFile, TorchFileSession
 
 THIRD = np.float32(1 / 3)
 
@@ -93,7 +93,7 @@ def test_a_program_of_pytorch_is_computed_in_float64_throughout(tmp_path: Path, 
     else:
         torch.jit.trace(Narrow(), x).save(tmp_path / name)
     file = TorchFile(tmp_path / name)
-    session = file.open(Signature(file.inputs, file.outputs), "fp64")
+    session = TorchFileSession(file, Signature(file.inputs, file.outputs), "fp64")
     (found,) = session.run({"x": x.numpy()}).values()
     assert found.dtype == np.float64
     assert np.array_equal(found, x.numpy().astype(np.float64) / np.array([7.0, 11.0]) / 3.0)

@@ -267,16 +267,12 @@ def _tensor(kind: Any) -> Any:
     return ir.RankedTensorType(kind)
 
 
-def _names(op: Any) -> list[str]:
-    """The values of the network that an operation gives, by its location."""
-    return re.findall(r'<"([^"]+)": unit>', str(op.location))
-
-
 def _values(graph: Any) -> dict[str, Any]:
     """The inner values by name; the last operation of a name gives its value."""
     found: dict[str, Any] = {}
     for op in _operations(graph):
-        names = _names(op)
+        # The values of the network that an operation gives are in its location.
+        names = re.findall(r'<"([^"]+)": unit>', str(op.location))
         if _kind(op) != "constant" and len(names) == len(op.results):
             found |= dict(zip(names, op.results, strict=True))
     return found

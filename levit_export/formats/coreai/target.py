@@ -163,22 +163,12 @@ class CoreaiSession:
     def __init__(self, path: Path, number: int, signature: Signature) -> None:
         self._path = path
         self._number = number
-        self._signature = signature
-        self._runtime = f"Core AI ({PACKAGE} {versions([PACKAGE]).get(PACKAGE, '?')}, CPU)"
-
-    @property
-    def signature(self) -> Signature:
-        """As the program describes itself."""
-        return self._signature
-
-    @property
-    def runtime(self) -> str:
-        """``Core AI (coreai-core 1.0.0b3, CPU)``."""
-        return self._runtime
+        self.signature = signature
+        self.runtime = f"Core AI ({PACKAGE} {versions([PACKAGE]).get(PACKAGE, '?')}, CPU)"
 
     def run(self, inputs: Tensors) -> dict[str, np.ndarray]:
         """One call."""
-        self._signature.refuse_absent(inputs, self._path.name)
+        self.signature.refuse_absent(inputs, self._path.name)
         return program.ask(program.answered, self._path, self._number, dict(inputs))
 
 

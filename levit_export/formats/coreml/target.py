@@ -167,7 +167,14 @@ class CoremlTarget:
                 "are repeated",
                 remedy="Give --labels with one distinct name a line.",
             )
-        asked, options = options, _raised(options)
+        asked, earliest = options.deployment_target, EARLIEST.get(options.precision, "iOS15")
+        notes: tuple[str, ...] = ()
+        if DEPLOYMENT_TARGETS[asked] < earliest:  # ``refuse`` lets only the default be earlier
+            options = replace(options, deployment_target=earliest)
+            notes = (
+                f"runs on {earliest} and later, not on {asked}: {options.precision} needs ops "
+                "that came with it",
+            )
         try:
             with quiet(*LOGGERS):
                 converted = _convert(model, options)
@@ -184,13 +191,16 @@ class CoremlTarget:
                 f"could not write the Core ML package of {model.info.name}: {first_line(error)}",
                 remedy="Try another --deployment-target, or report the model.",
             ) from error
-        signature = _classifier_signature(model) if options.classifier else model.signature
+        signature = model.signature
+        if options.classifier:
+            probabilities = TensorSpec(PROBABILITIES, signature.outputs[0].shape)
+            signature = Signature(signature.inputs, (probabilities,))
         return Artifact(
             self.name,
             options.precision,
             path,
             signature,
-            (*_notes(asked, options), _ops(specification)),
+            (*notes, _ops(specification)),
             keep=options.keep,
             runs_on=f"{SYSTEMS[DEPLOYMENT_TARGETS[options.deployment_target]]} and later",
         )
@@ -295,10 +305,12 @@ class CoremlSession:
 
     def run(self, inputs: Tensors) -> dict[str, np.ndarray]:
         """One prediction."""
+        from PIL import Image
+
         try:
             outputs = self._loaded.predict(
                 {
-                    name: _as_image(value) if value.dtype == np.uint8 else value
+                    name: Image.fromarray(value[0]) if value.dtype == np.uint8 else value
                     for name, value in inputs.items()
                 }
             )
@@ -352,13 +364,6 @@ def _input(spec: TensorSpec) -> Any:
     return ct.ImageType(name=spec.name, shape=shape, color_layout=ct.colorlayout.RGB)
 
 
-def _as_image(pixels: np.ndarray) -> Any:
-    """What Core ML takes for an image: uint8 ``(1, H, W, 3)`` as one of Pillow's."""
-    from PIL import Image
-
-    return Image.fromarray(pixels[0])
-
-
 def _refuse_early(options: ExportOptions) -> None:
     """Raise for a deployment target older than the precision's ops, unless it is the default.
 
@@ -373,23 +378,6 @@ def _refuse_early(options: ExportOptions) -> None:
             f"the ops of Core ML's {options.precision} came with {earliest}, later than {target}",
             remedy=f"Leave out --deployment-target, or give {earliest} or later.",
         )
-
-
-def _raised(options: ExportOptions) -> ExportOptions:
-    """``options`` with a deployment target that has the ops of the precision."""
-    earliest = EARLIEST.get(options.precision, "iOS15")
-    if DEPLOYMENT_TARGETS[options.deployment_target] >= earliest:
-        return options
-    return replace(options, deployment_target=earliest)
-
-
-def _notes(asked: ExportOptions, done: ExportOptions) -> tuple[str, ...]:
-    if asked.deployment_target == done.deployment_target:
-        return ()
-    return (
-        f"runs on {done.deployment_target} and later, not on {asked.deployment_target}: "
-        f"{done.precision} needs ops that came with it",
-    )
 
 
 def _ops(specification: Any) -> str:
@@ -426,7 +414,7 @@ def placement(path: Path, unit: str) -> Placement:
     }
     compiled = ct.models.utils.compile_model(str(path))
     try:
-        plan = plans.MLComputePlan.load_from_path(compiled, _compute_unit(unit))
+        plan = plans.MLComputePlan.load_from_path(compiled, ct.ComputeUnit[unit.upper()])
         counts, work = dict.fromkeys(kinds, 0), dict.fromkeys(kinds, 0.0)
         for op in plan.model_structure.program.functions["main"].block.operations:
             usage = plan.get_compute_device_usage_for_mlprogram_operation(op)
@@ -468,17 +456,11 @@ def ane_share(path: Path, unit: str) -> float:
     return shares["ane"]
 
 
-def _compute_unit(unit: str) -> Any:
-    ct = packages.coremltools()
-
-    return ct.ComputeUnit[unit.upper()]
-
-
 def _load(path: Path, unit: str) -> Any:
     ct = packages.coremltools()
 
     try:
-        return ct.models.MLModel(str(path), compute_units=_compute_unit(unit))
+        return ct.models.MLModel(str(path), compute_units=ct.ComputeUnit[unit.upper()])
     except Exception as error:
         raise ArtifactError(
             f"Core ML cannot load {path}: {first_line(error)}",
@@ -516,11 +498,6 @@ def _as_arrays(outputs: Any, labels: tuple[str, ...]) -> dict[str, np.ndarray]:
         elif isinstance(value, np.ndarray):
             arrays[name] = value
     return arrays
-
-
-def _classifier_signature(model: Prepared) -> Signature:
-    logits = model.signature.outputs[0]
-    return Signature(model.signature.inputs, (TensorSpec(PROBABILITIES, logits.shape),))
 
 
 def _signature(program: mil.Program) -> Signature:

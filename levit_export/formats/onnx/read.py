@@ -227,7 +227,8 @@ def _evaluated(node: NodeProto, inputs: Sequence[np.ndarray], opset: int) -> lis
     """The outputs of a node whose inputs are all known."""
     if node.op_type == "Constant":
         return [_constant(node.attribute[0])]
-    if node.op_type == "DequantizeLinear" and not _is_blocked(node):
+    is_blocked = any(each.name == "block_size" and each.i for each in node.attribute)
+    if node.op_type == "DequantizeLinear" and not is_blocked:
         return [_dequantised(node, inputs)]
     from onnx.reference import ReferenceEvaluator
 
@@ -256,10 +257,6 @@ def _constant(attribute: AttributeProto) -> np.ndarray:
     if attribute.name in ("value_float", "value_floats"):
         return np.array(value, np.float32)
     return np.array(value)
-
-
-def _is_blocked(node: NodeProto) -> bool:
-    return any(each.name == "block_size" and each.i for each in node.attribute)
 
 
 def _dequantised(node: NodeProto, inputs: Sequence[np.ndarray]) -> np.ndarray:

@@ -46,8 +46,6 @@ if TYPE_CHECKING:
     from onnx import GraphProto, ValueInfoProto
     from onnxruntime import InferenceSession
 
-    from levit_export.core.network import Network, Op
-
 OPSETS = range(18, 27)
 """What is written; each is tested."""
 
@@ -146,14 +144,20 @@ class OnnxTarget:
         self.refuse(options)
         written = onnx_precisions.write(model, options)
         notes = onnx_precisions.NOTES.get(options.precision, ())
-        is_open = any(_can_be_folded(op, model.network) for op in model.network.ops)
+        known = model.network.constants
+        # Whether an optimiser would make other constants of those that an operator reads.
+        is_open = any(
+            op.kind == "batch_norm" or all(name in known for name in op.inputs)
+            for op in model.network.ops
+        )
         if is_open and options.simplify:
             notes = (*notes, "not given to onnxsim, which would do what --skip-pass left out")
         if is_open or not options.simplify:
             path.write_bytes(_content(written, model, options))
             return _artifact(model, path, options, notes)
         unit = UNIT_ROUNDOFF["fp16" if options.precision == "fp16" else "fp32"]
-        with onnx_simplify.judged(written.model, _example(model.signature), unit) as verdict:
+        example = {spec.name: seeded(spec) for spec in model.signature.inputs}
+        with onnx_simplify.judged(written.model, example, unit) as verdict:
             content = _content(written, model, options)
             found = verdict()
         if found.leaner is not None:
@@ -297,18 +301,10 @@ def _onnx() -> Any:
     return onnx
 
 
-def _can_be_folded(op: Op, network: Network) -> bool:
-    """Whether an optimiser would make other constants of those that the operator reads."""
-    return op.kind == "batch_norm" or all(name in network.constants for name in op.inputs)
-
-
-def _example(signature: Signature) -> dict[str, np.ndarray]:
-    """A seeded input of the smallest batch that the signature allows."""
-    return {spec.name: seeded(spec) for spec in signature.inputs}
-
-
 def _content(written: Written, model: Prepared, options: ExportOptions) -> bytes:
     """The file: the graph in its precision with metadata, checked. Same inputs, same bytes."""
+    import onnx
+
     proto = onnx_precisions.quantize(written, model, options)
     pairs = metadata(model, options, ("onnx", "onnxsim"))
     del proto.metadata_props[:]
@@ -321,13 +317,6 @@ def _content(written: Written, model: Prepared, options: ExportOptions) -> bytes
             f"the model takes {len(content) / 1e9:.1f} GB, one ONNX file holds 2 GiB",
             remedy="Export a smaller model.",
         )
-    _check(content)
-    return content
-
-
-def _check(content: bytes) -> None:
-    import onnx
-
     try:
         onnx.checker.check_model(content, full_check=True)
     except Exception as error:
@@ -335,6 +324,7 @@ def _check(content: bytes) -> None:
             f"the exported graph is not valid ONNX: {first_line(error)}",
             remedy="Try --no-simplify, and report the model.",
         ) from error
+    return content
 
 
 def _spec(value: ValueInfoProto) -> TensorSpec:

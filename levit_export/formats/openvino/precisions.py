@@ -19,15 +19,14 @@ largest, median of 360 held-out images):
 from __future__ import annotations
 
 import logging
-import os
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from levit_export.core.errors import MissingDependencyError, UnknownNameError, UsageError
-from levit_export.core.network import Network, Op, Shape, Value, is_within
-from levit_export.core.packages import PRECISION_HINT, needs
+from levit_export.core.errors import MissingDependencyError, UsageError
+from levit_export.core.network import Network, Op, Shape, Value
+from levit_export.core.packages import PRECISION_HINT, needs, told
 from levit_export.core.precisions import FLOATS, GRIDS, HINTED
 from levit_export.core.quiet import quiet
 from levit_export.core.values import ExportOptions, Prepared
@@ -63,8 +62,11 @@ def refuse(options: ExportOptions) -> None:
             f"OpenVINO computes a whole graph in {options.precision}, and no block can stay out",
             remedy="Leave out --keep, or the precision.",
         )
-    if options.precision in GRIDS:
-        _refuse_without_nncf(options.precision)
+    if options.precision in GRIDS and not needs("nncf").ok:
+        raise MissingDependencyError(
+            f"OpenVINO as {options.precision} needs NNCF, which is not installed",
+            remedy="pip install 'levit-export[int8]'",
+        )
     if options.precision == "int8" and options.calibration is None:
         raise UsageError(
             "int8 needs images to fit the range of activations to, and none were given",
@@ -81,19 +83,11 @@ def _nothing_in_4_bits() -> UsageError:
     )
 
 
-def _refuse_without_nncf(precision: str) -> None:
-    if not needs("nncf").ok:
-        raise MissingDependencyError(
-            f"OpenVINO as {precision} needs NNCF, which is not installed",
-            remedy="pip install 'levit-export[int8]'",
-        )
-
-
 def write(model: Prepared, options: ExportOptions) -> openvino.Model:
     """The graph of ``model`` in ``options.precision``."""
     refuse(options)
-    _refuse_unknown(options.keep, model)
     name, network = model.info.name, model.network
+    network.refuse_unknown(options.keep)
     if options.precision in FLOATS:
         half = options.precision == "fp16"
         graph = openvino_write.write(network, name, half=half, keep=options.keep)
@@ -108,39 +102,24 @@ def write(model: Prepared, options: ExportOptions) -> openvino.Model:
         else:
             graph = openvino_write.write(network, name)
             graph = _compressed(nncf, graph, network, options)
-    _number(graph)
-    return graph
-
-
-def _refuse_unknown(keep: Sequence[str], model: Prepared) -> None:
-    for name in keep:
-        if not any(is_within(block, [name]) for block in model.blocks.values()):
-            raise UnknownNameError("block", name, model.blocks.values())
-
-
-def _number(graph: openvino.Model) -> None:
-    """Number what NNCF named by a global counter: it makes two exports of one process differ."""
+    # NNCF names nodes by a counter of the process, which makes two exports of one differ.
     for index, node in enumerate(graph.get_ordered_ops()):
         kind = node.get_type_name()
         if re.fullmatch(rf"{kind}_\d+", node.get_friendly_name()):
             node.set_friendly_name(f"{kind}_{index}")
+    return graph
 
 
 def _nncf() -> Any:
     """NNCF, imported without its telemetry and without its class for everybody's loggers."""
-    logger_class, variable = logging.getLoggerClass(), os.environ.get(TELEMETRY_OFF)
-    os.environ[TELEMETRY_OFF] = "1"
+    logger_class = logging.getLoggerClass()
     try:
-        with quiet():
+        with quiet(), told(TELEMETRY_OFF, "1"):
             import nncf
 
             return nncf
     finally:
         logging.setLoggerClass(logger_class)
-        if variable is None:
-            del os.environ[TELEMETRY_OFF]
-        else:
-            os.environ[TELEMETRY_OFF] = variable
 
 
 def _float_nodes(graph: openvino.Model, network: Network, keep: Collection[str]) -> set[str]:
@@ -150,14 +129,6 @@ def _float_nodes(graph: openvino.Model, network: Network, keep: Collection[str])
     nodes = {str(node.get_friendly_name()) for node in graph.get_ops()}
     return {openvino_write.main_node(op) for op in first} | {
         node for node in nodes if node.partition("/")[0] in kept
-    }
-
-
-def _products_of_activations(network: Network) -> set[str]:
-    return {
-        op.output.name
-        for op in network.ops
-        if op.kind == "matmul" and not network.constants.keys() & set(op.inputs)
     }
 
 
@@ -173,7 +144,12 @@ def _quantised(
 
     assert options.calibration is not None  # noqa: S101 - refuse saw to it
     network = model.network
-    ignored = _float_nodes(graph, network, options.keep) | _products_of_activations(network)
+    products_of_activations = {
+        op.output.name
+        for op in network.ops
+        if op.kind == "matmul" and not network.constants.keys() & set(op.inputs)
+    }
+    ignored = _float_nodes(graph, network, options.keep) | products_of_activations
     name, batch = model.signature.inputs[0].name, model.signature.batch or 1
     pieces = [{name: piece} for piece in in_batches(options.calibration.inputs, batch)]
     return nncf.quantize(
@@ -213,15 +189,11 @@ def _compressed(
             ),
         }
     compressed = nncf.compress_weights(graph, ignored_scope=_scope(nncf, ignored), **settings)
-    if options.precision == "w4" and not any(map(_is_packed, compressed.get_ordered_ops())):
+    constants = (n for n in compressed.get_ordered_ops() if n.get_type_name() == "Constant")
+    is_packed = any(node.get_element_type().bitwidth == PACKED_BITS for node in constants)
+    if options.precision == "w4" and not is_packed:
         raise _nothing_in_4_bits()
     return compressed
-
-
-def _is_packed(node: openvino.Node) -> bool:
-    """Whether a node is a constant of 4 bits."""
-    is_constant = node.get_type_name() == "Constant"
-    return bool(is_constant and node.get_element_type().bitwidth == PACKED_BITS)
 
 
 def _scope(nncf: Any, names: Collection[str]) -> Any:
@@ -240,7 +212,15 @@ def as_convolutions(network: Network) -> Network:
     products are slower than float32 ones, and its int8 convolutions faster: 1.2 and 0.6 of
     float32's time for LeViT-256. With VNNI both take 0.4 of it.
     """
-    layers = {op.output.name for op in network.ops if _is_linear(op, network)}
+    # Layers over tokens whose weight no other operator reads.
+    layers = {
+        op.output.name
+        for op in network.ops
+        if op.kind == "linear"
+        and len(network.shape(op.inputs[0])) == TOKENS_RANK
+        and op.inputs[1] in network.constants
+        and network.readers[op.inputs[1]] == (op,)
+    }
     swapped = {
         op.output.name: op.inputs[0]
         for op in network.ops
@@ -264,16 +244,6 @@ def as_convolutions(network: Network) -> Network:
             name: array[:, :, None, None] if name in kernels else array
             for name, array in network.constants.items()
         },
-    )
-
-
-def _is_linear(op: Op, network: Network) -> bool:
-    """Whether ``op`` is a layer over tokens whose weight no other operator reads."""
-    return (
-        op.kind == "linear"
-        and len(network.shape(op.inputs[0])) == TOKENS_RANK
-        and op.inputs[1] in network.constants
-        and network.readers[op.inputs[1]] == (op,)
     )
 
 

@@ -91,7 +91,8 @@ class OpenvinoTarget:
         try:
             with quiet("openvino"):
                 graph = openvino_precisions.write(model, options)
-                pairs = metadata(model, options, _packages(options.precision))
+                made_by = ("openvino", *("nncf",) * (options.precision in GRIDS))
+                pairs = metadata(model, options, made_by)
                 for key in sorted(pairs):
                     graph.set_rt_info(pairs[key], [SECTION, key.removeprefix(PREFIX)])
                 openvino.save_model(graph, path, compress_to_fp16=False)
@@ -286,11 +287,6 @@ def _said(graph: openvino.Model) -> dict[str, str]:
         PREFIX + key: str(graph.get_rt_info([SECTION, key]).value)
         for key in (section if isinstance(section, dict) else ())
     }
-
-
-def _packages(precision: str) -> tuple[str, ...]:
-    """What makes a file of that precision."""
-    return ("openvino", *("nncf",) * (precision in GRIDS))
 
 
 def _read(core: openvino.Core, path: Path) -> openvino.Model:
