@@ -271,7 +271,10 @@ class TorchFileSession:
     def _called(self, given: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
         module = self._file.module
         if not isinstance(module, torch.fx.GraphModule):
-            return _named(module(*given))
+            found = module(*given)
+            if isinstance(found, Mapping):
+                return {str(name): value for name, value in found.items()}
+            return {f"output{at}": value for at, value in enumerate(_flat(found))}
         recorder = _Recorder(module, self._taps)
         outputs = _flat(recorder.run(*given))
         named = zip((spec.name for spec in self._file.outputs), outputs, strict=True)
@@ -303,13 +306,6 @@ def _flat(outputs: Any) -> list[torch.Tensor]:
     elif not isinstance(outputs, list | tuple):
         return []
     return [tensor for each in outputs for tensor in _flat(each)]
-
-
-def _named(outputs: Any) -> dict[str, torch.Tensor]:
-    """What TorchScript gives: a dictionary by its keys, anything else by position."""
-    if isinstance(outputs, Mapping):
-        return {str(name): value for name, value in outputs.items()}
-    return {f"output{at}": value for at, value in enumerate(_flat(outputs))}
 
 
 def _spec(node: torch.fx.Node) -> TensorSpec:

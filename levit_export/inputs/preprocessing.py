@@ -109,6 +109,34 @@ LISTS: dict[str, tuple[int, Any]] = {
 """How many numbers a setting has, and of which kind."""
 
 
+def sides_of(key: str, value: Any) -> Size:
+    """Height and width of a setting that is one whole number or a list of two.
+
+    Raises ``ValueError``, which names the setting.
+    """
+    sides = [value, value] if type(value) is int else value
+    if isinstance(sides, list) and len(sides) == 2:
+        height, width = sides
+        if type(height) is int and type(width) is int and min(sides) > 0:
+            return height, width
+    raise ValueError(f"{key} is {value!r}; one whole number or two are needed")
+
+
+def three_of(key: str, numbers: Any) -> tuple[float, float, float]:
+    """The numbers of a setting that has one for each channel.
+
+    Raises ``ValueError``, which names the setting.
+    """
+    if (
+        not isinstance(numbers, list | tuple)
+        or len(numbers) != 3
+        or not all(isinstance(one, int | float) and not isinstance(one, bool) for one in numbers)
+    ):
+        raise ValueError(f"{key} is {numbers!r}; three numbers are needed")
+    red, green, blue = map(float, numbers)
+    return red, green, blue
+
+
 def for_image_size(recipe: Preprocessing, crop: Size) -> Preprocessing:
     """``recipe`` at another input size, its ratio of resize to crop kept (paper: 256:224)."""
     if crop == recipe.crop:

@@ -127,7 +127,10 @@ def expectations_of(each: Located, model: CheckedModel) -> Expectations:
         with suppress(MissingDependencyError):
             read[artifact] = target(artifact.format).inspect(artifact.path)
     if manifest is not None and request.choice.is_default:
-        basis = _of_golden(each, manifest, request)
+        _refuse_idle(request, each.folder)
+        # Without the checkpoint nobody can tell how much is in float: all of it may be.
+        kept = {artifact: 1.0 for artifact in each.artifacts if artifact.keep}
+        basis = _Basis(_said(manifest), golden(each.folder, manifest, request), kept)
     else:
         basis = _of_model(each, model, read)
     suspects = dict(basis.suspects)
@@ -147,14 +150,6 @@ def expectations_of(each: Located, model: CheckedModel) -> Expectations:
         if not share and seen.precision in basis.reference.tolerances:
             suspects[artifact] = replace(artifact, precision=seen.precision)
     return Expectations(basis.reference, found, suspects)
-
-
-def _of_golden(each: Located, manifest: Manifest, request: CheckRequest) -> _Basis:
-    """A directory by itself: its golden vectors, and what its manifest says."""
-    _refuse_idle(request, each.folder)
-    # Without the checkpoint nobody can tell how much is in float: all of it may be.
-    kept = {artifact: 1.0 for artifact in each.artifacts if artifact.keep}
-    return _Basis(_said(manifest), golden(each.folder, manifest, request), kept)
 
 
 def _of_model(each: Located, model: CheckedModel, read: Mapping[Artifact, Artifact]) -> _Basis:

@@ -19,7 +19,7 @@ import test_mutations as mutated
 from support import Cli, Exported
 
 from levit_export.checks.timing import TimingReport
-from levit_export.reports.gate.baseline import PARITY_SLACK, SIZE_SLACK
+from levit_export.reports.gate import PARITY_SLACK, SIZE_SLACK
 from levit_export.reports.report import Report, read_report
 from levit_export.storage import device_bundle, export_directory
 from levit_export.workflows import check as check_workflow

@@ -76,7 +76,12 @@ def of_artifact(stage: DriftStage, chain: DriftFinding, about: Circumstances) ->
         )
     fault = stage.first_fault
     if fault is not None and all(row.status == "fused" or _is_answer(row) for row in stage.rows):
-        return _untapped(stage, fault)
+        # A file of other makers: its answers are off, and nothing inside it has a known name.
+        sentence = (
+            f"{fault.tap} in {stage.name} is off, and the file has none of the taps: no block can "
+            "be named. Export the checkpoint with levit-export, and look at that"
+        )
+        return DriftFinding(stage.name, "conversion", stage.name, tap=fault.tap, sentence=sentence)
     wrong = first_wrong(stage, about.blocks or {})
     if wrong is not None and (fault is None or not _is_before(fault.block, wrong[0], about)):
         return _weights(stage, wrong, fault)
@@ -199,15 +204,6 @@ def said(row: DriftRow) -> str:
     if (introduced or 0) <= (tolerance or 0):  # small errors, and too many of them
         introduced, tolerance, what = row.introduced_rms, row.rms_tolerance, "an rms of "
     return f"introduces {what}{introduced:.1e} (tolerance {tolerance:.1e}) on {row.sample}{after}"
-
-
-def _untapped(stage: DriftStage, fault: DriftRow) -> DriftFinding:
-    """On a file of other makers: its answers are off, and nothing inside it has a known name."""
-    sentence = (
-        f"{fault.tap} in {stage.name} is off, and the file has none of the taps: no block can be "
-        "named. Export the checkpoint with levit-export, and look at that"
-    )
-    return DriftFinding(stage.name, "conversion", stage.name, tap=fault.tap, sentence=sentence)
 
 
 def _clean(stage: DriftStage) -> DriftFinding:

@@ -414,22 +414,12 @@ def _max_pool(
     from coreai._compiler import ir
 
     x = _padded(call, x, padding, -math.inf)
-    sides = _pooled(call.shapes[0], window, stride, padding)
-    kind = ir.RankedTensorType.get(sides, x.type.element_type)
+    batch, channels, *sides = call.shapes[0]
+    places = zip(sides, window, stride, padding, strict=True)
+    shape = [batch, channels, *(((n or 0) + 2 * p - w) // s + 1 for n, w, s, p in places)]
+    kind = ir.RankedTensorType.get(shape, x.type.element_type)
     given = (call.whole(each, np.uint32) for each in (window, stride, (1, 1)))
     return call.maxpool2d(kind, x, *given, call.whole(False, np.bool_))
-
-
-def _pooled(
-    shape: Sequence[int | None],
-    window: tuple[int, int],
-    stride: tuple[int, int],
-    padding: tuple[int, int],
-) -> list[int | None]:
-    """The shape of a pool's result."""
-    batch, channels, *sides = shape
-    places = zip(sides, window, stride, padding, strict=True)
-    return [batch, channels, *(((n or 0) + 2 * p - w) // s + 1 for n, w, s, p in places)]
 
 
 def _average_pool(

@@ -228,7 +228,10 @@ def quantize_weights(proto: ModelProto, kept: Collection[str]) -> ModelProto:
     """
     import onnx
 
-    users = _users(proto.graph)
+    users: dict[str, list[NodeProto]] = {}
+    for node in proto.graph.node:
+        for name in node.input:
+            users.setdefault(name, []).append(node)
     result = onnx.ModelProto()
     result.CopyFrom(proto)
     graph = result.graph
@@ -272,14 +275,6 @@ def channel_axis(node: NodeProto, name: str, array: np.ndarray) -> int:
     if node.op_type == "MatMul":
         return int(array.ndim - 1)
     return next((a for a, length in enumerate(array.shape) if length > 1), 0)
-
-
-def _users(graph: GraphProto) -> dict[str, list[NodeProto]]:
-    users: dict[str, list[NodeProto]] = {}
-    for node in graph.node:
-        for name in node.input:
-            users.setdefault(name, []).append(node)
-    return users
 
 
 def _is_large(tensor: TensorProto) -> bool:

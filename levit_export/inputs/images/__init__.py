@@ -61,7 +61,15 @@ def open_images(
     """
     place = Path(path)
     if str(path) == DIGITS and not place.exists():
-        return _digits(labels, purpose)
+        if len(labels) != _DIGIT_CLASSES:
+            raise DataError(
+                f"the bundled digits have {_DIGIT_CLASSES} classes, the model {len(labels)}",
+                remedy="Give --data a folder with images of the model's own classes.",
+            )
+        prefix, source = _DIGITS[purpose]
+        file = resources.files("levit_export.inputs.data") / "digits.npz"
+        names = {"images": f"{prefix}_images", "labels": f"{prefix}_labels"}
+        return replace(open_archive(Path(str(file)), _DIGIT_CLASSES, **names), source=source)
     if place.is_dir():
         return open_folder(place, labels)
     if place.suffix.lower() == ".npz" and place.is_file():
@@ -75,15 +83,3 @@ def open_images(
         remedy="Give a folder with one folder for each class, a folder of images, an .npz with "
         "images and labels, or digits for the bundled images.",
     )
-
-
-def _digits(labels: Sequence[str], purpose: Purpose) -> ImageSet:
-    if len(labels) != _DIGIT_CLASSES:
-        raise DataError(
-            f"the bundled digits have {_DIGIT_CLASSES} classes, the model {len(labels)}",
-            remedy="Give --data a folder with images of the model's own classes.",
-        )
-    prefix, source = _DIGITS[purpose]
-    file = resources.files("levit_export.inputs.data") / "digits.npz"
-    names = {"images": f"{prefix}_images", "labels": f"{prefix}_labels"}
-    return replace(open_archive(Path(str(file)), _DIGIT_CLASSES, **names), source=source)

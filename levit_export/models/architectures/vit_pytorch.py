@@ -94,12 +94,6 @@ class MapAttention(AttentionBias):
         return cast("torch.Tensor", self.proj(maps))
 
 
-def _stem(width: int) -> nn.Sequential:
-    """Four 3x3 convolutions of stride 2 with nothing between them."""
-    widths = itertools.pairwise((*STEM_WIDTHS, width))
-    return nn.Sequential(*(nn.Conv2d(low, high, 3, 2, padding=1) for low, high in widths))
-
-
 def _mlp(dim: int, ratio: int) -> Residual:
     """1x1 convolution to ``ratio`` times the width, Hardswish, 1x1 convolution back."""
     return Residual(
@@ -122,7 +116,9 @@ class VitPytorchLevit(nn.Module):
     def __init__(self, config: VitPytorchConfig) -> None:
         super().__init__()
         self.config = config
-        self.stem = _stem(config.dims[0])
+        # Four 3x3 convolutions of stride 2 with nothing between them.
+        widths = itertools.pairwise((*STEM_WIDTHS, config.dims[0]))
+        self.stem = nn.Sequential(*(nn.Conv2d(low, high, 3, 2, padding=1) for low, high in widths))
         self.blocks = nn.Sequential(*_blocks(config))
         self.head = nn.Linear(config.dims[-1], config.classes)
         if config.distill_classes is not None:

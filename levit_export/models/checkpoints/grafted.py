@@ -85,27 +85,20 @@ def to_theirs(tensors: Tensors, config: GraftedConfig) -> dict[str, torch.Tensor
 
 def renaming(config: GraftedConfig) -> dict[str, str]:
     """For each tensor of our module, what torchvision or timm calls it."""
-    names = _trunk(config.stages)
+    names = _pair("conv1", "conv1", "bn1") if config.stages else {}
+    for stage, depth in enumerate(STAGE_DEPTHS[: config.stages], start=1):
+        for index in range(depth):
+            for number in (1, 2, 3):
+                conv = f"layer{stage}.{index}.conv{number}"
+                names |= _pair(conv, conv, f"layer{stage}.{index}.bn{number}")
+        first = f"layer{stage}.0.downsample"
+        names |= _pair(first, f"{first}.0", f"{first}.1")
     if not config.layers:
         return names | {f"fc.{leaf}": f"fc.{leaf}" for leaf in ("weight", "bias")}
     parts = ["patch_embed.proj", "norm", "head"]
     parts += [f"blocks.{index}.{part}" for index in range(config.layers) for part in LAYER]
     theirs = ["cls_token", "pos_embed", *(f"{p}.{leaf}" for p in parts for leaf in AFFINE)]
     return names | {f"transformer.{name}": name for name in theirs}
-
-
-def _trunk(stages: int) -> dict[str, str]:
-    names = _pair("conv1", "conv1", "bn1") if stages else {}
-    for stage, depth in enumerate(STAGE_DEPTHS[:stages], start=1):
-        for index in range(depth):
-            block = f"layer{stage}.{index}"
-            for number in (1, 2, 3):
-                names |= _pair(
-                    f"{block}.conv{number}", f"{block}.conv{number}", f"{block}.bn{number}"
-                )
-        first = f"layer{stage}.0.downsample"
-        names |= _pair(first, f"{first}.0", f"{first}.1")
-    return names
 
 
 def _pair(ours: str, conv: str, norm: str) -> dict[str, str]:

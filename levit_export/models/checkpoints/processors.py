@@ -15,7 +15,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from levit_export.core.values import Interpolation, Preprocessing, Resize, Size
-from levit_export.inputs.preprocessing import IMAGENET_MEAN, IMAGENET_STD
+from levit_export.inputs.preprocessing import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    sides_of,
+    three_of,
+)
 from levit_export.models.checkpoints.dialect import Settled
 
 ASSUMED = "LevitImageProcessor"
@@ -293,12 +298,7 @@ class _Settings:
         value = self.value("crop_size", self.usual.crop)
         if isinstance(value, Mapping):
             value = [value.get("height"), value.get("width")]
-        sides = [value, value] if type(value) is int else value
-        if isinstance(sides, list) and len(sides) == 2:
-            height, width = sides
-            if type(height) is int and type(width) is int and min(sides) > 0:
-                return height, width
-        raise ValueError(f"crop_size is {_shown(value)}")
+        return sides_of("crop_size", value)
 
     def crop(self, mode: Resize, resize: Size, backend: Backend) -> Size:
         """The size of the crop, which is the whole picture where nothing is cropped."""
@@ -360,12 +360,7 @@ class _Settings:
 
     def _three(self, key: str, place: int) -> tuple[float, ...]:
         value = self.value(key, self.usual.numbers[place])
-        numbers = [value] * 3 if isinstance(value, int | float) else value
-        if not isinstance(numbers, list | tuple) or len(numbers) != 3:
-            raise ValueError(f"{key} is {value!r}; three numbers are needed")
-        if not all(isinstance(one, int | float) and not isinstance(one, bool) for one in numbers):
-            raise ValueError(f"{key} is {value!r}; three numbers are needed")
-        return tuple(map(float, numbers))
+        return three_of(key, [value] * 3 if isinstance(value, int | float) else value)
 
 
 def _shown(value: Any) -> str:

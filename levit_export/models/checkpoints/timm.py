@@ -13,7 +13,12 @@ from typing import Any, get_args
 
 from levit_export.core.errors import CheckpointError, UsageError
 from levit_export.core.values import Interpolation, Preprocessing, Resize, Size
-from levit_export.inputs.preprocessing import IMAGENET_MEAN, IMAGENET_STD
+from levit_export.inputs.preprocessing import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    sides_of,
+    three_of,
+)
 from levit_export.models.checkpoints import levit, positions
 from levit_export.models.checkpoints.dialect import (
     Choices,
@@ -231,7 +236,12 @@ def recipe(said: Mapping[str, Any], taken: Size) -> Settled[Preprocessing]:
     crop_mode = fields.get("crop_mode") or "center"
     if crop_mode not in ("center", "squash", "border"):
         raise ValueError(f"crop_mode is {crop_mode!r} (known: center, squash, border)")
-    mean, std = _three(fields, "mean", IMAGENET_MEAN), _three(fields, "std", IMAGENET_STD)
+    numbers = []
+    for key, usual in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
+        value = fields.get(key) or usual
+        is_one = isinstance(value, list) and len(value) == 1
+        numbers.append(three_of(key, [*value] * 3 if is_one else value))
+    mean, std = numbers
     height, width = (math.floor(side / share) for side in taken)
     mode: Resize = {"squash": "exact", "border": "fit"}.get(crop_mode, "cover")  # type: ignore[assignment]
     if mode == "cover" and height == width:
@@ -257,7 +267,7 @@ def _built_with(said: Mapping[str, Any]) -> Size | None:
     """
     arguments = said.get("model_args")
     given = arguments.get("img_size") if isinstance(arguments, Mapping) else None
-    return None if given is None else _sides("img_size", given)
+    return None if given is None else sides_of("img_size", given)
 
 
 def _pictured(fields: Mapping[str, Any]) -> Size | None:
@@ -270,16 +280,7 @@ def _pictured(fields: Mapping[str, Any]) -> Size | None:
         return None
     if not isinstance(given, list) or len(given) != 3 or given[0] != 3:
         raise ValueError(f"input_size is {given!r}; [3, height, width] is needed")
-    return _sides("input_size", given[1:])
-
-
-def _sides(key: str, given: Any) -> Size:
-    sides = [given, given] if type(given) is int else given
-    if isinstance(sides, list) and len(sides) == 2:
-        height, width = sides
-        if type(height) is int and type(width) is int and min(sides) > 0:
-            return height, width
-    raise ValueError(f"{key} is {given!r}; one whole number or two are needed")
+    return sides_of("input_size", given[1:])
 
 
 def _refuse_other_size(
@@ -300,16 +301,3 @@ def _refuse_other_size(
             f"{taken[0]} x {taken[1]}"
         )
     return ()
-
-
-def _three(
-    fields: Mapping[str, Any], key: str, usual: tuple[float, float, float]
-) -> tuple[float, float, float]:
-    value = fields.get(key) or usual
-    numbers = [*value] * 3 if isinstance(value, list) and len(value) == 1 else value
-    if not isinstance(numbers, list | tuple) or len(numbers) != 3:
-        raise ValueError(f"{key} is {value!r}; three numbers are needed")
-    if not all(isinstance(one, int | float) and not isinstance(one, bool) for one in numbers):
-        raise ValueError(f"{key} is {value!r}; three numbers are needed")
-    red, green, blue = map(float, numbers)
-    return red, green, blue

@@ -241,17 +241,13 @@ def answer(setup: Setup, chunk: Chunk, *folders: Path) -> Answers:
     PyTorch's thread count is the process's, and not every runtime's session takes two callers.
     """
     with _LOCK:
-        entrants = _sessions(setup, folders)
+        if setup.sha256 not in _HELD:
+            _close_all()
+            with ExitStack() as stack:
+                opened = stack.enter_context(entered(unpacked(setup, folders)))
+                _HELD[setup.sha256] = stack.pop_all(), opened
+        _, entrants = _HELD[setup.sha256]
         return classified(replace(setup.workload, images=chunk.images), entrants, chunk.groups)
-
-
-def _sessions(setup: Setup, folders: Sequence[Path]) -> tuple[Entrant, ...]:
-    if setup.sha256 not in _HELD:
-        _close_all()
-        with ExitStack() as stack:
-            entrants = stack.enter_context(entered(unpacked(setup, folders)))
-            _HELD[setup.sha256] = stack.pop_all(), entrants
-    return _HELD[setup.sha256][1]
 
 
 def forget() -> None:

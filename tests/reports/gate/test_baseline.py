@@ -196,4 +196,4 @@ def test_a_baseline_of_other_weights() -> None:
 def test_the_default_of_the_parity_slack() -> None:
     """Two draws of one rounding error differ by less than the default in 999 of 1000 pairs."""
     errors = np.abs(np.random.default_rng(0).standard_normal((2, 5000, 260))).max(axis=2)
-    assert (errors[0] > gate.baseline.PARITY_SLACK * errors[1]).mean() < 1e-3
+    assert (errors[0] > gate.PARITY_SLACK * errors[1]).mean() < 1e-3

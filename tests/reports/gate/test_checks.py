@@ -14,7 +14,7 @@ from levit_export.reports import gate
 from levit_export.reports.report import labels
 
 
-def answers(*artifacts: gate.checks.ArtifactReport) -> dict[tuple[str, str], tuple[str, str]]:
+def answers(*artifacts: gate.ArtifactReport) -> dict[tuple[str, str], tuple[str, str]]:
     """Verdict and reason by artifact and name."""
     found = gate.of_report(artifacts)
     assert len({(c.artifact, c.name) for c in found}) == len(found)
