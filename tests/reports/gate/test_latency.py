@@ -17,7 +17,7 @@ from levit_export.checks.timing import TimingPlan, TimingReport
 from levit_export.core.errors import UsageError
 from levit_export.core.values import Verdict
 from levit_export.reports import gate
-from levit_export.reports.gate import Slack, baseline
+from levit_export.reports.gate import Slack
 from levit_export.reports.report import Report
 
 SLACK = Slack(latency=10.0)
@@ -127,7 +127,7 @@ def test_the_interval_has_to_exclude_the_limit() -> None:
     """A growth above the limit does not fail while noise explains it."""
     then, now = run(Machine(0, noise=0.8)), run(Machine(2, noise=0.8), seconds=0.0115)
     here, there = ((found, timings(found)) for found in (now, then))
-    found = baseline.growth(here, there)
+    found = gate.growth(here, there)
     assert found is not None
     assert found.low < 1.1 < found.factor < found.high
     assert judge(now, then) == "pass"
@@ -138,9 +138,9 @@ def test_the_interval_is_repeatable_and_covers_the_truth() -> None:
     covered = 0
     for n in range(100):
         now, then = run(Machine(2 * n)), run(Machine(2 * n + 1))
-        found = baseline.growth((now, timings(now)), (then, timings(then)))
+        found = gate.growth((now, timings(now)), (then, timings(then)))
         assert found is not None
-        assert found == baseline.growth((now, timings(now)), (then, timings(then)))
+        assert found == gate.growth((now, timings(now)), (then, timings(then)))
         covered += found.low <= 1 <= found.high
     assert 90 <= covered <= 99
 
@@ -149,11 +149,11 @@ def test_eager_is_preferred() -> None:
     """The reference is eager PyTorch where both runs have it, else the matrix products."""
     with_eager, without = run(Machine(0)), run(Machine(0), eager=False)
     for now, then, against in (
-        (with_eager, with_eager, baseline.EAGER),
-        (with_eager, without, baseline.PRODUCTS),
-        (without, with_eager, baseline.PRODUCTS),
+        (with_eager, with_eager, gate.EAGER),
+        (with_eager, without, gate.PRODUCTS),
+        (without, with_eager, gate.PRODUCTS),
     ):
-        found = baseline.growth((now, timings(now)), (then, timings(then)))
+        found = gate.growth((now, timings(now)), (then, timings(then)))
         assert found is not None
         assert found.against == against
 
