@@ -35,6 +35,9 @@ FEWEST = 10
 """Rounds that are measured even when the budget is spent."""
 
 RESAMPLES = 2000
+INTERVAL = (0.025, 0.975)
+"""The ends of a bootstrap interval, as quantiles."""
+
 MOST_DRAWS = 1_000_000
 """Values that a bootstrap holds in memory at once."""
 
@@ -160,15 +163,23 @@ class TimingReport:
         """Whether the interquartile range exceeds ``NOISY`` of the median."""
         return self.quantile_ms(0.75) - self.quantile_ms(0.25) > NOISY * self.median_ms
 
-    def interval_ms(self, level: float = 0.95, seed: int = 0) -> tuple[float, float]:
-        """Percentile-bootstrap interval of the median, in milliseconds (Efron 1979)."""
-        low, high = np.quantile(_bootstrap_medians(self.seconds, seed), _tails(level))
+    def interval_ms(self) -> tuple[float, float]:
+        """The 95 % percentile-bootstrap interval of the median in milliseconds (Efron 1979)."""
+        values, drawn = np.asarray(self.seconds), np.random.default_rng(0)
+        # A few samples at a time: all of a minute's calls would take gigabytes.
+        at_once = max(1, MOST_DRAWS // len(values))
+        sizes = [min(at_once, RESAMPLES - done) for done in range(0, RESAMPLES, at_once)]
+        medians = [
+            np.median(values[drawn.integers(0, len(values), (size, len(values)))], axis=1)
+            for size in sizes
+        ]
+        low, high = np.quantile(np.concatenate(medians), INTERVAL)
         return 1e3 * float(low), 1e3 * float(high)
 
 
-def not_timed(reason: str, runtime: str = "") -> TimingReport:
+def not_timed(reason: str) -> TimingReport:
     """A measurement that was asked for and did not happen."""
-    return TimingReport("not-run", reason, runtime)
+    return TimingReport("not-run", reason)
 
 
 def measure(
@@ -237,18 +248,29 @@ def series(
     return tuple(seconds)
 
 
-def ratio_interval(
-    numerator: Sequence[float], denominator: Sequence[float], level: float = 0.95, seed: int = 0
-) -> tuple[float, float, float]:
-    """Ratio of medians with its bootstrap interval ``(ratio, low, high)``.
+def drawn_ratios(
+    numerator: Sequence[float] | np.ndarray,
+    denominator: Sequence[float] | np.ndarray,
+    generator: np.random.Generator,
+) -> np.ndarray:
+    """Ratios of medians, of rounds that are drawn again ``(RESAMPLES,)``.
 
-    The two series were measured round robin, so the same rounds are drawn from both.
+    The two series were measured round robin, so the same rounds are drawn from both: what slowed
+    a round slowed both.
     """
     a, b = np.asarray(numerator), np.asarray(denominator)
-    rounds = np.random.default_rng(seed).integers(0, len(a), (RESAMPLES, len(a)))
-    ratios = np.median(a[rounds], axis=1) / np.median(b[rounds], axis=1)
-    low, high = np.quantile(ratios, _tails(level))
-    return float(np.median(a) / np.median(b)), float(low), float(high)
+    rounds = generator.integers(0, len(a), (RESAMPLES, len(a)))
+    ratios: np.ndarray = np.median(a[rounds], axis=1) / np.median(b[rounds], axis=1)
+    return ratios
+
+
+def ratio_interval(
+    numerator: Sequence[float], denominator: Sequence[float]
+) -> tuple[float, float, float]:
+    """Ratio of medians with its 95 % bootstrap interval ``(ratio, low, high)``."""
+    drawn = drawn_ratios(numerator, denominator, np.random.default_rng(0))
+    low, high = np.quantile(drawn, INTERVAL)
+    return float(np.median(numerator) / np.median(denominator)), float(low), float(high)
 
 
 def _warm_up(
@@ -262,20 +284,3 @@ def _warm_up(
             now, before = np.median(seconds[-WINDOW:]), np.median(seconds[-2 * WINDOW : -WINDOW])
             if abs(now - before) <= STEADY * before:
                 return
-
-
-def _bootstrap_medians(seconds: Sequence[float], seed: int) -> np.ndarray:
-    values, drawn = np.asarray(seconds), np.random.default_rng(seed)
-    # A few samples at a time: all of a minute's calls would take gigabytes.
-    at_once = max(1, MOST_DRAWS // len(values))
-    sizes = [min(at_once, RESAMPLES - done) for done in range(0, RESAMPLES, at_once)]
-    return np.concatenate(
-        [
-            np.median(values[drawn.integers(0, len(values), (size, len(values)))], axis=1)
-            for size in sizes
-        ]
-    )
-
-
-def _tails(level: float) -> tuple[float, float]:
-    return (1 - level) / 2, (1 + level) / 2

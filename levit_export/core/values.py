@@ -308,11 +308,6 @@ class Prepared:
         """The network that writers write."""
         return self.capture.network()
 
-    @property
-    def dynamic(self) -> bool:
-        """Whether the batch is left open."""
-        return self.signature.batch is None
-
 
 @dataclass(frozen=True)
 class Calibration:

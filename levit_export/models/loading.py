@@ -20,8 +20,7 @@ from levit_export.models.zoo import bundled_weights
 if TYPE_CHECKING:
     from levit_export.core.values import Size
     from levit_export.inputs.samples import Samples
-    from levit_export.models.checkpoints import Checkpoint, Choices
-    from levit_export.models.zoo import Variant
+    from levit_export.models.checkpoints import Checkpoint
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,9 @@ class ModelChoice:
     """Which weights: the bundled digits model, a checkpoint, published ones, or random ones.
 
     ``pretrained`` fetches those published for ``model``, from the cache alone when ``offline``.
-    The rest settles what a checkpoint leaves open; see ``checkpoints.Choices``.
+    The rest settles what a file leaves open. ``image_size`` (height, width) other than the trained
+    one is refused unless ``resize_bias`` allows interpolation. ``activation`` overrides what the
+    size of the model suggests, ``task`` what the folder says.
     """
 
     model: str | None = None
@@ -67,17 +68,16 @@ def load(choice: ModelChoice, progress: Progress | None = None) -> Checkpoint:
     if choice.pretrained:
         return _published(choice, progress or Silent())
     wanted = None if choice.model is None else variant(choice.model)
-    choices = _choices(choice, wanted)
     if choice.checkpoint is not None:
-        return checkpoints.load(choice.checkpoint, choices)
+        return checkpoints.load(choice.checkpoint, choice)
     if choice.random_seed is not None:
-        return checkpoints.randomised(wanted or VARIANTS[0], choice.random_seed, choices)
+        return checkpoints.randomised(wanted or VARIANTS[0], choice.random_seed, choice)
     if wanted not in (None, VARIANTS[0]):
         raise UsageError(
             f"--model {choice.model} names an architecture, but no weights were given",
             remedy="Add --pretrained, --checkpoint FILE, or --random-weights 0 for a dry run.",
         )
-    return checkpoints.bundled(choices)
+    return checkpoints.bundled(choice)
 
 
 def _refuse_contradictions(choice: ModelChoice) -> None:
@@ -104,34 +104,19 @@ def _refuse_contradictions(choice: ModelChoice) -> None:
 
 def _published(choice: ModelChoice, progress: Progress) -> Checkpoint:
     from levit_export.models import checkpoints, published
-    from levit_export.models.zoo import variant
 
     wanted = published.parse(choice.model or "")
     path = published.fetch(wanted, offline=choice.offline, progress=progress)
     # A repository's config.json and preprocessor_config.json stand beside the weights.
     is_folder = isinstance(wanted.source, published.HubModel)
-    choices = _choices(choice, variant(wanted.variant))
-    checkpoint = checkpoints.load(path.parent if is_folder else path, choices)
+    named = replace(choice, model=wanted.variant)
+    checkpoint = checkpoints.load(path.parent if is_folder else path, named)
     return replace(
         checkpoint,
         source=wanted.name,
         licence=wanted.licence or checkpoint.licence,
         # What is assumed of a bare file of the authors' form is known of the authors' own files.
         assumptions=checkpoint.assumptions if is_folder else (),
-    )
-
-
-def _choices(choice: ModelChoice, wanted: Variant | None) -> Choices:
-    from levit_export.models.checkpoints import Choices
-
-    return Choices(
-        model=wanted,
-        image_size=choice.image_size,
-        resize_bias=choice.resize_bias,
-        activation=choice.activation,
-        labels=choice.labels,
-        preprocessing=choice.preprocessing,
-        task=choice.task,
     )
 
 

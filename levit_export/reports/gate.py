@@ -31,7 +31,7 @@ import numpy as np
 from levit_export.checks.findings import sentences
 from levit_export.checks.parity import OutputParity
 from levit_export.checks.results import ArtifactReport
-from levit_export.checks.timing import EAGER, RESAMPLES, TimingReport
+from levit_export.checks.timing import EAGER, INTERVAL, TimingReport, drawn_ratios
 from levit_export.core.errors import DataError, UsageError
 from levit_export.core.values import GRAVEST_FIRST, Tolerance, Verdict, overall
 from levit_export.reports.report import Report, device, labels
@@ -55,7 +55,6 @@ A latency is a measurement on a machine that others use: what is found once may 
 """
 
 PRODUCTS = "the machine's matrix products"
-LEVEL = 0.95
 FEWEST = 10
 """Rounds below which a bootstrap of the median says little: nothing is concluded then."""
 
@@ -418,11 +417,9 @@ def growth(now: tuple[Report, TimingReport], then: tuple[Report, TimingReport]) 
         generator = np.random.default_rng(0)
         medians, drawn = [], []
         for a, r in (here, there):
-            # The same rounds of both series: what slowed a round slowed both.
-            rounds = generator.integers(0, len(a), (RESAMPLES, len(a)))
-            drawn.append(np.median(a[rounds], axis=1) / np.median(r[rounds], axis=1))
+            drawn.append(drawn_ratios(a, r, generator))
             medians.append(float(np.median(a) / np.median(r)))
-        low, high = np.quantile(drawn[0] / drawn[1], ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
+        low, high = np.quantile(drawn[0] / drawn[1], INTERVAL)
         return Growth(against, medians[0], medians[1], low=float(low), high=float(high))
     return None
 

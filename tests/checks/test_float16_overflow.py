@@ -8,7 +8,6 @@ import subjects
 
 from levit_export.checks import float16_overflow
 from levit_export.inputs.samples import make
-from levit_export.models import checkpoints
 from levit_export.models.interpreter import evaluate
 from levit_export.models.preparation import prepare
 
@@ -36,4 +35,3 @@ def test_overflows_are_named(factor: float, found: list[str]) -> None:
 def test_the_block_of_these_tests() -> None:
     """The names that these tests use belong together."""
     assert subjects.tiny().blocks["blocks.5"] == subjects.SWOLLEN
-    assert isinstance(checkpoints.Choices(), checkpoints.Choices)

@@ -14,7 +14,7 @@ from levit_export.checks import reference
 from levit_export.checks.reference import Reference
 from levit_export.core.errors import UsageError
 from levit_export.models import checkpoints, loading
-from levit_export.models.checkpoints import Checkpoint, Choices
+from levit_export.models.checkpoints import Checkpoint
 from levit_export.models.loading import ModelChoice
 from levit_export.models.zoo import bundled_weights, variant
 from levit_export.workflows.export_plan import ExportRequest, plan
@@ -95,7 +95,7 @@ def test_random_weights_never_print_an_accuracy(cli: Cli, tmp_path: Path) -> Non
 
 def test_at_another_size_they_are_still_digits() -> None:
     """With interpolated tables the bundled weights see their own images by their own recipe."""
-    choices = Choices(image_size=(112, 96), resize_bias=True)
+    choices = ModelChoice(image_size=(112, 96), resize_bias=True)
     for checkpoint in (checkpoints.bundled(choices), checkpoints.randomised(DIGITS, 0, choices)):
         recipe = checkpoint.preprocessing
         assert (recipe.name, recipe.resize, recipe.crop) == ("digits", (112, 96), (112, 96))

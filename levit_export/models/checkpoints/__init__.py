@@ -40,8 +40,9 @@ from levit_export.models.checkpoints import (
     timm,
     vit_pytorch,
 )
-from levit_export.models.checkpoints.dialect import Choices, Dialect, Found, Stored
+from levit_export.models.checkpoints.dialect import Dialect, Found, Stored
 from levit_export.models.checkpoints.reading import read, refuse_unusable
+from levit_export.models.loading import ModelChoice
 from levit_export.models.zoo import (
     VARIANTS,
     Config,
@@ -51,10 +52,11 @@ from levit_export.models.zoo import (
     VitPytorchConfig,
     bundled_weights,
     size_in_words,
+    variant,
     variant_of,
 )
 
-__all__ = ["DIALECTS", "Checkpoint", "Choices", "bundled", "load", "randomised"]
+__all__ = ["DIALECTS", "Checkpoint", "bundled", "load", "randomised"]
 
 CUSTOM = {
     LevitConfig: "levit_custom",
@@ -141,23 +143,27 @@ class Checkpoint:
         )
 
 
-def load(path: Path, choices: Choices | None = None) -> Checkpoint:
-    """Read a checkpoint, find out what it is, and hold it against the network of that name."""
-    choices, source = choices or Choices(), str(path)
+def load(path: Path, choice: ModelChoice | None = None) -> Checkpoint:
+    """Read a checkpoint, find out what it is, and hold it against the network of that name.
+
+    ``choice`` settles what a file leaves open.
+    """
+    choice, source = choice or ModelChoice(), str(path)
+    model = None if choice.model is None else variant(choice.model)
     stored = read(path, DIALECTS)
     refuse_unusable(stored.tensors, source)
-    trained = _as_chosen(_understood(stored, path, choices), choices, path)
-    _refuse_misfit(trained, source, choices.model)
+    trained = _as_chosen(_understood(stored, path, choice), model, choice.activation, path)
+    _refuse_misfit(trained, source, model)
     found = trained
-    if choices.image_size not in (None, trained.config.image_size):
-        found = _at_size(trained, choices.image_size, choices, path)
+    if choice.image_size not in (None, trained.config.image_size):
+        found = _at_size(trained, choice.image_size, choice, path)
     config = found.config
     recipe = description.settle_recipe(
-        choices.preprocessing, stored, trained, config.image_size, source
+        choice.preprocessing, stored, trained, config.image_size, source
     )
-    labels = description.settle_labels(config, choices.labels, stored.config, source)
-    task = description.settle_task(config, choices.task, stored.config, source)
-    named = choices.model or variant_of(config)
+    labels = description.settle_labels(config, choice.labels, stored.config, source)
+    task = description.settle_task(config, choice.task, stored.config, source)
+    named = model or variant_of(config)
     kinds = {str(t.dtype).removeprefix("torch.") for t in stored.tensors.values()} - {"int64"}
     name = "" if named is None else f"{named.name}, "
     summary = (
@@ -185,11 +191,11 @@ def load(path: Path, choices: Choices | None = None) -> Checkpoint:
     )
 
 
-def _understood(stored: Stored, path: Path, choices: Choices) -> Found:
+def _understood(stored: Stored, path: Path, choice: ModelChoice) -> Found:
     """What the one dialect that knows these names makes of them."""
     known = [dialect for dialect in DIALECTS if dialect.recognises(stored.tensors)]
     if len(known) == 1:
-        return known[0].understand(stored, str(path), choices)
+        return known[0].understand(stored, str(path), choice)
     shown = ", ".join(list(stored.tensors)[:3])
     if huggingface.is_bare_body(stored.tensors):
         raise CheckpointError(
@@ -211,12 +217,12 @@ def _understood(stored: Stored, path: Path, choices: Choices) -> Found:
     )
 
 
-def _as_chosen(found: Found, choices: Choices, path: Path) -> Found:
+def _as_chosen(found: Found, model: Variant | None, activation: str | None, path: Path) -> Found:
     """``found`` with the model and activation that the user chose, or a remark on what no tensor
     tells.
     """
     config = found.config
-    if (model := choices.model) is not None:
+    if model is not None:
         if type(model.config) is not type(config):
             raise CheckpointError(
                 f"{path} is {_described(config)}, not {model.name}",
@@ -226,8 +232,8 @@ def _as_chosen(found: Found, choices: Choices, path: Path) -> Found:
         free = ("classes", "two_heads", "image_size", "fused", "distill_classes", "linear_heads")
         own = {name: value for name, value in vars(config).items() if name in free}
         config = replace(model.config, **own)
-    if choices.activation is not None:
-        return replace(found, config=_with_activation(config, choices.activation, str(path)))
+    if activation is not None:
+        return replace(found, config=_with_activation(config, activation, str(path)))
     if found.activation_said or not isinstance(config, LevitConfig):
         return replace(found, config=config)
     known = ", as in the known model of this size" if variant_of(config) else ""
@@ -246,11 +252,11 @@ def _with_activation(config: Config, activation: str, source: str) -> Config:
     return replace(config, activation=activation)
 
 
-def _at_size(found: Found, size: Size, choices: Choices, path: Path) -> Found:
+def _at_size(found: Found, size: Size, choice: ModelChoice, path: Path) -> Found:
     """``found`` for another image size, which has to be allowed where it is an approximation."""
     # The weights of a plain ResNet fit every size; all others learned something for each position.
     learned = not (isinstance(found.config, GraftedConfig) and found.config.layers == 0)
-    if learned and not choices.resize_bias:
+    if learned and not choice.resize_bias:
         asked, trained = size_in_words(size), size_in_words(found.config.image_size)
         raise UsageError(
             f"--imgsz {asked} does not fit {path}, trained at {trained}: "
@@ -330,20 +336,20 @@ def _described(config: Config) -> str:
     return f"a LeViT of {sizes}, {attention}, {classes}, {heads}"
 
 
-def bundled(choices: Choices | None = None) -> Checkpoint:
+def bundled(choice: ModelChoice | None = None) -> Checkpoint:
     """The digits model that travels with the package."""
-    found = load(bundled_weights(), replace(choices or Choices(), model=VARIANTS[0]))
+    found = load(bundled_weights(), replace(choice or ModelChoice(), model=VARIANTS[0].name))
     return replace(found, assumptions=())  # of its own weights all of it is known
 
 
-def randomised(model: Variant, seed: int, choices: Choices | None = None) -> Checkpoint:
+def randomised(model: Variant, seed: int, choice: ModelChoice | None = None) -> Checkpoint:
     """``model`` with seeded weights that exercise every branch; for dry runs and tests."""
-    choices = choices or Choices()
-    config = replace(model.config, image_size=choices.image_size or model.config.image_size)
-    if choices.activation is not None:
-        config = _with_activation(config, choices.activation, model.name)
-    if choices.preprocessing is not None:
-        recipe = description.refuse_other_crop(choices.preprocessing, config.image_size)
+    choice = choice or ModelChoice()
+    config = replace(model.config, image_size=choice.image_size or model.config.image_size)
+    if choice.activation is not None:
+        config = _with_activation(config, choice.activation, model.name)
+    if choice.preprocessing is not None:
+        recipe = description.refuse_other_crop(choice.preprocessing, config.image_size)
     else:
         usual = "digits" if description.is_of_digits(config) else "fair"
         recipe = preprocessing.for_image_size(preprocessing.RECIPES[usual], config.image_size)
@@ -358,8 +364,8 @@ def randomised(model: Variant, seed: int, choices: Choices | None = None) -> Che
         sha256=digest.hexdigest(),
         config=config,
         tensors=tensors,
-        labels=description.settle_labels(config, choices.labels, None, "").value,
+        labels=description.settle_labels(config, choice.labels, None, "").value,
         preprocessing=recipe,
         licence=model.licence,
-        task=choices.task or "single-label",
+        task=choice.task or "single-label",
     )

@@ -15,30 +15,12 @@ from typing import Any, Generic, Literal, Protocol, TypeVar
 import torch
 
 from levit_export.core.errors import CheckpointError
-from levit_export.core.values import Preprocessing, Size, Task
 from levit_export.models.checkpoints.limits import sha256_of
-from levit_export.models.zoo import Config, Variant
+from levit_export.models.loading import ModelChoice
+from levit_export.models.zoo import Config
 
 Tensors = Mapping[str, torch.Tensor]
 Value = TypeVar("Value")
-
-
-@dataclass(frozen=True)
-class Choices:
-    """What a user may settle that a file leaves open.
-
-    ``image_size`` (height, width) other than the trained one is refused unless ``resize_bias``
-    allows interpolation. ``activation`` overrides what the size of the model suggests, ``task``
-    what the folder says.
-    """
-
-    model: Variant | None = None
-    image_size: Size | None = None
-    resize_bias: bool = False
-    activation: str | None = None
-    labels: tuple[str, ...] = ()
-    task: Task | None = None
-    preprocessing: Preprocessing | None = None
 
 
 @dataclass(frozen=True)
@@ -108,7 +90,7 @@ class Dialect(Names, Protocol):
 
     NAME: str
 
-    def understand(self, stored: Stored, source: str, choices: Choices) -> Found:
+    def understand(self, stored: Stored, source: str, choice: ModelChoice) -> Found:
         """Find the configuration, and rename the tensors.
 
         Raises ``CheckpointError`` where the shapes fit nothing, and ``UsageError`` where they fit

@@ -13,7 +13,6 @@ from levit_export.core.errors import CheckpointError, UsageError
 from levit_export.models.architectures.grafted import EXPANSION, PATCH, STAGE_DEPTHS, trunk_width
 from levit_export.models.checkpoints import positions, timm
 from levit_export.models.checkpoints.dialect import (
-    Choices,
     Found,
     Settled,
     Stored,
@@ -22,6 +21,7 @@ from levit_export.models.checkpoints.dialect import (
     shape_of,
 )
 from levit_export.models.checkpoints.levit import NORM, count
+from levit_export.models.loading import ModelChoice
 from levit_export.models.zoo import GraftedConfig, size_in_words
 
 NAME = "grafted"
@@ -42,7 +42,7 @@ def recognises(tensors: Tensors) -> bool:
     return resnet <= tensors.keys() or transformer <= tensors.keys()
 
 
-def understand(stored: Stored, source: str, choices: Choices) -> Found:
+def understand(stored: Stored, source: str, choice: ModelChoice) -> Found:
     """Configuration and tensors. Raises ``CheckpointError`` for other ResNets and ViTs."""
     config = infer_config(stored.tensors, source)
     if config.layers:
@@ -50,7 +50,7 @@ def understand(stored: Stored, source: str, choices: Choices) -> Found:
         settled = positions.settle(
             config,
             positions.fitting([stored.tensors["pos_embed"].shape[1] - 1], PATCH),
-            choices,
+            choice,
             source,
             built_with=built_with,
             usual=usual,

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from levit_export.core.errors import CheckpointError
 from levit_export.models.checkpoints import levit, positions
-from levit_export.models.checkpoints.dialect import Choices, Found, Stored, Tensors, renamed
+from levit_export.models.checkpoints.dialect import Found, Stored, Tensors, renamed
 from levit_export.models.checkpoints.levit import (
     Outline,
     Place,
@@ -14,6 +14,7 @@ from levit_export.models.checkpoints.levit import (
     linear_heads,
     tensor_names,
 )
+from levit_export.models.loading import ModelChoice
 
 NAME = "transformers"
 STEMS = ("levit.patch_embeddings.embedding_layer_1.convolution.weight",)
@@ -85,7 +86,7 @@ def outline(tensors: Tensors) -> Outline:
     )
 
 
-def understand(stored: Stored, source: str, choices: Choices) -> Found:
+def understand(stored: Stored, source: str, choice: ModelChoice) -> Found:
     """Configuration and tensors."""
     if strange := [n for n in stored.tensors if not n.startswith(("levit.", "classifier"))]:
         raise CheckpointError(
@@ -103,7 +104,7 @@ def understand(stored: Stored, source: str, choices: Choices) -> Found:
             "LeViT for squares only",
             remedy="Give the checkpoint of the model itself, under the names of its library.",
         )
-    settled = positions.settle(config, squares, choices, source)
+    settled = positions.settle(config, squares, choice, source)
     return Found(
         dialect=NAME,
         config=replace(settled.value, activation="hardswish"),

@@ -19,7 +19,8 @@ from levit_export.core.errors import CheckpointError
 from levit_export.core.values import Size
 from levit_export.models.architectures.levit import attention_bias_index
 from levit_export.models.checkpoints import positions
-from levit_export.models.checkpoints.dialect import Choices, Found, Stored, Tensors
+from levit_export.models.checkpoints.dialect import Found, Stored, Tensors
+from levit_export.models.loading import ModelChoice
 from levit_export.models.zoo import LevitConfig, grid_of, usual_activation
 
 NAME = "fair"
@@ -36,10 +37,10 @@ def recognises(tensors: Tensors) -> bool:
     return has_stem and any(name.startswith("blocks.0.m.qkv.") for name in tensors)
 
 
-def understand(stored: Stored, source: str, choices: Choices) -> Found:
+def understand(stored: Stored, source: str, choice: ModelChoice) -> Found:
     """Configuration and tensors, whose names are ours."""
     config, sizes = infer_config(stored.tensors, source)
-    settled = positions.settle(config, sizes, choices, source)
+    settled = positions.settle(config, sizes, choice, source)
     config = settled.value
     return Found(
         dialect=f"{NAME} (fused)" if config.fused else NAME,

@@ -47,7 +47,8 @@ from levit_export.core.values import Size
 from levit_export.models.architectures import build
 from levit_export.models.architectures.grafted import Transformer
 from levit_export.models.architectures.levit import AttentionBias
-from levit_export.models.checkpoints.dialect import Choices, Found, Settled
+from levit_export.models.checkpoints.dialect import Found, Settled
+from levit_export.models.loading import ModelChoice
 from levit_export.models.zoo import (
     LARGEST_GRID,
     GraftedConfig,
@@ -89,7 +90,7 @@ def fitting(tables: Sequence[int], stride: int) -> tuple[Size, ...]:
 def settle(
     config: ConfigT,
     sizes: Sequence[Size],
-    choices: Choices,
+    choice: ModelChoice,
     source: str,
     *,
     built_with: Size | None = None,
@@ -113,7 +114,7 @@ def settle(
         return Settled(replace(config, image_size=built_with))
     if len(sizes) == 1:  # the tables alone tell it
         return Settled(replace(config, image_size=sizes[0]))
-    asked = None if choices.resize_bias else choices.image_size
+    asked = None if choice.resize_bias else choice.image_size
     known = variant_of(config)
     published = None if known is None else known.config.image_size
     reasons = (
@@ -132,7 +133,7 @@ def settle(
     misses = "" if asked is None else f", none of which is {size_in_words(asked)}"
     options = " or ".join(f"--imgsz {size_in_words(size)}" for size in sizes[:3])
     remedy = f"Say which one it was trained at: {options}{' …' if len(sizes) > 3 else ''}."
-    if choices.resize_bias:  # --imgsz is then the size to change to
+    if choice.resize_bias:  # --imgsz is then the size to change to
         remedy = (
             "--resize-bias has to know the size that the model was trained at: put a config.json "
             f'with {{"model_args": {{"img_size": {list(sizes[0])}}}}} or another of these beside '

@@ -21,7 +21,6 @@ from levit_export.inputs.preprocessing import (
 )
 from levit_export.models.checkpoints import levit, positions
 from levit_export.models.checkpoints.dialect import (
-    Choices,
     Found,
     Settled,
     Stored,
@@ -36,6 +35,7 @@ from levit_export.models.checkpoints.levit import (
     linear_heads,
     tensor_names,
 )
+from levit_export.models.loading import ModelChoice
 from levit_export.models.zoo import VARIANTS, LevitConfig, usual_activation
 
 NAME = "timm"
@@ -106,7 +106,7 @@ def outline(tensors: Tensors) -> Outline:
     )
 
 
-def understand(stored: Stored, source: str, choices: Choices) -> Found:
+def understand(stored: Stored, source: str, choice: ModelChoice) -> Found:
     """Configuration and tensors; 1x1 convolutions over maps are linear layers over tokens."""
     theirs = names(outline(stored.tensors))
     named = renamed(stored.tensors, theirs)
@@ -118,9 +118,7 @@ def understand(stored: Stored, source: str, choices: Choices) -> Found:
     tensors = named | {name: named[name][:, :, 0, 0] for name in maps}
     config, fitting = levit.infer_config(tensors, source, LIBRARY, theirs)
     built_with, usual = sizes_said(stored.config, source)
-    settled = positions.settle(
-        config, fitting, choices, source, built_with=built_with, usual=usual
-    )
+    settled = positions.settle(config, fitting, choice, source, built_with=built_with, usual=usual)
     activation, said = _activation(stored.config or {}, config)
     return Found(
         dialect=f"{NAME} ({'maps' if maps else 'tokens'})",

@@ -13,7 +13,6 @@ import torch
 
 from levit_export.core.errors import CheckpointError
 from levit_export.models.checkpoints.dialect import (
-    Choices,
     Found,
     Stored,
     Tensors,
@@ -21,6 +20,7 @@ from levit_export.models.checkpoints.dialect import (
     shape_of,
 )
 from levit_export.models.checkpoints.levit import NORM, count
+from levit_export.models.loading import ModelChoice
 from levit_export.models.zoo import VitPytorchConfig
 
 NAME = "vit-pytorch"
@@ -36,8 +36,8 @@ def recognises(tensors: Tensors) -> bool:
     return STEMS[0] in tensors and "mlp_head.weight" in tensors
 
 
-def understand(stored: Stored, source: str, choices: Choices) -> Found:  # noqa: ARG001
-    """Configuration and tensors; it builds squares only, so nothing is left to ``choices``."""
+def understand(stored: Stored, source: str, choice: ModelChoice) -> Found:  # noqa: ARG001
+    """Configuration and tensors; it builds squares only, so nothing is left to ``choice``."""
     config = infer_config(stored.tensors, source)
     return Found(
         dialect=NAME,

@@ -29,8 +29,9 @@ from levit_export.core.precisions import UNIT_ROUNDOFF
 from levit_export.models import checkpoints
 from levit_export.models.architectures.levit import Levit
 from levit_export.models.architectures.random_weights import randomize_
-from levit_export.models.checkpoints import Choices, huggingface, timm
+from levit_export.models.checkpoints import huggingface, timm
 from levit_export.models.checkpoints.levit import Outline
+from levit_export.models.loading import ModelChoice
 from levit_export.models.passes import PASSES, apply_passes
 from levit_export.models.zoo import VARIANTS, LevitConfig, variant
 
@@ -82,7 +83,7 @@ def test_timm_and_back(known: Any, maps: bool) -> None:  # noqa: FBT001
     theirs = timm.to_theirs(ours, outline(known.config), maps=maps)
     stored = checkpoints.Stored(theirs, None, None, Path("w"), (), ())
     assert timm.recognises(theirs)
-    found = timm.understand(stored, "w", Choices())
+    found = timm.understand(stored, "w", ModelChoice())
     assert same(found.tensors, ours)
     assert found.config == known.config
     assert same(timm.to_theirs(found.tensors, timm.outline(theirs), maps=maps), theirs)
@@ -212,7 +213,7 @@ def test_activation_is_stated_and_can_be_overridden(tmp_path: Path) -> None:
     place = written(tmp_path, in_timm(TINY))
     assumed = checkpoints.load(place)
     assert any("hardswish is assumed" in each for each in assumed.assumptions)
-    given = checkpoints.load(place, Choices(activation="relu"))
+    given = checkpoints.load(place, ModelChoice(activation="relu"))
     assert isinstance(given.config, LevitConfig)
     assert given.config.activation == "relu"
     assert not any("activation" in each for each in given.assumptions)
@@ -287,7 +288,7 @@ def test_two_models_in_one_file(tmp_path: Path) -> None:
 
 def test_a_model_of_another_kind(tmp_path: Path) -> None:
     """``--model`` of another family than the file is refused."""
-    choices = Choices(model=variant("deit_s"))
+    choices = ModelChoice(model="deit_s")
     with pytest.raises(CheckpointError, match="not deit_s"):
         checkpoints.load(written(tmp_path, in_timm(TINY)), choices)
 
@@ -299,14 +300,14 @@ def test_another_image_size_is_refused_with_the_way_out(tmp_path: Path) -> None:
     """The trained resolution is in the weights; changing it takes a flag that says so."""
     place = written(tmp_path, in_timm(TINY))
     with pytest.raises(UsageError, match="--resize-bias"):
-        checkpoints.load(place, Choices(image_size=(96, 96)))
+        checkpoints.load(place, ModelChoice(image_size=(96, 96)))
 
 
 def test_resized_tables(tmp_path: Path) -> None:
     """``--resize-bias`` interpolates every table, keeps offset 0, and says what it did."""
     place = written(tmp_path, in_timm(TINY))
     whole = checkpoints.load(place)
-    resized = checkpoints.load(place, Choices(image_size=(96, 96), resize_bias=True))
+    resized = checkpoints.load(place, ModelChoice(image_size=(96, 96), resize_bias=True))
     assert resized.config == replace(TINY, image_size=(96, 96))
     assert resized.preprocessing.crop == (96, 96)
     assert any("an approximation: trained at 64 px, 6 tables" in r for r in resized.remarks)
@@ -325,7 +326,7 @@ def test_a_constant_table_stays_constant(tmp_path: Path) -> None:
             tensors[name] = torch.full_like(tensors[name], 0.75)
     place = written(tmp_path, tensors)
     for side in (64, 224):
-        found = checkpoints.load(place, Choices(image_size=(side, side), resize_bias=True))
+        found = checkpoints.load(place, ModelChoice(image_size=(side, side), resize_bias=True))
         biases = [t for n, t in found.tensors.items() if n.endswith("attention_biases")]
         assert biases
         for table in biases:

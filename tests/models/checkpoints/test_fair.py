@@ -23,7 +23,8 @@ from levit_export.core.errors import (
 from levit_export.models import checkpoints
 from levit_export.models.architectures.levit import Levit
 from levit_export.models.architectures.random_weights import randomize_
-from levit_export.models.checkpoints import DIALECTS, Choices, limits, reading
+from levit_export.models.checkpoints import DIALECTS, limits, reading
+from levit_export.models.loading import ModelChoice
 from levit_export.models.zoo import VARIANTS, LevitConfig, variant
 
 Tensors = dict[str, torch.Tensor]
@@ -145,14 +146,14 @@ def test_variants_are_recognised_by_shape(tmp_path: Path, known: checkpoints.Var
     assert found.sha256 == limits.sha256_of(tmp_path / "w.safetensors")
 
 
-@pytest.mark.parametrize("model", [None, variant("levit_128s")])
-def test_fine_tuned(tmp_path: Path, model: checkpoints.Variant | None) -> None:
+@pytest.mark.parametrize("model", [None, "levit_128s"])
+def test_fine_tuned(tmp_path: Path, model: str | None) -> None:
     """Another number of classes, one head and another image size are read from the file."""
     config = replace(
         variant("levit_128s").config, classes=7, two_heads=False, image_size=(160, 160)
     )
     file = written(tmp_path, tensors_of(config))
-    found = checkpoints.load(file, Choices(model=model, labels=tuple("abcdefg")))
+    found = checkpoints.load(file, ModelChoice(model=model, labels=tuple("abcdefg")))
     assert (found.name, found.config) == ("levit_128s", config)
     assert found.labels == tuple("abcdefg")
     assert found.preprocessing.crop == (160, 160)
@@ -186,7 +187,7 @@ def test_order_of_the_tensors_does_not_matter(tmp_path: Path, tiny: Tensors) -> 
 def test_image_size_that_was_not_trained(tmp_path: Path, tiny: Tensors) -> None:
     """Another image size than the trained one is refused, with both and the reason."""
     with pytest.raises(UsageError, match=r"--imgsz 64 .* trained at 32"):
-        checkpoints.load(written(tmp_path, tiny), Choices(image_size=(64, 64)))
+        checkpoints.load(written(tmp_path, tiny), ModelChoice(image_size=(64, 64)))
 
 
 def misfit(tmp_path: Path, tensors: Tensors) -> str:
@@ -264,7 +265,7 @@ def test_whole_module(tmp_path: Path) -> None:
 def test_labels_that_do_not_fit(tmp_path: Path, tiny: Tensors) -> None:
     """A number of labels other than the number of classes is refused with both."""
     with pytest.raises(UsageError, match="2 labels for 3 classes"):
-        checkpoints.load(written(tmp_path, tiny), Choices(labels=("a", "b")))
+        checkpoints.load(written(tmp_path, tiny), ModelChoice(labels=("a", "b")))
 
 
 def test_random_weights() -> None:

@@ -14,7 +14,8 @@ from levit_export.core.errors import CheckpointError
 from levit_export.models import checkpoints
 from levit_export.models.architectures.grafted import Grafted
 from levit_export.models.architectures.random_weights import randomize_
-from levit_export.models.checkpoints import Choices, grafted, huggingface, levit, timm, vit_pytorch
+from levit_export.models.checkpoints import grafted, huggingface, levit, timm, vit_pytorch
+from levit_export.models.loading import ModelChoice
 from levit_export.models.zoo import GraftedConfig
 
 Tensors = dict[str, torch.Tensor]
@@ -173,7 +174,9 @@ def test_there_and_back_is_the_same_bit_for_bit(name: str) -> None:
 def test_a_file_is_loaded_whole(tmp_path: Path, name: str) -> None:
     """A saved state dict becomes a module that holds its tensors under our names."""
     config, tensors = CONFIGS[name], stored(CONFIGS[name])
-    loaded = checkpoints.load(written(tmp_path, tensors), Choices(image_size=config.image_size))
+    loaded = checkpoints.load(
+        written(tmp_path, tensors), ModelChoice(image_size=config.image_size)
+    )
     assert (loaded.dialect, loaded.config) == ("grafted", config)
     built = loaded.build().state_dict()
     assert built.keys() == (expected := grafted.to_ours(tensors, config)).keys()
@@ -189,7 +192,7 @@ def test_a_file_is_loaded_whole(tmp_path: Path, name: str) -> None:
 )
 def test_what_no_shape_tells_is_said(tmp_path: Path, name: str, said: str) -> None:
     """The number of heads and a ResNet's image size are choices, and said to be."""
-    choices = Choices(image_size=CONFIGS[name].image_size)
+    choices = ModelChoice(image_size=CONFIGS[name].image_size)
     loaded = checkpoints.load(written(tmp_path, stored(CONFIGS[name])), choices)
     assert said in loaded.assumptions
 
@@ -283,4 +286,4 @@ def test_a_layer_unlike_its_siblings_is_refused_by_the_files_name(
     tensors = stored(config)
     tensors[name] = tensors[name][:-1].contiguous()
     with pytest.raises(CheckpointError, match=name.replace(".", r"\.")):
-        checkpoints.load(written(tmp_path, tensors), Choices(image_size=config.image_size))
+        checkpoints.load(written(tmp_path, tensors), ModelChoice(image_size=config.image_size))

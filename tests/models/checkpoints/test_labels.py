@@ -12,9 +12,9 @@ from folders import TINY, in_timm, tensors_of, written
 from levit_export.core.errors import CheckpointError, UsageError
 from levit_export.inputs.class_names import control_character, imagenet_labels, imagenet_synsets
 from levit_export.models import checkpoints
-from levit_export.models.checkpoints import Choices
 from levit_export.models.checkpoints.description import settle_labels
 from levit_export.models.checkpoints.dialect import Settled
+from levit_export.models.loading import ModelChoice
 from levit_export.models.zoo import Config, variant
 
 KNOWN: Config = replace(variant("levit_256").config)
@@ -157,7 +157,7 @@ def test_a_folder_says_them_whatever_form_its_weights_have(tmp_path: Path) -> No
     config = {"id2label": {str(number): name for number, name in enumerate(NAMES)}}
     place = written(tmp_path, tensors_of(TINY), config=config)
     assert checkpoints.load(place).labels == NAMES
-    assert checkpoints.load(place, Choices(labels=tuple("abcde"))).labels == tuple("abcde")
+    assert checkpoints.load(place, ModelChoice(labels=tuple("abcde"))).labels == tuple("abcde")
     config = {"label_names": {"0": "a"}}
     place = written(tmp_path / "timm", in_timm(TINY), config=config)
     with pytest.raises(CheckpointError, match="names 1 classes"):

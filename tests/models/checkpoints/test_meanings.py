@@ -16,8 +16,8 @@ from levit_export.core.values import Task
 from levit_export.models import checkpoints
 from levit_export.models.architectures import build
 from levit_export.models.architectures.random_weights import randomize_
-from levit_export.models.checkpoints import Choices
 from levit_export.models.graph_ends import CLASSIFIER, refuse_task
+from levit_export.models.loading import ModelChoice
 from levit_export.models.zoo import LevitConfig
 from levit_export.storage import export_directory
 
@@ -54,7 +54,7 @@ def test_the_task_is_the_folders_or_the_users(
     """``problem_type`` decides, ``--task`` in its place; what nobody said is assumed aloud, and of
     a single output nothing is assumed.
     """
-    found = checkpoints.load(written(tmp_path, classes, problem), Choices(task=given))
+    found = checkpoints.load(written(tmp_path, classes, problem), ModelChoice(task=given))
     assert found.task == found.describe().task == task
     assumed = [words for words in found.assumptions if "what the outputs mean" in words]
     assert bool(assumed) == (task == "single-label" and problem is None)

@@ -18,9 +18,10 @@ from levit_export.core.values import Size
 from levit_export.models import checkpoints
 from levit_export.models.architectures import build
 from levit_export.models.architectures.random_weights import randomize_
-from levit_export.models.checkpoints import Choices, grafted, huggingface, timm
+from levit_export.models.checkpoints import grafted, huggingface, timm
 from levit_export.models.checkpoints.levit import Outline
 from levit_export.models.checkpoints.positions import fitting
+from levit_export.models.loading import ModelChoice
 from levit_export.models.preparation import laid_out, rewrite
 from levit_export.models.zoo import GraftedConfig, LevitConfig, halving
 
@@ -97,7 +98,7 @@ def test_an_open_size_is_refused_with_its_choices(tmp_path: Path) -> None:
 @pytest.mark.parametrize("size", [(128, 512), (512, 128), (256, 256), (64, 1024)])
 def test_the_user_says_which(tmp_path: Path, size: Size) -> None:
     """``--imgsz`` decides among the sizes that fit, and the remark says that it did."""
-    found = checkpoints.load(written(tmp_path, in_timm(WIDE)), Choices(image_size=size))
+    found = checkpoints.load(written(tmp_path, in_timm(WIDE)), ModelChoice(image_size=size))
     assert found.config.image_size == found.preprocessing.crop == size
     assert any("is taken, as --imgsz says" in remark for remark in found.remarks)
 
@@ -106,7 +107,7 @@ def test_a_size_that_does_not_fit_decides_nothing(tmp_path: Path) -> None:
     """The choices are listed, and that the asked one is not among them."""
     place = written(tmp_path, in_timm(WIDE))
     with pytest.raises(UsageError, match="none of which is 224"):
-        checkpoints.load(place, Choices(image_size=(224, 224)))
+        checkpoints.load(place, ModelChoice(image_size=(224, 224)))
 
 
 def test_interpolation_has_to_know_where_it_starts(tmp_path: Path) -> None:
@@ -114,7 +115,7 @@ def test_interpolation_has_to_know_where_it_starts(tmp_path: Path) -> None:
     named; with that said, the tables are those of the trained shape.
     """
     place = written(tmp_path, in_timm(WIDE))
-    choices = Choices(image_size=(128, 512), resize_bias=True)
+    choices = ModelChoice(image_size=(128, 512), resize_bias=True)
     with pytest.raises(UsageError) as refused:
         checkpoints.load(place, choices)
     assert '{"model_args": {"img_size": [256, 256]}}' in refused.value.remedy
@@ -131,7 +132,7 @@ def test_interpolation_of_a_table_that_is_not_square(tmp_path: Path) -> None:
     name = "stages.0.blocks.0.attn.attention_biases"
     tensors[name] = torch.arange(8.0).repeat_interleave(32).repeat(2, 1)
     place = written(tmp_path, tensors, config={"model_args": {"img_size": [128, 512]}})
-    found = checkpoints.load(place, Choices(image_size=(240, 256), resize_bias=True))
+    found = checkpoints.load(place, ModelChoice(image_size=(240, 256), resize_bias=True))
     table = found.tensors["blocks.0.m.attention_biases"].reshape(2, 15, 16)
     assert torch.equal(table, table[:, :, :1].expand(2, 15, 16))
     assert torch.allclose(table[0, ::14, 0], torch.tensor([0.0, 7.0]))
@@ -191,10 +192,10 @@ def test_a_known_model_has_its_published_size() -> None:
     with torch.device("meta"):
         tensors = in_timm_hollow(config)
     stored = checkpoints.Stored(tensors, None, None, Path("w"), (), ())
-    found = timm.understand(stored, "w", Choices())
+    found = timm.understand(stored, "w", ModelChoice())
     assert found.config.image_size == (224, 224)
     assert "224 is assumed, the size of levit_384_s8" in found.assumptions[0]
-    other = timm.understand(stored, "w", Choices(image_size=(32, 1568)))
+    other = timm.understand(stored, "w", ModelChoice(image_size=(32, 1568)))
     assert other.config.image_size == (32, 1568)
 
 
@@ -229,14 +230,14 @@ def test_a_deit_that_is_not_square(tmp_path: Path) -> None:
     place = written(tmp_path, dict(tensors))
     with pytest.raises(UsageError, match="fit 96x64, 64x96, 128x48"):
         checkpoints.load(place)
-    found = checkpoints.load(place, Choices(image_size=(64, 96)))
+    found = checkpoints.load(place, ModelChoice(image_size=(64, 96)))
     assert found.config == config
     pixels = image(3, 64, 96)
     with torch.no_grad():
         expected = found.build().double()(pixels)
         resized = checkpoints.load(
             written(tmp_path, dict(tensors), config={"model_args": {"img_size": [64, 96]}}),
-            Choices(image_size=(96, 64), resize_bias=True),
+            ModelChoice(image_size=(96, 64), resize_bias=True),
         )
         turned = resized.build().double()(pixels.transpose(2, 3))
     assert expected.shape == turned.shape == (2, 5)

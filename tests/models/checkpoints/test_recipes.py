@@ -12,7 +12,8 @@ from folders import TINY, in_timm, outline, tensors_of, written
 from levit_export.core.errors import CheckpointError, UsageError
 from levit_export.core.values import Preprocessing
 from levit_export.models import checkpoints
-from levit_export.models.checkpoints import Choices, huggingface
+from levit_export.models.checkpoints import huggingface
+from levit_export.models.loading import ModelChoice
 
 LEVIT = {"image_processor_type": "LevitImageProcessor"}
 SQUASHED = {
@@ -68,7 +69,7 @@ def test_processors_that_cannot_be_followed(
     with pytest.raises(CheckpointError, match=message) as refused:
         checkpoints.load(place)
     assert "--preprocessing FILE" in refused.value.remedy
-    found = checkpoints.load(place, Choices(preprocessing=BY_HAND))
+    found = checkpoints.load(place, ModelChoice(preprocessing=BY_HAND))
     assert found.preprocessing == BY_HAND
 
 
@@ -98,7 +99,7 @@ def test_timms_settings_that_cannot_be_followed(
         place = written(tmp_path / str(number), in_timm(TINY), config=config)
         with pytest.raises(CheckpointError, match=message):
             checkpoints.load(place)
-        checkpoints.load(place, Choices(preprocessing=BY_HAND))
+        checkpoints.load(place, ModelChoice(preprocessing=BY_HAND))
 
 
 def test_timms_crop_mode_and_older_form(tmp_path: Path) -> None:
@@ -177,9 +178,9 @@ def test_a_recipe_by_hand_has_to_fit(tmp_path: Path) -> None:
     place = written(tmp_path, in_timm(TINY))
     other = replace(BY_HAND, crop=(96, 96))
     with pytest.raises(UsageError, match="crops to 96 px, the model takes 64") as refused:
-        checkpoints.load(place, Choices(preprocessing=other))
+        checkpoints.load(place, ModelChoice(preprocessing=other))
     assert '"crop": [64, 64]' in refused.value.remedy
-    choices = Choices(preprocessing=other, image_size=(96, 96), resize_bias=True)
+    choices = ModelChoice(preprocessing=other, image_size=(96, 96), resize_bias=True)
     found = checkpoints.load(place, choices)
     assert found.preprocessing == other
     assert not any("pictures" in each for each in found.assumptions)
@@ -188,6 +189,6 @@ def test_a_recipe_by_hand_has_to_fit(tmp_path: Path) -> None:
 def test_another_size_keeps_the_ratio_of_a_stated_recipe(tmp_path: Path) -> None:
     """With ``--resize-bias`` a folder's recipe is scaled with the network, its mode kept."""
     place = written(tmp_path, in_timm(TINY), config=SQUASHED)
-    found = checkpoints.load(place, Choices(image_size=(96, 64), resize_bias=True))
+    found = checkpoints.load(place, ModelChoice(image_size=(96, 64), resize_bias=True))
     recipe = found.preprocessing
     assert (recipe.resize, recipe.crop, recipe.resize_mode) == ((106, 71), (96, 64), "exact")

@@ -16,10 +16,11 @@ from levit_export.core.errors import CheckpointError
 from levit_export.models import checkpoints
 from levit_export.models.architectures import build
 from levit_export.models.architectures.random_weights import randomize_
-from levit_export.models.checkpoints import Choices, huggingface, timm
+from levit_export.models.checkpoints import huggingface, timm
 from levit_export.models.checkpoints.levit import Outline
+from levit_export.models.loading import ModelChoice
 from levit_export.models.preparation import laid_out, rewrite
-from levit_export.models.zoo import LevitConfig, variant
+from levit_export.models.zoo import LevitConfig
 
 Tensors = dict[str, torch.Tensor]
 
@@ -209,7 +210,7 @@ def test_a_folder_of_timm_wrapper(tmp_path: Path) -> None:
 # --- refused --------------------------------------------------------------------------------
 
 
-def refused(folder: Path, content: object, choices: Choices | None = None) -> CheckpointError:
+def refused(folder: Path, content: object, choices: ModelChoice | None = None) -> CheckpointError:
     """The error that says why ``content`` is not loaded."""
     with pytest.raises(CheckpointError) as raised:
         checkpoints.load(saved(folder, content), choices)
@@ -299,7 +300,7 @@ def test_remedies_are_about_what_was_typed(tmp_path: Path) -> None:
     tensors = in_form("fair")
     tensors["blocks.1.m.0.c.weight"] = torch.ones(7, 32)
     assert "--model" not in refused(tmp_path, tensors).remedy
-    choices = Choices(model=variant("levit_128s"))
+    choices = ModelChoice(model="levit_128s")
     error = refused(tmp_path, in_form("fair"), choices)
     assert (
         error.remedy

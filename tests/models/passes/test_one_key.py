@@ -14,7 +14,8 @@ from levit_export.core.errors import PassError
 from levit_export.core.values import Size
 from levit_export.models import checkpoints
 from levit_export.models.architectures.vit_pytorch import VitPytorchLevit
-from levit_export.models.checkpoints import Checkpoint, Choices
+from levit_export.models.checkpoints import Checkpoint
+from levit_export.models.loading import ModelChoice
 from levit_export.models.passes import bake_attention_bias
 from levit_export.models.preparation import laid_out, prepare, rewrite, weights_of
 from levit_export.models.zoo import LevitConfig, Variant, VitPytorchConfig, variant
@@ -27,7 +28,7 @@ def at(size: Size, config: LevitConfig | VitPytorchConfig = LEVIT) -> Checkpoint
     """Random weights of a small network for images of ``size``."""
     known = variant("levit_128s" if isinstance(config, LevitConfig) else "vit_pytorch_levit")
     model = Variant(**{**vars(known), "config": config})
-    return checkpoints.randomised(model, 3, Choices(image_size=size))
+    return checkpoints.randomised(model, 3, ModelChoice(image_size=size))
 
 
 @pytest.mark.parametrize(
@@ -109,7 +110,7 @@ def test_timms_answers(tmp_path: Path) -> None:
     kept, size = recorded()["one-token"], tuple(RECORDED["one-token"]["img_size"])
     shapes = {key: tuple(shape) for key, shape in kept["shapes"].items()}
     torch.save(weights(shapes), tmp_path / "w.pth")
-    checkpoint = checkpoints.load(tmp_path / "w.pth", Choices(image_size=size))
+    checkpoint = checkpoints.load(tmp_path / "w.pth", ModelChoice(image_size=size))
     expected = torch.tensor(kept["logits"], dtype=torch.float64)
     for layout in ("tokens", "maps"):
         module = laid_out(rewrite(checkpoint), layout).module.double()
