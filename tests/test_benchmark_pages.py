@@ -246,7 +246,7 @@ def test_pages_are_made_of_records(tmp_path: Path) -> None:
     assert stale == ["models/levit_256/README.md", "models/levit_256/latency.svg", "README.md"]
     for path, text in pages.pages(root).items():
         path.write_text(text, encoding="utf-8")
-    assert pages.outdated(root) == []
+    assert pages.outdated(root) == {}
     page = (root / "models" / "levit_256" / "README.md").read_text(encoding="utf-8")
     assert page.startswith("# levit_256\n\nBy hand.\n")
     assert "1.25 (1.25–1.25) times the speed" in page
@@ -416,4 +416,4 @@ def test_a_front_page_needs_its_markers() -> None:
 
 def test_the_repository_has_its_pages() -> None:
     """Pages of this repository are what its records make."""
-    assert pages.outdated(ROOT) == []
+    assert pages.outdated(ROOT) == {}

@@ -202,8 +202,8 @@ def describe(
     row: Row,
     folder: Path | None,
     parity_report: ParityReport,
-    accuracy: Accuracy | None,
-    timed: TimingReport | None,
+    accuracy: Accuracy | None = None,
+    timed: TimingReport | None = None,
 ) -> ArtifactReport:
     """What was found out about an artifact; its path is relative to ``folder``, if given."""
     artifact = row.artifact

@@ -61,7 +61,7 @@ def check(
             progress.stage(f"checking {artifact.path.name} on {version}")
             opened = partial(_opened, version, python)
             found = execution.check(Row(artifact, run), expected, claims, opened).parity
-            report = execution.describe(Row(shown, run), folder, found, None, None)
+            report = execution.describe(Row(shown, run), folder, found)
             reports.append(replace(report, device=str(version)))
     return _oldest_named(reports)
 

@@ -57,7 +57,6 @@ LEGEND = (
 )
 
 COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow", "not-run": "yellow"}
-MARKS = {"pass": "✓", "fail": "✗", "inconclusive": "?", "not-run": "○"}
 NOISY = "*"
 """Behind a latency whose spread is large."""
 
@@ -220,11 +219,12 @@ def _wrong(report: Report, compared: Sequence[Check], *, require_audit: bool) ->
     for (verdict, about, reason), names in concerned.items():
         said = "" if verdict == "fail" else f" {figures.WORDS[verdict]}"
         words = f" {about}{said}: {reason}"
-        yield Text.assemble((f"{MARKS[verdict]} {', '.join(names)}", COLOURS[verdict]), words)
+        signed = f"{figures.MARKS[verdict]} {', '.join(names)}"
+        yield Text.assemble((signed, COLOURS[verdict]), words)
     for name, artifact in named.items():
         if artifact.drift is not None and artifact.parity.verdict == "fail":
             words = f" drift: {artifact.drift.sentence}"
-            yield Text.assemble((f"{MARKS['fail']} {name}", COLOURS["fail"]), words)
+            yield Text.assemble((f"{figures.MARKS['fail']} {name}", COLOURS["fail"]), words)
 
 
 def _notes_on_baseline(compared: Sequence[Check]) -> Iterator[str]:

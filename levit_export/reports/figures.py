@@ -1,7 +1,7 @@
 """How figures are written: units, digits, and what stands where nothing is known.
 
 The console, the Markdown summary and the page all take their figures, and the columns of their
-tables of artifacts, from here. Which colour or sign a cell has is decided where it is shown.
+tables of artifacts, from here. Which colour a cell has is decided where it is shown.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ WORDS: dict[Verdict, str] = {
     "inconclusive": "inconclusive",
     "not-run": "not run",
 }
+MARKS: dict[Verdict, str] = {"pass": "✓", "fail": "✗", "inconclusive": "?", "not-run": "○"}
 NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 """Characters that neither XML 1.0 nor HTML can hold, not even escaped."""
 

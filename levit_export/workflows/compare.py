@@ -356,18 +356,18 @@ def _judged(
     available = kind.can_run()
     if not available.ok:
         not_run = parity.not_run(f"{available.reason}: {available.fix}")
-        return execution.describe(row, None, not_run, None, None)
+        return execution.describe(row, None, not_run)
     inputs = shared.converted(expected.arrays, takers, artifact.path.name)
     with ExitStack() as stack:
         try:
             session = stack.enter_context(kind.open(artifact, row.run))
         except NotRunError as error:
-            return execution.describe(row, None, parity.not_run(str(error)), None, None)
+            return execution.describe(row, None, parity.not_run(str(error)))
         try:
             outputs = _collected(session, expected.samples, inputs, batch)
         except RuntimeFailedError as error:
             failed = parity.run_failed(error, session.runtime, expected.samples)
-            return execution.describe(row, None, failed, None, None)
+            return execution.describe(row, None, failed)
         runtime = session.runtime
     precision, unknown = execution.judged_as(row), ""
     exact = expected.exact
@@ -379,7 +379,7 @@ def _judged(
     tolerances = _tolerances(request.overrides, precisions, expected.outputs, exact)
     named, notes = _named_as(expected.outputs, outputs, expected.pixels)
     found = _compared(expected, named, tolerances, runtime, unknown)
-    report = execution.describe(row, None, found, None, None)
+    report = execution.describe(row, None, found)
     report = replace(report, notes=(*notes, *report.notes))
     differs = any(each.kind in DIFFERENCES for each in found.findings)
     if differs and request.drift and not unknown:

@@ -160,7 +160,7 @@ def page(paths: Sequence[Path], drawn: DriftMap, *, is_beside: bool = True) -> s
     folder = None if alone is None else alone.folder
     skipped = parity.NOT_ASKED
     reports = [
-        execution.describe(row, folder, skipped, None, None)
+        execution.describe(row, folder, skipped)
         for each in found
         for row in execution.rows(each.artifacts, RunOptions())
     ]

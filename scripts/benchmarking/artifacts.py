@@ -149,7 +149,7 @@ def prepare(
     exports: Sequence[Export],
     others: Alternatives,
     *,
-    quantise_others: bool = True,
+    quantise_others: bool,
 ) -> list[File]:
     """Make everything that is to be timed of ``model``, as many at a time as there are cores.
 

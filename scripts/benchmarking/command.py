@@ -72,16 +72,10 @@ def _tool(request: Request) -> Iterator[Record]:
 
 
 def _latency(request: Request) -> Iterator[Record]:
-    plan = latency.Plan(
-        batches=(1,) if request.quick else (1, 16),
-        threads=latency.all_threads(),
-        seconds=request.seconds or (3.0 if request.quick else 10.0),
-        compile=not request.quick,
-        quantise_others=not request.quick,
-        variations=not request.quick,
-    )
+    seconds = request.seconds or (3.0 if request.quick else 10.0)
     for model in request.models:
-        yield latency.run(model, request.place(model), plan, request.others)
+        place = request.place(model)
+        yield latency.run(model, place, request.others, quick=request.quick, seconds=seconds)
 
 
 def _headline(request: Request) -> Iterator[Record]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 
@@ -26,46 +25,40 @@ RANDOM = (
 BUNDLED = "the bundled model's weights, int8 calibrated on 32 of its own images"
 
 
-@dataclass(frozen=True)
-class Plan:
-    """Which cells, seconds for each, and which rows: the dearer ones can be left out."""
-
-    batches: tuple[int, ...] = (1, 16)
-    threads: tuple[int, ...] = (1,)
-    seconds: float = 10.0
-    compile: bool = True
-    quantise_others: bool = True
-    variations: bool = True
-
-
 def all_threads() -> tuple[int, ...]:
     """One thread, and all."""
     return tuple(dict.fromkeys((1, machine.usable_cores())))
 
 
-def run(model: str, folder: Path, plan: Plan, others: Alternatives) -> LatencyRecord:
-    """Export what is to be timed, then measure cell by cell, each in a process of its own."""
+def run(
+    model: str, folder: Path, others: Alternatives, *, quick: bool, seconds: float
+) -> LatencyRecord:
+    """Export what is to be timed, then measure cell by cell, each in a process of its own.
+
+    A ``quick`` run has one image at a time, and leaves out the dearer rows.
+    """
+    batches = (1,) if quick else (1, 16)
     checkpoint = loading.load(choice(model))
     info = checkpoint.describe()
     start = perf_counter()
     exports = artifacts.plan(
         checkpoint.config,
-        plan.batches,
-        layouts=plan.variations,
-        ablate=plan.variations and model in ABLATED,
+        batches,
+        layouts=not quick,
+        ablate=not quick and model in ABLATED,
     )
-    files = artifacts.prepare(model, folder, exports, others, quantise_others=plan.quantise_others)
+    files = artifacts.prepare(model, folder, exports, others, quantise_others=not quick)
     _say(f"{model}: {len(files)} files exported in {perf_counter() - start:.0f} s")
     cells = []
-    for batch in plan.batches:
-        for threads in plan.threads:
+    for batch in batches:
+        for threads in all_threads():
             start = perf_counter()
             task = {
                 "batch": batch,
                 "threads": threads,
                 "side": checkpoint.config.image_size[0],
-                "seconds": plan.seconds,
-                "rows": [*_pytorch(plan), *artifacts.at(files, batch)],
+                "seconds": seconds,
+                "rows": [*_pytorch(quick=quick), *artifacts.at(files, batch)],
             }
             cells.append(measure(model, task))
             took = perf_counter() - start
@@ -91,8 +84,8 @@ def measure(model: str, task: dict[str, object]) -> Cell:
     return cell
 
 
-def _pytorch(plan: Plan) -> list[dict[str, str]]:
-    left_out = "" if plan.compile else "left out of a quick run: compiling takes long"
+def _pytorch(*, quick: bool) -> list[dict[str, str]]:
+    left_out = "left out of a quick run: compiling takes long" if quick else ""
     return [
         {"name": name, "format": "", "precision": "fp32", "path": "", "reason": reason}
         for name, reason in ((EAGER, ""), (COMPILED, left_out))

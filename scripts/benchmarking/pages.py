@@ -134,13 +134,13 @@ def pages(root: Path) -> dict[Path, str]:
     return found
 
 
-def outdated(root: Path) -> list[Path]:
-    """The pages that are not what the records make."""
-    return [
-        path
+def outdated(root: Path) -> dict[Path, str]:
+    """The pages that are not what the records make, and what they have to say."""
+    return {
+        path: text
         for path, text in pages(root).items()
         if not path.is_file() or path.read_text(encoding="utf-8") != text
-    ]
+    }
 
 
 def main() -> int:
@@ -149,12 +149,11 @@ def main() -> int:
     parser.add_argument("--check", action="store_true")
     arguments = parser.parse_args()
     stale = outdated(ROOT)
-    wanted = pages(ROOT)
-    for path in stale:
+    for path, text in stale.items():
         if arguments.check:
             print(f"{path.relative_to(ROOT)} is out of date: run scripts/model-pages")
         else:
-            path.write_text(wanted[path], encoding="utf-8")
+            path.write_text(text, encoding="utf-8")
             print(f"wrote {path.relative_to(ROOT)}")
     return 1 if stale and arguments.check else 0
 

@@ -34,9 +34,9 @@ def run(
     folder: Path,
     others: Alternatives,
     *,
-    runs: int = 1,
-    timed: bool = True,
-    thorough: bool = False,
+    runs: int,
+    timed: bool,
+    thorough: bool,
 ) -> ToolRecord:
     """Measure commands in turn.
 

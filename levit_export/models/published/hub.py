@@ -21,6 +21,7 @@ from levit_export.core.errors import (
 )
 from levit_export.core.hashing import sha256_of
 from levit_export.core.progress import Progress
+from levit_export.models.published import HubModel
 from levit_export.models.published.download import (
     Transfer,
     disk_errors,
@@ -28,7 +29,6 @@ from levit_export.models.published.download import (
     reason,
     unusable,
 )
-from levit_export.models.published.names import HubModel
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 """In order of preference."""

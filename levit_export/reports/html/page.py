@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 """Nothing is fetched and nothing is run, whatever the page might hold."""
 
-MARKS: dict[Verdict, str] = {"pass": "✓", "fail": "✗", "inconclusive": "?", "not-run": "○"}
 COUNTED = {
     "pass": "passed",
     "fail": "failed",
@@ -198,7 +197,7 @@ def _rendered(template: str, context: Mapping[str, Any]) -> str:
     return environment.get_template(template).render(
         policy=POLICY,
         style=Markup(style),  # noqa: S704 - ours
-        marks=MARKS,
+        marks=figures.MARKS,
         words=figures.WORDS,
         none_known=figures.NONE,
         **context,
