@@ -151,10 +151,10 @@ def columns(report: Report, *, counts: bool = False) -> Iterator[Column]:
     if is_compared:
         yield Column("of tolerance", of_tolerance)
     if counts and accuracies:
-        yield Column("top-1", lambda a: _accuracy(a, _counted))
+        yield Column("top-1", lambda a: of_accuracy(a, counted))
     known = [a for a in accuracies if a.runtime or not counts]
     of_images = [
-        Column(heading, lambda a, cell=cell: _accuracy(a, cell))  # type: ignore[misc]
+        Column(heading, lambda a, cell=cell: of_accuracy(a, cell))  # type: ignore[misc]
         for heading, cell in ACCURACY.items()
         if any(cell(accuracy) is not None for accuracy in known)
     ]
@@ -195,12 +195,14 @@ def _efficiency(timing: TimingReport | None) -> str:
     return NONE if known is None else f"{known:.2f}"
 
 
-def _accuracy(artifact: ArtifactReport, cell: Callable[[Accuracy], str | None]) -> str:
+def of_accuracy(artifact: ArtifactReport, cell: Callable[[Accuracy], str | None]) -> str:
+    """What ``cell`` says of how the artifact classifies."""
     known = None if artifact.accuracy is None else cell(artifact.accuracy)
     return NONE if known is None else known
 
 
-def _counted(accuracy: Accuracy) -> str | None:
+def counted(accuracy: Accuracy) -> str | None:
+    """Right answers, and of how many."""
     return None if accuracy.correct is None else f"{accuracy.correct}/{accuracy.images}"
 
 

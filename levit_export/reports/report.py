@@ -143,7 +143,7 @@ def to_json(report: Report) -> dict[str, Any]:
         "verdict": report.verdict,
         "model": None if report.model is None else asdict(report.model),
         "passes": [asdict(record) for record in report.passes],
-        "artifacts": [_artifact(artifact) for artifact in report.artifacts],
+        "artifacts": [artifact_to_json(artifact) for artifact in report.artifacts],
         "baselines": {name: _timing(timing) for name, timing in report.baselines.items()},
         "searches": {name: asdict(found) for name, found in report.searches.items()},
         "machine": asdict(report.machine),
@@ -168,7 +168,8 @@ def accuracy_to_json(accuracy: Accuracy) -> dict[str, Any]:
     }
 
 
-def _artifact(artifact: ArtifactReport) -> dict[str, Any]:
+def artifact_to_json(artifact: ArtifactReport) -> dict[str, Any]:
+    """The entry of an artifact."""
     return {
         "format": artifact.format,
         "precision": artifact.precision,
@@ -268,8 +269,7 @@ def read_report(path: Path) -> Report:
     """
     try:
         content = serialisation.parse(files.read_text(path), SCHEMA)
-        hooks = {TimingReport: _timing_of_json, Finding: _finding_of_json}
-        found = serialisation.structure(content, Report, strict=False, hooks=hooks)
+        found = serialisation.structure(content, Report, strict=False, hooks=HOOKS)
         verdicts = [str(artifact["parity"]["verdict"]) for artifact in content["artifacts"]]
     except serialisation.OtherSchemaError as error:
         raise DataError(
@@ -324,6 +324,10 @@ def _timing_of_json(value: Any, _: Any) -> TimingReport:
             tuple(float(second) for second in regimes["sustained_seconds"]),
         ),
     )
+
+
+HOOKS = {TimingReport: _timing_of_json, Finding: _finding_of_json}
+"""How ``serialisation.structure`` reads what ``to_json`` and ``artifact_to_json`` make."""
 
 
 def _inconsistencies(report: Report, verdicts: Sequence[str]) -> Iterator[str]:

@@ -320,7 +320,7 @@ def staged(final: Path) -> Iterator[Staged]:
         with files.temporary_folder(final.parent, f"{prefix}{os.getpid()}-") as work:
             yield Staged(work)
     except OSError as error:
-        raise _unwritable(final, error) from error
+        raise unwritable(final, error) from error
     finally:
         for folder in made:
             with suppress(OSError):  # it holds the result
@@ -341,7 +341,7 @@ def refuse_foreign(final: Path) -> None:
                 remedy="Move them, or give --output a new folder; nothing there was touched.",
             )
     except OSError as error:
-        raise _unwritable(final, error) from error
+        raise unwritable(final, error) from error
 
 
 def _foreign_files(folder: Path) -> list[str]:
@@ -364,7 +364,8 @@ def vouched_for(folder: Path) -> set[Path]:
         return set()
 
 
-def _unwritable(final: Path, error: OSError) -> OutputError:
+def unwritable(final: Path, error: OSError) -> OutputError:
+    """What is raised where the folder ``--output`` cannot be written."""
     return OutputError(
         f"{final} cannot be written: {error.strerror or error}",
         remedy="Check permissions and free space, or give --output another folder.",

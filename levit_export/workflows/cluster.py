@@ -28,6 +28,7 @@ from levit_export.core.errors import (
     LevitExportError,
     MissingDependencyError,
     RuntimeFailedError,
+    UsageError,
 )
 from levit_export.core.packages import TOOLCHAIN
 
@@ -250,6 +251,15 @@ class Cluster:
 
     def _threads(self) -> int:
         return sum(map(int, self._client.nthreads().values()))
+
+
+def both_said(workers: int) -> UsageError:
+    """What is raised where ``--workers`` and ``--scheduler`` are both given."""
+    return UsageError(
+        f"--workers {workers} are processes here, and with --scheduler the workers are those of "
+        "the cluster",
+        remedy="Give one of them.",
+    )
 
 
 @contextmanager

@@ -7,15 +7,18 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 import clusters
+import gate_reports
 import pytest
 from click.testing import CliRunner, Result
 from support import Exported
 
+from levit_export.checks.results import Accuracy
+from levit_export.checks.timing import TimingReport
 from levit_export.cli.sweep import sweep as verb
 from levit_export.core import files, processes
 from levit_export.core.errors import (
@@ -44,16 +47,13 @@ limit = 60
 [[models]]
 model = "levit_digits"
 """
-ARTIFACT: dict[str, Any] = {
-    "path": "onnx-fp32/a.onnx",
-    "bytes": 2_000_000,
-    "sha256": sha256(b"model").hexdigest(),
-    "notes": [],
-    "parity": {"verdict": "pass", "reason": "", "worst_ratio": 0.25},
-    "accuracy": None,
-    "timing": None,
-}
-MODEL = {"checkpoint": "x.pth", "parameters": 7}
+ARTIFACT = replace(
+    gate_reports.artifact(size=2_000_000),
+    path="onnx-fp32/a.onnx",
+    sha256=sha256(b"model").hexdigest(),
+)
+MODEL = replace(gate_reports.MODEL, config={})
+TIMING = TimingReport("pass", seconds=(0.0015,) * 9)
 Act = Callable[[cell_module.Cell], cell_module.Result]
 
 
@@ -79,7 +79,7 @@ class Work:
     def __call__(self, _: object, cell: cell_module.Cell, folder: Path) -> cell_module.Result:
         self.done.append(cell.id)
         result = self.act(cell)
-        file = folder / (result.folder or "export") / ARTIFACT["path"]
+        file = folder / (result.folder or "export") / ARTIFACT.path
         file.parent.mkdir(parents=True)
         file.write_bytes(b"model")
         return result
@@ -110,7 +110,7 @@ def test_a_stored_verdict_holds_for_the_stored_bytes(work: Work, file: Path) -> 
     """A cell whose artifact was replaced since, or is gone, is done again and replaced."""
     sweep(SweepRequest(file))
     root = file.parent / "s-sweep" / "store"
-    first, second = sorted(root.glob(f"*/export/{ARTIFACT['path']}"))
+    first, second = sorted(root.glob(f"*/export/{ARTIFACT.path}"))
     first.write_bytes(b"another")
     found = sweep(SweepRequest(file))
     assert sorted(row.fresh for row in found.rows) == [False, True]
@@ -192,23 +192,14 @@ def test_a_damaged_result(work: Work, file: Path, text: str) -> None:
 def test_a_timed_result_is_good_enough(work: Work, file: Path) -> None:
     """Side by side nothing is timed: timed results are taken, but their latency is not shown."""
     file.write_text(TWO.replace("bench = false", ""))
-    work.act = lambda _: cell_module.Result(
-        "pass", "", {**ARTIFACT, "timing": TIMING}, MODEL, "export"
-    )
+    artifact = replace(ARTIFACT, timing=TIMING)
+    work.act = lambda _: cell_module.Result("pass", "", artifact, MODEL, "export")
     alone = sweep(SweepRequest(file))
-    assert [row.timing for row in alone.rows] == [TIMING, TIMING]
+    assert [row.artifact for row in alone.rows] == [artifact, artifact]
     together = sweep(SweepRequest(file, workers=2))
-    assert [row.timing for row in together.rows] == [None, None]
+    assert [row.artifact for row in together.rows] == [ARTIFACT, ARTIFACT]
     assert any("2 cells ran at a time" in note for note in together.notes)
     assert len(work.done) == 2
-
-
-TIMING: dict[str, Any] = {
-    "verdict": "pass",
-    "median_ms": 1.5,
-    "median_interval_ms": [1.25, 1.75],
-    "noisy": False,
-}
 
 
 @pytest.mark.parametrize(
@@ -294,12 +285,12 @@ def run() -> Run:
 def test_report(work: Work, run: Run, file: Path, tmp_path: Path) -> None:
     """Screen, Markdown and JSON have a row for each cell, with size, verdict and latency."""
     file.write_text(TWO.replace("bench = false", ""))
-    accuracy = {"correct": 9, "images": 10, "drop": 0.5}
-    artifact = {**ARTIFACT, "timing": TIMING, "accuracy": accuracy}
+    accuracy = Accuracy("mine", 10, correct=9, reference_correct=None, agreement=None, drop=0.5)
+    artifact = replace(ARTIFACT, timing=TIMING, accuracy=accuracy)
     work.act = lambda _: cell_module.Result("pass", "", artifact, MODEL, "export")
     result = run(file, "-o", tmp_path / "out", "--json", tmp_path / "r.json")
     assert result.exit_code == 0, result.output
-    parts = ("levit_digits", "pass", "2.00 MB", "25 %", "9/10", "+0.50", "1.50 ms (1.25–1.75)")
+    parts = ("levit_digits", "pass", "2.00 MB", "25 %", "9/10", "+0.50", "1.50 ms (1.50–1.50)")
     line = " ".join(line for line in result.stdout.splitlines() if "openvino-fp32" in line)
     assert all(part in line for part in parts)
     written = json.loads((tmp_path / "out" / "sweep.json").read_text())

@@ -7,6 +7,6 @@ what both are made of. ``page.py`` gathers what they show, ``plots.py`` draws.
 from __future__ import annotations
 
 from levit_export.reports.html.page import Pixels, SweptRow, page, sweep_page
-from levit_export.reports.html.plots import Measured
+from levit_export.reports.html.plots import Measured, measured
 
-__all__ = ["Measured", "Pixels", "SweptRow", "page", "sweep_page"]
+__all__ = ["Measured", "Pixels", "SweptRow", "measured", "page", "sweep_page"]

@@ -231,7 +231,8 @@ def _context(report: Report, drift: DriftMap | None, pixels: Pixels) -> dict[str
     references = (
         100 * a.reference_correct / a.images for a in accuracies if a.reference_correct is not None
     )
-    tradeoff = plots.tradeoff(plots.measured(report), next(references, None))
+    items = [plots.measured(*each) for each in named]
+    tradeoff = plots.tradeoff(items, next(references, None))
     flips = _flips(report, pixels)
     return {
         "report": report,

@@ -19,10 +19,10 @@ from xml.etree import ElementTree as ET
 import numpy as np
 from markupsafe import Markup
 
+from levit_export.checks.results import ArtifactReport
 from levit_export.checks.timing import TimingReport
 from levit_export.core.quiet import quiet
 from levit_export.reports import figures
-from levit_export.reports.report import Report, labels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -289,24 +289,19 @@ class Spot:
 SIZE, LATENCY, TOP1 = "size in MB", "median latency in ms", "top-1 in percent"
 
 
-def measured(report: Report) -> list[Measured]:
-    """The artifacts of a report."""
-    found = []
-    for label, artifact in zip(labels(report.artifacts), report.artifacts, strict=True):
-        accuracy, timing = artifact.accuracy, artifact.timing
-        is_timed = timing is not None and bool(timing.seconds)
-        found.append(
-            Measured(
-                label,
-                artifact.bytes,
-                None if accuracy is None else accuracy.top1,
-                None if accuracy is None else accuracy.top1_interval,
-                timing.median_ms if timing is not None and is_timed else None,
-                timing.interval_ms() if timing is not None and is_timed else None,
-                has_failed=artifact.parity.verdict == "fail",
-            )
-        )
-    return found
+def measured(label: str, artifact: ArtifactReport) -> Measured:
+    """What is known of an artifact, which is called ``label``."""
+    accuracy, timing = artifact.accuracy, artifact.timing
+    is_timed = timing is not None and bool(timing.seconds)
+    return Measured(
+        label,
+        artifact.bytes,
+        None if accuracy is None else accuracy.top1,
+        None if accuracy is None else accuracy.top1_interval,
+        timing.median_ms if timing is not None and is_timed else None,
+        timing.interval_ms() if timing is not None and is_timed else None,
+        has_failed=artifact.parity.verdict == "fail",
+    )
 
 
 def panels(items: Sequence[Measured]) -> dict[tuple[str, str], list[Spot]]:

@@ -32,6 +32,7 @@ from levit_export.reports.report import Report
 from levit_export.storage import export_directory
 from levit_export.storage.located import Located, locate
 from levit_export.workflows.check import build_report
+from levit_export.workflows.cluster import both_said
 from levit_export.workflows.evaluate import on_cluster, predict, score
 from levit_export.workflows.evaluate.predict import Answers, Weights, Workload
 
@@ -97,11 +98,7 @@ def evaluate(request: EvaluateRequest, progress: Progress | None = None) -> Repo
     """
     progress = progress or Silent()
     if request.scheduler is not None and request.workers is not None:
-        raise UsageError(
-            f"--workers {request.workers} are processes here, and with --scheduler the "
-            "workers are those of the cluster",
-            remedy="Give one of them.",
-        )
+        raise both_said(request.workers)
     # Processes that were asked for start to import now, as far as there is a core for each.
     others = min((request.workers or 1) - 1, usable_cores())
     with predict.ready(others, () if request.choice.is_default else ("torch",)) as waiting:

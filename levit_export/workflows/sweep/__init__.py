@@ -11,12 +11,20 @@ from pathlib import Path
 from queue import SimpleQueue
 
 from levit_export.core import files, machine
-from levit_export.core.errors import DataError, LevitExportError, OutputError, UsageError
+from levit_export.core.errors import DataError, LevitExportError
 from levit_export.core.packages import TOOLCHAIN, versions
 from levit_export.core.processes import Worker
 from levit_export.core.progress import Progress, Silent
 from levit_export.core.values import Verdict, overall
-from levit_export.workflows.cluster import Call, checkpoint_files, connected, parcel, write_files
+from levit_export.storage import export_directory
+from levit_export.workflows.cluster import (
+    Call,
+    both_said,
+    checkpoint_files,
+    connected,
+    parcel,
+    write_files,
+)
 from levit_export.workflows.sweep.cell import Cell, CellStore, Result, failure, perform
 from levit_export.workflows.sweep.plan import Plan, read
 from levit_export.workflows.sweep.report import SweepReport, SweepRow, report_files
@@ -56,11 +64,7 @@ class SweepRequest:
 def plan(request: SweepRequest) -> Plan:
     """The cells that a request stands for. Raises ``UsageError`` and ``DataError``."""
     if request.scheduler is not None and request.workers > 1:
-        raise UsageError(
-            f"--workers {request.workers} are processes here, and with --scheduler the "
-            "workers are those of the cluster",
-            remedy="Give one of them.",
-        )
+        raise both_said(request.workers)
     return read(request.file, output=request.output, timed=not request.untimed)
 
 
@@ -96,10 +100,7 @@ def sweep(request: SweepRequest, progress: Progress | None = None) -> SweepRepor
         for name, text in report_files(result).items():
             files.write(wanted.output / name, text)
     except OSError as error:
-        raise OutputError(
-            f"{wanted.output} cannot be written: {error.strerror or error}",
-            remedy="Check permissions and free space, or give --output another folder.",
-        ) from error
+        raise export_directory.unwritable(wanted.output, error) from error
     return result
 
 
@@ -111,7 +112,7 @@ def _report(
         _, folder, result = found[cell.key]
         path = ""  # of the artifact, where there is one
         if folder is not None and result.artifact is not None:
-            place = folder / result.folder / str(result.artifact["path"])
+            place = folder / result.folder / result.artifact.path
             path = place.relative_to(wanted.output).as_posix()
         rows.append(SweepRow(cell, result, path=path, fresh=cell.key in fresh))
     verdict: Verdict = overall(row.result.verdict for row in rows)

@@ -11,18 +11,26 @@ import hashlib
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from levit_export.checks.results import ArtifactReport
 from levit_export.checks.timing import TimingPlan
 from levit_export.core import files, hashing, machine, serialisation
-from levit_export.core.errors import DataError, LevitExportError, OutputError
+from levit_export.core.errors import DataError, LevitExportError
 from levit_export.core.hashing import sha256_of
-from levit_export.core.values import ExportOptions, RunOptions, Verdict, files_of, overall
+from levit_export.core.values import (
+    ExportOptions,
+    ModelInfo,
+    RunOptions,
+    Verdict,
+    files_of,
+    overall,
+)
 from levit_export.models.loading import ModelChoice
 from levit_export.reports import report
 from levit_export.storage import export_directory
@@ -115,14 +123,14 @@ class Cell:
 class Result:
     """What came of a cell.
 
-    ``artifact`` is its entry in a report (schema 1), ``model`` the report's entry of the model;
-    both are None where there is no artifact. ``folder`` is the export below the cell's own folder.
+    ``artifact`` and ``model`` are None where there is no artifact. ``folder`` is the export below
+    the cell's own folder.
     """
 
     verdict: Verdict
     reason: str = ""
-    artifact: Mapping[str, Any] | None = None
-    model: Mapping[str, Any] | None = None
+    artifact: ArtifactReport | None = None
+    model: ModelInfo | None = None
     folder: str = ""
 
 
@@ -217,15 +225,12 @@ def perform(cell: Cell, folder: Path) -> Result:
         shared=_shared(),
     )
     place = found.output or folder / EXPORT
-    content = report.to_json(found)
-    artifact = content["artifacts"][0]
-    result = Result(
-        found.verdict, artifact["parity"]["reason"], artifact, content["model"], place.name
-    )
-    return result if cell.data is None else _evaluated(cell, result, place)
+    (artifact,) = found.artifacts
+    result = Result(found.verdict, artifact.parity.reason, artifact, found.model, place.name)
+    return result if cell.data is None else _evaluated(cell, result, artifact, place)
 
 
-def _evaluated(cell: Cell, result: Result, place: Path) -> Result:
+def _evaluated(cell: Cell, result: Result, artifact: ArtifactReport, place: Path) -> Result:
     """``result`` with the accuracy on the cell's images; a gate that fails fails the cell."""
     from levit_export.workflows.evaluate import EvaluateRequest, evaluate
 
@@ -241,13 +246,13 @@ def _evaluated(cell: Cell, result: Result, place: Path) -> Result:
             max_drop=cell.settings.max_drop,
         )
     )
-    entry = report.to_json(found)["artifacts"][0]
-    reasons = [result.reason, *entry["notes"]] if found.verdict != "pass" else [result.reason]
+    evaluated = found.artifacts[0]
+    reasons = [result.reason, *evaluated.notes] if found.verdict != "pass" else [result.reason]
     return replace(
         result,
         verdict=overall((result.verdict, found.verdict)),
         reason="; ".join(filter(None, reasons)),
-        artifact={**(result.artifact or {}), "accuracy": entry["accuracy"]},
+        artifact=replace(artifact, accuracy=evaluated.accuracy),
     )
 
 
@@ -276,16 +281,14 @@ class CellStore:
             with files.temporary_folder(self.root, f"{files.PARTIAL}{os.getpid()}-") as work:
                 yield work
         except OSError as error:
-            raise OutputError(
-                f"{self.root} cannot be written: {error.strerror or error}",
-                remedy="Check permissions and free space, or give --output another folder.",
-            ) from error
+            raise export_directory.unwritable(self.root, error) from error
 
     def commit(self, work: Path, cell: Cell, result: Result) -> Path:
         """Put a staged folder in its place in one step; what somebody else put there stays."""
         # What a reader of the store wants to know of a key.
         described = {"model": cell.label, "artifact": cell.id, "settings": asdict(cell.settings)}
-        content = {"schema": SCHEMA, "cell": described, **serialisation.plain(result)}
+        artifact = None if result.artifact is None else report.artifact_to_json(result.artifact)
+        content = {"schema": SCHEMA, "cell": described, **vars(result), "artifact": artifact}
         files.write(work / RESULT, serialisation.to_text(content))
         place = self.root / cell.key
         if place.is_dir() and _sound(place) is None:
@@ -311,11 +314,11 @@ def _sound(place: Path) -> Result | None:
         return result
     folder = place / result.folder
     try:
-        found = hashing.digest(files_of(folder / result.artifact["path"])).sha256
-        changed = [] if found == result.artifact["sha256"] else [str(result.artifact["path"])]
+        found = hashing.digest(files_of(folder / result.artifact.path)).sha256
+        changed = [] if found == result.artifact.sha256 else [result.artifact.path]
         if (folder / MANIFEST).exists():
             changed += export_directory.damage(folder, export_directory.read_manifest(folder))
-    except (OSError, KeyError, TypeError, LevitExportError) as error:
+    except (OSError, LevitExportError) as error:
         changed = [str(error)]
     if not changed:
         return result
@@ -331,7 +334,7 @@ def _read(path: Path) -> Result | None:
     """A stored result; one that cannot be read counts as not there, and is done again."""
     try:
         content = serialisation.parse(files.read_text(path), SCHEMA)
-        return serialisation.structure(content, Result, strict=False)
+        return serialisation.structure(content, Result, strict=False, hooks=report.HOOKS)
     except serialisation.OtherSchemaError:
         return None
     except (OSError, ValueError) as error:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from levit_export.checks.results import ArtifactReport
 from levit_export.core import serialisation
 from levit_export.core.machine import Machine
 from levit_export.core.values import Verdict
 from levit_export.reports import ci, figures
+from levit_export.reports.report import artifact_to_json
 from levit_export.workflows.sweep.cell import Cell, Result
 
 if TYPE_CHECKING:
@@ -18,7 +20,6 @@ if TYPE_CHECKING:
     from levit_export.reports.console import Screen
 
 SCHEMA = 1
-NONE = "–"
 HEADINGS = (
     "model",
     "artifact",
@@ -47,27 +48,13 @@ class SweepRow:
     fresh: bool
 
     @property
-    def bytes(self) -> int | None:
-        """Size of the artifact."""
-        return None if self.result.artifact is None else int(self.result.artifact["bytes"])
-
-    @property
-    def parity(self) -> Mapping[str, Any] | None:
-        """The parity section of a report."""
-        return None if self.result.artifact is None else self.result.artifact["parity"]
-
-    @property
-    def accuracy(self) -> Mapping[str, Any] | None:
-        """The accuracy section, None where there were no images."""
-        return None if self.result.artifact is None else self.result.artifact["accuracy"]
-
-    @property
-    def timing(self) -> Mapping[str, Any] | None:
-        """The timing section, None where latency was not asked for or could not be measured."""
-        if self.result.artifact is None or not self.cell.timed:
-            return None
-        timing = self.result.artifact["timing"]
-        return timing if timing and timing["verdict"] == "pass" else None
+    def artifact(self) -> ArtifactReport | None:
+        """What was found, with a latency only if this cell asked for one and it was measured."""
+        found = self.result.artifact
+        if found is None or found.timing is None:
+            return found
+        is_shown = self.cell.timed and found.timing.verdict == "pass"
+        return found if is_shown else replace(found, timing=None)
 
 
 @dataclass(frozen=True)
@@ -100,7 +87,7 @@ def to_json(report: SweepReport) -> dict[str, Any]:
 
 
 def _row(row: SweepRow) -> dict[str, Any]:
-    artifact = row.result.artifact or {}
+    artifact = {} if row.artifact is None else artifact_to_json(row.artifact)
     return {
         "model": row.cell.label,
         "format": row.cell.format,
@@ -109,14 +96,14 @@ def _row(row: SweepRow) -> dict[str, Any]:
         "verdict": row.result.verdict,
         "reason": row.result.reason,
         "path": row.path,
-        "bytes": row.bytes,
+        "bytes": artifact.get("bytes"),
         "sha256": artifact.get("sha256"),
         "notes": artifact.get("notes", []),
-        "parity": row.parity,
-        "accuracy": row.accuracy,
-        "timing": row.timing,
-        "checkpoint": None if row.result.model is None else row.result.model["checkpoint"],
-        "parameters": None if row.result.model is None else row.result.model["parameters"],
+        "parity": artifact.get("parity"),
+        "accuracy": artifact.get("accuracy"),
+        "timing": artifact.get("timing"),
+        "checkpoint": None if row.result.model is None else row.result.model.checkpoint,
+        "parameters": None if row.result.model is None else row.result.model.parameters,
         "fresh": row.fresh,
     }
 
@@ -152,23 +139,10 @@ def as_page(report: SweepReport) -> str:
 def _swept(row: SweepRow) -> html.SweptRow:
     from levit_export.reports import html
 
-    accuracy, timing = row.accuracy or {}, row.timing
-    measured = html.Measured(
-        row.cell.id,
-        row.bytes or 0,
-        accuracy.get("top1"),
-        _pair(accuracy.get("top1_interval")),
-        None if timing is None else timing["median_ms"],
-        None if timing is None else _pair(timing["median_interval_ms"]),
-        model=row.cell.label,
-        has_failed=row.result.verdict == "fail",
-    )
-    result = row.result
+    result, name = row.result, row.cell.id
+    known = html.Measured(name, 0) if row.artifact is None else html.measured(name, row.artifact)
+    measured = replace(known, model=row.cell.label, has_failed=result.verdict == "fail")
     return html.SweptRow(measured, result.verdict, result.reason, row.path, _cells(row)[LEFT:])
-
-
-def _pair(values: Sequence[float] | None) -> tuple[float, float] | None:
-    return None if values is None else (values[0], values[1])
 
 
 def as_markdown(report: SweepReport) -> str:
@@ -204,26 +178,17 @@ def print_sweep(screen: Screen, report: SweepReport) -> None:
 
 def _cells(row: SweepRow) -> tuple[str, ...]:
     """The row's words and figures, a dash for each that is not known."""
-    ratio = None if row.parity is None else row.parity["worst_ratio"]
-    accuracy, timing = row.accuracy, row.timing
-    top1 = drop = latency = NONE
-    if accuracy is not None and accuracy["correct"] is not None:
-        top1 = f"{accuracy['correct']}/{accuracy['images']}"
-    if accuracy is not None and accuracy["drop"] is not None:
-        drop = f"{accuracy['drop']:+.2f}"
-    if timing is not None:
-        low, high = timing["median_interval_ms"]
-        noisy = " noisy" if timing["noisy"] else ""
-        latency = f"{timing['median_ms']:.2f} ms ({low:.2f}–{high:.2f}){noisy}"
+    words, artifact = (row.cell.label, row.cell.id, row.result.verdict), row.artifact
+    if artifact is None:
+        return (*words, *[figures.NONE] * (len(HEADINGS) - LEFT))
+    noisy = " noisy" if artifact.timing is not None and artifact.timing.noisy else ""
     return (
-        row.cell.label,
-        row.cell.id,
-        row.result.verdict,
-        NONE if row.bytes is None else f"{row.bytes / 1e6:.2f} MB",
-        NONE if ratio is None else f"{100 * ratio:.0f} %",
-        top1,
-        drop,
-        latency,
+        *words,
+        figures.size(artifact.bytes),
+        figures.of_tolerance(artifact),
+        figures.of_accuracy(artifact, figures.counted),
+        figures.of_accuracy(artifact, figures.ACCURACY[figures.DROP]),
+        figures.latency(artifact.timing) + noisy,
     )
 
 
