@@ -170,7 +170,7 @@ def test_kept_block_computes_in_float32() -> None:
 
 def test_unknown_block_is_refused(tmp_path: Path) -> None:
     """A block that owns no operator is named, with those that there are."""
-    with pytest.raises(UsageError, match=r"'stage9.*Blocks are .*stage1\.block0\.attention"):
+    with pytest.raises(UsageError, match=r"'stage9.*Known: .*stage1\.block0\.attention"):
         TARGET.export(subjects.tiny(), tmp_path / "m.onnx", options("w8", keep=("stage9.block0",)))
     assert list(tmp_path.iterdir()) == []
 
