@@ -35,7 +35,6 @@ from levit_export.checks.findings import Finding
 from levit_export.checks.parity import ParityReport
 from levit_export.checks.reference import Overrides
 from levit_export.checks.results import ArtifactReport, Explanation
-from levit_export.core import machine
 from levit_export.core.errors import (
     LevitExportError,
     MissingDependencyError,
@@ -43,7 +42,7 @@ from levit_export.core.errors import (
     RuntimeFailedError,
     UsageError,
 )
-from levit_export.core.packages import TOOLCHAIN, needs, versions
+from levit_export.core.packages import needs
 from levit_export.core.precisions import UNIT_ROUNDOFF
 from levit_export.core.progress import Progress, Silent
 from levit_export.core.values import (
@@ -54,13 +53,13 @@ from levit_export.core.values import (
     TensorSpec,
     Tolerance,
     Tolerances,
-    overall,
 )
 from levit_export.formats import target
 from levit_export.inputs import shared
 from levit_export.inputs.samples import Samples
 from levit_export.reports.report import Report, Vouching
 from levit_export.storage.located import locate
+from levit_export.workflows.check import build_report
 
 SAMPLES = 8
 UNLIMITED = Tolerance(0.0, (math.inf,), "given")
@@ -157,16 +156,8 @@ def compare(request: CompareRequest, progress: Progress | None = None) -> Report
         for row in execution.rows([artifact], request.run):
             progress.stage(f"comparing {artifact.path.name}")
             reports.append(_judged(request, reference, expected, row, takers))
-    return Report(
-        verdict=overall(report.parity.verdict for report in reports),
-        model=None,
-        passes=(),
-        artifacts=tuple(reports),
-        baselines={},
-        machine=machine.describe(),
-        toolchain=versions(TOOLCHAIN),
-        vouching=Vouching("reference", f"{request.reference} on {expected.runtime}"),
-    )
+    vouching = Vouching("reference", f"{request.reference} on {expected.runtime}")
+    return replace(build_report(reports, ()), vouching=vouching)
 
 
 # --- the reference --------------------------------------------------------------------------

@@ -19,7 +19,6 @@ from levit_export.core.errors import LevitExportError, MissingDependencyError
 from levit_export.core.packages import needs
 from levit_export.core.progress import Progress, Silent
 from levit_export.core.values import Artifact, Calibration, Layout
-from levit_export.reports.report import Report
 
 if TYPE_CHECKING:
     from levit_export.core.network import Network
@@ -45,14 +44,6 @@ class Subject:
     is_ours: bool = True
     calibration: Calibration | None = None
     networks: Mapping[Layout, Network] = field(default_factory=dict)
-
-
-def of_run(
-    run: Report, rows: Sequence[Row], subject: Subject, progress: Progress | None = None
-) -> tuple[Report, DriftMap | None]:
-    """``run`` with an explanation for each artifact that failed; ``rows`` are its artifacts."""
-    artifacts, drawn = explained(run.artifacts, rows, lambda: subject, progress)
-    return replace(run, artifacts=artifacts), drawn
 
 
 def explained(

@@ -119,10 +119,18 @@ def export(
         subject = explain.Subject(
             checkpoint, expected, request.skip, calibration=images, networks=made.networks
         )
-        found, drawn = explain.of_run(found, list(checked), subject, progress)
+        explained, drawn = explain.explained(
+            found.artifacts, list(checked), lambda: subject, progress
+        )
         # An export that failed is kept where it can be looked at, and replaces no good one.
         final = failed(output) if found.verdict == "fail" else output
-        found = replace(found, searches=made.searches, output=final, command=request.command)
+        found = replace(
+            found,
+            artifacts=explained,
+            searches=made.searches,
+            output=final,
+            command=request.command,
+        )
         _write(stage.path, model, expected, made.artifacts, found, drawn=drawn)
         stage.commit(final)
     return found
