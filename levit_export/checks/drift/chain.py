@@ -136,127 +136,12 @@ def _rows(stage: str, after: Exact, before: Exact) -> tuple[DriftRow, ...]:
     return comparison.rows(stage)
 
 
-def program_stage(
-    model: Model, network: Network, exact: Exact, yardstick: Yardstick, name: str = PROGRAM
-) -> DriftStage:
-    """(iii) The captured network in float32; ``exact`` is the prepared module."""
-    size = network.inputs[0].shape[0] or 1
-    comparison: Comparison | None = None
-    for index in range(len(model.samples)):
-        # A network of a fixed batch takes the sample several times, and its first row counts.
-        image = exact.image(index).float().expand(size, -1, -1, -1).numpy()
-        values = {tap: value[:1] for tap, value in taps.of_network(network, image).items()}
-        comparison = comparison or Comparison(exact, yardstick, set(exact.names) - set(values))
-        comparison.add(index, values)
-    rows = () if comparison is None else comparison.rows(name)
-    return DriftStage(name, "program", "the prepared module", rows)
-
-
-def artifact_stage(
-    artifact: Artifact,
-    run: RunOptions,
-    exact: Exact,
-    yardstick: Yardstick,
-    *,
-    tensors: Mapping[str, np.ndarray],
-    blocks: Mapping[str, str],
-) -> DriftStage:
-    """(iv) A file on disk, run by its own runtime with its taps as further outputs.
-
-    ``exact`` is the prepared module. The stage also names those of the weight ``tensors`` that the
-    file does not hold. A file that cannot be read or run is a stage with a ``failure`` and not an
-    error: the chain goes on with the others.
-    """
-    name, against = artifact.id, "the prepared module"
-    try:
-        wrong = wrong_weights(artifact, tensors, blocks)
-        kind = target(artifact.format)
-        known = set(kind.values(artifact))
-        inner = {tap: value_of_tap(tap) for tap in exact.names if tap not in exact.outputs}
-        values = {tap: value for tap, value in inner.items() if value in known}
-        absent = set(inner) - set(values)
-        with kind.open(artifact, run, tuple(values.values())) as session:
-            comparison = Comparison(exact, yardstick, absent)
-            values |= {output: output for output in exact.outputs}
-            taken, index = session.signature.inputs[0].name, 0
-            for inputs, rows in exact.samples.batches(session.signature.batch or 1):
-                found = session.run({taken: inputs})
-                for row in range(rows):
-                    present = {
-                        tap: np.asarray(found[value])[row : row + 1]
-                        for tap, value in values.items()
-                        if value in found and len(found[value]) == len(inputs)
-                    }
-                    comparison.add(index, present)
-                    index += 1
-    except LevitExportError as error:
-        return DriftStage(name, "artifact", against, failure=str(error))
-    return DriftStage(name, "artifact", against, comparison.rows(name), session.runtime, wrong)
-
-
-def wrong_weights(
-    artifact: Artifact, tensors: Mapping[str, np.ndarray], blocks: Mapping[str, str]
-) -> tuple[str, ...]:
-    """Which of ``tensors`` the file does not hold: bit for bit, or on its grid where quantised."""
-    if not tensors:
-        return ()
-    digests = reference.stored_weights(artifact, tensors, blocks)
-    stored = target(artifact.format).constants(artifact)
-    return weights.audit(digests, stored, artifact.precision).missing
-
-
-def precision_stage(exact: Exact, yardstick: Yardstick, keep: Collection[str] = ()) -> DriftStage:
-    """(v) The prepared module as roughly computed as artifacts of a precision are, by PyTorch."""
-    kept = f" but for {len(keep)} blocks in float32" if keep else ""
-    name = f"{yardstick.precision} in PyTorch{kept}"
-    rows = []
-    before: float | None = None
-    for tap in exact.names:
-        accumulated = yardstick.accumulated[tap]
-        introduced, seen = yardstick.introduced[tap], yardstick.ranges[tap]
-        largest = accumulated.largest
-        rows.append(
-            DriftRow(
-                tap=tap,
-                block=taps.block_of_tap(tap, exact.blocks),
-                stage=name,
-                status="ok",
-                accumulated=largest,
-                introduced=introduced.largest,
-                snr_db=accumulated.snr_db,
-                introduced_snr_db=introduced.snr_db,
-                growth=largest / before if largest is not None and before else None,
-                peak=seen.peak,
-                low=seen.low,
-                high=seen.high,
-                above_float16=seen.share_above,
-            )
-        )
-        before = largest
-    return DriftStage(name, "precision", "the prepared module in float64", tuple(rows))
-
-
 def prepared(model: Model, layout: Layout = "tokens") -> Prepared:
     """The checkpoint as it is exported; the passes are followed in (ii), not proven once more."""
     fresh = rewritten(replace(model, module=None))
     if layout == "maps":
         LAY_OUT_MAPS.apply(fresh)
     return capture(Rewritten(model.checkpoint, fresh, (), layout), batch=1)
-
-
-def rounded(
-    model: Model,
-    precision: str,
-    calibration: Calibration | None = None,
-    keep: Collection[str] = (),
-) -> Rounded:
-    """The prepared module as ``precision`` has it, the blocks ``keep`` left in float32.
-
-    Without images, the samples calibrate it.
-    """
-    images = calibration or Calibration(model.samples.inputs, "the samples themselves")
-    paths = [path for path, block in model.blocks.items() if block in keep]
-    return Rounded(rewritten(model), precision, images, paths)
 
 
 @dataclass
@@ -279,11 +164,19 @@ class DriftReference:
         self.exact = self.model.exact(module)
 
     def yardstick(self, precision: str, keep: Collection[str] = ()) -> Yardstick:
-        """The tolerances of a precision where the blocks ``keep`` stay in float32."""
+        """The tolerances of a precision where the blocks ``keep`` stay in float32.
+
+        Without images, the samples calibrate it.
+        """
         key = precision, frozenset(keep)
         if key not in self._yardsticks:
-            network = rounded(self.model, precision, self.calibration, keep)
-            answers = self.model.answers.get(precision)
+            model = self.model
+            images = self.calibration or Calibration(
+                model.samples.inputs, "the samples themselves"
+            )
+            paths = [path for path, block in model.blocks.items() if block in keep]
+            network = Rounded(rewritten(model), precision, images, paths)
+            answers = model.answers.get(precision)
             self._yardsticks[key] = Yardstick(self.exact, network, precision, answers)
         return self._yardsticks[key]
 
@@ -293,21 +186,91 @@ class DriftReference:
         yield from pass_stages(self.model)
         for layout in self.model.layouts:
             network = (known or {}).get(layout) or prepared(self.model, layout).network
-            name = PROGRAM if layout == "tokens" else f"{PROGRAM} in {layout}"
-            allowed = self.yardstick("fp32")
-            yield program_stage(self.model, network, self.exact, allowed, name)
+            yield self._program(
+                network, PROGRAM if layout == "tokens" else f"{PROGRAM} in {layout}"
+            )
+
+    def _program(self, network: Network, name: str) -> DriftStage:
+        """(iii) The captured network in float32."""
+        exact, size = self.exact, network.inputs[0].shape[0] or 1
+        comparison: Comparison | None = None
+        for index in range(len(self.model.samples)):
+            # A network of a fixed batch takes the sample several times, and its first row counts.
+            image = exact.image(index).float().expand(size, -1, -1, -1).numpy()
+            values = {tap: value[:1] for tap, value in taps.of_network(network, image).items()}
+            fused = set(exact.names) - set(values)
+            comparison = comparison or Comparison(exact, self.yardstick("fp32"), fused)
+            comparison.add(index, values)
+        rows = () if comparison is None else comparison.rows(name)
+        return DriftStage(name, "program", "the prepared module", rows)
 
     def artifact(self, found: Artifact, run: RunOptions) -> DriftStage:
-        """(iv) of one file."""
+        """(iv) A file on disk, run by its own runtime with its taps as further outputs.
+
+        The stage also names those of the weights that the file does not hold: bit for bit, or on
+        its grid where quantised. A file that cannot be read or run is a stage with a ``failure``
+        and not an error: the chain goes on with the others.
+        """
+        name, against, exact = found.id, "the prepared module", self.exact
         yardstick = self.yardstick(found.precision, found.keep)
-        return artifact_stage(
-            found,
-            run,
-            self.exact,
-            yardstick,
-            tensors=self.tensors,
-            blocks=self.model.blocks,
-        )
+        try:
+            kind = target(found.format)
+            wrong: tuple[str, ...] = ()
+            if self.tensors:
+                digests = reference.stored_weights(found, self.tensors, self.model.blocks)
+                wrong = weights.audit(digests, kind.constants(found), found.precision).missing
+            known = set(kind.values(found))
+            inner = {tap: value_of_tap(tap) for tap in exact.names if tap not in exact.outputs}
+            values = {tap: value for tap, value in inner.items() if value in known}
+            absent = set(inner) - set(values)
+            with kind.open(found, run, tuple(values.values())) as session:
+                comparison = Comparison(exact, yardstick, absent)
+                values |= {output: output for output in exact.outputs}
+                taken, index = session.signature.inputs[0].name, 0
+                for inputs, rows in exact.samples.batches(session.signature.batch or 1):
+                    answers = session.run({taken: inputs})
+                    for row in range(rows):
+                        present = {
+                            tap: np.asarray(answers[value])[row : row + 1]
+                            for tap, value in values.items()
+                            if value in answers and len(answers[value]) == len(inputs)
+                        }
+                        comparison.add(index, present)
+                        index += 1
+        except LevitExportError as error:
+            return DriftStage(name, "artifact", against, failure=str(error))
+        return DriftStage(name, "artifact", against, comparison.rows(name), session.runtime, wrong)
+
+    def precision(self, precision: str, keep: Collection[str]) -> DriftStage:
+        """(v) The prepared module as roughly computed as such artifacts are, by PyTorch."""
+        yardstick = self.yardstick(precision, keep)
+        kept = f" but for {len(keep)} blocks in float32" if keep else ""
+        name = f"{precision} in PyTorch{kept}"
+        rows = []
+        before: float | None = None
+        for tap in self.exact.names:
+            accumulated = yardstick.accumulated[tap]
+            introduced, seen = yardstick.introduced[tap], yardstick.ranges[tap]
+            largest = accumulated.largest
+            rows.append(
+                DriftRow(
+                    tap=tap,
+                    block=taps.block_of_tap(tap, self.exact.blocks),
+                    stage=name,
+                    status="ok",
+                    accumulated=largest,
+                    introduced=introduced.largest,
+                    snr_db=accumulated.snr_db,
+                    introduced_snr_db=introduced.snr_db,
+                    growth=largest / before if largest is not None and before else None,
+                    peak=seen.peak,
+                    low=seen.low,
+                    high=seen.high,
+                    above_float16=seen.share_above,
+                )
+            )
+            before = largest
+        return DriftStage(name, "precision", "the prepared module in float64", tuple(rows))
 
     def judge(self, found: Artifact, stage: DriftStage, before: DriftFinding) -> DriftFinding:
         """The verdict on one file."""
@@ -343,8 +306,7 @@ def draw(
         stages.append(stage)
         findings.append(against.judge(artifact, stage, before))
     for precision, keep in dict.fromkeys((a.precision, a.keep) for a, _ in found):
-        yardstick = against.yardstick(precision, keep)
-        stages.append(precision_stage(against.exact, yardstick, keep))
+        stages.append(against.precision(precision, keep))
     return DriftMap(
         against.model.checkpoint.name,
         against.model.samples.names,
