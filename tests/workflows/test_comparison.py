@@ -16,6 +16,7 @@ import transformers
 from torch import nn
 
 from levit_export.checks.reference import Overrides
+from levit_export.checks.results import ArtifactReport
 from levit_export.core import packages
 from levit_export.core.errors import ArtifactError, DataError, UsageError
 from levit_export.core.quiet import quiet
@@ -109,49 +110,58 @@ def test_torchscript_takes_its_shapes_from_the_candidates(
 QUERIES = "linear_8" if transformers.__version__.startswith("4.") else "linear_6"
 """The second layer's queries, which transformers 4 computes after keys and values."""
 
-FOUND: list[tuple[tuple[str, str], str, tuple[str | None, ...]]] = [
-    (("resnet", "zeroed head"), "too-far", ("", "", "")),
-    (("resnet", "wrong eps"), "too-far", ("getitem_6", "add", "add")),
-    (("resnet", "swapped channels"), "too-far", ("getitem", "relu", "relu")),
-    (("resnet", "NaN"), "not-finite", ("", "", "")),
-    (("resnet", "one tensor 1 % larger"), "too-far", ("getitem_9", "relu_3", "relu_3")),
-    (("resnet", "missing output"), "missing-output", (None, None, None)),
-    (("vit", "zeroed head"), "too-far", ("", "", "")),
-    (("vit", "permuted heads"), "too-far", (QUERIES, QUERIES, QUERIES)),
-    (("vit", "transposed table"), "too-far", ("add", "add", "add")),
-    (("vit", "wrong eps"), "too-far", ("layer_norm_2", "linear_6", "layer_norm_2")),
-    (("vit", "swapped channels"), "too-far", ("conv2d", "view", "conv2d")),
-    (("vit", "softmax over queries"), "too-far", ("softmax", "linear_3", "softmax")),
-    (("vit", "NaN"), "not-finite", ("", "", "")),
-    (("vit", "one tensor 1 % larger"), "too-far", ("linear_3", "linear_3", "linear_3")),
-    (("vit", "missing output"), "missing-output", (None, None, None)),
-]
+FOUND: dict[tuple[str, str], tuple[str, tuple[str | None, ...]]] = {
+    ("resnet", "zeroed head"): ("too-far", ("", "", "")),
+    ("resnet", "wrong eps"): ("too-far", ("getitem_6", "add", "add")),
+    ("resnet", "swapped channels"): ("too-far", ("getitem", "relu", "relu")),
+    ("resnet", "NaN"): ("not-finite", ("", "", "")),
+    ("resnet", "one tensor 1 % larger"): ("too-far", ("getitem_9", "relu_3", "relu_3")),
+    ("resnet", "missing output"): ("missing-output", (None, None, None)),
+    ("vit", "permuted heads"): ("too-far", (QUERIES, QUERIES, QUERIES)),
+    ("vit", "transposed table"): ("too-far", ("add", "add", "add")),
+    ("vit", "wrong eps"): ("too-far", ("layer_norm_2", "linear_6", "layer_norm_2")),
+    ("vit", "softmax over queries"): ("too-far", ("softmax", "linear_3", "softmax")),
+}
+"""What is found of each fault, and at which value in each format."""
 
 
-@pytest.mark.parametrize(
-    ("made", "kind", "taps"), FOUND, ids=[" ".join(made) for made, _, _ in FOUND]
-)
+@pytest.fixture(scope="module")
+def judged(
+    subjects: dict[str, Subject], tmp_path_factory: pytest.TempPathFactory
+) -> dict[tuple[str, str], tuple[ArtifactReport, ...]]:
+    """What one comparison says of all faulty files of a network, three for each fault."""
+    found = {}
+    for name, subject in subjects.items():
+        faults = [fault for each, fault in FOUND if each == name]
+        programs = [
+            classifiers.captured(classifiers.faulty(subject.network, fault)) for fault in faults
+        ]
+        place = tmp_path_factory.mktemp("faulty")
+        files = [
+            classifiers.write(program, kind, place / f"{number}-{kind}")
+            for number, program in enumerate(programs)
+            for kind in FORMATS
+        ]
+        rows = _compare(subject.reference, *files).artifacts
+        for number, fault in enumerate(faults):
+            found[name, fault] = rows[number * len(FORMATS) :][: len(FORMATS)]
+    return found
+
+
+@pytest.mark.parametrize("made", FOUND, ids=" ".join)
 def test_a_fault_is_found_in_every_format_and_its_place_named(
-    subjects: dict[str, Subject],
-    tmp_path: Path,
-    made: tuple[str, str],
-    kind: str,
-    taps: tuple[str | None, ...],
+    judged: dict[tuple[str, str], tuple[ArtifactReport, ...]], made: tuple[str, str]
 ) -> None:
     """The first value that both files name and that differs is where the fault was made.
 
     Faults of the head show in the outputs alone, and an output that is missing differs nowhere.
     """
-    name, fault = made
-    subject = subjects[name]
-    program = classifiers.captured(classifiers.faulty(subject.network, fault))
-    files = [classifiers.write(program, each, tmp_path / "faulty") for each in FORMATS]
-    report = _compare(subject.reference, *files)
-    assert [each.parity.verdict for each in report.artifacts] == ["fail"] * 3
-    assert all(kind in kinds for kinds in _kinds(report))
-    assert taps == tuple(
-        None if each.drift is None else each.drift.tap for each in report.artifacts
-    )
+    kind, taps = FOUND[made]
+    assert [each.format for each in judged[made]] == list(FORMATS)
+    for each, tap in zip(judged[made], taps, strict=True):
+        assert each.parity.verdict == "fail"
+        assert kind in {finding.kind for finding in each.parity.findings}
+        assert (None if each.drift is None else each.drift.tap) == tap
 
 
 def test_without_float64_nothing_is_decided(subjects: dict[str, Subject]) -> None:
