@@ -12,10 +12,20 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
+import numpy as np
+
 from levit_export.checks import execution, reference
 from levit_export.checks.parity import ParityReport
 from levit_export.checks.reference import Reference
-from levit_export.core.values import Artifact, ExportOptions, Layout, Prepared, RunOptions
+from levit_export.core.precisions import CALIBRATED
+from levit_export.core.values import (
+    Artifact,
+    Calibration,
+    ExportOptions,
+    Layout,
+    Prepared,
+    RunOptions,
+)
 from levit_export.formats import target
 from levit_export.models import checkpoints
 from levit_export.models.checkpoints import Checkpoint
@@ -97,10 +107,14 @@ def _digits(batch: int | None, layout: Layout) -> Prepared:
     return prepare(checkpoints.bundled(), batch=batch, layout=layout)
 
 
-@cache
-def tiny() -> Prepared:
+def tiny(layout: Layout = "tokens") -> Prepared:
     """The small model with seeded weights, prepared."""
-    return prepare(tiny_checkpoint())
+    return _tiny(layout)
+
+
+@cache
+def _tiny(layout: Layout) -> Prepared:
+    return prepare(tiny_checkpoint(), layout=layout)
 
 
 @cache
@@ -181,24 +195,65 @@ def contents(found: Artifact) -> dict[str, bytes]:
     return {file.relative_to(parent).as_posix(): file.read_bytes() for file in found.files}
 
 
+# --- the small model in every precision -------------------------------------------------------
+
+IMAGES = np.random.default_rng(1).standard_normal((6, 3, 64, 64)).astype(np.float32)
+"""Inputs of the small model, which files are calibrated on."""
+
+
+def options_for(precision: str, **more: object) -> ExportOptions:
+    """Options of an export, with images where the precision needs them; nothing is simplified."""
+    images = Calibration(IMAGES, "noise") if precision in CALIBRATED else None
+    made = ExportOptions(precision=precision, calibration=images, simplify=False)
+    return replace(made, **more)  # type: ignore[arg-type]
+
+
+def small_file(place: Path, kind: str, precision: str, *keep: str, **more: object) -> Artifact:
+    """The small model as a file below ``place``."""
+    folder = place / "-".join((kind, precision, *keep, *map(str, more.values())))
+    options = options_for(precision, keep=keep, **more)
+    return export(tiny(layout_of(kind)), folder, kind, options)
+
+
+@cache
+def tiny_artifact(kind: str, precision: str, *keep: str, **more: object) -> Artifact:
+    """The small model as a file; do not change it."""
+    return small_file(folder(), kind, precision, *keep, **more)
+
+
+SMALL = tuple(
+    (kind, precision, *keep)
+    for kind in ("onnx", "openvino", "coreml", "coreai")
+    for precision in target(kind).precisions
+    for keep in ((), ("shrink1.attention",))
+    if not keep or precision == "fp16"
+)
+"""Format, precision and what is kept, of small files that another process writes as well."""
+
 _ELSEWHERE = """
 import sys
 from pathlib import Path
 
 import subjects
-from levit_export.core.values import ExportOptions
+from levit_export.formats import target
 
-for kind, precision in (("openvino", "fp32"), ("coreml", "fp16"), ("coreml", "fp32")):
-    options = ExportOptions(precision=precision)
-    subjects.export(subjects.digits(), Path(sys.argv[1], f"{kind}-{precision}"), kind, options)
+for each in subjects.SMALL:
+    if target(each[0]).can_export().ok:
+        subjects.small_file(Path(sys.argv[1]), *each)
 """
 
 
 @cache
-def _elsewhere() -> tuple[Path, str]:
+def elsewhere() -> tuple[Path, str]:
+    """Where a process with another hash seed wrote ``SMALL``, and what it printed.
+
+    It was started in the folder ``empty`` there.
+    """
     place = folder() / "elsewhere"
+    (place / "empty").mkdir(parents=True)
     done = subprocess.run(
         [sys.executable, "-c", _ELSEWHERE, str(place)],
+        cwd=place / "empty",
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONHASHSEED": "7"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -208,18 +263,6 @@ def _elsewhere() -> tuple[Path, str]:
     if done.returncode:
         raise RuntimeError(done.stdout)
     return place, done.stdout
-
-
-def elsewhere(kind: str, precision: str) -> Artifact:
-    """The bundled model as exported by another process with another hash seed."""
-    place = _elsewhere()[0] / f"{kind}-{precision}"
-    here = artifact(kind, precision)
-    return replace(here, path=place / here.path.name)
-
-
-def said_elsewhere() -> str:
-    """What that other process printed."""
-    return _elsewhere()[1]
 
 
 SWOLLEN = "stage2.block0.mlp"

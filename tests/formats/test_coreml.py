@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -154,7 +153,7 @@ def test_signature(either: Artifact) -> None:
 
 
 def test_metadata(half: Artifact) -> None:
-    """The package says what Xcode shows, which model it is, and how to feed it."""
+    """The package says what Xcode shows, and how to feed it."""
     description = read_specification(half.path).description
     info = subjects.digits().info
     shown = description.metadata
@@ -164,19 +163,6 @@ def test_metadata(half: Artifact) -> None:
     assert shown.shortDescription == "levit_digits: image classifier, 10 classes"
     assert description.input[0].shortDescription == info.preprocessing.in_words()
     assert "Logits" in description.output[0].shortDescription
-    said = {
-        key.removeprefix(PREFIX): value
-        for key, value in shown.userDefined.items()
-        if key.startswith(PREFIX)
-    }
-    assert (said["model"], said["precision"]) == ("levit_digits", "fp16")
-    assert said["checkpoint_sha256"] == info.checkpoint_sha256
-    assert json.loads(said["labels"]) == [str(digit) for digit in range(10)]
-    assert json.loads(said["preprocessing"])["resize"] == [96, 96]
-    applied = ["fuse_batchnorm", "fold_attention_scale", "bake_attention_bias", "merge_heads"]
-    assert json.loads(said["passes"]) == applied
-    assert set(json.loads(said["versions"])) == {"levit-export", "torch", "coremltools"}
-    assert TARGET.inspect(half.path).passes == tuple(applied)
 
 
 def test_contents(either: Artifact) -> None:
@@ -189,13 +175,6 @@ def test_contents(either: Artifact) -> None:
     assert sorted(p.name for p in either.path.parent.iterdir()) == ["m.mlpackage"]
 
 
-def test_same_bytes_in_one_process(half: Artifact, tmp_path: Path) -> None:
-    """The same model exported twice gives the same package."""
-    options = ExportOptions(precision="fp16")
-    again = subjects.export(subjects.digits(), tmp_path / "again", "coreml", options)
-    assert subjects.contents(again) == subjects.contents(half)
-
-
 def test_same_bytes_after_other_programs(half: Artifact, tmp_path: Path) -> None:
     """What else was built in the process does not show in the names of the package."""
     from coremltools.converters.mil import Builder
@@ -205,32 +184,6 @@ def test_same_bytes_after_other_programs(half: Artifact, tmp_path: Path) -> None
     options = ExportOptions(precision="fp16")
     again = subjects.export(subjects.digits(), tmp_path / "again", "coreml", options)
     assert subjects.contents(again) == subjects.contents(half)
-
-
-def test_same_bytes_in_another_process(either: Artifact) -> None:
-    """Another process, with another hash seed, writes the same package."""
-    there = subjects.elsewhere("coreml", either.precision)
-    assert subjects.contents(there) == subjects.contents(either)
-
-
-def test_no_place_and_no_clock(either: Artifact) -> None:
-    """Nothing in the package tells of the machine, the user or the time it was made."""
-    content = b"".join(subjects.contents(either).values())
-    for place in (Path(checkpoints.__file__).parents[3], Path.home(), either.path.parent):
-        assert len(str(place)) == 1 or str(place).encode() + b"/" not in content
-    assert b"conversion_date" not in content
-    assert b"site-packages" not in content
-    assert time.strftime("%Y-%m-%d").encode() not in content
-
-
-def test_nothing_is_printed(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    """An export prints nothing, neither here nor in a process that first imports coremltools."""
-    subjects.said_elsewhere()
-    capfd.readouterr()
-    options = ExportOptions(precision="fp16")
-    subjects.export(subjects.tiny(), tmp_path / "tiny", "coreml", options)
-    assert capfd.readouterr() == ("", "")
-    assert subjects.said_elsewhere() == ""
 
 
 def test_what_is_not_printed_is_logged(
@@ -315,27 +268,6 @@ def test_several_images_at_a_time(tmp_path: Path) -> None:
     assert TARGET.inspect(made.path).signature.batch == 3
     report = subjects.judge(made, subjects.digits_reference())
     assert (report.verdict, report.reason) == ("pass", "")
-
-
-def test_taps(half: Artifact) -> None:
-    """Inner values can be had beside the outputs, without a change to the signature."""
-    tap = next(name for name in mil.load(half.path).value_names if "softmax" in name)
-    with TARGET.open(half, RUN, (tap,)) as session:
-        found = session.run(image())
-        assert session.signature == half.signature
-    assert set(found) == {tap, "logits"}
-    assert found[tap].shape == (1, 2, 36, 36)
-    rows = found[tap].astype(np.float64).sum(axis=-1)
-    np.testing.assert_allclose(rows, 1, rtol=36 * 2.0**-11)
-
-
-def test_unknown_tap(half: Artifact) -> None:
-    """A tap that is not in the program is refused by name."""
-    with (
-        TARGET.open(half, RUN, ("no_such_value",)) as session,
-        pytest.raises(UsageError, match="'no_such_value'"),
-    ):
-        session.run(image())
 
 
 # --- compute units and timing ---------------------------------------------------------------

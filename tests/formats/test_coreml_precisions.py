@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import subjects
 from mutations import read_specification
+from subjects import IMAGES, options_for
 
 from levit_export.checks import weights
 from levit_export.core.errors import ExportFailedError, UsageError
@@ -26,6 +24,7 @@ from levit_export.inputs import samples
 from levit_export.models.preparation import prepare
 
 TARGET = CoremlTarget()
+tiny = partial(subjects.tiny_artifact, "coreml")
 COMPRESSED = ("int8", "w8", "w6", "w4")
 KEPT = "shrink1.attention"
 HALF = 2.0**-11
@@ -40,29 +39,6 @@ def _no_core_ml() -> Iterator[None]:
         yield
 
 
-@cache
-def noise(count: int = 6) -> Calibration:
-    """Seeded inputs of the small model's size."""
-    drawn = np.random.default_rng(0).standard_normal((count, 3, 64, 64))
-    return Calibration(drawn.astype(np.float32), "noise")
-
-
-def asked(precision: str, **more: object) -> ExportOptions:
-    """Options for ``precision``, with images where it needs them."""
-    given = {"calibration": noise()} if precision == "int8" else {}
-    return replace(ExportOptions(precision=precision), **{**given, **more})  # type: ignore[arg-type]
-
-
-@cache
-def small(precision: str, keep: tuple[str, ...] = (), deployment_target: str = "") -> Artifact:
-    """The small model as a package; do not change it."""
-    options = asked(precision, keep=keep)
-    if deployment_target:
-        options = replace(options, deployment_target=deployment_target)
-    place = subjects.folder() / f"small-{precision}-{'-'.join(keep)}-{deployment_target}"
-    return subjects.export(subjects.tiny(), place, "coreml", options)
-
-
 def run(found: Artifact, *taps: str) -> dict[str, np.ndarray]:
     """What a package gives for one image that it was not calibrated on."""
     drawn = np.random.default_rng(1).standard_normal((1, 3, 64, 64)).astype(np.float32)
@@ -71,7 +47,7 @@ def run(found: Artifact, *taps: str) -> dict[str, np.ndarray]:
 
 def error(found: Artifact) -> float:
     """Distance from the float32 package, relative to its largest logit."""
-    exact = run(small("fp32"))["logits"]
+    exact = run(tiny("fp32"))["logits"]
     return float(np.abs(run(found)["logits"] - exact).max() / np.abs(exact).max())
 
 
@@ -98,7 +74,7 @@ def scaled(factor: float) -> Prepared:
 @pytest.mark.parametrize("precision", COMPRESSED)
 def test_compressed_packages(precision: str) -> None:
     """The large layers are compressed and nothing else is; inputs and outputs stay float32."""
-    made = small(precision)
+    made = tiny(precision)
     count = mil.load(made.path).op_types
     stored = (
         "constexpr_lut_to_dense" if precision in {"w6", "w4"} else "constexpr_affine_dequantize"
@@ -123,11 +99,14 @@ def test_answers(precision: str) -> None:
         subjects.tiny_checkpoint(),
         subjects.tiny().info,
         [precision],
-        calibration=noise(),
+        calibration=Calibration(IMAGES, "noise"),
     )
-    report = subjects.judge(small(precision), replace(expected, images=None, predictions=None))
+    report = subjects.judge(
+        tiny(precision),
+        replace(expected, images=None, predictions=None),
+    )
     assert report.verdict == "pass"
-    assert error(small(precision)) > error(small("fp16"))
+    assert error(tiny(precision)) > error(tiny("fp16"))
 
 
 @pytest.mark.parametrize("precision", COMPRESSED)
@@ -139,7 +118,7 @@ def test_against_coremltools(precision: str, tmp_path: Path) -> None:
     from levit_export.core.quiet import quiet
     from levit_export.formats.coreml.package import write_package
 
-    made = small(precision)
+    made = tiny(precision)
     with quiet("coremltools"):
         plain = decompress_weights(ct.models.MLModel(str(made.path), skip_model_load=True))
     write_package(tmp_path / "m.mlpackage", plain.get_spec(), Path(plain.weights_dir), {})
@@ -151,7 +130,7 @@ def test_against_coremltools(precision: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("precision", ["w6", "w4"])
 def test_palettes_of_channel_groups(precision: str) -> None:
     """From iOS 18 on 16 channels share a palette; they lie nearer to the weights."""
-    grouped = small(precision, deployment_target="iOS18")
+    grouped = tiny(precision, deployment_target="iOS18")
     count = mil.load(grouped.path).op_types
     assert read_specification(grouped.path).specificationVersion == 9
     assert count["constexpr_lut_to_dense"] == 10
@@ -161,7 +140,7 @@ def test_palettes_of_channel_groups(precision: str) -> None:
         stored = [c for c in TARGET.constants(made) if c.shape == tensors()[name].shape]
         return float(min(np.square(c - tensors()[name]).mean() for c in stored))
 
-    assert distance(grouped) < distance(small(precision))
+    assert distance(grouped) < distance(tiny(precision))
 
 
 # --- the weights ----------------------------------------------------------------------------
@@ -183,7 +162,7 @@ def test_weights_within_half_a_step(precision: str, name: str) -> None:
     is of a number no larger than the channel's largest weight.
     """
     tensor = tensors()[name]
-    stored = found_in(small(precision), name)
+    stored = found_in(tiny(precision), name)
     largest = np.abs(tensor).reshape(len(tensor), -1).max(axis=1)
     bound = largest / 127 / 2 + 3 * HALF * largest
     off = np.abs(stored - tensor).reshape(len(tensor), -1).max(axis=1)
@@ -196,7 +175,7 @@ def test_weights_within_half_a_step(precision: str, name: str) -> None:
 def test_weights_by_palette(precision: str, name: str) -> None:
     """Each weight is the nearest of at most 2**bits colours, but for its rounding to float16."""
     tensor = tensors()[name].astype(np.float16).astype(np.float64)
-    stored = found_in(small(precision), name)
+    stored = found_in(tiny(precision), name)
     colours = np.unique(stored).astype(np.float64)
     assert 2 < len(colours) <= 2 ** PRECISIONS[precision].bits
     nearest = np.abs(tensor[..., None] - colours).min(axis=-1)
@@ -206,7 +185,7 @@ def test_weights_by_palette(precision: str, name: str) -> None:
 @pytest.mark.parametrize("precision", COMPRESSED)
 def test_audit(precision: str) -> None:
     """Every tensor is found among the constants, and none that is strange beside them."""
-    made = small(precision)
+    made = tiny(precision)
     bits = PRECISIONS[precision].bits
     settled = weights.settled(tensors(), TARGET.constants(made), bits)
     audit = weights.audit(settled, TARGET.constants(made), precision)
@@ -217,8 +196,8 @@ def test_audit(precision: str) -> None:
 def test_audit_sees_a_damaged_palette() -> None:
     """A tensor whose constant is another one's is missed."""
     spoilt = {**tensors(), "head.weight": -tensors()["head.weight"]}
-    settled = weights.settled(spoilt, TARGET.constants(small("w4")), 4)
-    assert "head.weight" in weights.audit(settled, TARGET.constants(small("w4")), "w4").missing
+    settled = weights.settled(spoilt, TARGET.constants(tiny("w4")), 4)
+    assert "head.weight" in weights.audit(settled, TARGET.constants(tiny("w4")), "w4").missing
 
 
 # --- blocks that are left alone -------------------------------------------------------------
@@ -227,7 +206,7 @@ def test_audit_sees_a_damaged_palette() -> None:
 @pytest.mark.parametrize("precision", COMPRESSED)
 def test_kept_blocks_are_not_compressed(precision: str) -> None:
     """The weights of a kept block are the float16 ones, its inputs float16; others are not."""
-    made = small(precision, keep=(KEPT,))
+    made = tiny(precision, KEPT)
     kept = tensors()["blocks.2.kv.weight"].astype(np.float16)
     assert np.array_equal(found_in(made, "blocks.2.kv.weight"), kept)
     other = tensors()["blocks.0.m.qkv.weight"].astype(np.float16)
@@ -253,38 +232,41 @@ def tap_types(made: Artifact) -> dict[str, str]:
 
 def test_kept_blocks_compute_in_float32() -> None:
     """In float16 a kept block computes in float32, and no other does."""
-    types = tap_types(small("fp16", keep=(KEPT, "stem.0")))
+    types = tap_types(tiny("fp16", KEPT, "stem.0"))
     inside = {tap for tap in types if tap.startswith((f"{KEPT}.", "stem.0"))}
     assert {tap for tap, type_ in types.items() if type_ == "float32"} == inside
     assert len(inside) == 4
-    assert set(tap_types(small("fp16")).values()) == {"float16"}
+    assert set(tap_types(tiny("fp16")).values()) == {"float16"}
 
 
 def test_kept_head() -> None:
     """The head can be kept although its value bears the output's name."""
-    head = mil.load(small("fp16", keep=("head",)).path)
+    head = mil.load(tiny("fp16", "head").path)
     assert "logits_fp16" not in head.value_names
-    assert "logits_fp16" in mil.load(small("fp16").path).value_names
+    assert "logits_fp16" in mil.load(tiny("fp16").path).value_names
 
 
 def test_overflow_is_mended_by_keeping_the_block(tmp_path: Path) -> None:
     """A block that leaves the range of float16 is right again when it is kept."""
     model = scaled(4e5)
-    plain = subjects.export(model, tmp_path / "plain", "coreml", asked("fp16"))
+    plain = subjects.export(model, tmp_path / "plain", "coreml", options_for("fp16"))
     kept = subjects.export(
-        model, tmp_path / "kept", "coreml", asked("fp16", keep=("stage1.block0.mlp",))
+        model,
+        tmp_path / "kept",
+        "coreml",
+        options_for("fp16", keep=("stage1.block0.mlp",)),
     )
-    exact = subjects.export(model, tmp_path / "exact", "coreml", asked("fp32"))
+    exact = subjects.export(model, tmp_path / "exact", "coreml", options_for("fp32"))
     assert not np.isfinite(run(plain)["logits"]).all()
     wanted = run(exact)["logits"]
     off = np.abs(run(kept)["logits"] - wanted).max() / np.abs(wanted).max()
-    assert off <= 10 * error(small("fp16"))
+    assert off <= 10 * error(tiny("fp16"))
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8", "w4"])
 def test_kept_blocks_of_a_classifier(precision: str, tmp_path: Path) -> None:
     """The softmax that ends a classifier does not hide its blocks."""
-    options = asked(precision, keep=(KEPT,), classifier=True)
+    options = options_for(precision, keep=(KEPT,), classifier=True)
     made = subjects.export(subjects.tiny(), tmp_path / "m", "coreml", options)
     name = taps_of(made)[f"{KEPT}.out"]
     assert name is not None
@@ -300,11 +282,11 @@ def test_kept_blocks_of_a_classifier(precision: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("precision", ["fp16", "fp32", *COMPRESSED])
 def test_every_tap_is_found(precision: str) -> None:
     """Every tap of the network is a value of the package, of linear layers too."""
-    found = taps_of(small(precision))
+    found = taps_of(tiny(precision))
     assert len(found) > 15
     assert None not in found.values()
     assert len(set(found.values())) == len(found)
-    assert not any("linear_0" in name for name in TARGET.values(small(precision)))
+    assert not any("linear_0" in name for name in TARGET.values(tiny(precision)))
 
 
 # --- calibration ----------------------------------------------------------------------------
@@ -312,17 +294,17 @@ def test_every_tap_is_found(precision: str) -> None:
 
 def test_ranges_come_from_the_images(tmp_path: Path) -> None:
     """Images with larger values give coarser grids."""
-    loud = Calibration(8 * noise().inputs, "loud")
+    loud = Calibration(8 * IMAGES, "loud")
     made = subjects.export(
-        subjects.tiny(), tmp_path / "m", "coreml", asked("int8", calibration=loud)
+        subjects.tiny(), tmp_path / "m", "coreml", options_for("int8", calibration=loud)
     )
-    assert error(made) > 2 * error(small("int8"))
+    assert error(made) > 2 * error(tiny("int8"))
 
 
 def test_images_that_fill_no_batch(tmp_path: Path) -> None:
     """The last images count as the others do where they do not fill a batch."""
     model = prepare(subjects.tiny_checkpoint(), batch=4)
-    options = asked("int8", batch=4)
+    options = options_for("int8", batch=4)
     made = subjects.export(model, tmp_path / "four", "coreml", options)
 
     def grids(found: Artifact) -> list[float]:
@@ -337,7 +319,7 @@ def test_images_that_fill_no_batch(tmp_path: Path) -> None:
             ).tolist()
         ]
 
-    assert grids(made) == pytest.approx(grids(small("int8")), rel=4 * HALF)
+    assert grids(made) == pytest.approx(grids(tiny("int8")), rel=4 * HALF)
     assert len(grids(made)) >= 10
 
 
@@ -352,17 +334,17 @@ def test_ranges_that_coremltools_cannot_shift(factor: float, tmp_path: Path) -> 
     if not factor:
         for part in ("weight", "bias"):
             model.program.state_dict[f"blocks.1.m.0.{part}"].data.zero_()
-    made = subjects.export(model, tmp_path / "int8", "coreml", asked("int8"))
-    exact = run(subjects.export(model, tmp_path / "fp32", "coreml", asked("fp32")))["logits"]
+    made = subjects.export(model, tmp_path / "int8", "coreml", options_for("int8"))
+    exact = run(subjects.export(model, tmp_path / "fp32", "coreml", options_for("fp32")))["logits"]
     found = run(made)["logits"]
     assert np.isfinite(found).all()
-    assert np.abs(found - exact).max() / np.abs(exact).max() <= 2 * error(small("int8"))
+    assert np.abs(found - exact).max() / np.abs(exact).max() <= 2 * error(tiny("int8"))
 
 
 def test_inputs_beyond_float16_are_refused(tmp_path: Path) -> None:
     """An input of a layer that leaves float16 is named, and what to do instead."""
     with pytest.raises(ExportFailedError, match="stage1_block0_mlp_out") as raised:
-        subjects.export(scaled(4e5), tmp_path / "m", "coreml", asked("int8"))
+        subjects.export(scaled(4e5), tmp_path / "m", "coreml", options_for("int8"))
     assert "fp32" in raised.value.remedy
     assert list((tmp_path / "m").iterdir()) == []
 
@@ -384,53 +366,22 @@ def test_int8_needs_images() -> None:
 def test_early_systems_are_refused(precision: str, target: str) -> None:
     """A system without the ops of a precision is refused, with the first that has them."""
     with pytest.raises(UsageError, match=target) as raised:
-        TARGET.refuse(asked(precision, deployment_target=target))
+        TARGET.refuse(options_for(precision, deployment_target=target))
     assert {"int8": "iOS17"}.get(precision, "iOS16") in raised.value.remedy
 
 
 def test_int8_raises_the_default_system() -> None:
     """The default deployment target becomes iOS 17 for int8, and a note says so."""
-    TARGET.refuse(asked("int8"))
-    note, _ = small("int8").notes
+    TARGET.refuse(options_for("int8"))
+    note, _ = tiny("int8").notes
     assert "iOS17 and later, not on iOS16" in note
-    assert not any("later" in note for note in small("w8").notes)
-    later = small("int8", deployment_target="iOS18")
+    assert not any("later" in note for note in tiny("w8").notes)
+    later = tiny("int8", deployment_target="iOS18")
     assert not any("later" in note for note in later.notes)
     assert read_specification(later.path).specificationVersion == 9
 
 
 # --- bytes and words ------------------------------------------------------------------------
-
-_ELSEWHERE = """
-import sys
-from pathlib import Path
-import test_coreml_precisions as here
-for precision in here.COMPRESSED:
-    options = here.asked(precision)
-    here.subjects.export(here.subjects.tiny(), Path(sys.argv[1], precision), "coreml", options)
-options = here.asked("fp16", keep=(here.KEPT,))
-here.subjects.export(here.subjects.tiny(), Path(sys.argv[1], "kept"), "coreml", options)
-"""
-
-
-def test_same_bytes_in_another_process(tmp_path: Path) -> None:
-    """Another process with another hash seed writes the same packages, and prints nothing."""
-    places = os.pathsep.join([str(Path(__file__).parent), *sys.path])
-    done = subprocess.run(
-        [sys.executable, "-c", _ELSEWHERE, str(tmp_path)],
-        env={**os.environ, "PYTHONPATH": places, "PYTHONHASHSEED": "7"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-    assert (done.returncode, done.stdout) == (0, "")
-    for precision in COMPRESSED:
-        there = replace(small(precision), path=tmp_path / precision / "m.mlpackage")
-        assert subjects.contents(there) == subjects.contents(small(precision))
-    kept = small("fp16", keep=(KEPT,))
-    there = replace(kept, path=tmp_path / "kept" / "m.mlpackage")
-    assert subjects.contents(there) == subjects.contents(kept)
 
 
 # --- the bundled model ----------------------------------------------------------------------

@@ -13,6 +13,7 @@ import onnx
 import pytest
 import subjects
 from onnx import TensorProto, numpy_helper
+from subjects import IMAGES, options_for
 from support import RUNNABLE
 
 from levit_export.checks import weights
@@ -28,27 +29,12 @@ from levit_export.inputs import preprocessing, samples
 from levit_export.models import checkpoints
 
 TARGET = OnnxTarget()
+tiny = partial(subjects.tiny_artifact, "onnx")
 RUN = RunOptions(threads=1)
 PRECISIONS = TARGET.precisions[1:]
 KEPT = "stage2.block0.mlp"
 KEPT_VALUE = "stage2_block0_mlp"
 KEPT_PATH = next(path for path, block in subjects.tiny().blocks.items() if block == KEPT)
-IMAGES = np.random.default_rng(1).standard_normal((3, 3, 64, 64)).astype(np.float32)
-
-
-def options(precision: str, **more: object) -> ExportOptions:
-    """What the tiny model is exported with, not simplified."""
-    made = ExportOptions(
-        precision=precision, simplify=False, calibration=Calibration(IMAGES, "noise")
-    )
-    return replace(made, **more)  # type: ignore[arg-type]
-
-
-@cache
-def tiny(precision: str, keep: tuple[str, ...] = ()) -> Artifact:
-    """The tiny model in a precision; do not change it."""
-    place = subjects.folder() / f"tiny-{precision}-{'-'.join(keep)}"
-    return subjects.export(subjects.tiny(), place, "onnx", options(precision, keep=keep))
 
 
 @cache
@@ -89,24 +75,6 @@ def test_signature_and_metadata(precision: str) -> None:
     assert proto.producer_name == plain.producer_name
     with TARGET.open(made, RUN) as session:
         assert session.signature == made.signature
-
-
-@pytest.mark.parametrize("precision", PRECISIONS)
-def test_same_bytes(
-    precision: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-) -> None:
-    """A second export is the same file, prints nothing and leaves nothing where it was started."""
-    (started := tmp_path / "started").mkdir()
-    monkeypatch.chdir(started)
-    capfd.readouterr()
-    again = subjects.export(subjects.tiny(), tmp_path / "again", "onnx", options(precision))
-    assert capfd.readouterr() == ("", "")
-    assert again.path.read_bytes() == tiny(precision).path.read_bytes()
-    assert list(started.iterdir()) == []
-    assert [path.name for path in again.path.parent.iterdir()] == ["m.onnx"]
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -153,12 +121,12 @@ def test_kept_block_is_float32(precision: str) -> None:
         return set(weights.audit(prints, TARGET.constants(artifact)).missing)
 
     assert set(inside) <= missing(tiny(precision))
-    assert missing(tiny(precision, (KEPT,))) == missing(tiny(precision)) - set(inside)
+    assert missing(tiny(precision, KEPT)) == missing(tiny(precision)) - set(inside)
 
 
 def test_kept_block_computes_in_float32() -> None:
     """Between the operators of a block kept from float16 nothing is rounded."""
-    made = tiny("fp16", (KEPT,))
+    made = tiny("fp16", KEPT)
     inferred = onnx.shape_inference.infer_shapes(onnx.load(made.path)).graph
     types = {v.name: v.type.tensor_type.elem_type for v in inferred.value_info}
     inside = {name: kind for name, kind in types.items() if name.startswith(f"{KEPT_VALUE}_")}
@@ -171,14 +139,18 @@ def test_kept_block_computes_in_float32() -> None:
 def test_unknown_block_is_refused(tmp_path: Path) -> None:
     """A block that owns no operator is named, with those that there are."""
     with pytest.raises(UsageError, match=r"'stage9.*Known: .*stage1\.block0\.attention"):
-        TARGET.export(subjects.tiny(), tmp_path / "m.onnx", options("w8", keep=("stage9.block0",)))
+        TARGET.export(
+            subjects.tiny(),
+            tmp_path / "m.onnx",
+            options_for("w8", keep=("stage9.block0",)),
+        )
     assert list(tmp_path.iterdir()) == []
 
 
 def test_kept_block_of_blocks() -> None:
     """A block that has blocks within it is kept with them."""
     (stage,) = {block.partition(".")[0] for block in [KEPT]}
-    inside = tiny("fp16", (stage,))
+    inside = tiny("fp16", stage)
     kinds = {tensor.name: tensor.data_type for tensor in graph(inside).initializer}
     parts = [p for p, block in subjects.tiny().blocks.items() if block.startswith(f"{stage}.")]
     found = {name for name in kinds if any(name.startswith(f"{part}.") for part in parts)}
@@ -197,17 +169,20 @@ def test_int8_needs_images() -> None:
 def test_int8_ends_at_opset_20() -> None:
     """int8 is refused at opset 21, where the other precisions are not."""
     with pytest.raises(UsageError, match="int8 at opset 21"):
-        TARGET.refuse(options("int8", opset=21))
+        TARGET.refuse(options_for("int8", opset=21))
     for precision in ("fp32", "fp16", "w8"):
-        TARGET.refuse(options(precision, opset=21))
-    TARGET.refuse(options("int8", opset=20))
+        TARGET.refuse(options_for(precision, opset=21))
+    TARGET.refuse(options_for("int8", opset=20))
 
 
 @pytest.mark.parametrize("precision", ["fp16", "w8"])
 def test_newest_opset(precision: str, tmp_path: Path) -> None:
     """The newest opset holds the same constants as the oldest, and runs."""
     newest = subjects.export(
-        subjects.tiny(), tmp_path / "x", "onnx", options(precision, opset=RUNNABLE[-1])
+        subjects.tiny(),
+        tmp_path / "x",
+        "onnx",
+        options_for(precision, opset=RUNNABLE[-1]),
     )
     oldest = map(constants.fingerprint, TARGET.constants(tiny(precision)))
     assert sorted(map(constants.fingerprint, TARGET.constants(newest))) == sorted(oldest)
@@ -277,7 +252,7 @@ def test_fp16_overflow_of_a_value() -> None:
 
 def test_fp16_export_looks_for_overflow(tmp_path: Path) -> None:
     """The export itself tries the model, on the calibration images as well."""
-    loud = options("fp16", calibration=Calibration(IMAGES * 1e6, "loud"))
+    loud = options_for("fp16", calibration=Calibration(IMAGES * 1e6, "loud"))
     with pytest.raises(ExportFailedError, match="float16 ends at 65504"):
         TARGET.export(subjects.tiny(), tmp_path / "m.onnx", loud)
     assert list(tmp_path.iterdir()) == []
@@ -414,7 +389,7 @@ def test_int8_with_an_open_batch(tmp_path: Path) -> None:
     from levit_export.models.preparation import prepare
 
     model = prepare(subjects.tiny_checkpoint(), batch=None)
-    made = subjects.export(model, tmp_path / "x", "onnx", options("int8", batch=None))
+    made = subjects.export(model, tmp_path / "x", "onnx", options_for("int8", batch=None))
     with TARGET.open(made, RUN) as session:
         both = session.run({"input": IMAGES[:2]})["logits"]
     np.testing.assert_array_equal(both, logits(made, IMAGES[:2]))

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
-from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from importlib import resources
 from pathlib import Path
 
@@ -14,6 +11,7 @@ import numpy as np
 import openvino
 import pytest
 import subjects
+from subjects import IMAGES, options_for
 
 from levit_export.core.errors import MissingDependencyError, UnknownNameError, UsageError
 from levit_export.core.values import Artifact, Calibration, ExportOptions, RunOptions
@@ -21,28 +19,11 @@ from levit_export.formats.openvino.target import OpenvinoTarget
 from levit_export.inputs import samples
 
 TARGET = OpenvinoTarget()
+tiny = partial(subjects.tiny_artifact, "openvino")
 RUN = RunOptions(threads=1)
 SMALL = ("fp16", "int8", "w8", "w4")
 KEPT = "stage1.block0.attention"
 COARSE = {"int8": 8, "w8": 8, "w4": 4}
-
-
-def noise() -> Calibration:
-    """Seeded images of the small model's size."""
-    drawn = np.random.default_rng(1).standard_normal((5, 3, 64, 64))
-    return Calibration(drawn.astype(np.float32), "noise")
-
-
-def tiny_options(precision: str, *keep: str) -> ExportOptions:
-    """What the small model is exported with."""
-    return ExportOptions(precision=precision, calibration=noise(), keep=keep)
-
-
-@cache
-def tiny(precision: str, *keep: str) -> Artifact:
-    """The small model as a file; do not change it."""
-    place = subjects.folder() / "-".join(("openvino-small", precision, *keep))
-    return subjects.export(subjects.tiny(), place, "openvino", tiny_options(precision, *keep))
 
 
 @cache
@@ -118,52 +99,9 @@ def test_runs(precision: str) -> None:
     assert found.signature == subjects.tiny().signature
     assert found.passes is not None
     with TARGET.open(made, RUN) as session:
-        given = session.run({"input": noise().inputs[:1]})["logits"]
+        given = session.run({"input": IMAGES[:1]})["logits"]
     assert (given.dtype, given.shape) == (np.float32, (1, 10))
     assert np.isfinite(given).all()
-
-
-@pytest.mark.parametrize("precision", SMALL)
-def test_same_bytes(precision: str, tmp_path: Path) -> None:
-    """The same model exported twice in one process gives the same two files."""
-    again = subjects.export(
-        subjects.tiny(), tmp_path / "again", "openvino", tiny_options(precision)
-    )
-    assert subjects.contents(again) == subjects.contents(tiny(precision))
-
-
-_ELSEWHERE = """
-import sys
-from pathlib import Path
-
-import subjects
-from formats import test_openvino_precisions as here
-
-for precision in here.SMALL:
-    options = here.tiny_options(precision)
-    subjects.export(subjects.tiny(), Path(sys.argv[1], precision), "openvino", options)
-"""
-
-
-def test_same_bytes_in_another_process(tmp_path: Path) -> None:
-    """Another process, with another hash seed, writes the same files and prints nothing."""
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path]),
-        "PYTHONHASHSEED": "7",
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", _ELSEWHERE, str(tmp_path)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    for precision in SMALL:
-        here = tiny(precision)
-        there = replace(here, path=tmp_path / precision / here.path.name)
-        assert subjects.contents(there) == subjects.contents(here)
 
 
 def test_float16_constants_are_rounded_once() -> None:
@@ -240,9 +178,9 @@ def test_values_keep_their_names(precision: str) -> None:
     taps = sorted(name for name in names if name.endswith(ends))
     assert len(taps) > len(ends)
     with TARGET.open(tiny("fp32"), RUN, taps) as session:
-        wanted = session.run({"input": noise().inputs[:1]})
+        wanted = session.run({"input": IMAGES[:1]})
     with TARGET.open(tiny(precision), RUN, taps) as session:
-        found = session.run({"input": noise().inputs[:1]})
+        found = session.run({"input": IMAGES[:1]})
     assert {k: v.shape for k, v in found.items()} == {k: v.shape for k, v in wanted.items()}
 
 
@@ -267,7 +205,7 @@ def test_kept_blocks(precision: str) -> None:
     assert not inside <= exact[()]
     assert exact[(KEPT,)] == exact[()] | inside
     with TARGET.open(tiny(precision, KEPT), RUN) as session:
-        assert np.isfinite(session.run({"input": noise().inputs[:1]})["logits"]).all()
+        assert np.isfinite(session.run({"input": IMAGES[:1]})["logits"]).all()
 
 
 def test_no_quantiser_in_a_kept_block() -> None:
@@ -283,7 +221,9 @@ def test_an_unknown_block(precision: str, tmp_path: Path) -> None:
     """A block that the model does not have is refused by name, and nothing is written."""
     with pytest.raises(UnknownNameError, match=r"stage9\.block0"):
         TARGET.export(
-            subjects.tiny(), tmp_path / "m.xml", tiny_options(precision, "stage9.block0")
+            subjects.tiny(),
+            tmp_path / "m.xml",
+            options_for(precision, keep=("stage9.block0",)),
         )
     assert list(tmp_path.iterdir()) == []
 
@@ -303,7 +243,7 @@ def test_nncf_is_optional(precision: str, monkeypatch: pytest.MonkeyPatch) -> No
     """Where NNCF is missing its precisions name the extra that brings it; the others do not."""
     monkeypatch.setitem(sys.modules, "nncf", None)
     with pytest.raises(MissingDependencyError) as raised:
-        TARGET.refuse(tiny_options(precision))
+        TARGET.refuse(options_for(precision))
     assert "pip install 'levit-export[int8]'" in raised.value.remedy
     for other in ("fp32", "fp16"):
         TARGET.refuse(ExportOptions(precision=other))
