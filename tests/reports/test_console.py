@@ -7,52 +7,35 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import gate_reports
 import pytest
+from gate_reports import output
 
 from levit_export.checks import parity, timing
 from levit_export.checks.drift.values import Cause, DriftFinding, DriftMap, DriftRow, DriftStage
 from levit_export.checks.findings import Finding
-from levit_export.checks.parity import OutputParity, ParityReport
+from levit_export.checks.parity import ParityReport
 from levit_export.checks.results import Accuracy, ArtifactReport
 from levit_export.checks.timing import TimingReport
 from levit_export.core.machine import Machine
-from levit_export.core.values import Availability, ModelInfo, PassRecord, Preprocessing, Tolerance
+from levit_export.core.values import Availability, PassRecord
 from levit_export.models.zoo import VARIANTS
 from levit_export.reports import console
 from levit_export.reports.report import Report
 
 ESCAPE = "\x1b"
-OUTPUT = OutputParity(
-    name="logits",
-    max_abs=1e-5,
-    max_rel=1.5e-6,
-    mean_abs=1e-7,
-    cosine=1.0,
-    snr_db=120.0,
-    worst_ratio=0.25,
-    worst_sample="noise",
-    top1_agreement=1.0,
-    top5_agreement=1.0,
-    decided_flips=0,
-    undecided_flips=0,
-    tolerance=Tolerance(0.0, (1e-5,), "derived"),
-)
+OUTPUT = replace(output(), max_rel=1.5e-6)
 PASSED = ParityReport("onnxruntime 9", 26, (OUTPUT,))
 TIMED = TimingReport(
     "pass", runtime="onnxruntime 9", threads=2, batch=1, efficiency=0.5, seconds=(0.002,) * 9
 )
 ARTIFACT = ArtifactReport("onnx", "fp32", "m.onnx", 2_500_000, "ab", PASSED)
-MODEL = ModelInfo(
-    name="levit_digits",
-    dialect="fair",
+MODEL = replace(
+    gate_reports.MODEL,
     checkpoint="best[red].pth",
     checkpoint_sha256="0123456789abcdef",
     parameters=710_000,
     macs=9_000_000,
-    heads=2,
-    config={},
-    labels=(),
-    preprocessing=Preprocessing("digits", (96, 96), (96, 96)),
 )
 MACHINE = Machine("A CPU", 2, 8 * 2**30, ("avx2",), "Linux x86_64", "3.11.7")
 

@@ -10,31 +10,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+from gate_reports import MACHINE, MODEL, output
 
 from levit_export.checks import parity, timing
 from levit_export.checks.findings import Finding
-from levit_export.checks.parity import OutputParity, ParityReport
+from levit_export.checks.parity import ParityReport
 from levit_export.checks.results import Accuracy, ArtifactReport
 from levit_export.checks.timing import TimingReport
-from levit_export.core.machine import Machine
-from levit_export.core.values import ModelInfo, PassRecord, Preprocessing, Tolerance, overall
+from levit_export.core.values import PassRecord, Tolerance, overall
 from levit_export.reports import report
 from levit_export.reports.report import Report
 
-OUTPUT = OutputParity(
-    name="logits",
-    max_abs=1e-5,
-    max_rel=1e-6,
-    mean_abs=1e-7,
-    cosine=0.999,
-    snr_db=120.0,
-    worst_ratio=0.25,
-    worst_sample="noise",
-    top1_agreement=1.0,
-    top5_agreement=0.75,
-    decided_flips=0,
-    undecided_flips=1,
-    tolerance=Tolerance(0.0, (1e-5,), "derived", {"lambda": 6.3}),
+OUTPUT = replace(
+    output(), max_rel=1e-6, max_abs=1e-5, snr_db=120.0, top5_agreement=0.75, undecided_flips=1
 )
 PARITY = ParityReport("a runtime", 26, (OUTPUT,))
 TIMING = TimingReport(
@@ -51,25 +39,13 @@ ARTIFACT = ArtifactReport(
     accuracy=Accuracy("digits", 4, 3, 3, 1.0),
     notes=("a note",),
 )
-MODEL = ModelInfo(
-    name="levit_digits",
-    dialect="fair",
-    checkpoint="w.pth",
-    checkpoint_sha256="cd",
-    parameters=3,
-    macs=4,
-    heads=2,
-    config={"dims": (1, 2)},
-    labels=("a", "b"),
-    preprocessing=Preprocessing("digits", (96, 96), (96, 96)),
-)
 REPORT = Report(
     verdict="pass",
     model=MODEL,
     passes=(PassRecord("fuse_batchnorm", "applied", matches=3),),
     artifacts=(ARTIFACT,),
     baselines={"PyTorch eager": TIMING},
-    machine=Machine("cpu", 2, 3, ("avx2",), "Linux", "3.11"),
+    machine=MACHINE,
     toolchain={"torch": "2"},
     output=Path("out"),
 )
