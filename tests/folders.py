@@ -35,10 +35,25 @@ def in_timm(config: LevitConfig, *, maps: bool = False) -> Tensors:
     return timm.to_theirs(kept, outline(config), maps=maps)
 
 
+def same(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> bool:
+    """Whether both hold equal tensors under equal names."""
+    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+
+
+def in_a_file(folder: Path, content: object, name: str = "w.pth") -> Path:
+    """``content`` as a pickle of PyTorch, or tensors as a safetensors file."""
+    file = folder / name
+    if name.endswith(".safetensors"):
+        save_file(content, file)  # type: ignore[arg-type]
+    else:
+        torch.save(content, file)
+    return file
+
+
 def written(folder: Path, tensors: Mapping[str, torch.Tensor], **files: object) -> Path:
     """A folder with the weights and JSON files, as ``save_pretrained`` leaves it."""
     place = folder / "model"
-    place.mkdir(parents=True)
+    place.mkdir(parents=True, exist_ok=True)
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
     save_file(contiguous, place / "model.safetensors")
     for name, content in files.items():

@@ -138,25 +138,6 @@ def test_unknown_verb(cli: Cli, place: Path, tree: Tree) -> None:
     refused(cli, place, tree, ("chek", "out"), "'chek'", "Did you mean 'check'?")
 
 
-def write_empty(file: Path, tensors: Tensors) -> None:
-    """An empty file."""
-    del tensors
-    file.write_bytes(b"")
-
-
-def write_text(file: Path, tensors: Tensors) -> None:
-    """A text file."""
-    del tensors
-    file.write_text("weights: see the wiki\n" * 50, encoding="utf-8")
-
-
-def write_truncated_safetensors(file: Path, tensors: Tensors) -> None:
-    """The first half of a safetensors file."""
-    save_file(tensors, file)
-    content = file.read_bytes()
-    file.write_bytes(content[: len(content) // 2])
-
-
 def write_truncated_pickle(file: Path, tensors: Tensors) -> None:
     """The first half of a ``.pth`` file."""
     torch.save(tensors, file)
@@ -190,9 +171,6 @@ def write_training_state(file: Path, tensors: Tensors) -> None:
 @pytest.mark.parametrize(
     ("write", "parts"),
     [
-        (write_empty, ("empty",)),
-        (write_text, ("not a whole PyTorch checkpoint", "safetensors")),
-        (write_truncated_safetensors, ("not a whole safetensors file", "again")),
         (write_truncated_pickle, ("not a whole PyTorch checkpoint", "again")),
         (write_nan, ("NaN", "blocks.0.m.qkv.c.weight")),
         (write_other_network, ("not a checkpoint of a known form", "conv1.weight", "Known forms")),

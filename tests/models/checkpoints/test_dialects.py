@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ try:  # transformers 5 has two, and the other one needs torchvision
 except ImportError:
     from transformers.models.levit.image_processing_levit import LevitImageProcessor
 
+from folders import same
+
 from levit_export.core.errors import CheckpointError, UsageError
 from levit_export.core.precisions import UNIT_ROUNDOFF
 from levit_export.models import checkpoints
@@ -38,11 +40,6 @@ from levit_export.models.zoo import VARIANTS, LevitConfig, variant
 LEVITS = [known for known in VARIANTS if isinstance(known.config, LevitConfig)]
 BOUND = UNIT_ROUNDOFF["fp64"] * 2**5 * 2**10
 """Twice the layers of the small model, more terms than any of its sums has."""
-
-
-def same(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> bool:
-    """Whether both hold equal tensors under equal names."""
-    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
 
 
 def logits(module: torch.nn.Module, side: int) -> torch.Tensor:

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save, save_file
+from folders import in_a_file, same, tensors_of
+from safetensors.torch import save
 
 from levit_export.core.errors import (
     CheckpointError,
@@ -22,7 +23,6 @@ from levit_export.core.errors import (
 )
 from levit_export.models import checkpoints
 from levit_export.models.architectures.levit import Levit
-from levit_export.models.architectures.random_weights import randomize_
 from levit_export.models.checkpoints import DIALECTS, limits, reading
 from levit_export.models.loading import ModelChoice
 from levit_export.models.zoo import VARIANTS, LevitConfig, variant
@@ -32,25 +32,10 @@ PUBLISHED = [known for known in VARIANTS if known.weights]
 TINY = LevitConfig((16, 24, 32), 8, (1, 2, 3), (1, 1, 1), image_size=(32, 32), classes=3)
 
 
-def tensors_of(config: LevitConfig, seed: int = 0) -> Tensors:
-    """Seeded weights of a network."""
-    return dict(randomize_(Levit(config), seed).state_dict())
-
-
 @pytest.fixture(scope="module")
 def tiny() -> Tensors:
     """Seeded weights of a small LeViT; do not change them."""
     return tensors_of(TINY)
-
-
-def written(folder: Path, tensors: object, name: str = "w.pth") -> Path:
-    """``tensors`` in a file."""
-    file = folder / name
-    if name.endswith(".safetensors"):
-        save_file(tensors, file)  # type: ignore[arg-type]
-    else:
-        torch.save(tensors, file)
-    return file
 
 
 def answer(checkpoint: checkpoints.Checkpoint) -> torch.Tensor:
@@ -60,15 +45,10 @@ def answer(checkpoint: checkpoints.Checkpoint) -> torch.Tensor:
     return checkpoint.build()(images)
 
 
-def same(one: Tensors, other: Tensors) -> bool:
-    """Whether both hold equal tensors under equal names."""
-    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
-
-
 @pytest.mark.parametrize("name", ["w.safetensors", "w.pth", "w.bin", "safetensors-inside.pth"])
 def test_files(tmp_path: Path, tiny: Tensors, name: str) -> None:
     """Both kinds of file are read, told apart by content where the name does not tell."""
-    file = written(tmp_path, tiny, name)
+    file = in_a_file(tmp_path, tiny, name)
     if name.startswith("safetensors"):
         file.write_bytes(save(tiny))
     assert same(reading.read(file, DIALECTS).tensors, tiny)
@@ -90,7 +70,7 @@ def test_files(tmp_path: Path, tiny: Tensors, name: str) -> None:
 )
 def test_wrappers(tmp_path: Path, tiny: Tensors, wrap: Callable[[Tensors], object]) -> None:
     """Weights are found inside what training scripts save; averaged ones come before others."""
-    assert same(reading.read(written(tmp_path, wrap(tiny)), DIALECTS).tensors, tiny)
+    assert same(reading.read(in_a_file(tmp_path, wrap(tiny)), DIALECTS).tensors, tiny)
 
 
 def test_training_state_of_the_authors_script(tmp_path: Path, tiny: Tensors) -> None:
@@ -106,8 +86,8 @@ def test_missing_derived_buffers(tmp_path: Path, tiny: Tensors, suffix: str) -> 
     """Buffers that follow from the shapes, or play no part, may be missing."""
     fewer = {k: v for k, v in tiny.items() if not k.endswith(suffix)}
     assert len(fewer) < len(tiny)
-    loaded = checkpoints.load(written(tmp_path, fewer))
-    whole = checkpoints.load(written(tmp_path, tiny))
+    loaded = checkpoints.load(in_a_file(tmp_path, fewer))
+    whole = checkpoints.load(in_a_file(tmp_path, tiny))
     assert torch.equal(answer(loaded), answer(whole))
 
 
@@ -115,7 +95,7 @@ def test_missing_derived_buffers(tmp_path: Path, tiny: Tensors, suffix: str) -> 
 def test_other_storage(tmp_path: Path, tiny: Tensors, dtype: torch.dtype) -> None:
     """Weights stored in another precision give a float32 model that holds their exact values."""
     stored = {k: v.to(dtype) if v.is_floating_point() else v for k, v in tiny.items()}
-    checkpoint = checkpoints.load(written(tmp_path, stored, "w.safetensors"))
+    checkpoint = checkpoints.load(in_a_file(tmp_path, stored, "w.safetensors"))
     module = checkpoint.build()
     for name, tensor in module.state_dict().items():
         if tensor.is_floating_point():
@@ -126,7 +106,7 @@ def test_other_storage(tmp_path: Path, tiny: Tensors, dtype: torch.dtype) -> Non
 
 def test_build_is_fresh(tmp_path: Path, tiny: Tensors) -> None:
     """Every build is a new module in eval mode; changing one does not change the next."""
-    checkpoint = checkpoints.load(written(tmp_path, tiny))
+    checkpoint = checkpoints.load(in_a_file(tmp_path, tiny))
     before = answer(checkpoint)
     module = checkpoint.build()
     for parameter in module.parameters():
@@ -139,7 +119,7 @@ def test_build_is_fresh(tmp_path: Path, tiny: Tensors) -> None:
 def test_variants_are_recognised_by_shape(tmp_path: Path, known: checkpoints.Variant) -> None:
     """Each published variant is told by its shapes alone, with the authors' preprocessing."""
     tensors = tensors_of(replace(known.config, classes=10))
-    found = checkpoints.load(written(tmp_path, tensors, "w.safetensors"))
+    found = checkpoints.load(in_a_file(tmp_path, tensors, "w.safetensors"))
     assert (found.name, found.dialect) == (known.name, "fair")
     assert found.config == replace(known.config, classes=10)
     assert (found.preprocessing.name, found.preprocessing.crop) == ("fair", (224, 224))
@@ -152,7 +132,7 @@ def test_fine_tuned(tmp_path: Path, model: str | None) -> None:
     config = replace(
         variant("levit_128s").config, classes=7, two_heads=False, image_size=(160, 160)
     )
-    file = written(tmp_path, tensors_of(config))
+    file = in_a_file(tmp_path, tensors_of(config))
     found = checkpoints.load(file, ModelChoice(model=model, labels=tuple("abcdefg")))
     assert (found.name, found.config) == ("levit_128s", config)
     assert found.labels == tuple("abcdefg")
@@ -165,14 +145,14 @@ def test_fine_tuned(tmp_path: Path, model: str | None) -> None:
 def test_image_size_is_read_from_the_bias_tables(tmp_path: Path, side: int) -> None:
     """The side of the image follows from the number of offsets of the first attention."""
     config = replace(TINY, image_size=(side, side))
-    found = checkpoints.load(written(tmp_path, tensors_of(config)))
+    found = checkpoints.load(in_a_file(tmp_path, tensors_of(config)))
     assert found.config == config
     assert found.preprocessing.crop == (side, side)
 
 
 def test_unknown_dimensions(tmp_path: Path, tiny: Tensors) -> None:
     """A LeViT of dimensions without a name is loaded all the same, under a name that says so."""
-    found = checkpoints.load(written(tmp_path, tiny))
+    found = checkpoints.load(in_a_file(tmp_path, tiny))
     assert (found.name, found.config, found.licence) == ("levit_custom", TINY, "")
     assert found.labels == ("0", "1", "2")
 
@@ -180,20 +160,20 @@ def test_unknown_dimensions(tmp_path: Path, tiny: Tensors) -> None:
 def test_order_of_the_tensors_does_not_matter(tmp_path: Path, tiny: Tensors) -> None:
     """A file that lists its tensors backwards holds the same model."""
     backwards = dict(reversed(tiny.items()))
-    found = checkpoints.load(written(tmp_path, backwards))
-    assert torch.equal(answer(found), answer(checkpoints.load(written(tmp_path, tiny))))
+    found = checkpoints.load(in_a_file(tmp_path, backwards))
+    assert torch.equal(answer(found), answer(checkpoints.load(in_a_file(tmp_path, tiny))))
 
 
 def test_image_size_that_was_not_trained(tmp_path: Path, tiny: Tensors) -> None:
     """Another image size than the trained one is refused, with both and the reason."""
     with pytest.raises(UsageError, match=r"--imgsz 64 .* trained at 32"):
-        checkpoints.load(written(tmp_path, tiny), ModelChoice(image_size=(64, 64)))
+        checkpoints.load(in_a_file(tmp_path, tiny), ModelChoice(image_size=(64, 64)))
 
 
 def misfit(tmp_path: Path, tensors: Tensors) -> str:
     """The complaint about tensors that fit no model."""
     with pytest.raises(CheckpointError) as raised:
-        checkpoints.load(written(tmp_path, tensors))
+        checkpoints.load(in_a_file(tmp_path, tensors))
     assert raised.value.remedy
     return raised.value.what
 
@@ -244,7 +224,7 @@ def test_long_lists_are_cut(tmp_path: Path, tiny: Tensors) -> None:
 def test_odd_shapes(tmp_path: Path, tiny: Tensors, change: Tensors) -> None:
     """Tensors from which no configuration follows are refused on purpose, not by a crash."""
     with pytest.raises(LevitExportError):
-        checkpoints.load(written(tmp_path, {**tiny, **change}))
+        checkpoints.load(in_a_file(tmp_path, {**tiny, **change}))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -257,7 +237,7 @@ def test_weights_that_are_not_finite(tmp_path: Path, tiny: Tensors, value: float
 def test_whole_module(tmp_path: Path) -> None:
     """A pickled module is refused as unsafe, and the class it asks for is named."""
     with pytest.raises(UnsafeCheckpointError, match="Linear") as raised:
-        checkpoints.load(written(tmp_path, torch.nn.Linear(2, 2)))
+        checkpoints.load(in_a_file(tmp_path, torch.nn.Linear(2, 2)))
     assert "state_dict()" in raised.value.remedy
     assert "weights_only" not in str(raised.value)
 
@@ -265,7 +245,7 @@ def test_whole_module(tmp_path: Path) -> None:
 def test_labels_that_do_not_fit(tmp_path: Path, tiny: Tensors) -> None:
     """A number of labels other than the number of classes is refused with both."""
     with pytest.raises(UsageError, match="2 labels for 3 classes"):
-        checkpoints.load(written(tmp_path, tiny), ModelChoice(labels=("a", "b")))
+        checkpoints.load(in_a_file(tmp_path, tiny), ModelChoice(labels=("a", "b")))
 
 
 def test_random_weights() -> None:
@@ -279,7 +259,7 @@ def test_random_weights() -> None:
 
 def test_untrained_weights_are_doubted(tmp_path: Path) -> None:
     """A network whose residual branches are still at their initial zero is described so."""
-    found = checkpoints.load(written(tmp_path, dict(Levit(TINY).state_dict())))
+    found = checkpoints.load(in_a_file(tmp_path, dict(Levit(TINY).state_dict())))
     assert re.fullmatch(r"8 of 8 residual branches .* zero \(untrained\)", found.describe().doubt)
 
 
@@ -343,4 +323,4 @@ def test_weights_that_cannot_be_meant(
 ) -> None:
     """Values, types and names that no training gives are refused, with the tensor named."""
     with pytest.raises(CheckpointError, match=message):
-        checkpoints.load(written(tmp_path, spoil(tiny)))
+        checkpoints.load(in_a_file(tmp_path, spoil(tiny)))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from folders import in_a_file
 
 from levit_export.core.errors import CheckpointError
 from levit_export.models import checkpoints
@@ -42,12 +42,6 @@ def hollow(config: GraftedConfig) -> Tensors:
     """The same without any values, for the sizes that would take long to fill."""
     with torch.device("meta"):
         return grafted.to_theirs(Grafted(config).state_dict(), config)
-
-
-def written(folder: Path, tensors: Tensors) -> Path:
-    """``tensors`` in a file."""
-    save_file(tensors, folder / "w.safetensors")
-    return folder / "w.safetensors"
 
 
 # --- names, written down from torchvision's and timm's layouts --------------------------------
@@ -175,7 +169,7 @@ def test_a_file_is_loaded_whole(tmp_path: Path, name: str) -> None:
     """A saved state dict becomes a module that holds its tensors under our names."""
     config, tensors = CONFIGS[name], stored(CONFIGS[name])
     loaded = checkpoints.load(
-        written(tmp_path, tensors), ModelChoice(image_size=config.image_size)
+        in_a_file(tmp_path, tensors, "w.safetensors"), ModelChoice(image_size=config.image_size)
     )
     assert (loaded.dialect, loaded.config) == ("grafted", config)
     built = loaded.build().state_dict()
@@ -193,7 +187,7 @@ def test_a_file_is_loaded_whole(tmp_path: Path, name: str) -> None:
 def test_what_no_shape_tells_is_said(tmp_path: Path, name: str, said: str) -> None:
     """The number of heads and a ResNet's image size are choices, and said to be."""
     choices = ModelChoice(image_size=CONFIGS[name].image_size)
-    loaded = checkpoints.load(written(tmp_path, stored(CONFIGS[name])), choices)
+    loaded = checkpoints.load(in_a_file(tmp_path, stored(CONFIGS[name]), "w.safetensors"), choices)
     assert said in loaded.assumptions
 
 
@@ -286,4 +280,7 @@ def test_a_layer_unlike_its_siblings_is_refused_by_the_files_name(
     tensors = stored(config)
     tensors[name] = tensors[name][:-1].contiguous()
     with pytest.raises(CheckpointError, match=name.replace(".", r"\.")):
-        checkpoints.load(written(tmp_path, tensors), ModelChoice(image_size=config.image_size))
+        checkpoints.load(
+            in_a_file(tmp_path, tensors, "w.safetensors"),
+            ModelChoice(image_size=config.image_size),
+        )

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from folders import in_timm, written
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import save_file
 from timm_levits import RECORDED, image, recorded, weights
 
 from levit_export.core.errors import CheckpointError, UsageError
@@ -29,22 +29,6 @@ BODY = ((32, 48, 64), 16, (2, 3, 4), (1, 1, 1))
 OPEN = {16: (256, 64, 16)}
 WIDE = LevitConfig(*BODY, image_size=(128, 512), classes=5)
 OUTLINE = Outline(4, (1, 1, 1), two_heads=True)
-
-
-def written(folder: Path, tensors: dict[str, torch.Tensor], **files: dict[str, Any]) -> Path:
-    """A checkpoint folder that holds ``tensors`` and a JSON file for each other argument."""
-    save_file({n: t.contiguous() for n, t in tensors.items()}, folder / "model.safetensors")
-    for name, content in files.items():
-        (folder / f"{name}.json").write_text(json.dumps(content))
-    return folder
-
-
-def in_timm(config: LevitConfig) -> dict[str, torch.Tensor]:
-    """Random weights of ``config`` as timm stores them, which is without the index of offsets."""
-    tensors = randomize_(build(config), 0).state_dict()
-    own = {n: t for n, t in tensors.items() if not n.endswith("attention_bias_idxs")}
-    outline = Outline(config.stem_stride.bit_length() - 1, config.depths, config.two_heads)
-    return timm.to_theirs(own, outline, maps=False)
 
 
 # --- what tables tell -----------------------------------------------------------------------
@@ -213,9 +197,8 @@ def test_transformers_builds_squares(tmp_path: Path) -> None:
         config = LevitConfig(*BODY, image_size=size, classes=5)
         own = randomize_(build(config), 0).state_dict()
         names = huggingface.names(OUTLINE)
-        place = tmp_path / str(size[0])
-        place.mkdir()
-        written(place, {names[n]: t for n, t in own.items() if n in names})
+        theirs = {names[n]: t for n, t in own.items() if n in names}
+        place = written(tmp_path / str(size[0]), theirs)
         if tokens is None:
             assert checkpoints.load(place).config.image_size == (256, 256)
         else:

@@ -21,6 +21,7 @@ from typing import Any
 import hostile_files as hostile
 import pytest
 import torch
+from folders import same
 from safetensors.torch import save_file
 
 from levit_export.core.errors import CheckpointError, UnsafeCheckpointError
@@ -36,11 +37,6 @@ def weights() -> Tensors:
     """Two tensors under names of a state dict."""
     generator = torch.Generator().manual_seed(0)
     return {"head.l.weight": torch.randn(3, 4, generator=generator), "head.l.bias": torch.ones(3)}
-
-
-def same(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> bool:
-    """Whether both hold equal tensors under equal names."""
-    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
 
 
 def tensors_of(path: Path) -> Tensors:

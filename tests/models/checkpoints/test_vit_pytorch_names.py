@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from folders import in_a_file
 
 from levit_export.core.errors import CheckpointError
 from levit_export.models import checkpoints
@@ -40,12 +40,6 @@ def stored(config: VitPytorchConfig, seed: int = 0) -> Tensors:
     """A state dict as ``vit_pytorch`` saves it, seeded."""
     model = randomize_(VitPytorchLevit(config), seed)
     return vit_pytorch.to_theirs(model.state_dict(), config)
-
-
-def written(folder: Path, tensors: Tensors) -> Path:
-    """``tensors`` in a file."""
-    save_file(tensors, folder / "w.safetensors")
-    return folder / "w.safetensors"
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -96,7 +90,7 @@ def test_landmarks_of_the_package_are_there() -> None:
 def test_a_file_is_loaded_whole(tmp_path: Path, name: str) -> None:
     """A saved state dict becomes a module that holds its tensors under our names."""
     config, tensors = CONFIGS[name], stored(CONFIGS[name])
-    loaded = checkpoints.load(written(tmp_path, tensors))
+    loaded = checkpoints.load(in_a_file(tmp_path, tensors, "w.safetensors"))
     assert (loaded.dialect, loaded.config) == ("vit-pytorch", config)
     built = loaded.build().state_dict()
     assert built.keys() == (expected := vit_pytorch.to_ours(tensors, config)).keys()
@@ -176,4 +170,4 @@ def test_a_layer_unlike_its_siblings_is_refused_by_the_files_name(
     tensors = stored(TINY)
     tensors[name] = change(tensors[name]).contiguous()
     with pytest.raises(CheckpointError, match=name.replace(".", r"\.")):
-        checkpoints.load(written(tmp_path, tensors))
+        checkpoints.load(in_a_file(tmp_path, tensors, "w.safetensors"))

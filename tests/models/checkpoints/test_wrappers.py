@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from folders import in_a_file
 from safetensors.torch import save_file
 from timm_levits import RECORDED, image, recorded, weights
 from torch import nn
@@ -45,12 +46,6 @@ def in_form(form: str, seed: int = 0) -> Tensors:
 def led(prefix: str, tensors: Tensors) -> Tensors:
     """The tensors with a prefix."""
     return {prefix + name: tensor for name, tensor in tensors.items()}
-
-
-def saved(folder: Path, content: object) -> Path:
-    """``content`` as ``torch.save`` writes it."""
-    torch.save(content, folder / "w.pth")
-    return folder / "w.pth"
 
 
 def holds(checkpoint: checkpoints.Checkpoint, seed: int = 0) -> bool:
@@ -152,7 +147,7 @@ INSIDE = ("compiled layers", "FSDP")
 )
 def test_it_is_found_whatever_wraps_it(tmp_path: Path, wrapper: str, form: str) -> None:
     """Every wrapper around every form leads to the very tensors that were wrapped."""
-    assert holds(checkpoints.load(saved(tmp_path, SPELT[wrapper](in_form(form)))))
+    assert holds(checkpoints.load(in_a_file(tmp_path, SPELT[wrapper](in_form(form)))))
 
 
 @pytest.mark.parametrize(
@@ -172,7 +167,7 @@ def test_it_is_found_whatever_wraps_it(tmp_path: Path, wrapper: str, form: str) 
 )
 def test_what_was_taken_and_left_is_said(tmp_path: Path, wrapper: str, said: str) -> None:
     """A choice, and everything that is not taken, is in the report."""
-    remarks = checkpoints.load(saved(tmp_path, SPELT[wrapper](in_form("fair")))).remarks
+    remarks = checkpoints.load(in_a_file(tmp_path, SPELT[wrapper](in_form("fair")))).remarks
     assert any(said in remark for remark in remarks)
     assert "stored as float32:" not in remarks[0]
 
@@ -181,7 +176,7 @@ def test_as_torch_itself_wraps(tmp_path: Path) -> None:
     """DataParallel, an average and a compiled module, in each other."""
     model = network()
     averaged = torch.optim.swa_utils.AveragedModel(torch.compile(nn.DataParallel(model)))
-    file = saved(tmp_path, {"model_ema": averaged.state_dict(), "epoch": 1})
+    file = in_a_file(tmp_path, {"model_ema": averaged.state_dict(), "epoch": 1})
     assert holds(checkpoints.load(file))
 
 
@@ -213,7 +208,7 @@ def test_a_folder_of_timm_wrapper(tmp_path: Path) -> None:
 def refused(folder: Path, content: object, choices: ModelChoice | None = None) -> CheckpointError:
     """The error that says why ``content`` is not loaded."""
     with pytest.raises(CheckpointError) as raised:
-        checkpoints.load(saved(folder, content), choices)
+        checkpoints.load(in_a_file(folder, content), choices)
     assert raised.value.exit_status == 2
     return raised.value
 
@@ -351,7 +346,7 @@ def test_heads_that_were_replaced(tmp_path: Path, form: str, heads: tuple[str, .
         outline = Outline(4, (1, 1, 1), two_heads=True, linear_heads=linear)
         names = {"timm": timm, "transformers": huggingface}[form].names(outline)
         tensors = {n: own[o] for o, n in names.items() if not o.endswith("attention_bias_idxs")}
-    found = checkpoints.load(saved(tmp_path, tensors))
+    found = checkpoints.load(in_a_file(tmp_path, tensors))
     assert found.config.linear_heads == heads
     pixels = image(3, 96, 96)
     with torch.no_grad():
@@ -367,7 +362,7 @@ def test_linear_heads_as_timm_computes_them(tmp_path: Path) -> None:
     """Timm's own answers with ``nn.Linear`` in the place of both heads."""
     kept, size = recorded()["linear-heads"], tuple(RECORDED["linear-heads"]["img_size"])
     shapes = {key: tuple(shape) for key, shape in kept["shapes"].items()}
-    found = checkpoints.load(saved(tmp_path, weights(shapes)))
+    found = checkpoints.load(in_a_file(tmp_path, weights(shapes)))
     expected = torch.tensor(kept["logits"], dtype=torch.float64)
     with torch.no_grad():
         answer = found.build().double()(image(3, *size))
@@ -400,7 +395,7 @@ def test_grey_pictures_are_refused_with_a_way(
     grey.patch_embed[0].c = nn.Conv2d(1, 4, 3, 2, 1, bias=False)
     grey.patch_embed[0].c.weight = nn.Parameter(tensors[name])
     tensors[name] = tensors[name].repeat(1, 3, 1, 1) / 3
-    found = checkpoints.load(saved(tmp_path, tensors)).build().double()
+    found = checkpoints.load(in_a_file(tmp_path, tensors)).build().double()
     pixels = image(1, 96, 96)
     with torch.no_grad():
         expected = grey.double()(pixels)
