@@ -12,6 +12,7 @@ from click.core import ParameterSource
 from levit_export.cli import options
 from levit_export.cli.command import Verb, status_of
 from levit_export.cli.output import present, refuse_unwritable
+from levit_export.core.errors import UsageError
 
 LONGEST_S = 600.0
 """Of a sustained run, of which every call is kept. A mistyped number is refused at once."""
@@ -46,7 +47,6 @@ def bench(ctx: click.Context, /, paths: tuple[Path, ...], **_: Any) -> int:
     was timed. With --checkpoint (or --model levit_digits) eager PyTorch takes part.
     """
     from levit_export.checks import timing
-    from levit_export.core.errors import UsageError
     from levit_export.reports import console
     from levit_export.workflows import check
 

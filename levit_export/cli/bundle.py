@@ -8,6 +8,7 @@ import click
 
 from levit_export.cli import options
 from levit_export.cli.command import Verb
+from levit_export.core.errors import UsageError
 
 NOT_PASSED = {
     "fail": "failed its check",
@@ -96,7 +97,6 @@ def bundle(
     The same export gives the same bytes. Inside, `python verify.py` checks files, preprocessing
     and outputs with NumPy and the runtime alone.
     """
-    from levit_export.core.errors import UsageError
     from levit_export.core.hashing import file_entry
     from levit_export.storage.device_bundle import contents, signing, write
     from levit_export.storage.export_directory import read_manifest
@@ -137,8 +137,6 @@ def _library(
     extras: tuple[str, ...], folder: Path | None, *, offline: bool, quiet: bool
 ) -> dict[str, bytes] | None:
     """The files of ONNX Runtime Web, if the page is wanted."""
-    from levit_export.core.errors import UsageError
-
     if not extras:
         if folder is not None or offline:
             option = "--offline" if folder is None else f"--ort-web {folder}"

@@ -16,6 +16,7 @@ from levit_export.cli.output import (
     present_checks,
     refuse_unwritable,
 )
+from levit_export.core.errors import LevitExportError, UsageError
 from levit_export.core.precisions import PRECISIONS
 
 if TYPE_CHECKING:
@@ -115,7 +116,6 @@ def check(ctx: click.Context, /, paths: tuple[Path, ...], **_: Any) -> int:
     A directory or a bundle (.zip) carries its own reference and needs no PyTorch. A single file
     needs --checkpoint. With --baseline, each is held against an earlier report as well.
     """
-    from levit_export.core.errors import LevitExportError
     from levit_export.reports import ci
 
     try:
@@ -170,8 +170,6 @@ def _check(params: dict[str, Any], paths: tuple[Path, ...]) -> int:
 
 def _refuse(params: dict[str, Any], paths: tuple[Path, ...]) -> None:
     """Raise for options that contradict each other or lead nowhere, before anything is run."""
-    from levit_export.core.errors import UsageError
-
     for name in SLACKS:
         if params["baseline"] is None and params[name] is not None:
             raise UsageError(
@@ -204,7 +202,6 @@ def _refuse(params: dict[str, Any], paths: tuple[Path, ...]) -> None:
 
 
 def _refuse_recheck(params: dict[str, Any], paths: tuple[Path, ...]) -> None:
-    from levit_export.core.errors import UsageError
 
     if paths or not options.model_choice(params).is_default:
         raise UsageError(

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import click
 
-from levit_export.core.errors import LevitExportError
+from levit_export.core.errors import LevitExportError, UnknownNameError
 
 HELP_NAMES = ["-h", "--help"]
 SETTINGS = {"help_option_names": HELP_NAMES, "max_content_width": 100}
@@ -183,8 +183,6 @@ class VerbGroup(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Suggest the nearest verb for one that does not exist."""
         if args and args[0] not in self.verbs:
-            from levit_export.core.errors import UnknownNameError
-
             unknown = UnknownNameError("verb", args[0], self.verbs)
             raise click.UsageError(f"{unknown.what}: {unknown.remedy}", ctx)
         return super().resolve_command(ctx, args)

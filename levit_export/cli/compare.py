@@ -11,6 +11,7 @@ import click
 from levit_export.cli import options
 from levit_export.cli.command import Verb, status_of
 from levit_export.cli.output import present_checks, refuse_unwritable
+from levit_export.core.errors import UsageError
 
 
 @click.command(cls=Verb)
@@ -53,7 +54,6 @@ def compare(ctx: click.Context, /, reference: Path, candidates: tuple[Path, ...]
     given the same inputs. The tolerance follows from the reference in float64, which .onnx, .pt2
     and .pt can be run in; others need --rtol or --atol, or nothing is decided (exit status 3).
     """
-    from levit_export.core.errors import UsageError
     from levit_export.reports import console, gate
     from levit_export.workflows import compare as comparing
 

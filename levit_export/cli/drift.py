@@ -10,6 +10,7 @@ import click
 from levit_export.cli import options
 from levit_export.cli.command import STATUS, Verb
 from levit_export.cli.output import refuse_unwritable, write_or_print
+from levit_export.core.errors import LevitExportError
 
 if TYPE_CHECKING:
     from levit_export.checks.drift import DriftMap
@@ -82,7 +83,6 @@ def drift(ctx: click.Context, /, paths: tuple[Path, ...], **_: Any) -> int:
 
 def _redraw(screen: Screen, path: Path, found: DriftMap) -> None:
     """Put the map into the report of an export directory; a failure there is not an error."""
-    from levit_export.core.errors import LevitExportError
     from levit_export.storage.export_directory import MANIFEST, PAGE
     from levit_export.workflows import drift as drifting
 

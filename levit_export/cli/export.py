@@ -10,6 +10,7 @@ import click
 from levit_export.cli import options
 from levit_export.cli.command import TYPED, Verb, status_of
 from levit_export.cli.output import present, present_plan, refuse_unwritable
+from levit_export.core.errors import UsageError
 from levit_export.models.zoo import AUTO_LAYOUT, LAYOUTS
 
 if TYPE_CHECKING:
@@ -246,7 +247,6 @@ def _next(params: dict[str, Any], report: Report) -> list[list[str]]:
 
 
 def _request(params: dict[str, Any], command: str) -> Any:
-    from levit_export.core.errors import UsageError
     from levit_export.core.values import Embedded, ExportOptions
     from levit_export.formats import TARGETS, target
     from levit_export.workflows import export_plan

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from levit_export.core.errors import DataError, UsageError
 from levit_export.models.zoo import ACTIVATIONS, TASKS, parse_size, size_in_words
 
 if TYPE_CHECKING:
@@ -227,8 +228,6 @@ DIGITS = "digits"
 
 def refuse_missing(params: Mapping[str, Any]) -> None:
     """Raise for images that do not exist, also where nothing will look at them."""
-    from levit_export.core.errors import DataError
-
     data = params["data"]
     if data is not None and str(data) != DIGITS and not Path(data).exists():
         raise DataError(
@@ -245,7 +244,6 @@ def comma_separated(values: tuple[str, ...]) -> list[str]:
 def read_labels(file: Path | None) -> tuple[str, ...]:
     """The lines of a label file, empty without one."""
     from levit_export.core import files
-    from levit_export.core.errors import DataError
 
     if file is None:
         return ()
@@ -306,7 +304,6 @@ def same_again(params: Mapping[str, Any]) -> list[str]:
 def overrides(params: dict[str, Any]) -> Overrides:
     """What :func:`parity_options` parsed of tolerances."""
     from levit_export.checks.reference import Overrides
-    from levit_export.core.errors import UsageError
 
     for name in ("atol", "rtol"):
         value = params[name]

@@ -11,6 +11,7 @@ import click
 
 from levit_export.cli import process
 from levit_export.core import serialisation
+from levit_export.core.errors import OutputError, UsageError
 
 if TYPE_CHECKING:
     from levit_export.reports.console import Screen
@@ -36,7 +37,6 @@ def write_or_print(text: str, destination: str, *, append: bool = False) -> None
     A regular file is replaced whole or not at all; see :mod:`levit_export.core.files`.
     """
     from levit_export.core import files
-    from levit_export.core.errors import OutputError
 
     if destination == "-":
         click.echo(text, nl=False)
@@ -143,7 +143,6 @@ def refuse_unwritable(params: Mapping[str, Any]) -> None:
     ``params`` are those of a verb: they name what it writes and what it reads.
     """
     from levit_export.core import files
-    from levit_export.core.errors import OutputError, UsageError
 
     given = {option: params.get(name) for name, option in FILES.items()}
     wanted = {option: str(file) for option, file in given.items() if file is not None}

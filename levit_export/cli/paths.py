@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from levit_export.core.errors import LevitExportError
+
 if TYPE_CHECKING:
     from levit_export.checks.results import ArtifactReport
     from levit_export.reports.report import Report
@@ -70,7 +72,6 @@ def opened(paths: Iterable[Path]) -> Iterator[OpenedPaths]:
 
     Errors that leave the block call them by their names too. Raises ``BundleError``.
     """
-    from levit_export.core.errors import LevitExportError
     from levit_export.storage.device_bundle import open_bundle
 
     with ExitStack() as stack:

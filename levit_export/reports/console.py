@@ -1,7 +1,7 @@
 """Reports on a terminal, with rich: results to stdout, progress and notices to stderr.
 
-What ``models`` and ``doctor`` need is imported at the top, and that is light; a report brings
-NumPy along, and its functions import what they need of it.
+What is imported at the top is light; a report brings NumPy along, and functions that show one
+import what they need of it.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from rich.text import Text
 
 from levit_export.core.progress import Progress, Silent
 from levit_export.models.zoo import size_in_words
+from levit_export.reports import figures
 
 if TYPE_CHECKING:
     from levit_export.checks.drift.values import DriftMap, DriftRow, DriftStage
@@ -240,7 +241,6 @@ def _notes_on_baseline(compared: Sequence[Check]) -> Iterator[str]:
 def _notes(report: Report) -> Iterator[str]:
     """What the table has no room for: remarks, where it was checked and how timed."""
     from levit_export.checks.timing import RULES
-    from levit_export.reports import figures
     from levit_export.reports.report import labels
 
     concerned: dict[str, list[str]] = {}
@@ -283,8 +283,6 @@ def _notes_on(artifact: ArtifactReport) -> Iterator[str]:
 
 def _print_passes(screen: Screen, report: Report) -> None:
     """The ledger, and below it why passes were left out."""
-    from levit_export.reports import figures
-
     applied = [record for record in report.passes if record.status == "applied"]
     rows = [
         (
@@ -309,7 +307,6 @@ def _print_passes(screen: Screen, report: Report) -> None:
 
 def _print_artifacts(screen: Screen, report: Report) -> None:
     """A row for each artifact, then the baselines; columns only for what was looked at."""
-    from levit_export.reports import figures
     from levit_export.reports.report import labels
 
     columns = list(figures.columns(report, counts=True))
@@ -349,8 +346,6 @@ def _print_artifacts(screen: Screen, report: Report) -> None:
 
 def _print_search(screen: Screen, kind: str, found: SearchResult) -> None:
     """What a search for a precision measured; the choice is marked."""
-    from levit_export.reports import figures
-
     rows = [
         (
             point.candidate.precision,
@@ -410,8 +405,6 @@ def print_doctor(
 
     ``providers`` are ONNX Runtime's, each with the reason why it does not start, if so.
     """
-    from levit_export.reports import figures
-
     out = screen.out
     out.print(figures.machine(machine), highlight=False, markup=False)
     table = Table(box=None, pad_edge=False, header_style="dim")
@@ -474,7 +467,6 @@ def print_drift(screen: Screen, drift: DriftMap, *, whole: bool = False) -> None
 
 def _tap_rows(stage: DriftStage, *, is_coarse: bool) -> Iterator[list[Text]]:
     """The taps of a file above their tolerance, largest shares first, and the nearest below."""
-    from levit_export.reports import figures
 
     def share(row: DriftRow) -> float:
         return row.of_tolerance or 0.0
@@ -499,8 +491,6 @@ def _tap_rows(stage: DriftStage, *, is_coarse: bool) -> Iterator[list[Text]]:
 
 def _print_whole(screen: Screen, drift: DriftMap, coarse: set[str]) -> None:
     """A line for each stage before the files, then every tap in every file."""
-    from levit_export.reports import figures
-
     before = [s for s in drift.stages if s.kind in ("checkpoint", "pass", "program")]
     chain = []
     for stage in before:
@@ -532,7 +522,6 @@ def _print_whole(screen: Screen, drift: DriftMap, coarse: set[str]) -> None:
 
 
 def _tap_cell(row: DriftRow | None, *, is_coarse: bool) -> Text:
-    from levit_export.reports import figures
 
     if row is None:
         return Text(figures.NONE, style="dim")
