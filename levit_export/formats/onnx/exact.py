@@ -9,16 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+import onnx
+from onnx import GraphProto, NodeProto, TensorProto
+from onnx.reference import ReferenceEvaluator
 
 from levit_export.core.errors import ArtifactError, RuntimeFailedError
 from levit_export.core.quiet import first_line
 from levit_export.core.values import Artifact, Signature, Tensors
-
-if TYPE_CHECKING:
-    from onnx import GraphProto, NodeProto, TensorProto
 
 
 class ExactSession:
@@ -28,9 +27,6 @@ class ExactSession:
     """
 
     def __init__(self, artifact: Artifact, taps: Sequence[str] = ()) -> None:
-        import onnx
-        from onnx.reference import ReferenceEvaluator
-
         self.signature: Signature = artifact.signature
         self.runtime = f"onnx {onnx.__version__} reference evaluator (float64)"
         self._name = artifact.path.name
@@ -69,8 +65,6 @@ class ExactSession:
 
 def consumers(path: Path) -> dict[str, tuple[str, ...]]:
     """The values of a file in the order of its nodes, each with those that are made of it."""
-    import onnx
-
     graph = onnx.load(path, load_external_data=False).graph
     found: dict[str, tuple[str, ...]] = {
         name: () for node in graph.node for name in node.output if name
@@ -97,9 +91,7 @@ def _widen(graph: GraphProto) -> None:
 
 
 def _widen_node(node: NodeProto) -> None:
-    import onnx
-
-    floats = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
+    floats = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
     names = {attribute.name for attribute in node.attribute}
     if node.op_type == "ConstantOfShape" and not names:  # which gives float32 zeros
         zero = onnx.numpy_helper.from_array(np.zeros(1))
@@ -108,7 +100,7 @@ def _widen_node(node: NodeProto) -> None:
         if attribute.HasField("t"):
             _widen_tensor(attribute.t)
         elif attribute.name in ("to", "dtype") and attribute.i in floats:
-            attribute.i = onnx.TensorProto.DOUBLE
+            attribute.i = TensorProto.DOUBLE
         elif node.op_type == "Constant" and attribute.name in ("value_float", "value_floats"):
             numbers = np.array(onnx.helper.get_attribute_value(attribute), np.float64)
             tensor = onnx.numpy_helper.from_array(numbers)
@@ -116,8 +108,6 @@ def _widen_node(node: NodeProto) -> None:
 
 
 def _widen_tensor(tensor: TensorProto) -> None:
-    import onnx
-
     array = onnx.numpy_helper.to_array(tensor)
     if array.dtype.kind == "f" or array.dtype.name == "bfloat16":
         tensor.CopyFrom(onnx.numpy_helper.from_array(array.astype(np.float64), tensor.name))
