@@ -57,26 +57,17 @@ def _with(
     return layer
 
 
-def _fold_after(layer: nn.Conv2d | nn.Linear, norm: BatchNorm, name: str) -> nn.Module:
-    s, t = scale_and_shift(norm, name)
-    rows = s.reshape(-1, *[1] * (layer.weight.dim() - 1))
-    return _with(layer, layer.weight * rows, _bias_of(layer) * s + t)
-
-
-def _fold_before(norm: BatchNorm, layer: nn.Linear, name: str) -> nn.Module:
-    s, t = scale_and_shift(norm, name)
-    return _with(layer, layer.weight * s, _bias_of(layer) + layer.weight @ t)
-
-
 def _fused(pair: nn.Module, name: str) -> nn.Module | None:
     """The single layer that ``pair`` becomes, or None when it is not a pair."""
-    if isinstance(pair, ConvBN | LinearBN):
-        return _fold_after(
-            cast("nn.Conv2d | nn.Linear", pair.c), cast("BatchNorm", pair.bn), f"{name}.bn"
-        )
+    if not isinstance(pair, ConvBN | LinearBN | BNLinear):
+        return None
+    s, t = scale_and_shift(cast("BatchNorm", pair.bn), f"{name}.bn")
     if isinstance(pair, BNLinear):
-        return _fold_before(cast("BatchNorm", pair.bn), cast("nn.Linear", pair.l), f"{name}.bn")
-    return None
+        after = cast("nn.Linear", pair.l)
+        return _with(after, after.weight * s, _bias_of(after) + after.weight @ t)
+    before = cast("nn.Conv2d | nn.Linear", pair.c)
+    rows = s.reshape(-1, *[1] * (before.weight.dim() - 1))
+    return _with(before, before.weight * rows, _bias_of(before) * s + t)
 
 
 @torch.no_grad()
