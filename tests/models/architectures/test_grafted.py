@@ -330,17 +330,3 @@ def test_query_rows_are_the_first_third() -> None:
     layer, rows = block.query_rows()
     assert layer is block.qkv
     assert rows.tolist() == [True] * 8 + [False] * 16
-
-
-@pytest.mark.parametrize(
-    ("name", "batch"), [("one", 1), ("one", 2), ("one", None), ("resnet", None)]
-)
-def test_the_network_can_be_captured(name: str, batch: int | None) -> None:
-    """``torch.export`` captures it without shape arithmetic, the batch fixed or open."""
-    config = SMALL[name]
-    model, images = _model(config), _images(config, batch=batch or 2)
-    dims = {"input": {0: torch.export.Dim("batch", min=1, max=64)}} if batch is None else None
-    program = torch.export.export(model, (images,), dynamic_shapes=dims)
-    assert not [node for node in program.graph.nodes if "sym_" in str(node.target)]
-    others = _images(config, batch=batch or 3)
-    _agree(program.module()(others), model(others))

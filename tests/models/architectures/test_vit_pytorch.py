@@ -183,16 +183,3 @@ def test_a_fresh_network_keeps_its_branches_silent() -> None:
     fresh = VitPytorchLevit(TINY)
     blocks = [block for block in fresh.modules() if isinstance(block, AttentionBias)]
     assert all(not block.proj[1].bn.weight.any() for block in blocks)
-
-
-@pytest.mark.parametrize("batch", [1, 2, None])
-def test_the_network_can_be_captured(batch: int | None) -> None:
-    """``torch.export`` captures it without shape arithmetic, the batch fixed or open."""
-    config = CONFIGS["distill"]
-    model = ours(config, theirs(config).double())
-    images = _images(config, batch=batch or 2)
-    dims = {"input": {0: torch.export.Dim("batch", min=1, max=64)}} if batch is None else None
-    program = torch.export.export(model, (images,), dynamic_shapes=dims)
-    assert not [node for node in program.graph.nodes if "sym_" in str(node.target)]
-    others = _images(config, batch=batch or 3)
-    _agree(_outputs(program.module(), others), _outputs(model, others))

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from downloads import CONTENT, Recorder
-from hub_server import COMMIT, Repository
+from hub_server import Repository
 from weights_server import Site, serving, status
 
 from levit_export.core.errors import MissingDependencyError, OutputError
@@ -215,8 +215,3 @@ def test_the_clients_bars(hub: Hub, monkeypatch: pytest.MonkeyPatch, *, disabled
     finally:
         (disable_progress_bars if was_disabled else enable_progress_bars)()
     assert seen == [True]
-
-
-def test_the_fake_hub_speaks_of_commits(hub: Hub) -> None:
-    """Snapshots lie under the commit that the Hub names, so that they can be told apart."""
-    assert hub.fetch().parent.name == COMMIT
