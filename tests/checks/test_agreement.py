@@ -17,7 +17,6 @@ from levit_export.inputs.samples import Samples
 
 ROWS, CLASSES = 4, 3
 LOGITS = np.array([[3.0, 0, -1], [0, 2, 1], [-1, 0, 4], [1, -2, 0]])
-SCALES = np.abs(LOGITS).max(axis=1)
 RTOL = 0.01
 
 

@@ -77,7 +77,7 @@ def test_a_plain_export_says_that_nothing_is_inside(exported: Exported) -> None:
 
 @pytest.mark.parametrize("how", ["directory", "file"])
 def test_check_passes(embedded: Exported, cli: Cli, how: str) -> None:
-    """By its golden vectors, and as a bare file against the checkpoint."""
+    """The file passes by its golden vectors, and as a bare file against the checkpoint."""
     (file,) = embedded.folder.rglob("*.onnx")
     bare = (file, "--model", "levit_digits")
     result = cli("check", *((embedded.folder,) if how == "directory" else bare))
@@ -91,7 +91,7 @@ def test_bench_feeds_bytes(embedded: Exported, cli: Cli) -> None:
 
 
 def test_the_bundle_verifies_itself(unpacked: Path) -> None:
-    """Pixels and outputs, with ONNX Runtime alone."""
+    """The bundle's verifier checks pixels and outputs with ONNX Runtime alone."""
     done = verify(unpacked, "--format", "onnx")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "do not divide, subtract or normalise" in (unpacked / "README.md").read_text("utf-8")
@@ -145,7 +145,7 @@ def test_drift_says_that_it_wants_the_plain_export(embedded: Exported) -> None:
 
 
 def test_a_dry_run_says_what_would_be_inside(cli: Cli) -> None:
-    """And does nothing."""
+    """A dry run says what would be inside, and does nothing."""
     result = cli("export", "--embed-preprocessing", "--softmax", "--dry-run")
     assert result.exit_code == 0
     assert "raw RGB bytes in" in result.stdout

@@ -101,7 +101,7 @@ def test_a_dry_run_refuses_what_the_run_refuses(
     monkeypatch: pytest.MonkeyPatch,
     arguments: tuple[object, ...],
 ) -> None:
-    """With the same words and the same status, before anything is written."""
+    """A dry run refuses with the words and the status of the run, before anything is written."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     given = ("export", "-f", "onnx", *arguments)

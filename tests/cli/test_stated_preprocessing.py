@@ -49,7 +49,7 @@ def stated(place: Path, tmp_path_factory: pytest.TempPathFactory, cli: Cli) -> E
 
 
 def test_a_refusal_names_the_way_out(place: Path, tmp_path: Path, cli: Cli) -> None:
-    """Without it the folder is refused, exit 2, by its setting and with the option to give."""
+    """A folder that cannot be followed is refused, exit 2, by its setting and the option to give."""
     result = cli("export", "--checkpoint", place, *FLAGS, "--output", tmp_path / "out")
     assert result.exit_code == 2
     assert "interpolation is 'random'" in result.stderr
@@ -110,7 +110,7 @@ def test_a_label_that_moved_is_found(stated: Exported, tmp_path: Path, cli: Cli)
 
 
 def test_assumptions_are_reported_as_such(tmp_path: Path, cli: Cli) -> None:
-    """Bare weights: recipe and activation are assumed, on the screen, in JSON and on the page."""
+    """Assumed recipe and activation are called so: on the screen, in JSON and on the page."""
     place = written(tmp_path, in_timm(TINY))
     result = cli("export", "--checkpoint", place, *FLAGS, "--output", tmp_path / "out")
     assert result.exit_code == 0, result.stdout + result.stderr

@@ -54,7 +54,7 @@ def test_an_onnx_file_is_computed_in_float64_throughout(file: Path) -> None:
 
 
 def test_an_onnx_file_says_what_is_made_of_each_value(file: Path) -> None:
-    """In the order of its nodes."""
+    """What is made of each value is listed in the order of the file's nodes."""
     found = consumers(file)
     assert list(found) == ["scalar", "two", "zeros", "divided", "cast", "scaled", "y"]
     assert (found["divided"], found["scalar"], found["y"]) == (("cast",), ("scaled",), ())

@@ -45,7 +45,7 @@ def judged(checkpoint: Checkpoint) -> Reference:
 
 
 def test_the_bundled_weights_bring_their_images(bundled_file: Path, tmp_path: Path) -> None:
-    """Chosen without a name, and from a copy of their file: the hash says whose they are."""
+    """Weights chosen without a name, or from a copy of their file, are known by their hash."""
     copy = tmp_path / "copy.safetensors"
     copy.write_bytes(bundled_file.read_bytes())
     for checkpoint in (checkpoints.bundled(), checkpoints.load(copy)):

@@ -95,7 +95,7 @@ def test_float16_too(kind: str) -> None:
 
 
 def test_the_signature_says_what_goes_in_and_comes_out() -> None:
-    """Bytes ``(1, H, W, 3)`` as ``image``; probabilities in place of logits."""
+    """Bytes ``(1, H, W, 3)`` go in as ``image``; probabilities come out in place of logits."""
     signature = model(BOTH).signature
     assert signature.inputs == (TensorSpec("image", (1, SIDE, SIDE, 3), "uint8"),)
     assert [spec.name for spec in signature.outputs] == [PROBABILITIES]
@@ -113,7 +113,7 @@ def test_a_distillation_head_keeps_its_logits() -> None:
 
 @pytest.mark.parametrize("kind", FORMATS)
 def test_probabilities_sum_to_one(kind: str) -> None:
-    """And the best class is that of the logits of the same file without a softmax."""
+    """Probabilities sum to 1, and their best class is that of the logits without a softmax."""
     raw, _ = samples.make(subjects.tiny().info.preprocessing).raw(
         subjects.tiny().info.preprocessing
     )
@@ -263,7 +263,7 @@ def test_a_swapped_constant_fails_the_audit() -> None:
 def test_what_does_not_go_together_is_refused(
     options: ExportOptions, precision: str, said: str
 ) -> None:
-    """Before anything is loaded, with a way out."""
+    """A contradiction is refused before anything is loaded, with a way out."""
     request = ExportRequest(formats=("onnx",), precisions={"onnx": (precision,)}, options=options)
     with pytest.raises(UsageError, match=said):
         plan(request)

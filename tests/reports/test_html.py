@@ -182,7 +182,7 @@ def test_table_of_artifacts() -> None:
 
 @pytest.mark.parametrize("is_foreign", [False, True])
 def test_weights_that_nobody_looked_at_are_said_once(*, is_foreign: bool) -> None:
-    """Of ours with the reason, where it decides; of a file of others beside the table."""
+    """Of our files this is said with the reason it decides by, of others' beside the table."""
     audit = WeightAudit(0, unread="no reader", answers_only=is_foreign)
     found = replace(made.artifact(), parity=made.parity_of(made.output(), audit=audit))
     text = html.page(made.report_of(found))

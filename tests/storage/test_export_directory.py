@@ -154,7 +154,7 @@ def test_digest(tmp_path: Path, digest_of: int) -> None:
 @FUZZ
 @given(st.integers(0, 2**32))
 def test_mutated_bytes(exported: Exported, tmp_path: Path, seed: int) -> None:
-    """Bytes of the manifest replaced, removed or repeated: read, or refused on purpose."""
+    """A manifest whose bytes were replaced, removed or repeated is read, or refused on purpose."""
     generator = random.Random(seed)  # noqa: S311 - reproducible, no secret
     content = bytearray((exported.folder / "manifest.json").read_bytes())
     for _ in range(generator.randint(1, 8)):

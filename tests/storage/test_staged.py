@@ -374,7 +374,7 @@ def test_kill_of_an_export(copied: Path, tree: Tree, number: signal.Signals, fil
     """
     before = tree(copied)
     parent = copied.parent
-    options = ("--no-check", "--no-bench", "--no-simplify", "--output", str(copied))
+    options = ("-f", "onnx", "--no-check", "--no-bench", "--no-simplify", "-o", str(copied))
     with subprocess.Popen(
         [sys.executable, "-m", "levit_export", "export", *options],
         stdout=subprocess.PIPE,

@@ -13,7 +13,7 @@ GOOD, BAD = (0.0, 0.1), (1.0, 0.1)
 
 
 def test_the_first_value_that_differs_is_named() -> None:
-    """And the last before it that agrees."""
+    """Of two files' values the first that differs is named, and the last before it that agrees."""
     users = {"a": ("b",), "b": ("c",), "c": ()}
     found = first_difference(users, {"a": GOOD, "b": BAD, "c": BAD}, "normal-0", "onnx-fp32")
     assert (found.tap, found.cause, found.stage) == ("b", "conversion", "onnx-fp32")

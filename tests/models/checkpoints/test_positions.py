@@ -26,7 +26,6 @@ from levit_export.models.preparation import laid_out, rewrite
 from levit_export.models.zoo import GraftedConfig, LevitConfig, halving
 
 BODY = ((32, 48, 64), 16, (2, 3, 4), (1, 1, 1))
-OPEN = {16: (256, 64, 16)}
 WIDE = LevitConfig(*BODY, image_size=(128, 512), classes=5)
 OUTLINE = Outline(4, (1, 1, 1), two_heads=True)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import collections
 import errno
 import json
 import os
@@ -29,7 +28,6 @@ from levit_export.models import checkpoints
 from levit_export.models.checkpoints import limits, reading
 
 Tensors = dict[str, torch.Tensor]
-EMPTY: collections.OrderedDict[str, object] = collections.OrderedDict()
 
 
 @pytest.fixture

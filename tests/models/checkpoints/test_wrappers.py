@@ -359,7 +359,7 @@ def test_heads_that_were_replaced(tmp_path: Path, form: str, heads: tuple[str, .
 
 
 def test_linear_heads_as_timm_computes_them(tmp_path: Path) -> None:
-    """Timm's own answers with ``nn.Linear`` in the place of both heads."""
+    """With ``nn.Linear`` in the place of both heads the answers are timm's own."""
     kept, size = recorded()["linear-heads"], tuple(RECORDED["linear-heads"]["img_size"])
     shapes = {key: tuple(shape) for key, shape in kept["shapes"].items()}
     found = checkpoints.load(in_a_file(tmp_path, weights(shapes)))
@@ -403,7 +403,7 @@ def test_grey_pictures_are_refused_with_a_way(
 
 
 def test_five_channels_are_refused(tmp_path: Path) -> None:
-    """Of other numbers of channels there is no such way."""
+    """Pictures of another number of channels are refused, and no way out is promised."""
     tensors = in_form("timm")
     tensors["stem.conv1.linear.weight"] = torch.ones(4, 5, 3, 3)
     error = refused(tmp_path, tensors)

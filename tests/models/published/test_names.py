@@ -78,5 +78,5 @@ def test_a_file_must_carry_its_hash(name: str) -> None:
 
 
 def test_the_digits_are_the_last_part_of_the_stem() -> None:
-    """As torch.hub reads them."""
+    """The digits of a hash are read off a file's name as torch.hub reads them."""
     assert HashedFile("LeViT-128S-96703c44.pth").digits == "96703c44"

@@ -334,7 +334,7 @@ def test_altered_bytes(tiny_results: tuple[Path, Path], tmp_path: Path) -> None:
     raw = tiny_results[1].read_bytes()
     file = tmp_path / "r.json"
     generator = np.random.default_rng(0)
-    for place in generator.integers(0, len(raw), 300).tolist():
+    for place in generator.integers(0, len(raw), 60).tolist():
         altered = bytearray(raw)
         altered[place] ^= int(generator.integers(1, 256))
         for content in (bytes(altered), raw[:place]):

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import get_args
 
 import numpy as np
-import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from levit_export.core.values import (
@@ -225,8 +224,3 @@ def model_info() -> ModelInfo:
 def fed(cropped: np.ndarray) -> np.ndarray:
     """What the recipe makes of cropped pixels."""
     return preprocessing.normalise(RECIPE, cropped)
-
-
-def load_onnx(folder: Path) -> onnx.ModelProto:
-    """The ONNX file of an export or of an unpacked bundle."""
-    return onnx.load(folder / ONNX)
