@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import subjects
 from support import Cli, Exported
 
-from levit_export.core.values import RunOptions
+from levit_export.core.values import ExportOptions, RunOptions
 from levit_export.formats import target
+from levit_export.models import checkpoints
+from levit_export.models.preparation import prepare
 
 IDS = ("onnx-fp32", "openvino-fp32", "coreml-fp16")
 WITHOUT = "import sys; sys.modules.update(dict.fromkeys({missing!r}))\n"
@@ -105,6 +108,19 @@ def test_a_bare_package_is_checked(everything: Exported, cli: Cli) -> None:
     (artifact,) = json.loads(result.stdout)["artifacts"]
     assert (result.exit_code, artifact["parity"]["verdict"]) == (0, "pass")
     assert artifact["parity"]["weights"]["tensors"] == 86
+
+
+def test_a_package_is_what_the_target_makes(everything: Exported, tmp_path: Path) -> None:
+    """The command line writes the package that the target makes of the bundled model in maps."""
+    model = prepare(checkpoints.bundled(), layout="maps")
+    expected = subjects.export(model, tmp_path / "m", "coreml", ExportOptions(precision="fp16"))
+    package = everything.folder / "coreml-fp16" / "levit_digits.mlpackage"
+    written = {
+        f"m.mlpackage/{file.relative_to(package).as_posix()}": file.read_bytes()
+        for file in package.rglob("*")
+        if file.is_file()
+    }
+    assert written == subjects.contents(expected)
 
 
 def test_an_open_batch_is_refused_for_core_ml(cli: Cli, tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def stated(place: Path, tmp_path_factory: pytest.TempPathFactory, cli: Cli) -> E
 
 
 def test_a_refusal_names_the_way_out(place: Path, tmp_path: Path, cli: Cli) -> None:
-    """A folder that cannot be followed is refused by its setting, with the option to give; status 2."""
+    """A folder that cannot be followed is refused by its setting, with the option to give."""
     result = cli("export", "--checkpoint", place, *FLAGS, "--output", tmp_path / "out")
     assert result.exit_code == 2
     assert "interpolation is 'random'" in result.stderr

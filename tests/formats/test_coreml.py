@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,8 +27,6 @@ from levit_export.formats import mil
 from levit_export.formats.coreml import target as coreml
 from levit_export.formats.coreml.target import EVALUATOR, CoremlTarget
 from levit_export.formats.metadata import PREFIX
-from levit_export.models import checkpoints
-from levit_export.models.preparation import prepare
 
 TARGET = CoremlTarget()
 RUN = RunOptions(threads=1)
@@ -82,24 +79,6 @@ def either(request: pytest.FixtureRequest) -> Artifact:
 def copied(half: Artifact, tmp_path: Path) -> Artifact:
     """A copy of the bundled model's package that a test may damage."""
     return subjects.copy(half, tmp_path)
-
-
-@dataclass(frozen=True)
-class Done:
-    """What the command line wrote, and how it ended."""
-
-    folder: Path
-    status: int
-    output: str
-
-
-@pytest.fixture(scope="module")
-def done(_no_core_ml: None, tmp_path_factory: pytest.TempPathFactory, cli: Cli) -> Done:
-    """The bundled model, exported to Core ML by the command line."""
-    folder = tmp_path_factory.mktemp("coreml") / "out"
-    plan = ("--warmup", 0, "--iters", 2, "--threads", 1)
-    result = cli("export", "--format", "coreml", *plan, "-o", folder)
-    return Done(folder, result.exit_code, result.output)
 
 
 def image(batch: int = 1) -> dict[str, np.ndarray]:
@@ -252,14 +231,6 @@ def test_unknown_deployment_targets(asked: str, near: str, cli: Cli) -> None:
     assert all(name in result.stderr for name in SPECIFICATIONS)
 
 
-def test_open_batch_is_refused(cli: Cli) -> None:
-    """An open batch is refused with the reason and with the formats that have it: status 2."""
-    result = cli("export", "--format", "coreml", "--dynamic")
-    assert result.exit_code == 2
-    assert "loses the Neural Engine" in result.stderr
-    assert "--format onnx,openvino" in result.stderr
-
-
 def test_several_images_at_a_time(tmp_path: Path) -> None:
     """A package of another fixed batch has that batch and passes."""
     made = subjects.export(
@@ -287,38 +258,6 @@ def test_unknown_compute_units(cli: Cli) -> None:
     assert result.exit_code == 2
     assert "'nonsense'" in result.stderr
     assert "Known: all, cpu_and_gpu, cpu_and_ne, cpu_only." in result.stderr
-
-
-def test_export_without_core_ml(done: Done) -> None:
-    """An export ends with status 0, its parity checked by the evaluator and its time not taken."""
-    assert done.status == 0, done.output
-    report = json.loads((done.folder / "report.json").read_text("utf-8"))
-    (row,) = report["artifacts"]
-    assert (row["parity"]["verdict"], row["parity"]["runtime"]) == ("pass", EVALUATOR)
-    assert row["timing"]["verdict"] == "not-run"
-    assert row["timing"]["reason"] == "Core ML runs on macOS only"
-    assert any("cannot show" in note for note in row["notes"])
-    assert "Core ML runs on macOS only" in done.output
-
-
-def test_export_as_the_target_makes_it(done: Done, tmp_path: Path) -> None:
-    """The command line writes the package that the target makes of the bundled model in maps."""
-    model = prepare(checkpoints.bundled(), layout="maps")
-    expected = subjects.export(model, tmp_path / "m", "coreml", ExportOptions(precision="fp16"))
-    package = done.folder / "coreml-fp16" / "levit_digits.mlpackage"
-    written = {
-        f"m.mlpackage/{p.relative_to(package).as_posix()}": p.read_bytes()
-        for p in package.rglob("*")
-        if p.is_file()
-    }
-    assert written == subjects.contents(expected)
-
-
-def test_check_of_a_bare_package(half: Artifact, cli: Cli) -> None:
-    """A package without its export directory is checked against the model: status 0."""
-    result = cli("check", half.path, "--model", "levit_digits")
-    assert result.exit_code == 0, result.output
-    assert "pass" in result.stdout
 
 
 # --- classifiers ----------------------------------------------------------------------------
