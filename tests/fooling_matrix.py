@@ -26,10 +26,12 @@ import numpy as np
 import subjects
 from click.testing import CliRunner
 
+from levit_export.checks import execution
+from levit_export.checks.parity import ParityReport
 from levit_export.cli import cli
-from levit_export.core import hashing, packages
+from levit_export.core import packages
 from levit_export.core.errors import LevitExportError
-from levit_export.core.values import Artifact, Preprocessing, Tolerance, overall
+from levit_export.core.values import Artifact, Preprocessing, RunOptions, Tolerance, overall
 from levit_export.formats import target
 from levit_export.models import checkpoints
 from levit_export.models.loading import ModelChoice
@@ -440,9 +442,10 @@ def swapped(kind: str, seed: int, base: Base = EVERYTHING) -> Outcome:
         with store.staged() as work:
             made, manifest = directory(tried, work / "export")
             (artifact,) = export_directory.artifacts(made, manifest)
-            entry = hashing.digest(artifact.files)
-            said = {"path": manifest.artifacts[0].path, "sha256": entry.sha256}
-            place = store.commit(work, cell, Result("pass", "", said, {}, "export"))
+            row = execution.Row(artifact, RunOptions())
+            said = execution.describe(row, made, ParityReport("", 0, ()), None, None)
+            done = Result("pass", "", said, checkpoints.bundled().describe(), "export")
+            place = store.commit(work, cell, done)
         assert store.find(cell) is not None
         trick = ("decoys", "labels", "recipe", *HIDDEN[:3])[seed % 6]
         _spoil_directory(place / "export", manifest, replace(tried, trick=trick))
