@@ -123,15 +123,17 @@ def evaluate(node: Node, values: Mapping[str, Value]) -> tuple[Value, ...]:
     Floating-point overflow gives infinity and an invalid operation gives NaN, as in the hardware
     that is modelled: NumPy's warnings about these are silenced, nothing else is.
 
-    Raises :class:`PackageError` if the op makes no sense for its operands, or if a shape or type
-    differs from the declared one.
+    Raises :class:`UnsupportedOpError` for numbers of which it is not documented what the op makes,
+    :class:`PackageError` if the op makes no sense for its operands, or if a shape or type differs
+    from the declared one.
     """
     try:
         with np.errstate(over="ignore", under="ignore", divide="ignore", invalid="ignore"):
             found = node.op.function(**node.arguments(values))
     except NotImplementedError as error:
         raise UnsupportedOpError(
-            f"{node.label}: {error} is not evaluated", remedy=SUPPORT
+            f"{node.label}: {error} is not evaluated",
+            remedy="Give it other numbers or options, or remove the op from the model.",
         ) from error
     except _RAISED as error:
         raise PackageError(f"{node.label}: {error}", remedy="Export the model again.") from error

@@ -101,11 +101,13 @@ Feature = ArrayFeature | ImageFeature | OtherFeature
 
 
 def read_features(messages: Any, package: Package) -> tuple[Feature, ...]:
-    """The ``FeatureDescription`` messages of a model, in order; names must differ."""
+    """The ``FeatureDescription`` messages of a model, in order; a name has one type."""
     features = tuple(_read_feature(message, package) for message in messages)
     names = [feature.name for feature in features]
-    if len(set(names)) != len(names) or "" in names:
-        raise damaged(package.root, f"the description repeats or omits a name in {names}")
+    if len(set(names)) != len(set(features)) or "" in names:
+        raise damaged(
+            package.root, f"the description omits a name or gives one two types, in {names}"
+        )
     return features
 
 
@@ -225,7 +227,8 @@ def _converted(array: Array, name: str, element: Element) -> Array:
     if target.kind in "iu" and array.size:
         limits = np.iinfo(target)
         whole = array.dtype.kind != "f" or bool((array == np.trunc(array)).all())
-        if not whole or array.min() < limits.min or array.max() > limits.max:
+        # As Python's numbers, because NumPy compares float32 with an integer rounded to float32.
+        if not whole or array.min().item() < limits.min or array.max().item() > limits.max:
             raise DataError(
                 f"input {name!r} has numbers that {element.name} cannot hold",
                 remedy=f"Give whole numbers from {limits.min} to {limits.max}.",

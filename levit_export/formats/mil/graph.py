@@ -106,7 +106,7 @@ def read_graph(function: Any, reader: Reader, *, specification: int) -> Graph:
     return Graph(
         inputs,
         tuple(builder.nodes),
-        tuple(block.outputs),
+        tuple(dict.fromkeys(block.outputs)),
         builder.types,
         builder.constants,
         frozenset(builder.stored - builder.computed - set(block.outputs)),

@@ -89,8 +89,9 @@ class Program:
         ``(1,)``, as from Core ML).
 
         Values are freed when no later op needs them. Raises :class:`UsageError`,
-        :class:`DataError` for inputs that do not fit, :class:`PackageError` for a program that
-        does not do what it declares.
+        :class:`DataError` for inputs that do not fit, :class:`UnsupportedOpError` where they make
+        an op do what is not documented, :class:`PackageError` for a program that does not do what
+        it declares.
         """
         wanted = self._wanted(taps)
         graph = self._graph
@@ -153,7 +154,9 @@ def load(path: str | PathLike[str]) -> Program:
         specification=model.specificationVersion,
     )
     inputs = read_features(description.input, package)
-    outputs = read_features(description.output, package)
+    # A network that gives one tensor twice has one name for it, which coremltools lists twice
+    # here and in the program; a prediction, a dictionary, has it once.
+    outputs = tuple(dict.fromkeys(read_features(description.output, package)))
     _agree(package, inputs, graph.inputs, graph.types, "inputs")
     _agree(package, outputs, graph.outputs, graph.types, "outputs")
     return Program(

@@ -131,7 +131,7 @@ OPS: dict[str, OpRow] = {
     "mod": OpRow(elementwise.mod, _PAIR, "fi"),
     "maximum": OpRow(elementwise.maximum, _PAIR, "fi", exact=True),
     "minimum": OpRow(elementwise.minimum, _PAIR, "fi", exact=True),
-    "pow": OpRow(elementwise.power, _PAIR),
+    "pow": OpRow(elementwise.power, _PAIR, "fi"),
     "square": OpRow(elementwise.square, kinds="fi"),
     "abs": OpRow(elementwise.absolute, kinds="fi", exact=True),
     "sign": OpRow(elementwise.sign, kinds="fi", exact=True),

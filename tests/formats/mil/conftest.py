@@ -22,7 +22,7 @@ with warnings.catch_warnings():
     logging.getLogger("coremltools").setLevel(logging.ERROR)
     import coremltools  # noqa: F401
 
-from mil_programs import Build, Saved, convolution_to_softmax, many_ops, save
+from mil_programs import Build, Saved, convolution_to_softmax, integer_ops, many_ops, save
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -65,3 +65,9 @@ def sound(saved: Callable[..., Saved]) -> Saved:
 def rich(saved: Callable[..., Saved]) -> Saved:
     """A package with ops that allocate, index and repeat."""
     return saved(many_ops, x=np.ones((1, 3, 8, 8), np.float32))
+
+
+@pytest.fixture(scope="session")
+def whole(saved: Callable[..., Saved]) -> Saved:
+    """A package with arithmetic on integers."""
+    return saved(integer_ops, x=np.ones((1, 3, 8, 8), np.float32))

@@ -217,6 +217,20 @@ def many_ops(x: Any) -> Any:
     return mb.reduce_log_sum_exp(x=y, axes=[-1], name="p")
 
 
+def integer_ops(x: Any) -> Any:
+    """A program of arithmetic on integers, for ``x`` of shape ``(1, 3, 8, 8)``."""
+    y = mb.cast(x=x, dtype="int32", name="whole")
+    y = mb.pow(x=mb.add(x=y, y=np.int32(2)), y=np.int32(5), name="power")
+    y = mb.floor_div(x=mb.mul(x=y, y=np.int32(1000)), y=np.int32(7), name="quotient")
+    y = mb.mod(x=mb.abs(x=mb.sub(x=y, y=np.int32(9))), y=np.int32(11), name="rest")
+    y = mb.matmul(x=y, y=np.arange(32, dtype=np.int32).reshape(8, 4), name="product")
+    y = mb.cumsum(x=y, axis=2, name="sums")
+    y = mb.scatter(data=y, indices=[0, 1, 1], updates=y, axis=1, mode="add", name="put")
+    y = mb.square(x=mb.reduce_sum(x=y, axes=[3], keep_dims=True), name="squares")
+    y = mb.reduce_prod(x=mb.minimum(x=y, y=np.int32(3)), axes=[1], name="all")
+    return mb.cast(x=y, dtype="fp32", name="p")
+
+
 def edit(package: Path, change: Callable[[Any, Any], object]) -> None:
     """Apply ``change(model, block)`` to the specification."""
     model = Model_pb2.Model()

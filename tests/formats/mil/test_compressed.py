@@ -19,6 +19,7 @@ from mil_programs import UNIT, Saved, assert_close, convert, dot_error, mb
 
 from levit_export.formats import mil
 from levit_export.formats.mil.blob import unpack
+from levit_export.formats.mil.ops.compression import constexpr_lut_to_dense
 
 Save = Callable[..., Saved]
 Array = npt.NDArray[Any]
@@ -143,6 +144,14 @@ def test_grouped_table(saved: Save, bits: int, vector: int) -> None:
         9,
     )
     assert np.array_equal(found, exact)
+
+
+@pytest.mark.parametrize("index", [-1, 4])
+def test_indices_stay_in_their_table(index: int) -> None:
+    """An index of a signed type does not count from the end of a table."""
+    lut = np.arange(4, dtype=np.float32).reshape(1, 4, 1)
+    with pytest.raises(ValueError, match=f"index {index} in a table of 4"):
+        constexpr_lut_to_dense(np.array([0, index], np.int8), lut)
 
 
 @pytest.mark.parametrize("kind", ["plain", "table", "blockwise"])

@@ -171,6 +171,12 @@ def _rename_function(model: Any, _: Any) -> None:
     del model.mlProgram.functions["main"]
 
 
+def _describe_again(model: Any, _: Any) -> None:
+    again = model.description.output.add()
+    again.CopyFrom(model.description.output[0])
+    again.type.multiArrayType.shape.append(7)
+
+
 def _use(name: str) -> Callable[[Any, Any], None]:
     def change(_: Any, block: Any) -> None:
         _op(block, "relu").inputs["x"].arguments[0].name = name
@@ -329,6 +335,16 @@ PROGRAMS: dict[str, tuple[Callable[[Any, Any], object], type[Exception], str]] =
         lambda m, _: m.description.input[0].type.multiArrayType.shape.append(7),
         PackageError,
         "it describes ArrayFeature",
+    ),
+    "description of an output with two types": (
+        _describe_again,
+        PackageError,
+        r"gives one two types, in .'p', 'p'.",
+    ),
+    "description of an input twice": (
+        lambda m, _: m.description.input.add().CopyFrom(m.description.input[0]),
+        PackageError,
+        "describes the inputs .'x', 'x'., but has .'x'.",
     ),
     "description of another output": (
         lambda m, _: setattr(m.description.output[0], "name", "q"),

@@ -51,7 +51,7 @@ def test_mutated_bytes_raise_nothing_foreign(
         shutil.rmtree(package)
 
 
-@pytest.mark.parametrize("program", ["sound", "rich"])
+@pytest.mark.parametrize("program", ["sound", "rich", "whole"])
 @settings(
     max_examples=150,
     derandomize=True,

@@ -225,9 +225,37 @@ def test_only_whole_numbers_in_range_feed_integers(saved: Save) -> None:
     (found,) = program.run({"x": np.array([-1.0, 3.0])}).values()
     assert found.tolist() == [0, 4]
     assert found.dtype == np.int32
-    for wrong in ([0.5, 1.0], [0, 2**31], [np.nan, 1.0], [np.inf, 1.0]):
+    for wrong in ([0.5, 1.0], [0, 2**31], [0, -(2.0**31) - 1], [np.nan, 1.0], [np.inf, 1.0]):
         with pytest.raises(DataError, match="numbers that int32 cannot hold"):
             program.run({"x": np.array(wrong)})
+    # NumPy compares it with the largest int32 as float32, where the two are equal.
+    with pytest.raises(DataError, match="numbers that int32 cannot hold"):
+        program.run({"x": np.array([0, 2**31], np.float32)})
+
+
+class _Twice(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """One tensor, another, and the first again."""
+        y = 2 * x
+        return y, y + 1, y
+
+
+def test_an_output_that_a_network_gives_twice(tmp_path: Path) -> None:
+    """It is listed twice under one name by coremltools; a prediction has it once."""
+    x = torch.tensor([1.0, -2.0])
+    inputs = [ct.TensorType(name="x", shape=(2,))]
+    model = convert(_Twice(), x, "float32", inputs=inputs, outputs=None)
+    names = [output.name for output in model.get_spec().description.output]
+    assert names[0] == names[2] != names[1]
+    model.save(str(tmp_path / "twice.mlpackage"))
+
+    program = mil.load(tmp_path / "twice.mlpackage")
+    assert [output.name for output in program.outputs] == names[:2]
+    found = program.run({"x": x.numpy()})
+    assert {name: y.tolist() for name, y in found.items()} == {
+        names[0]: [2.0, -4.0],
+        names[1]: [3.0, -3.0],
+    }
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])

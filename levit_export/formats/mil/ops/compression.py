@@ -35,7 +35,7 @@ def quantize(
     if zero_point is not None:
         q += _along(zero_point, input, axis)
     if np.isnan(q).any():
-        raise ValueError("NaN has no quantised value")
+        raise NotImplementedError("a quantised NaN")
     return np.clip(q, limits.min, limits.max).astype(target)
 
 
@@ -184,8 +184,9 @@ def _scatter(nonzero_data: Array, mask: Array) -> Array:
 
 
 def _check_indices(indices: Array, entries: int) -> None:
-    if indices.size and int(indices.max()) >= entries:
-        raise ValueError(f"index {int(indices.max())} in a table of {entries}")
+    for index in (indices.min(), indices.max()) if indices.size else ():
+        if not 0 <= int(index) < entries:
+            raise ValueError(f"index {int(index)} in a table of {entries}")
 
 
 def _along(values: Array, data: Array, axis: Array | None) -> Array:

@@ -13,6 +13,7 @@ import numpy as np
 
 from levit_export.formats.mil.elements import BY_SHORT_NAME, Array
 from levit_export.formats.mil.ops.bounds import joined
+from levit_export.formats.mil.ops.overflow import checked, narrowed
 
 _ZERO = np.float32(0)
 _HALF = np.float32(0.5)
@@ -23,37 +24,34 @@ _INFINITY = np.float32(np.inf)
 def add(x: Array, y: Array) -> Array:
     """``x + y``."""
     joined(x, y)
-    return np.asarray(x + y)
+    return checked(np.add, x, y)
 
 
 def sub(x: Array, y: Array) -> Array:
     """``x - y``."""
     joined(x, y)
-    return np.asarray(x - y)
+    return checked(np.subtract, x, y)
 
 
 def mul(x: Array, y: Array) -> Array:
     """``x * y``."""
     joined(x, y)
-    return np.asarray(x * y)
+    return checked(np.multiply, x, y)
 
 
 def real_div(x: Array, y: Array) -> Array:
     """``x / y``; of integers the whole part.
 
     coremltools' tests state the whole part for positive integers. What Core ML gives for a
-    negative quotient with a remainder is not documented, nor for the least integer over -1, which
-    its type does not hold.
+    negative quotient with a remainder is not documented.
     """
     joined(x, y)
-    _no_zero(y)
     if x.dtype.kind == "f":
         return np.asarray(x / y)
-    _no_least_by_minus_one(x, y)
-    whole, rest = np.divmod(x, y)
-    if np.any((whole < 0) & (rest != 0)):
+    whole = floor_div(x, y)
+    if np.any((whole < 0) & (np.mod(x, y) != 0)):
         raise NotImplementedError("a negative quotient of integers, with a remainder,")
-    return np.asarray(whole)
+    return whole
 
 
 def maximum(x: Array, y: Array) -> Array:
@@ -69,17 +67,21 @@ def minimum(x: Array, y: Array) -> Array:
 
 
 def power(x: Array, y: Array) -> Array:
-    """``x ** y``."""
+    """``x ** y``; of integers for ``y >= 0``.
+
+    coremltools' page admits int32. What Core ML gives for a negative power is not documented.
+    """
     joined(x, y)
-    return np.asarray(np.power(x, y))
+    if y.dtype.kind != "f" and np.any(y < 0):
+        raise NotImplementedError("a negative power of an integer")
+    return checked(np.power, x, y)
 
 
 def floor_div(x: Array, y: Array) -> Array:
     """``floor(x / y)``, towards minus infinity for integers too."""
     joined(x, y)
     _no_zero(y)
-    _no_least_by_minus_one(x, y)
-    return np.asarray(np.floor_divide(x, y))
+    return checked(np.floor_divide, x, y)
 
 
 def mod(x: Array, y: Array) -> Array:
@@ -150,12 +152,12 @@ def logical_not(x: Array) -> Array:
 
 def square(x: Array) -> Array:
     """``x * x``."""
-    return np.asarray(x * x)
+    return checked(np.square, x)
 
 
 def absolute(x: Array) -> Array:
     """``|x|``."""
-    return np.asarray(np.abs(x))
+    return checked(np.abs, x)
 
 
 def exp(x: Array) -> Array:
@@ -413,27 +415,18 @@ def gelu(x: Array, *, mode: str = "EXACT") -> Array:
 def cast(x: Array, dtype: str) -> Array:
     """``x`` with another element type; floats lose their fraction towards zero.
 
-    A number that the integer type cannot hold has no documented result and raises ``ValueError``.
+    A number that the integer type cannot hold has no documented result.
     """
     target = np.dtype(BY_SHORT_NAME[dtype].held_as)
-    if target.kind in "iu" and x.size:
-        limits = np.iinfo(target)
-        whole = np.trunc(x) if x.dtype.kind == "f" else x
-        low, high = whole.min(), whole.max()
-        if not (limits.min <= float(low) and float(high) <= limits.max):
-            raise ValueError(f"{dtype} cannot hold the numbers from {low} to {high}")
-    return x.astype(target)
-
-
-def _no_least_by_minus_one(x: Array, y: Array) -> None:
-    if x.dtype.kind == "i" and np.any((x == np.iinfo(x.dtype).min) & (y == -1)):
-        raise NotImplementedError(f"the least {x.dtype} divided by -1")
+    if target.kind not in "iu":
+        return x.astype(target)
+    return narrowed(np.trunc(x) if x.dtype.kind == "f" else x, target)
 
 
 def _no_zero(y: Array) -> None:
     """Integers have no infinity that a division by zero could give."""
     if y.dtype.kind in "iu" and not y.all():
-        raise ValueError("integers are divided by zero")
+        raise NotImplementedError("a division of integers by zero")
 
 
 def _scalar(value: Array) -> Array:

@@ -23,6 +23,7 @@ from levit_export.formats.mil.ops.bounds import (
     integer,
     joined,
 )
+from levit_export.formats.mil.ops.overflow import checked
 
 
 def gather(
@@ -178,7 +179,7 @@ def one_hot(
     bounded((*indices.shape, size))
     bounded((size,))  # also where there are no indices
     if indices.size and not 0 <= indices.min() <= indices.max() < size:
-        raise ValueError(f"indices from {indices.min()} to {indices.max()} leave [0, {size})")
+        raise _outside(indices, 0, size)
     hot = np.expand_dims(indices, where) == np.expand_dims(
         np.arange(size), [a for a in range(indices.ndim + 1) if a != where]
     )
@@ -206,9 +207,13 @@ def _put(data: Array, places: Any, updates: Array, mode: str) -> Array:
         raise NotImplementedError("division of integers")
     if data[places].shape != updates.shape:
         raise ValueError(f"updates {list(updates.shape)} do not fit {list(data[places].shape)}")
-    y: Array = data.copy()
-    MODES[mode](y, places, updates)
-    return y
+
+    def put(values: Array, new: Array) -> Array:
+        y: Array = values.copy()
+        MODES[mode](y, places, new)
+        return y
+
+    return checked(put, data, updates)
 
 
 def _inside(indices: Array, size: int, specification: int) -> Array:
@@ -217,11 +222,15 @@ def _inside(indices: Array, size: int, specification: int) -> Array:
     if indices.dtype.kind not in "iu":
         raise ValueError(f"indices should be integers, not {indices.dtype}")
     if indices.size and not lowest <= indices.min() <= indices.max() < size:
-        raise ValueError(
-            f"indices from {indices.min()} to {indices.max()} leave [{lowest}, {size})"
-        )
+        raise _outside(indices, lowest, size)
     whole = indices.astype(np.int64)
     return np.where(whole < 0, whole + size, whole)
+
+
+def _outside(indices: Array, lowest: int, size: int) -> NotImplementedError:
+    return NotImplementedError(
+        f"an index outside [{lowest}, {size}) (they run from {indices.min()} to {indices.max()})"
+    )
 
 
 def _places(indices: Array, sizes: tuple[int, ...], specification: int) -> tuple[Array, ...]:

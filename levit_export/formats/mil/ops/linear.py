@@ -12,6 +12,7 @@ import numpy as np
 
 from levit_export.formats.mil.elements import Array
 from levit_export.formats.mil.ops.bounds import bounded, flag
+from levit_export.formats.mil.ops.overflow import checked
 from levit_export.formats.mil.ops.reduce import softmax_along
 
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -40,8 +41,7 @@ def matmul(
     """``z[..., i, j] = sum_k x[..., i, k] y[..., k, j]``; leading axes broadcast.
 
     ``transpose_x`` and ``transpose_y`` swap the last two axes first (of operands of rank 2 or
-    more: a vector has nothing to swap). What integers give that ``int32`` does not hold is not
-    documented.
+    more: a vector has nothing to swap).
     """
     left = x.swapaxes(-1, -2) if flag(transpose_x) and x.ndim > 1 else x
     right = y.swapaxes(-1, -2) if flag(transpose_y) and y.ndim > 1 else y
@@ -49,26 +49,7 @@ def matmul(
         raise ValueError("a scalar has no matrix product")
     batch = np.broadcast_shapes(left.shape[:-2], right.shape[:-2])
     bounded((*batch, *left.shape[-2:-1], *(right.shape[-1:] if right.ndim > 1 else ())))
-    if left.dtype.kind == "f":
-        return np.asarray(left @ right)
-    return _whole_product(left, right)
-
-
-def _whole_product(left: Array, right: Array) -> Array:
-    """The exact ``left @ right`` of integers, in their type.
-
-    Sums are taken in ``int64``, whose range a sum of ``k`` products of the largest numbers must
-    not leave either.
-    """
-    held = np.result_type(left, right)
-    largest = left.shape[-1]
-    for side in (left, right):
-        largest *= max(abs(int(side.min(initial=0))), abs(int(side.max(initial=0))))
-    exact = left.astype(np.int64) @ right.astype(np.int64)
-    limits = np.iinfo(held)
-    if largest > np.iinfo(np.int64).max or np.any((exact < limits.min) | (exact > limits.max)):
-        raise NotImplementedError(f"a product of integers that {held} does not hold")
-    return np.asarray(exact.astype(held))
+    return checked(np.matmul, left, right)
 
 
 def einsum(values: Sequence[Array], equation: str) -> Array:

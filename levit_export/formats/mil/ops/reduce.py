@@ -12,6 +12,7 @@ import numpy as np
 
 from levit_export.formats.mil.elements import BY_SHORT_NAME, Array
 from levit_export.formats.mil.ops.bounds import axes_of, axis_of, flag, integer
+from levit_export.formats.mil.ops.overflow import checked, narrowed
 
 
 def reduce_mean(x: Array, *, axes: Array | None = None, keep_dims: Array | None = None) -> Array:
@@ -22,8 +23,8 @@ def reduce_mean(x: Array, *, axes: Array | None = None, keep_dims: Array | None 
 
 def reduce_sum(x: Array, *, axes: Array | None = None, keep_dims: Array | None = None) -> Array:
     """The sum over ``axes`` (all when left out)."""
-    over = axes_of(axes, x.ndim)
-    return np.asarray(np.sum(x, axis=over, keepdims=flag(keep_dims), dtype=x.dtype))
+    over, kept = axes_of(axes, x.ndim), flag(keep_dims)
+    return checked(lambda v: np.sum(v, axis=over, keepdims=kept), x)
 
 
 def reduce_max(x: Array, *, axes: Array | None = None, keep_dims: Array | None = None) -> Array:
@@ -39,7 +40,7 @@ def reduce_min(x: Array, *, axes: Array | None = None, keep_dims: Array | None =
 def reduce_prod(x: Array, *, axes: Array | None = None, keep_dims: Array | None = None) -> Array:
     """The product over ``axes`` (all when left out)."""
     over, kept = axes_of(axes, x.ndim), flag(keep_dims)
-    return np.asarray(np.prod(x, axis=over, keepdims=kept, dtype=x.dtype))
+    return checked(lambda v: np.prod(v, axis=over, keepdims=kept), x)
 
 
 def reduce_sum_square(
@@ -47,7 +48,7 @@ def reduce_sum_square(
 ) -> Array:
     """The sum of squares over ``axes`` (all when left out)."""
     over, kept = axes_of(axes, x.ndim), flag(keep_dims)
-    return np.asarray(np.sum(x * x, axis=over, keepdims=kept, dtype=x.dtype))
+    return checked(lambda v: np.sum(v * v, axis=over, keepdims=kept), x)
 
 
 def reduce_l1_norm(
@@ -55,7 +56,7 @@ def reduce_l1_norm(
 ) -> Array:
     """The sum of absolute values over ``axes`` (all when left out)."""
     over, kept = axes_of(axes, x.ndim), flag(keep_dims)
-    return np.asarray(np.sum(np.abs(x), axis=over, keepdims=kept, dtype=x.dtype))
+    return checked(lambda v: np.sum(np.abs(v), axis=over, keepdims=kept), x)
 
 
 def reduce_l2_norm(
@@ -96,7 +97,7 @@ def reduce_argmax(
     """Where the largest element along ``axis`` (the last) is."""
     along = axis_of(-1 if axis is None else integer(axis), x.ndim)
     found = np.argmax(x, axis=along, keepdims=flag(keep_dims))
-    return np.asarray(found).astype(BY_SHORT_NAME[output_dtype].held_as)
+    return narrowed(np.asarray(found), BY_SHORT_NAME[output_dtype].held_as)
 
 
 def reduce_argmin(
@@ -109,7 +110,7 @@ def reduce_argmin(
     """Where the smallest element along ``axis`` (the last) is."""
     along = axis_of(-1 if axis is None else integer(axis), x.ndim)
     found = np.argmin(x, axis=along, keepdims=flag(keep_dims))
-    return np.asarray(found).astype(BY_SHORT_NAME[output_dtype].held_as)
+    return narrowed(np.asarray(found), BY_SHORT_NAME[output_dtype].held_as)
 
 
 def cumsum(
@@ -124,12 +125,15 @@ def cumsum(
     Without ``x[i]`` itself if ``exclusive``, from the other end if ``reverse``.
     """
     along = axis_of(0 if axis is None else integer(axis), x.ndim)
-    forward = np.flip(x, along) if flag(reverse) else x
-    y = np.cumsum(forward, axis=along, dtype=x.dtype)
-    if flag(exclusive):
-        y = np.roll(y, 1, axis=along)
-        np.moveaxis(y, along, 0)[:1] = 0
-    return np.array(np.flip(y, along) if flag(reverse) else y)
+
+    def summed(v: Array) -> Array:
+        y = np.cumsum(np.flip(v, along) if flag(reverse) else v, axis=along)
+        if flag(exclusive):
+            y = np.roll(y, 1, axis=along)
+            np.moveaxis(y, along, 0)[:1] = 0
+        return np.array(np.flip(y, along) if flag(reverse) else y)
+
+    return checked(summed, x)
 
 
 def argsort(x: Array, *, axis: Array | None = None, ascending: Array | None = None) -> Array:
@@ -165,7 +169,7 @@ def topk(
     values = np.take_along_axis(x, places, axis=along)
     if return_indices is not None and not flag(return_indices):
         return (values,)
-    return values, places.astype(BY_SHORT_NAME[output_indices_dtype].held_as)
+    return values, narrowed(places, BY_SHORT_NAME[output_indices_dtype].held_as)
 
 
 def classify(probabilities: Array, classes: list[Any]) -> tuple[Any, dict[Any, float]]:

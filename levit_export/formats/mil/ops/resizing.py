@@ -192,7 +192,7 @@ def resample(  # noqa: PLR0917 - the op needs all of its parameters
         for i, n in ((0, x.shape[3]), (1, x.shape[2]))
     )
     if not np.isfinite(w).all() or not np.isfinite(h).all():
-        raise ValueError("coordinates are not finite")
+        raise NotImplementedError("a pixel at infinity, or at NaN,")
     bounded((*x.shape[:2], *h.shape[1:]))
     filler = padding_value if padding_mode == "constant" else None
     rule = padding_mode
@@ -236,7 +236,9 @@ def crop_resize(
         found = np.asarray(boxes).astype(np.float64)
         images = np.arange(len(found)) if box_indices is None else box_indices.astype(np.int64)
     if images is not None and images.size and not 0 <= images.min() <= images.max() < x.shape[0]:
-        raise ValueError(f"boxes of images {images.tolist()}, but there are {x.shape[0]}")
+        raise NotImplementedError(
+            f"a box of an image outside [0, {x.shape[0]}) (they are {images.tolist()})"
+        )
     height = 1 if target_height is None else integer(target_height)
     width = 1 if target_width is None else integer(target_width)
     bounded((len(found), x.shape[0], x.shape[1], height, width))

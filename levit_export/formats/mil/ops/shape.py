@@ -250,7 +250,9 @@ def reverse_sequence(
     if along == over or len(many) != x.shape[over]:
         raise ValueError(f"{len(many)} lengths do not fit {list(x.shape)} at axis {over}")
     if any(not 0 <= n <= x.shape[along] for n in many):
-        raise ValueError(f"lengths {list(many)} leave [0, {x.shape[along]}]")
+        raise NotImplementedError(
+            f"a length outside [0, {x.shape[along]}] (they are {list(many)})"
+        )
     y: Array = x.copy()
     rows, source = np.moveaxis(y, (over, along), (0, 1)), np.moveaxis(x, (over, along), (0, 1))
     for b, n in enumerate(many):
