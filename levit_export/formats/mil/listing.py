@@ -6,6 +6,7 @@ that the evaluator does not know is listed too.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -39,7 +40,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"{_USAGE}\n")
         return UsageError.exit_status
     try:
-        sys.stdout.writelines(f"{line}\n" for line in lines(Path(given[0])))
+        try:
+            sys.stdout.writelines(f"{line}\n" for line in lines(Path(given[0])))
+            sys.stdout.flush()
+        except BrokenPipeError:
+            # A reader such as head has enough. The status still says what becomes of the package,
+            # and Python, which writes what is left at its end, must not fail then.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         load(given[0])
     except LevitExportError as error:
         sys.stderr.write(f"error: {error}\n")

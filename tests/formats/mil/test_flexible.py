@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import warnings
@@ -167,6 +168,21 @@ def test_the_module_is_a_command(sound: Saved) -> None:
     assert done.stdout == "".join(f"{line}\n" for line in lines(sound.path))
     assert done.stderr == ""
     assert subprocess.run(command, capture_output=True, check=False).returncode == 2
+
+
+def test_a_reader_of_the_listing_may_leave(sound: Saved) -> None:
+    """Where nobody reads the listing, nothing is complained of, and the status is the same."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, "-m", "levit_export.mil", str(sound.path)],
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_the_documented_table_of_ops_is_the_one_in_use() -> None:
