@@ -81,6 +81,14 @@ def test_each_provider_is_a_row() -> None:
     assert [way.providers for way in ways] == [("cpu",), ("cpu,x=1",)]
 
 
+def test_a_plug_in_is_itself_when_it_is_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ONNX Runtime lists a registered plug-in and its AUTO: neither is built in and starts."""
+    listed = [OPENVINO, f"{OPENVINO}.AUTO", providers.REMOTE, CPU]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: listed)
+    monkeypatch.setattr(providers, "_plugins", lambda: {OPENVINO: "it finds no device"})
+    assert providers.present() == {OPENVINO: "it finds no device", CPU: ""}
+
+
 @here
 def test_openvino_in_float32(artifact: Artifact) -> None:
     """OpenVINO's provider gives the CPU's answers where it is told to compute in float32."""

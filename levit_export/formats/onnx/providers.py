@@ -115,9 +115,16 @@ def present() -> dict[str, str]:
     """
     import onnxruntime
 
-    built_in = dict.fromkeys(onnxruntime.get_available_providers(), "")
-    built_in.pop(REMOTE, None)
-    return {**_plugins(), **built_in}
+    plugins = _plugins()
+    # Once it is registered a plug-in is listed as well, and OpenVINO's with devices that stand for
+    # several, as OpenVINOExecutionProvider.AUTO.
+    beside = (REMOTE, *plugins)
+    built_in = [
+        name
+        for name in onnxruntime.get_available_providers()
+        if name.partition(".")[0] not in beside
+    ]
+    return {**plugins, **dict.fromkeys(built_in, "")}
 
 
 @cache

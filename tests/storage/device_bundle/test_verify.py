@@ -486,6 +486,18 @@ def test_openvino_that_is_built_in_is_asked_as_by_check(
     assert "device_type" in expected[0][1]
 
 
+def test_a_plug_in_is_known_by_its_name_alone(
+    diagnose: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What ONNX Runtime lists of a plug-in beside it cannot be asked for."""
+    listed = [OPENVINO_PROVIDER, f"{OPENVINO_PROVIDER}.AUTO", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: listed)
+    monkeypatch.setattr(diagnose, "plugin_providers", lambda: (OPENVINO_PROVIDER,))
+    known = f"known: CPUExecutionProvider, {OPENVINO_PROVIDER}$"
+    with pytest.raises(diagnose.NotStartedError, match=known):
+        diagnose.onnx(Path("m.onnx"), {}, f"{OPENVINO_PROVIDER}.AUTO")
+
+
 @pytest.mark.parametrize(
     ("unit", "precision", "judged"),
     [

@@ -434,7 +434,10 @@ def onnx(path: Path, manifest: Any, unit: str) -> tuple[str, Run]:
     name, given = split(unit)
     settings = onnxruntime.SessionOptions()
     plugins = plugin_providers()
-    known = {each.lower(): each for each in [*onnxruntime.get_available_providers(), *plugins]}
+    # A plug-in is listed too, with devices that stand for several: OpenVINOExecutionProvider.AUTO.
+    listed = onnxruntime.get_available_providers()
+    built_in = [each for each in listed if each.partition(".")[0] not in plugins]
+    known = {each.lower(): each for each in [*built_in, *plugins]}
     provider = known.get(f"{name}ExecutionProvider".lower()) or known.get(name.lower())
     if provider is None:
         raise NotStartedError(f"no provider {name!r} is here; known: {', '.join(known.values())}")
