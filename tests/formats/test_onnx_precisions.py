@@ -23,6 +23,7 @@ from levit_export.core.network import Network, Op, Value, value_of_tap
 from levit_export.core.values import Artifact, Calibration, ExportOptions, RunOptions
 from levit_export.formats.metadata import PREFIX
 from levit_export.formats.onnx import precisions as onnx_precisions
+from levit_export.formats.onnx import providers
 from levit_export.formats.onnx import write as onnx_write
 from levit_export.formats.onnx.target import OnnxTarget
 from levit_export.inputs import preprocessing, samples
@@ -433,10 +434,12 @@ def test_a_claimed_precision_decides_nothing(tmp_path: Path) -> None:
     assert found.claims["precision"] == "fp8"
 
 
-def test_notes() -> None:
-    """The user is told what a precision does not give."""
+def test_notes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The user is told what a precision does not give, and of the CPU's kernels where they ran."""
     assert "not faster" in " ".join(tiny("w8").notes)
     assert "slower" in " ".join(tiny("fp16").notes)
     assert tiny("int8").notes == tiny("fp32").notes == ()
     assert "float32" in " ".join(TARGET.remarks(tiny("fp16"), RUN))
     assert TARGET.remarks(tiny("fp32"), RUN) == ()
+    monkeypatch.setattr(providers, "_plugins", lambda: {providers.OPENVINO: ""})
+    assert TARGET.remarks(tiny("fp16"), replace(RUN, providers=("openvino",))) == ()

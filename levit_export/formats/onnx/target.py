@@ -230,9 +230,9 @@ class OnnxTarget:
         return [name for node in graph.node for name in node.output]
 
     def remarks(self, artifact: Artifact, options: RunOptions) -> tuple[str, ...]:
-        """What ONNX Runtime's CPU kernels do otherwise than the file says."""
-        del options
-        return onnx_precisions.REMARKS.get(artifact.precision, ())
+        """What ONNX Runtime's CPU kernels do otherwise than the file says, where they run it."""
+        is_theirs = all(providers.parse(text).name == providers.CPU for text in options.providers)
+        return onnx_precisions.REMARKS.get(artifact.precision, ()) if is_theirs else ()
 
     @contextmanager
     def open(
