@@ -432,7 +432,8 @@ def _ability_cell(available: Availability) -> str:
 def print_drift(screen: Screen, drift: DriftMap, *, whole: bool = False) -> None:
     """Who is at fault; then the taps of each file above their tolerance, and the nearest to it.
 
-    With ``whole`` the chain before the files and the map of every tap follow.
+    Files of which no tap is above share a table of the nearest. With ``whole`` the chain before
+    the files and the map of every tap follow.
     """
     out = screen.out
     samples = f"  {len(drift.samples)} samples: {', '.join(drift.samples)}"
@@ -448,15 +449,21 @@ def print_drift(screen: Screen, drift: DriftMap, *, whole: bool = False) -> None
         out.print(line, soft_wrap=not out.is_terminal)
     files = [stage for stage in drift.stages if stage.kind == "artifact"]
     coarse = {f.subject for f in drift.findings if drift.state(f) == "coarse"}
-    figures_of = ("of tolerance", "introduced", "tolerance", "accumulated")
+    figures_of = dict.fromkeys(("of tolerance", "introduced", "tolerance", "accumulated"), "right")
+    nearest: list[list[Text]] = []
     for stage in files:
         rows = list(_tap_rows(stage, is_coarse=stage.name in coarse))
-        sides = {stage.name: "left", **dict.fromkeys(figures_of, "right")}
-        for table in tables(out.width, sides, rows) if rows else ():
+        if stage.first_fault is None:  # one line each, which needs no heading of its own
+            nearest += [[Text(stage.name), *row] for row in rows]
+            continue
+        for table in tables(out.width, {stage.name: "left", **figures_of}, rows):
             out.print(table)
         if (more := sum(row.is_fault for row in stage.rows) - MOST_TAPS) > 0:
             words = "tap is" if more == 1 else "taps are"
             out.print(Text(f"{stage.name}: {more} more {words} above tolerance", style="dim"))
+    sides = {"file": "left", "nearest tap": "left", **figures_of}
+    for table in tables(out.width, sides, nearest) if nearest else ():
+        out.print(table)
     if whole:
         _print_whole(screen, drift, coarse)
     for note in _drift_notes(drift):

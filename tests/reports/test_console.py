@@ -197,13 +197,13 @@ def test_no_name_of_a_model_is_cut(
         assert all(part in " ".join(lines) for part in (known.licence, known.top1_on))
 
 
-def map_of(*shares: float, cause: Cause = "none") -> DriftMap:
+def map_of(*shares: float, cause: Cause = "none", name: str = "onnx-int8") -> DriftMap:
     """A map of one file whose taps use ``shares`` of their tolerance."""
     rows = tuple(
         DriftRow(
             f"tap{place}",
             f"block{place}",
-            "onnx-int8",
+            name,
             "exceeds" if share > 1 else "ok",
             accumulated=share * 1e-3,
             introduced=share * 1e-3,
@@ -212,8 +212,8 @@ def map_of(*shares: float, cause: Cause = "none") -> DriftMap:
         )
         for place, share in enumerate(shares)
     )
-    stage = DriftStage("onnx-int8", "artifact", "the prepared module", rows, "onnxruntime 9")
-    finding = DriftFinding("onnx-int8", cause, sentence="a sentence")
+    stage = DriftStage(name, "artifact", "the prepared module", rows, "onnxruntime 9")
+    finding = DriftFinding(name, cause, sentence="a sentence")
     return DriftMap("levit_digits", ("noise",), (stage,), (finding,))
 
 
@@ -251,6 +251,26 @@ def test_drift_shows_what_is_over_and_what_is_nearest(capsys: pytest.CaptureFixt
     assert "tap0" not in text
     console.print_drift(console.Screen(quiet=False), map_of(*shares), whole=True)
     assert "tap0" in capsys.readouterr().out
+
+
+def test_clean_files_share_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+    """Of files that stay within their tolerance one table has the nearest tap, a line for each."""
+    maps = [map_of(0.2, 0.9, name="a"), map_of(0.5, 3.0, name="b"), map_of(0.7, 0.1, name="c")]
+    together = replace(
+        maps[0],
+        stages=tuple(each.stages[0] for each in maps),
+        findings=tuple(each.findings[0] for each in maps),
+    )
+    console.print_drift(console.Screen(quiet=False), together)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [line[:3] for line in lines if "accumulated" in line] == [
+        ["b", "of", "tolerance"],
+        ["file", "nearest", "tap"],
+    ]
+    assert [line[:3] for line in lines if line[0] in ("a", "c")] == [
+        ["a", "tap1", "90"],
+        ["c", "tap0", "70"],
+    ]
 
 
 def test_inconclusive(capsys: pytest.CaptureFixture[str]) -> None:
