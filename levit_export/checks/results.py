@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from levit_export.checks.parity import ParityReport
@@ -109,3 +111,34 @@ class ArtifactReport:
     def id(self) -> str:
         """``onnx-fp32``."""
         return f"{self.format}-{self.precision}"
+
+
+@dataclass(frozen=True)
+class Place:
+    """What tells one row of a report from another: its id, its path, and the way it was executed.
+
+    The way of another device always counts.
+    """
+
+    id: str
+    path: str
+    way: str = ""
+    is_elsewhere: bool = False
+
+
+def names_of(places: Sequence[Place]) -> tuple[str, ...]:
+    """A name for each row: its id, with path and way where the id is not enough.
+
+    ``onnx-fp32 (OpenVINO)`` of a file that was executed in several ways.
+    """
+    paths: dict[str, set[str]] = {}
+    for place in places:
+        paths.setdefault(place.id, set()).add(place.path)
+    ways = Counter((place.id, place.path) for place in places)
+    names = []
+    for place in places:
+        parts = [place.id, *([place.path] if len(paths[place.id]) > 1 else [])]
+        if place.way and (place.is_elsewhere or ways[place.id, place.path] > 1):
+            parts.append(f"({place.way})")
+        names.append(" ".join(parts))
+    return tuple(names)

@@ -7,7 +7,6 @@ in ``gate``; how it is shown is in the modules beside this one.
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any, Literal
 
 from levit_export.checks.findings import Finding
 from levit_export.checks.parity import ParityReport, with_weights
-from levit_export.checks.results import Accuracy, ArtifactReport
+from levit_export.checks.results import Accuracy, ArtifactReport, Place, names_of
 from levit_export.checks.timing import RULES, Regimes, TimingReport
 from levit_export.core import files, serialisation
 from levit_export.core.errors import DataError
@@ -103,24 +102,11 @@ def labels(artifacts: Sequence[ArtifactReport]) -> tuple[str, ...]:
 
     ``onnx-fp32 (OpenVINO)`` of a file that was executed in several ways.
     """
-    paths: dict[str, set[str]] = {}
-    for artifact in artifacts:
-        paths.setdefault(artifact.id, set()).add(artifact.path)
-    ways = Counter((artifact.id, artifact.path) for artifact in artifacts)
-    return tuple(
-        " ".join(
-            (
-                artifact.id,
-                *([artifact.path] if len(paths[artifact.id]) > 1 else []),
-                *(
-                    [f"({way})"]
-                    if (artifact.device or ways[artifact.id, artifact.path] > 1)
-                    and (way := device(artifact))
-                    else []
-                ),
-            )
-        )
-        for artifact in artifacts
+    return names_of(
+        [
+            Place(each.id, each.path, device(each), is_elsewhere=bool(each.device))
+            for each in artifacts
+        ]
     )
 
 

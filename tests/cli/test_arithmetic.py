@@ -15,6 +15,8 @@ import numpy as np
 import onnxruntime
 import openvino
 import pytest
+import subjects
+from mutations import find_weights
 from support import Cli, Exported
 
 from levit_export.core.errors import NotRunError
@@ -84,7 +86,7 @@ def rows(result: Any) -> list[dict[str, Any]]:
 def test_a_provider_that_computes_in_less(cli: Cli, exported: Exported) -> None:
     """A float32 file in bfloat16 fails, with the cause and with what would make it exact."""
     file = exported.folder / "onnx-fp32" / "levit_digits.onnx"
-    given = ("--model", "levit_digits", "--provider", "openvino", "--json", "-", "--no-drift")
+    given = ("--model", "levit_digits", "--provider", "openvino", "--json", "-")
     result = cli("check", file, *given)
     assert result.exit_code == 1
     (row,) = rows(result)
@@ -92,6 +94,46 @@ def test_a_provider_that_computes_in_less(cli: Cli, exported: Exported) -> None:
     assert hint["values"]["error"] < 1e-5 < row["parity"]["max_rel"]
     assert "right in float32" in row["parity"]["reason"]
     assert f"{HINT}=f32" in row["parity"]["reason"]
+    assert (row["drift"]["cause"], row["drift"]["block"]) == ("precision", "")
+    assert "no block of onnx-fp32 is at fault" in row["drift"]["sentence"]
+
+
+@PLUGIN
+@BFLOAT16
+@pytest.mark.parametrize(("told", "status"), [("", 1), (f",{HINT}=bf16", 0)])
+def test_drift_of_a_provider_that_computes_in_less(
+    cli: Cli, exported: Exported, told: str, status: int
+) -> None:
+    """Its blocks are held against bfloat16, in which a sound file accuses none of them."""
+    file = exported.folder / "onnx-fp32" / "levit_digits.onnx"
+    asked = ("--provider", f"openvino{told}", "--samples", "2", "--json", "-")
+    result = cli("drift", file, "--model", "levit_digits", *asked)
+    assert result.exit_code == status, result.output
+    drawn = json.loads(result.stdout)
+    (stage,) = (each for each in drawn["stages"] if each["kind"] == "artifact")
+    assert (stage["name"], stage["precision"]) == ("onnx-fp32", "bf16")
+    assert {each["block"] for each in drawn["findings"]} == {""}
+
+
+@BFLOAT16
+def test_the_block_at_fault_in_bfloat16(cli: Cli, folder: Path, tmp_path: Path) -> None:
+    """Of a file whose weight is wrong the default's row names the block that float32's names."""
+    file = shutil.copytree(folder, tmp_path / "spoilt") / "openvino-fp32" / "levit_digits.xml"
+    held = find_weights(target("openvino").inspect(file), subjects.digits().weights)
+    held["blocks.11.m.2.weight"].change(lambda weight: 4 * weight)
+    result = cli("check", file, "--model", "levit_digits", "--json", "-")
+    assert result.exit_code == 1
+    assert {row["drift"]["block"] for row in rows(result)} == {"shrink2.mlp"}
+    assert len(rows(result)) == 2
+
+
+def test_ways_to_run_a_file_are_told_apart(cli: Cli, exported: Exported) -> None:
+    """A file that is run in two ways has two stages in the map, each with a name of its own."""
+    asked = ("--provider", "cpu", "--provider", "cpu,x=1", "--samples", "1", "--json", "-")
+    drawn = json.loads(cli("drift", exported.folder, *asked).stdout)
+    names = [each["name"] for each in drawn["stages"] if each["kind"] == "artifact"]
+    assert names == ["onnx-fp32 (CPU)", "onnx-fp32 (CPU x=1)"]
+    assert [each["subject"] for each in drawn["findings"]] == ["model", *names]
 
 
 @PLUGIN

@@ -100,7 +100,8 @@ def drift_of(*names: str) -> DriftMap:
             DriftRow(tap, tap, name, "exceeds" if error > 1e-6 else "ok", error, error, 1e-6)
             for tap, error in zip(taps, errors, strict=True)
         )
-        stages.append(DriftStage(name, "artifact", "the exported program", rows))
+        precision = name.partition("-")[2]
+        stages.append(DriftStage(name, "artifact", "the module", rows, precision=precision))
     finding = DriftFinding(
         names[0], "conversion", names[0], taps[2], taps[2], f"{taps[2]} is at fault"
     )

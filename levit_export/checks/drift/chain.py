@@ -22,6 +22,8 @@ from levit_export.checks.drift.rows import Comparison
 from levit_export.checks.drift.tolerances import Exact, Rounded, Yardstick
 from levit_export.checks.drift.values import DriftFinding, DriftMap, DriftRow, DriftStage
 from levit_export.checks.drift.verdict import Circumstances
+from levit_export.checks.execution import coarser_of
+from levit_export.checks.results import Place, names_of
 from levit_export.core.errors import LevitExportError
 from levit_export.core.network import Network, value_of_tap
 from levit_export.core.progress import Progress, Silent
@@ -207,12 +209,14 @@ class DriftReference:
     def artifact(self, found: Artifact, run: RunOptions) -> DriftStage:
         """(iv) A file on disk, run by its own runtime with its taps as further outputs.
 
-        The stage also names those of the weights that the file does not hold: bit for bit, or on
+        It is held against what that runtime computes in, where that is coarser than the file. The
+        stage also names those of the weights that the file does not hold: bit for bit, or on
         its grid where quantised. A file that cannot be read or run is a stage with a ``failure``
         and not an error: the chain goes on with the others.
         """
         name, against, exact = found.id, "the prepared module", self.exact
-        yardstick = self.yardstick(found.precision, found.keep)
+        precision = computed_in(found, run)
+        yardstick = self.yardstick(precision, found.keep)
         try:
             kind = target(found.format)
             wrong: tuple[str, ...] = ()
@@ -238,8 +242,11 @@ class DriftReference:
                         comparison.add(index, present)
                         index += 1
         except LevitExportError as error:
-            return DriftStage(name, "artifact", against, failure=str(error))
-        return DriftStage(name, "artifact", against, comparison.rows(name), session.runtime, wrong)
+            return DriftStage(name, "artifact", against, failure=str(error), precision=precision)
+        seen = comparison.rows(name)
+        return DriftStage(
+            name, "artifact", against, seen, session.runtime, wrong, precision=precision
+        )
 
     def precision(self, precision: str, keep: Collection[str]) -> DriftStage:
         """(v) The prepared module as roughly computed as such artifacts are, by PyTorch."""
@@ -272,20 +279,47 @@ class DriftReference:
             before = largest
         return DriftStage(name, "precision", "the prepared module in float64", tuple(rows))
 
-    def judge(self, found: Artifact, stage: DriftStage, before: DriftFinding) -> DriftFinding:
+    def judge(
+        self, found: Artifact, run: RunOptions, stage: DriftStage, before: DriftFinding
+    ) -> DriftFinding:
         """The verdict on one file."""
-        yardstick = self.yardstick(found.precision, found.keep)
+        precision, kind = computed_in(found, run), target(found.format)
+        yardstick = self.yardstick(precision, found.keep)
         overflowing = frozenset(
             tap for tap, distance in yardstick.introduced.items() if np.inf in distance.errors
         )
+        is_as_asked = precision == found.precision
+        computed = kind.arithmetic(run)
         about = Circumstances(
             format=found.format,
-            precision=found.precision,
-            half=target(found.format).computes_in_half(found.precision),
+            precision=precision,
+            half=kind.computes_in_half(precision) if is_as_asked else precision == "fp16",
             overflowing=overflowing,
             blocks=self.model.blocks,
+            remedy="" if is_as_asked else computed.remedy,
+            is_accepted=is_as_asked or computed.is_accepted,
         )
         return verdict.of_artifact(stage, before, about)
+
+
+def computed_in(found: Artifact, run: RunOptions) -> str:
+    """The file's precision, or the type that its runtime computes in where that is coarser."""
+    return coarser_of(found.precision, target(found.format).arithmetic(run).type)
+
+
+def told_apart(
+    found: Sequence[tuple[Artifact, RunOptions]], stages: Sequence[DriftStage]
+) -> list[DriftStage]:
+    """Stages of files under names of which no two are the same."""
+    ways = [stage.runtime.partition("(")[2].partition(")")[0] for stage in stages]
+    places = [
+        Place(artifact.id, str(artifact.path), way)
+        for (artifact, _), way in zip(found, ways, strict=True)
+    ]
+    return [
+        replace(stage, name=name, rows=tuple(replace(row, stage=name) for row in stage.rows))
+        for stage, name in zip(stages, names_of(places), strict=True)
+    ]
 
 
 def draw(
@@ -299,17 +333,20 @@ def draw(
     progress.stage("tapping the checkpoint, the passes and the program")
     stages = list(against.stages(known))
     before = verdict.of_chain(stages)
-    findings = [before]
+    of_files = []
     for artifact, run in found:
         progress.stage(f"tapping {artifact.path.name}")
-        stage = against.artifact(artifact, run)
-        stages.append(stage)
-        findings.append(against.judge(artifact, stage, before))
-    for precision, keep in dict.fromkeys((a.precision, a.keep) for a, _ in found):
-        stages.append(against.precision(precision, keep))
+        of_files.append(against.artifact(artifact, run))
+    of_files = told_apart(found, of_files)
+    judged = [
+        against.judge(artifact, run, stage, before)
+        for (artifact, run), stage in zip(found, of_files, strict=True)
+    ]
+    seen = dict.fromkeys((computed_in(a, run), a.keep) for a, run in found)
+    costs = [against.precision(precision, keep) for precision, keep in seen]
     return DriftMap(
         against.model.checkpoint.name,
         against.model.samples.names,
-        tuple(stages),
-        tuple(findings),
+        (*stages, *of_files, *costs),
+        (before, *judged),
     )

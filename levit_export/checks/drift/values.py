@@ -85,6 +85,9 @@ class DriftStage:
     wrong_weights: tuple[str, ...] = ()
     failure: str = ""
     """Why the stage could not be run, if so."""
+    precision: str = ""
+    """Of a file: by whose tolerances it is judged, which is its own or that of what its runtime
+    computes in."""
 
     @property
     def first_fault(self) -> DriftRow | None:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from levit_export.checks.drift.values import Cause, DriftFinding, DriftRow, DriftStage
+from levit_export.core.precisions import GRIDS
 from levit_export.core.values import FLOAT16_MAX
 
 ANOTHER_FUNCTION = 16.0
@@ -25,8 +26,11 @@ CLEAN = "(i)–(iii)"
 class Circumstances:
     """What a verdict on an artifact rests on besides its rows.
 
-    ``overflowing`` are taps at which the rounded network itself overflows in PyTorch, ``half``
-    whether the format computes in float16, ``blocks`` the public names by module path.
+    ``precision`` is the artifact's, or the type that its runtime computes in where that is
+    coarser. ``remedy`` then tells how to have float32 of it, and ``is_accepted`` whether that type
+    was asked for. ``overflowing`` are taps at which the rounded network itself overflows in
+    PyTorch, ``half`` whether the format computes in float16, ``blocks`` the public names by module
+    path.
     """
 
     format: str = ""
@@ -34,6 +38,8 @@ class Circumstances:
     half: bool = False
     overflowing: frozenset[str] = frozenset()
     blocks: Mapping[str, str] | None = None
+    remedy: str = ""
+    is_accepted: bool = True
 
 
 def of_chain(stages: Sequence[DriftStage]) -> DriftFinding:
@@ -85,9 +91,7 @@ def of_artifact(stage: DriftStage, chain: DriftFinding, about: Circumstances) ->
     wrong = first_wrong(stage, about.blocks or {})
     if wrong is not None and (fault is None or not _is_before(fault.block, wrong[0], about)):
         return _weights(stage, wrong, fault)
-    if fault is None:
-        return _clean(stage)
-    return _fault(stage, fault, about)
+    return _clean(stage, about) if fault is None else _fault(stage, fault, about)
 
 
 def first_wrong(stage: DriftStage, blocks: Mapping[str, str]) -> tuple[str, str] | None:
@@ -125,7 +129,7 @@ def _weights(stage: DriftStage, wrong: tuple[str, str], fault: DriftRow | None) 
 
 
 def _fault(stage: DriftStage, first: DriftRow, about: Circumstances) -> DriftFinding:
-    is_quantised = about.precision not in ("fp32", "fp16")
+    is_quantised = about.precision in GRIDS
     if is_quantised and _is_borne(stage):
         return _coarse(stage)
     fault = _guilty(stage) if is_quantised else first
@@ -133,9 +137,12 @@ def _fault(stage: DriftStage, first: DriftRow, about: Circumstances) -> DriftFin
     if about.half and fault.tap in about.overflowing:  # float16 itself fails there
         cause = "precision"
         remedy = (
-            f"{fault.block} leaves the range of float16, which ends at {FLOAT16_MAX:.0f}: keep "
-            f"it in float32 with --keep {fault.block}, or let --precision {about.format}=auto "
-            "find out"
+            f"{fault.block} leaves the range of float16, which ends at {FLOAT16_MAX:.0f}: "
+            + (
+                about.remedy
+                or f"keep it in float32 with --keep {fault.block}, or let --precision "
+                f"{about.format}=auto find out"
+            )
         )
     elif is_quantised and fault.status == "exceeds" and _share(fault) < ANOTHER_FUNCTION:
         cause = "precision"
@@ -206,12 +213,18 @@ def said(row: DriftRow) -> str:
     return f"introduces {what}{introduced:.1e} (tolerance {tolerance:.1e}) on {row.sample}{after}"
 
 
-def _clean(stage: DriftStage) -> DriftFinding:
+def _clean(stage: DriftStage, about: Circumstances) -> DriftFinding:
     measured = [row for row in stage.rows if row.of_tolerance is not None]
     if not measured:
         return DriftFinding(
             stage.name, "conversion", stage.name, sentence=f"{stage.name} has none of the taps"
         )
+    if not about.is_accepted:
+        sentence = (
+            f"no block of {stage.name} is at fault: it is what {about.precision} makes of it, in "
+            f"which this runtime computes by default on this processor; {about.remedy}"
+        )
+        return DriftFinding(stage.name, "precision", stage.name, sentence=sentence)
     worst = max(measured, key=lambda row: row.of_tolerance or 0.0)
     return DriftFinding(
         stage.name,
@@ -234,7 +247,7 @@ def accumulated(stage: DriftStage) -> DriftFinding:
     worst = max(rows, key=lambda row: row.introduced or 0.0)
     last = rows[-1]
     remedy = f"Try a higher precision, or --keep {worst.block}"
-    if stage.name.partition(" ")[0].endswith("-fp32"):
+    if stage.precision == "fp32":
         remedy = "That is what float32 costs here: a tolerance below it cannot be met"
     sentence = (
         f"no block of {stage.name} leaves its tolerance: their errors add up to "

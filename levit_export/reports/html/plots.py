@@ -550,17 +550,16 @@ def _groups(found: DriftMap) -> list[tuple[str, list[DriftStage]]]:
     """Artifacts of one precision, one kind of tap, and like tolerances, which share a band."""
     groups: list[tuple[str, str, list[DriftStage]]] = []
     for stage in found.stages:
-        precision = stage.name.partition("-")[2].partition(" ")[0]
         for kind in (RESULTS, *KINDS.values()):
             part = replace(stage, rows=tuple(row for row in stage.rows if _kind(row) == kind))
             if stage.kind != "artifact" or not _points(part.rows, "accumulated"):
                 continue
             for *known, group in groups:
-                if known == [precision, kind] and _alike(group[0], part):
+                if known == [stage.precision, kind] and _alike(group[0], part):
                     group.append(part)
                     break
             else:
-                groups.append((precision, kind, [part]))
+                groups.append((stage.precision, kind, [part]))
     return [(kind, group) for _, kind, group in groups]
 
 

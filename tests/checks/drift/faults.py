@@ -112,8 +112,8 @@ class Patient:
     def judge(self, against: DriftReference | None = None) -> DriftFinding:
         """Whom the drift of the file as it is now names."""
         held = against or self.against
-        stage = held.artifact(self.artifact, RunOptions())
-        return held.judge(self.artifact, stage, self.clean)
+        run = RunOptions()
+        return held.judge(self.artifact, run, held.artifact(self.artifact, run), self.clean)
 
     def expected(self, kind: str, block: str, *causes: str) -> Expected:
         """A fault of this file."""

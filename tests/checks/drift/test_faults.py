@@ -67,9 +67,9 @@ def test_faults_of_stages_are_localised() -> None:
 def test_what_is_wrong_before_the_files_is_said_of_them(patient: Patient) -> None:
     """A file is not accused of what its checkpoint's module did."""
     spoilt = next(faults.stage_faults(against().model, subjects.digits().network)).run()
-    finding = against().judge(
-        patient.artifact, against().artifact(patient.artifact, RunOptions()), spoilt
-    )
+    run = RunOptions()
+    stage = against().artifact(patient.artifact, run)
+    finding = against().judge(patient.artifact, run, stage, spoilt)
     assert (finding.cause, finding.block, finding.stage) == ("checkpoint", "stem.0", "checkpoint")
     assert patient.artifact.id in finding.sentence
 
@@ -125,8 +125,9 @@ def test_a_file_that_cannot_be_run_is_a_finding(tmp_path: Path) -> None:
     damaged = subjects.copy(subjects.artifact("openvino", "fp32"), tmp_path)
     twin = damaged.path.with_suffix(".bin")
     twin.write_bytes(twin.read_bytes()[:1000])
-    stage = against().artifact(damaged, RunOptions())
-    finding = against().judge(damaged, stage, drift.DriftFinding("model", "none"))
+    run = RunOptions()
+    stage = against().artifact(damaged, run)
+    finding = against().judge(damaged, run, stage, drift.DriftFinding("model", "none"))
     assert stage.failure
     assert (finding.cause, finding.clean) == ("conversion", False)
 

@@ -104,12 +104,35 @@ def test_a_file_without_taps_names_no_block() -> None:
     assert "none of the taps" in finding.sentence
 
 
+def test_a_runtime_that_computes_in_less_by_default_is_no_block() -> None:
+    """A file that is right in bfloat16 fails because nobody asked for that: no block is named."""
+    untold = Circumstances("onnx", "bf16", blocks=BLOCKS, remedy="say f32", is_accepted=False)
+    sound = stage(row("stem.0", "stem.0", introduced=1e-4))
+    finding = verdict.of_artifact(sound, CLEAN, untold)
+    assert (finding.cause, finding.block, finding.clean) == ("precision", "", False)
+    assert finding.sentence.endswith("by default on this processor; say f32")
+    assert verdict.of_artifact(sound, CLEAN, replace(untold, is_accepted=True)).clean
+    wrong = stage(row("stem.0", "stem.0", introduced=1e-4), row("a", "head", introduced=1.0))
+    assert verdict.of_artifact(wrong, CLEAN, untold).block == "head"
+
+
+def test_a_provider_that_overflows_in_float16() -> None:
+    """Of a file in float32 the provider's setting is what can be changed, and no block's."""
+    made = stage(row("stem.0", "stem.0", introduced=1.0))
+    told = Circumstances("onnx", "fp16", True, frozenset(["stem.0"]), BLOCKS, "say f32")
+    finding = verdict.of_artifact(made, CLEAN, told)
+    assert (finding.cause, finding.sentence.endswith("ends at 65504: say f32")) == (
+        "precision",
+        True,
+    )
+
+
 def test_a_tolerance_below_float32_is_said_to_be() -> None:
     """Where no block is at fault, the remedy fits the precision."""
     answer = replace(row("logits", "head", introduced=1e-7), accumulated_of_tolerance=9.0)
-    fp32 = DriftStage("onnx-fp32", "artifact", "", (answer,))
+    fp32 = DriftStage("onnx-fp32", "artifact", "", (answer,), precision="fp32")
     assert "a tolerance below it cannot be met" in verdict.accumulated(fp32).sentence
-    half = DriftStage("coreml-fp16", "artifact", "", (answer,))
+    half = DriftStage("coreml-fp16", "artifact", "", (answer,), precision="fp16")
     assert "--keep head" in verdict.accumulated(half).sentence
 
 
