@@ -135,7 +135,10 @@ def test_options_of_export_stand_below_headings() -> None:
     named = [name for names in command.sections.values() for name in names]
     shown = [option.name for option in command.params if not getattr(option, "hidden", False)]
     assert sorted(named) == sorted(name for name in shown if name is not None)
-    with click.Context(command, info_name="levit-export export", terminal_width=100) as context:
+    settings = command.context_settings  # click remembers the names of help from the first context
+    with click.Context(
+        command, info_name="levit-export export", terminal_width=100, **settings
+    ) as context:
         text = command.get_help(context)
     lines = text.splitlines()
     assert max(map(len, lines)) <= 100
