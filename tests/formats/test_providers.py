@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -19,6 +20,7 @@ from levit_export.core.values import Artifact, ExportOptions, RunOptions
 from levit_export.formats import target
 from levit_export.formats.onnx import providers
 from levit_export.formats.onnx.providers import CPU, OPENVINO, Provider, parse
+from levit_export.storage.device_bundle.verifiers import verify as verifier
 
 here = pytest.mark.skipif(
     providers.present().get(OPENVINO) != "",
@@ -146,6 +148,46 @@ def test_a_device_that_is_not_here(artifact: Artifact, option: str) -> None:
     with pytest.raises(NotRunError, match="no device 'NPU'") as raised:
         answers(artifact, f"openvino,{option}")
     assert raised.value.exit_status == 3
+
+
+@pytest.mark.parametrize(
+    ("able", "told", "runs"),
+    [
+        ("BF16 FP32 FP16 INT8", "f16", True),
+        ("BF16 FP32 INT8", "f16", False),
+        ("FP32 INT8", "bf16", False),
+        ("FP32 INT8", "f32", True),
+        ("", "bf16", True),
+    ],
+)
+def test_a_type_that_a_device_does_not_compute_in(
+    monkeypatch: pytest.MonkeyPatch, able: str, told: str, *, runs: bool
+) -> None:
+    """A device that would silently take another type than it is told to is not run."""
+    metadata = {"ov_device": "CPU", "OPTIMIZATION_CAPABILITIES": able}
+    device = SimpleNamespace(ep_name=OPENVINO, ep_metadata=metadata)
+    monkeypatch.setattr(onnxruntime, "get_ep_devices", lambda: [device], raising=False)
+    monkeypatch.setattr(providers, "_plugins", lambda: {OPENVINO: ""})
+    monkeypatch.setattr(verifier, "plugin_providers", lambda: (OPENVINO,))
+    unit = f"openvino,{HINT}={told}"
+    message = "has no file" if runs else "its device does not compute in"
+
+    class Settings:
+        """Options that a session is never made with."""
+
+        def add_session_config_entry(self, *_: str) -> None:
+            """Take what is not looked at."""
+
+        def add_provider_for_devices(self, *_: object) -> None:
+            """Stop where a session would be made."""
+            raise RuntimeError("it has no file")
+
+    monkeypatch.setattr(onnxruntime, "SessionOptions", Settings)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *_, **__: None)
+    with pytest.raises(NotRunError, match=message):
+        providers.load("m.onnx", Settings(), parse(unit))  # type: ignore[arg-type]
+    with pytest.raises(verifier.NotStartedError, match=message):
+        verifier.onnx(Path("m.onnx"), {}, unit)
 
 
 @here

@@ -80,8 +80,7 @@ def parse(text: str) -> Provider:
     for known in (wanted, wanted + SUFFIX.lower()):
         if known in names:
             provider = Provider(names[known], options)
-            if provider.name == OPENVINO:
-                _told(provider)  # refuses a type that is not known
+            _told(provider)  # refuses a type that is not known
             return provider
     raise UnknownNameError(
         "execution provider", name, [known.removesuffix(SUFFIX) for known in names.values()]
@@ -213,7 +212,7 @@ def arithmetic(provider: Provider) -> str:
         return "fp32"
     metadata = dict(devices[0].ep_metadata)
     able = str(metadata.get("OPTIMIZATION_CAPABILITIES", "")).split()
-    if metadata.get("ov_device") == "CPU":
+    if metadata.get("ov_device") == "CPU":  # one with AVX512-FP16 takes bfloat16 all the same
         return "bf16" if "BF16" in able else "fp32"
     return "fp16" if "FP16" in able else "fp32"
 
@@ -232,7 +231,7 @@ def _built_in_arithmetic(provider: Provider) -> str:
 
 def is_told(provider: Provider) -> bool:
     """Whether the user said what the provider is to compute in."""
-    return provider.name == OPENVINO and _told(provider) != ""
+    return _told(provider) != ""
 
 
 def _told(provider: Provider) -> str:
@@ -240,7 +239,7 @@ def _told(provider: Provider) -> str:
 
     Raises ``UsageError`` for other types: what answers in them may differ by is not known.
     """
-    hint = str(_properties(provider).get(PRECISION_HINT, ""))
+    hint = str(_properties(provider).get(PRECISION_HINT, "")) if provider.name == OPENVINO else ""
     if hint and hint.lower() not in COMPUTED_IN:
         raise UsageError(
             f"{PRECISION_HINT}={hint} of --provider is no type that answers can be judged in",
@@ -263,10 +262,23 @@ def _devices(provider: Provider) -> list[Any]:
 
 
 def _device(provider: Provider) -> Any:
-    """The first of :func:`_devices`. Raises ``NotRunError`` where there is none."""
+    """The first of :func:`_devices`.
+
+    Raises ``NotRunError`` where there is none, and where it cannot compute in what was asked for:
+    OpenVINO takes another type then, and says nothing.
+    """
     for device in _devices(provider):
+        if (told := _told(provider)) and not _is_able(device, told):
+            why = f"its device does not compute in {told}, and OpenVINO would take another type"
+            raise _not_started(provider, why)
         return device
     raise _not_started(provider, f"it has no device {_wanted(provider)!r} on this machine")
+
+
+def _is_able(device: Any, type_: str) -> bool:
+    """Whether a device of OpenVINO's plug-in computes in a type, by all that it says of itself."""
+    able = str(dict(device.ep_metadata).get("OPTIMIZATION_CAPABILITIES", "")).split()
+    return not able or type_.upper() in able
 
 
 def _wanted(provider: Provider) -> str:

@@ -450,6 +450,7 @@ def onnx(path: Path, manifest: Any, unit: str) -> tuple[str, Run]:
                 # OpenVINO's ignores what its provider has where it is built in.
                 kind = given.pop("device_type", "") if provider == OPENVINO_PROVIDER else ""
                 device = plugin_device(provider, given.pop("device", kind).upper())
+                refuse_type(device, given)
                 place = dict(device.ep_metadata).get("ov_device", "CPU")
                 options = provider_options(provider, given, [place])
                 settings.add_provider_for_devices([device], options)
@@ -533,6 +534,14 @@ def plugin_device(provider: str, name: str) -> Any:
         if device.ep_name == provider and (not name or known.upper() == name):
             return device
     raise NotStartedError(f"it has no device {name} here")
+
+
+def refuse_type(device: Any, given: dict[str, str]) -> None:
+    """Raise where OpenVINO's device cannot compute in what it is told: it would not say so."""
+    told = COMPUTED_IN[str(properties(given).get(HINT, "f32")).lower()]
+    able = dict(device.ep_metadata).get("OPTIMIZATION_CAPABILITIES", "").split()
+    if able and told.upper() not in able:
+        raise NotStartedError(f"its device does not compute in {told}")
 
 
 @cache
