@@ -23,7 +23,11 @@ CONTAINER_LIMITS = (
     "/sys/fs/cgroup/memory.max",
     "/sys/fs/cgroup/memory/memory.limit_in_bytes",
 )
-INSTRUCTIONS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")
+INSTRUCTIONS = (
+    *("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "avx_vnni"),
+    *("amx_int8", "amx_bf16", "asimddp", "i8mm"),
+)
+"""Those that decide how fast int8 is, and what a runtime computes float32 numbers in."""
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ MOST_TIMES = 10_000
 
 GEMM_SHARE = (
     "GEMM share: multiply-adds a second, over those of float32 matrix products on this machine; "
-    "int8 can exceed 1, and so can a kernel that is better than NumPy's"
+    "int8 and bf16 can exceed 1, and so can a kernel that is better than NumPy's"
 )
 NOISE = (
     "noisy: the middle half of the calls spans more than 10 % of the median, because something "
