@@ -136,7 +136,8 @@ def evaluate(node: Node, values: Mapping[str, Value]) -> tuple[Value, ...]:
             remedy="Give it other numbers or options, or remove the op from the model.",
         ) from error
     except _RAISED as error:
-        raise PackageError(f"{node.label}: {error}", remedy="Export the model again.") from error
+        other = "Give it other inputs, or export" if node.names else "Export"
+        raise PackageError(f"{node.label}: {error}", remedy=f"{other} the model again.") from error
     results = found if isinstance(found, tuple) else (found,)
     if len(results) != len(node.outputs):
         raise PackageError(

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mil_programs import Saved, mb
 
-from levit_export.core.errors import UnsupportedOpError
+from levit_export.core.errors import PackageError, UnsupportedOpError
 
 Save = Callable[..., Saved]
 Array = npt.NDArray[Any]
@@ -153,3 +153,10 @@ def test_slices_of_any_bounds(saved: Save, data: st.DataObject) -> None:
         return mb.slice_by_index(x=x, **options)
 
     assert np.array_equal(saved(build, x=X).output(), expected[0])
+
+
+def test_an_input_that_makes_no_shape(saved: Save) -> None:
+    """Where an op depends on inputs, the remedy names them: they may be what is wrong."""
+    package = saved(lambda x: mb.fill(shape=x, value=np.float32(1)), x=np.array([2, -1], np.int32))
+    with pytest.raises(PackageError, match=r"negative size .* Give it other inputs, or export"):
+        package.output()
