@@ -442,4 +442,11 @@ def test_notes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "float32" in " ".join(TARGET.remarks(tiny("fp16"), RUN))
     assert TARGET.remarks(tiny("fp32"), RUN) == ()
     monkeypatch.setattr(providers, "_plugins", lambda: {providers.OPENVINO: ""})
-    assert TARGET.remarks(tiny("fp16"), replace(RUN, providers=("openvino",))) == ()
+    monkeypatch.setattr(providers, "arithmetic", lambda _: "bf16")
+    told = "openvino,INFERENCE_PRECISION_HINT=bf16"
+    assert TARGET.remarks(tiny("fp16"), replace(RUN, providers=(told,))) == ()
+    (untold,) = TARGET.remarks(tiny("fp32"), replace(RUN, providers=("openvino",)))
+    assert untold == (
+        "openvino computes float32 in bf16 here, unless you give INFERENCE_PRECISION_HINT=f32 "
+        "behind the provider's name"
+    )

@@ -230,9 +230,14 @@ class OnnxTarget:
         return [name for node in graph.node for name in node.output]
 
     def remarks(self, artifact: Artifact, options: RunOptions) -> tuple[str, ...]:
-        """What ONNX Runtime's CPU kernels do otherwise than the file says, where they run it."""
-        is_theirs = all(providers.parse(text).name == providers.CPU for text in options.providers)
-        return onnx_precisions.REMARKS.get(artifact.precision, ()) if is_theirs else ()
+        """What kernels do otherwise than the file says, and OpenVINO unless it is told."""
+        (text,) = options.providers
+        if providers.parse(text).name == providers.CPU:
+            return onnx_precisions.REMARKS.get(artifact.precision, ())
+        computed = self.arithmetic(options)
+        if computed.type == "fp32" or computed.is_accepted:
+            return ()
+        return (f"{text} computes float32 in {computed.type} here, unless you {computed.remedy}",)
 
     @contextmanager
     def open(
