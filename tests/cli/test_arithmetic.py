@@ -127,10 +127,10 @@ def test_the_block_at_fault_in_bfloat16(cli: Cli, folder: Path, tmp_path: Path) 
     assert len(rows(result)) == 2
 
 
-def test_ways_to_run_a_file_are_told_apart(cli: Cli, exported: Exported) -> None:
+def test_ways_to_run_a_file_are_told_apart(cli: Cli, copied: Path) -> None:
     """A file that is run in two ways has two stages in the map, each with a name of its own."""
     asked = ("--provider", "cpu", "--provider", "cpu,x=1", "--samples", "1", "--json", "-")
-    drawn = json.loads(cli("drift", exported.folder, *asked).stdout)
+    drawn = json.loads(cli("drift", copied, *asked).stdout)
     names = [each["name"] for each in drawn["stages"] if each["kind"] == "artifact"]
     assert names == ["onnx-fp32 (CPU)", "onnx-fp32 (CPU x=1)"]
     assert [each["subject"] for each in drawn["findings"]] == ["model", *names]
